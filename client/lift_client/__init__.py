@@ -1,0 +1,1 @@
+"""The site: local statistics, training and evaluation."""

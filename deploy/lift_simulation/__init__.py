@@ -1,0 +1,1 @@
+"""A whole federation in one process; the only package that may import both sides."""

@@ -1,0 +1,1 @@
+"""LiFT-federated: what servers, clients and simulations share."""

@@ -1,0 +1,1 @@
+"""Cohorts of patients on disk: layouts, splits, and the phantom."""

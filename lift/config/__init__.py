@@ -1,0 +1,1 @@
+"""pydantic models of every YAML file; nothing here imports torch."""

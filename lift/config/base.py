@@ -1,0 +1,175 @@
+"""The common base of all settings, and the one reader of YAML files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lift.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
+
+
+class Settings(BaseModel):
+    """Strict and frozen settings: an unknown key, a wrong type or a NaN stops the start."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def from_data(cls, data: object, where: str) -> Self:
+        """Validated settings from plain data (what YAML or JSON gives).
+
+        Raises:
+            ConfigError: names every wrong key, what was seen and what is needed.
+        """
+        try:
+            # JSON mode: strict about types, yet a list may become a tuple and text a path
+            return cls.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            raise ConfigError(
+                "cannot use the settings",
+                where=where,
+                seen="\n".join(_explain(cls, item) for item in error.errors()),
+                remedy="Correct the file; nothing was started or changed.",
+            ) from None
+        except TypeError as error:
+            raise ConfigError(
+                "cannot use the settings",
+                where=where,
+                seen=f"a value is of a type that settings cannot hold: {error}",
+                remedy="Put the value in quotation marks; nothing was started or changed.",
+            ) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Validated settings from one YAML file.
+
+        `${NAME}` and `${NAME:-default}` in a text value stand for environment variables.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML, repeats a key or does not fit.
+        """
+        return cls.from_data(read_yaml(path), str(path))
+
+    def canonical_json(self) -> str:
+        """JSON with sorted keys and no spaces: equal settings give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 of :meth:`canonical_json`, in hexadecimal."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML would silently keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> object:
+    """The plain data of one YAML file, with environment variables filled in."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(
+            "cannot read the settings",
+            where=str(path),
+            seen=f"{reason}",
+            remedy="Check the path given on the command line.",
+        ) from None
+    try:
+        # our loader derives from SafeLoader: plain data only
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ConfigError(
+            "cannot read the settings",
+            where=str(path),
+            seen=f"{line}{getattr(error, 'problem', None) or 'not valid YAML'}",
+            remedy="Correct the YAML; nothing was started or changed.",
+        ) from None
+    return _fill_variables({} if data is None else data, str(path))
+
+
+def _fill_variables(data: object, where: str) -> object:
+    if isinstance(data, Mapping):
+        return {key: _fill_variables(value, where) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_fill_variables(value, where) for value in data]
+    if isinstance(data, str):
+        return _VARIABLE.sub(lambda match: _variable(match, where), data)
+    return data
+
+
+def _variable(match: re.Match[str], where: str) -> str:
+    value = os.environ.get(match["name"], match["default"])
+    if value is None:
+        raise ConfigError(
+            f"the environment variable {match['name']} is not set",
+            where=where,
+            seen=f"{match.group(0)} has no default",
+            remedy=f"Set {match['name']}, or write ${{{match['name']}:-default}}.",
+        )
+    return value
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    """One line for one validation error: key, what was seen, what is needed."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location) or "the file"
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], _known_keys(model), n=1, cutoff=0.6)
+        return f"{key}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+    if item["type"] == "missing":
+        return f"{key}: missing; this key is required"
+    message = item["msg"].removeprefix("Value error, ")
+    seen = item.get("input")
+    shown = f" (seen: {seen!r})" if isinstance(seen, str | int | float | bool) else ""
+    return f"{key}: {message}{shown}"
+
+
+def _known_keys(model: type[BaseModel]) -> list[str]:
+    """Every key that any nested model knows: good enough to guess a typo from."""
+    known: set[str] = set()
+    queue: list[type[BaseModel]] = [model]
+    visited: set[type[BaseModel]] = set()
+    while queue:
+        current = queue.pop()
+        if current in visited:
+            continue
+        visited.add(current)
+        for name, field in current.model_fields.items():
+            known.add(name)
+            queue += _models_in(field.annotation)
+    return sorted(known)
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for argument in getattr(annotation, "__args__", ()):
+        found += _models_in(argument)
+    return found

@@ -1,0 +1,231 @@
+"""The plan: everything that decides a run's result, in one frozen model.
+
+The server sends the plan with round 0; a site validates it against its own policy and
+stores it. Its canonical JSON has one SHA-256, which every message and checkpoint names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lift.config.base import Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+MixerKind = Literal["zrefine", "zrefine_lite", "zdiff", "zconv", "pooled_bigru", "control_2d"]
+
+
+class PercentileRule(Settings):
+    """MR: clip to two percentiles of the whole volume, then to [0, 1] (method 3.2)."""
+
+    rule: Literal["percentile"] = "percentile"
+    low: float = Field(default=0.1, ge=0, le=100)
+    """Lower percentile, background included."""
+    high: float = Field(default=99.9, ge=0, le=100)
+    """Upper percentile, background included."""
+    written_maximum: float = Field(default=1000.0, gt=0)
+    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high (seen: {self.low} and {self.high})")
+        return self
+
+
+class WindowRule(Settings):
+    """CT: clip to a window in Hounsfield units, then to [0, 1] (method 4.1)."""
+
+    rule: Literal["window"] = "window"
+    low: float = -1024.0
+    """Lower end, HU."""
+    high: float = 3000.0
+    """Upper end, HU."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high (seen: {self.low} and {self.high})")
+        return self
+
+
+NormalisationRule = Annotated[PercentileRule | WindowRule, Field(discriminator="rule")]
+
+
+class TaskPlan(Settings):
+    """Which channels go in and which one comes out."""
+
+    kind: Literal["paired"] = "paired"
+    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    """Channel names in the order in which the generator takes them."""
+    target: Name
+    """Name of the channel to synthesise."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [*self.source, self.target]
+        if len(set(names)) != len(names):
+            raise ValueError("source and target channels must be distinct")
+        return self
+
+
+class PreprocessingPlan(Settings):
+    """From files to slices; every step can be inverted on the way out."""
+
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """The slice plane; depth runs across it (axial: inferior to superior)."""
+    normalisation: dict[Name, NormalisationRule] = Field(default_factory=dict)
+    """Rule by channel; one that is not named gets `window` if it is `ct`, else `percentile`."""
+    mask: Literal["nonzero", "body", "file"] = "nonzero"
+    """nonzero: non-zero in all sources; body: Otsu on the mean normalised source; file: the
+    cohort's own mask. The largest component, filled, is kept of the first two."""
+    crop_margin: int = Field(default=4, ge=0, le=64)
+    """In-plane voxels kept around the mask's bounding box."""
+    crop_multiple: int = Field(default=8, ge=1, le=64)
+    """The in-plane size is padded up to a multiple of this (the generator's stride)."""
+    lowest_slice_spacing_mm: Positive = 0.5
+    """Through-plane spacing below which a volume is refused."""
+    highest_slice_spacing_mm: Positive = 6.5
+    """Through-plane spacing above which a volume is refused."""
+
+    def rule(self, channel: str) -> PercentileRule | WindowRule:
+        """The normalisation rule of one channel."""
+        default = WindowRule() if channel == "ct" else PercentileRule()
+        return self.normalisation.get(channel, default)
+
+
+class SplitPlan(Settings):
+    """By patient, from a keyed hash of the patient's id: stable when patients are added."""
+
+    train: Fraction = 0.7
+    validation: Fraction = 0.15
+    key: str = "lift"
+    """Another key gives another, independent split."""
+    held_out: tuple[str, ...] = ()
+    """Patients that are test patients whatever their hash says (`SITE/PATIENT`). When given,
+    no other patient is a test patient: leave-one-patient-out."""
+
+    @model_validator(mode="after")
+    def _leaves_test(self) -> Self:
+        if self.train <= 0 or self.train + self.validation > 1:
+            raise ValueError("train must be above 0 and train + validation at most 1")
+        return self
+
+
+class MixerPlan(Settings):
+    """Which z-context mixer, and its sizes."""
+
+    kind: MixerKind = "zrefine"
+    width: int = Field(default=8, ge=1, le=256)
+    """Hidden channels (zrefine, zrefine_lite, control_2d) or GRU units (pooled_bigru)."""
+    radius: int = Field(default=3, ge=1, le=8)
+    """Reach of zdiff's and zconv's kernels along depth, in slices."""
+    ridge: float = Field(default=1e-3, gt=0)
+    """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
+
+
+class LossPlan(Settings):
+    """scale * (pixel loss + dz_weight * loss of the through-plane difference + MS-SSIM term)."""
+
+    pixel: Literal["l2", "l1"] = "l2"
+    scale: Positive = 10.0
+    dz_weight: float = Field(default=0.5, ge=0)
+    ms_ssim_weight: float = Field(default=0.0, ge=0)
+    """Weight of 1 - MS-SSIM (3 scales, window 7); needs windows of at least 64 pixels."""
+
+
+class TrainingPlan(Settings):
+    """Local training of one round."""
+
+    steps: int = Field(default=40, ge=1)
+    """Optimiser steps that each site takes in a round."""
+    patients_per_step: int = Field(default=4, ge=1, le=64)
+    """One window from each of this many random patients."""
+    window: tuple[int, int, int] = (10, 48, 48)
+    """Slices, rows and columns of a window."""
+    learning_rate: Positive = 5e-3
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    """Linear warm-up at the start of the run."""
+    gradient_clip: Positive = 1.0
+    proximal: float = Field(default=0.0, ge=0)
+    """FedProx: mu of mu/2 * ||mixer - received mixer||^2 (Li et al. 2020, arXiv:1812.06127)."""
+    loss: LossPlan = LossPlan()
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if min(self.window) < 1:
+            raise ValueError("every side of the window must be at least 1")
+        if self.loss.ms_ssim_weight > 0 and min(self.window[1:]) < 64:
+            raise ValueError("MS-SSIM needs windows of at least 64 x 64 pixels")
+        return self
+
+
+class AggregationPlan(Settings):
+    """How the server turns updates into the next mixer."""
+
+    weights: Literal["patients", "uniform"] = "patients"
+    """FedAvg by training patients (McMahan et al. 2017, arXiv:1602.05629), or one site one vote."""
+    largest_share: float = Field(default=0.6, gt=0, le=1)
+    """No site weighs more than this share; what it loses goes to the others in proportion."""
+    optimiser: Literal["none", "momentum", "adam"] = "none"
+    """Server optimiser (Reddi et al. 2021, arXiv:2003.00295)."""
+    learning_rate: Positive = 1.0
+    momentum: Fraction = 0.9
+    second_momentum: Fraction = 0.99
+    epsilon: Positive = 1e-3
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay by round of the moving average that is released; 0 releases the last mixer."""
+
+
+class FederationPlan(Settings):
+    """Rounds, quorum and what travels."""
+
+    rounds: int = Field(default=6, ge=1)
+    """Training rounds; round 0 gathers the statistics."""
+    quorum_sites: int = Field(default=0, ge=0)
+    """Sites that must answer; 0 means all."""
+    quorum_patients: Fraction = 1.0
+    """Share of all training patients that must have answered."""
+    deadline_s: Positive = 3600.0
+    """Seconds after which a round closes with those who answered."""
+    update_dtype: Literal["float32", "float16"] = "float32"
+    """Number format in which updates travel."""
+    largest_update_norm: Positive = 1e3
+    """The review refuses an update whose joint L2 norm is larger."""
+
+
+class NoPrivacy(Settings):
+    """Nobody adds noise: said in the log, the run record and the report."""
+
+    mode: Literal["none"]
+
+
+class Plan(Settings):
+    """Everything that decides the result of one run."""
+
+    version: Literal[1] = 1
+    task: TaskPlan
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int = Field(default=2, ge=1, le=256)
+    """CPU threads of the numerical kernels: part of what makes runs bit-identical."""
+    generator_fingerprint: Digest | None = None
+    """SHA-256 of the frozen generator; filled in from the bundle when left out."""
+    preprocessing: PreprocessingPlan = PreprocessingPlan()
+    split: SplitPlan = SplitPlan()
+    mixer: MixerPlan = MixerPlan()
+    training: TrainingPlan = TrainingPlan()
+    aggregation: AggregationPlan = AggregationPlan()
+    federation: FederationPlan = FederationPlan()
+    privacy: NoPrivacy
+    """Required: `privacy: {mode: none}` is a choice, never a default."""
+
+    @property
+    def total_steps(self) -> int:
+        """Local optimiser steps that a site takes in the whole run."""
+        return self.federation.rounds * self.training.steps

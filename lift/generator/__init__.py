@@ -1,0 +1,1 @@
+"""The frozen slice generator: interface, networks, bundle with fingerprint, pre-training."""

@@ -1,0 +1,1 @@
+"""Metrics of synthetic volumes: challenge protocols, through-plane coherence, intervals."""

@@ -1,0 +1,1 @@
+"""Messages between server and sites; `flower` is the only module that imports flwr."""

@@ -1,0 +1,1 @@
+"""The coordinator: round loop, review, aggregation, record."""
