@@ -1,0 +1,38 @@
+# Everything runs in .venv, made from the pins of constraints.txt; PYTHON may name another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= out/demo
+
+.PHONY: demo test lint bench real clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its report
+	$(BIN)/lift-simulate --output $(OUT)
+
+test: $(STAMP) lint  ## lint, types, import contracts, tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, types and import contracts alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table and bench.json
+	$(BIN)/python -m lift_simulation.bench
+
+real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
+	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair
+
+clean:  ## remove results, not the environment
+	rm -rf out bench.json

@@ -1,0 +1,175 @@
+"""A site's cohort, opened under one plan: patients, split, cached features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lift.cohort.layouts import Patient, Refusal, list_patients
+from lift.cohort.split import Split, split_patients, write_split
+from lift.config.plan import Plan
+from lift.config.site import SiteSettings
+from lift.errors import DataError, LiftError
+from lift.features import FeatureCache, Features, compute_features, feature_key
+from lift.files import file_digest
+from lift.generator.networks import FrozenGenerator
+from lift.mixer.base import Mixer
+from lift.preprocessing import Prepared, prepare, preprocessing_digest
+
+logger = logging.getLogger(__name__)
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class SiteCohort:
+    """One site's usable patients with their features, by part of the split.
+
+    Attributes:
+        site: the site's name.
+        split: ids by part, usable patients only; it never leaves the site.
+        patients: id -> files.
+        features: id -> cached features.
+        refusals: what could not be used, by name, with reason and remedy.
+    """
+
+    site: str
+    split: Split
+    patients: dict[str, Patient]
+    features: dict[str, Features]
+    refusals: tuple[Refusal, ...]
+
+    def part(self, part: Part) -> list[Features]:
+        """Features of one part, in the order of the patients' ids."""
+        ids: tuple[str, ...] = getattr(self.split, part)
+        return [self.features[patient] for patient in ids]
+
+    @property
+    def slice_spacings_mm(self) -> list[float]:
+        """Through-plane spacing of each usable patient."""
+        return [self.features[patient].slice_spacing_mm for patient in sorted(self.features)]
+
+
+def open_cohort(
+    settings: SiteSettings,
+    plan: Plan,
+    generator: FrozenGenerator,
+    mixer: Mixer,
+    *,
+    work: Path,
+    device: torch.device,
+    report: Callable[[int, int], None] | None = None,
+) -> SiteCohort:
+    """List, check, split and cache a site's patients.
+
+    A patient whose files cannot be used is refused by name and the rest go on, unless
+    `data.on_bad_file` says stop. The split is stored in the work folder.
+
+    Args:
+        settings: the site's settings.
+        plan: the run's plan.
+        generator: the frozen generator of the plan's fingerprint.
+        mixer: any mixer of the plan's kind: it says which taps are cached.
+        work: the site's folder for split, log and cache.
+        device: where the generator runs.
+        report: called after each patient with the number done and the number of all.
+
+    Raises:
+        DataError: no patient can be used, or one cannot and the policy says stop.
+    """
+    channels = [*plan.task.source, plan.task.target]
+    needs_mask = plan.preprocessing.mask == "file"
+    found, refusals = list_patients(settings.data, channels, needs_mask=needs_mask)
+    cache = FeatureCache(
+        settings.cache.folder or work / "cache", largest_gb=settings.cache.largest_gb
+    )
+    features: dict[str, Features] = {}
+    usable: list[Patient] = []
+    for done, patient in enumerate(found, start=1):
+        try:
+            features[patient.id] = _features_of(
+                patient, plan, generator, mixer, cache, root=settings.data.root, device=device
+            )
+            usable.append(patient)
+        except DataError as error:
+            if settings.data.on_bad_file == "stop" or error.where.startswith("cache."):
+                raise
+            refusals.append(Refusal(patient.id, error))
+        if report is not None:
+            report(done, len(found))
+    for refusal in refusals:
+        # the operator's own log, at the site: names of files are its business
+        logger.warning("event=patient_refused site=%s reason=%s", settings.name, refusal.reason)
+    if not usable:
+        first = refusals[0].reason if refusals else None
+        raise DataError(
+            "no patient can be used",
+            where=str(settings.data.root),
+            seen=f"{len(refusals)} refused; the first: {first}" if first else "the folder is empty",
+            remedy="Mend or remove the named files and run the same command again.",
+        )
+    split = split_patients(usable, plan.split, settings.name)
+    write_split(work / "split.json", split)
+    return SiteCohort(
+        settings.name,
+        split,
+        {patient.id: patient for patient in usable},
+        features,
+        tuple(refusals),
+    )
+
+
+def prepare_patient(cohort: SiteCohort, patient: str, plan: Plan, root: Path) -> Prepared:
+    """One patient read again from its files: what writing on its own grid needs."""
+    return prepare(cohort.patients[patient], plan, root=root, with_target=True)
+
+
+def _features_of(
+    patient: Patient,
+    plan: Plan,
+    generator: FrozenGenerator,
+    mixer: Mixer,
+    cache: FeatureCache,
+    *,
+    root: Path,
+    device: torch.device,
+) -> Features:
+    channels = [*plan.task.source, plan.task.target]
+    paths: Sequence[Path] = [patient.channels[channel] for channel in channels]
+    if patient.mask is not None:
+        paths = [*paths, patient.mask]
+    try:
+        digests = tuple(file_digest(path) for path in paths)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the files of patient '{patient.id}'",
+            where=str(root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Check that the files exist and may be read, then run again.",
+        ) from None
+    key = feature_key(
+        digests,
+        generator.fingerprint,
+        preprocessing_digest(plan),
+        mixer.tap_names,
+        mixer.pooled_names,
+    )
+    cached = cache.read(key)
+    if cached is not None:
+        return cached
+    prepared = prepare(patient, plan, root=root, with_target=True)
+    features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names, device)
+    return cache.write(key, features)
+
+
+def describe_refusals(refusals: Sequence[Refusal], program: str) -> str:
+    """All refusals as a person reads them, one four-part message after the other."""
+    return "\n".join(
+        refusal.reason.render(program)
+        for refusal in refusals
+        if isinstance(refusal.reason, LiftError)
+    )

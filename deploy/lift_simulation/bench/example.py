@@ -1,0 +1,82 @@
+"""Networks and arrays of the sizes that the benchmark talks about; values are random."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lift.assembly import plan_mixer
+from lift.config.generator import GeneratorCard, TapShape, UNetConfig
+from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
+from lift.features import Features
+from lift.generator.networks import FrozenGenerator, UNet, build_network, network_fingerprint
+from lift.mixer.base import Mixer
+
+SOURCES = ("t1n", "t1c", "t2w")
+BRATS_SLICES, BRATS_SIDE = 155, 240
+
+
+def example_generator(width: int, multipliers: tuple[int, ...]) -> FrozenGenerator:
+    """A frozen U-Net with random weights: cost does not depend on them."""
+    config = UNetConfig(width=width, multipliers=multipliers, n_source=len(SOURCES))
+    network = build_network(config, seed=0)
+    if not isinstance(network, UNet):
+        raise TypeError(type(network).__name__)
+    rules = Plan(
+        task=TaskPlan(source=SOURCES, target="t2f"), privacy=NoPrivacy(mode="none")
+    ).preprocessing
+    card = GeneratorCard(
+        network=config,
+        source=SOURCES,
+        target="t2f",
+        taps={n: TapShape(channels=t.channels, stride=t.stride) for n, t in network.taps.items()},
+        normalisation={name: rules.rule(name) for name in (*SOURCES, "t2f")},
+        training_data="none: random weights, for measuring cost",
+        licence="Apache-2.0",
+        fingerprint=network_fingerprint(config, network.state_dict()),
+        made_with="bench",
+        trained_steps=0,
+    )
+    return FrozenGenerator(network, card)
+
+
+def example_plan(*, steps: int = 4) -> Plan:
+    """The default mixer on three sources."""
+    return Plan(
+        task=TaskPlan(source=SOURCES, target="t2f"),
+        mixer=MixerPlan(kind="zrefine"),
+        training=TrainingPlan(steps=steps),
+        privacy=NoPrivacy(mode="none"),
+    )
+
+
+def example_mixer(generator: FrozenGenerator) -> Mixer:
+    """The default mixer for a generator."""
+    return plan_mixer(example_plan(), generator).eval()
+
+
+def example_features(generator: FrozenGenerator, shape: tuple[int, int, int]) -> Features:
+    """Random features of a volume of (slices, rows, columns)."""
+    rng = np.random.default_rng(0)
+    depth, height, width = shape
+
+    def draw(channels: int) -> np.ndarray:
+        return rng.random((depth, channels, height, width), dtype=np.float32)
+
+    return Features(
+        source=draw(len(SOURCES)),
+        pred=draw(1),
+        target=draw(1),
+        mask=np.ones((depth, 1, height, width), np.uint8),
+        taps={
+            name: draw(generator.taps[name].channels).astype(np.float16)
+            for name in ("feat", "enc0")
+        },
+        pooled={},
+        slice_spacing_mm=1.0,
+    )
+
+
+def random_slices(count: int, side: int) -> torch.Tensor:
+    """Source slices, (count, sources, side, side)."""
+    return torch.rand(count, len(SOURCES), side, side, generator=torch.Generator().manual_seed(0))

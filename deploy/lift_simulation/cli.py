@@ -1,0 +1,61 @@
+"""`lift-simulate`: a whole federation in one process."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lift.commands import run_command
+from lift.config.simulation import SimulationConfig
+
+PROGRAM = "lift-simulate"
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+_DEMO = Path(__file__).parent / "demo.yaml"
+
+
+@app.command()
+def simulate(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings (YAML). Without it: the embedded demo on phantom volumes."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: out/NAME.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")
+    ] = False,
+) -> None:
+    """Run a federation of simulated sites: statistics, rounds, baselines, evidence, report.
+
+    Run the same command again to resume; a finished run is left as it is.
+    """
+    settings = SimulationConfig.from_yaml(config or _DEMO)
+    from lift_simulation import run  # torch and flwr take seconds: a typo must not wait for them
+
+    if dry_run:
+        sys.stdout.write(json.dumps(run.dry_run(settings), indent=2) + "\n")
+        return
+    from lift.logs import log_to_file
+    from lift_simulation.progress import Reporter
+
+    out = output or Path("out") / settings.name
+    reporter = Reporter(Console(stderr=True), settings.budget_s)
+    reporter.line(f"{settings.name}: {settings.data_statement}")
+    reporter.line("privacy: none - nobody adds noise to what sites send")
+    command = shlex.join([PROGRAM, *sys.argv[1:]])
+    with log_to_file(out / "log.txt"):
+        report = run.simulate(settings, out, reporter, command=command)
+    reporter.line(f"{sum(reporter.seconds.values()):.0f} s in all")
+    sys.stdout.write(f"result: {out}\nreport: {report}\n")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(app, PROGRAM)

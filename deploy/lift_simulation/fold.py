@@ -1,0 +1,326 @@
+"""One federation with its baselines, and every method's numbers on the held-out patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lift.assembly import FinishedMixer, plan_mixer, start_values, write_mixer
+from lift.config.plan import Plan
+from lift.config.site import SiteSettings
+from lift.evaluation import mixed, patient_equations, patient_psnr_db
+from lift.features import Features
+from lift.files import write_atomically
+from lift.generator.networks import FrozenGenerator
+from lift.guard import SiteProfile
+from lift.metrics.table import PatientMetrics
+from lift.mixer.base import Mixer
+from lift.mixer.z_filter import NormalEquations, fit
+from lift.preprocessing import Prepared
+from lift.protocol.flower import run_in_process
+from lift.protocol.messages import GuardReply
+from lift.protocol.transport import Transport
+from lift.training import train_round
+from lift_client.cohort import SiteCohort, prepare_patient
+from lift_client.session import SiteSession
+from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.store import RunStore
+from lift_simulation.methods import (
+    Floats,
+    HeldOut,
+    Method,
+    measure,
+    no_mixer,
+    with_mixer,
+    z_filter,
+    z_median,
+)
+from lift_simulation.progress import Reporter
+
+SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter", "federated")
+
+
+@dataclass
+class FoldResult:
+    """What one federation gives to the run's tables.
+
+    Attributes:
+        metrics: site -> method -> patient -> figures.
+        cross_site: trained at -> tested at -> patient -> figures of local-only mixers.
+        finished: the federated run.
+        cohorts: site -> cohort.
+        local_gain_db: site -> federated minus local-only PSNR of each validation patient.
+        synthesis: predictions to be written, by held-out patient and method.
+    """
+
+    metrics: dict[str, dict[str, dict[str, PatientMetrics]]]
+    cross_site: dict[str, dict[str, dict[str, PatientMetrics]]]
+    finished: FinishedRun
+    cohorts: dict[str, SiteCohort]
+    local_gain_db: dict[str, list[float]]
+    synthesis: list[tuple[HeldOut, dict[str, Floats]]] = field(default_factory=list)
+
+
+class Fold:
+    """Runs one federation and its baselines in `folder`, resuming what is already there."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, SiteSettings],
+        plan: Plan,
+        generator: FrozenGenerator,
+        folder: Path,
+        *,
+        compare: tuple[str, ...],
+        device: torch.device,
+        reporter: Reporter,
+    ) -> None:
+        self._sites = dict(sorted(sites.items()))
+        self._plan = plan
+        self._generator = generator
+        self._folder = folder
+        self._compare = compare
+        self._device = device
+        self._reporter = reporter
+        self._sessions = {
+            name: SiteSession(settings, generator, folder / "sites" / name, report=reporter.step)
+            for name, settings in self._sites.items()
+        }
+
+    def run(self, *, synthesis_patients: int) -> FoldResult:
+        """Train every method, measure all of them on the held-out patients."""
+        with self._reporter.stage("features"):
+            cohorts = {name: s.cohort(self._plan) for name, s in self._sessions.items()}
+        with self._reporter.stage("federated"):
+            finished = self._federate(self._plan, self._folder)
+        control: FinishedRun | None = None
+        control_plan = _with_mixer(self._plan, "control_2d")
+        if "control_2d" in self._compare:
+            with self._reporter.stage("control_2d"):
+                control = self._federate(control_plan, self._folder / "control_2d", guard=False)
+        trained = self._alone(cohorts)
+        with self._reporter.stage("evaluation"):
+            return self._evaluate(
+                cohorts, finished, control, control_plan, trained, synthesis_patients
+            )
+
+    def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
+        results: list[FinishedRun] = []
+
+        def main(transport: Transport) -> None:
+            results.append(
+                run_rounds(
+                    plan,
+                    transport,
+                    RunStore(folder, plan.digest()),
+                    lambda taps: start_values(plan, self._generator, taps),
+                    roster=list(self._sites),
+                    on_round=self._reporter.round_done,
+                    with_guard=guard,
+                )
+            )
+
+        run_in_process(main, {name: s.handle for name, s in self._sessions.items()})
+        return results[0]
+
+    def _alone(self, cohorts: Mapping[str, SiteCohort]) -> dict[str, dict[str, Tensor]]:
+        """Local-only mixers by site name, and `centralised` on all sites' patients."""
+        trained: dict[str, dict[str, Tensor]] = {}
+        if "local_only" in self._compare:
+            with self._reporter.stage("local_only"):
+                for name, cohort in cohorts.items():
+                    patients = cohort.part("train")
+                    if patients:
+                        sums = self._sessions[name].z_filter_sums(self._plan)
+                        trained[name] = self._train_alone(f"local_{name}", name, patients, sums)
+        if "centralised" in self._compare:
+            with self._reporter.stage("centralised"):
+                everyone = [f for cohort in cohorts.values() for f in cohort.part("train")]
+                trained["/centralised"] = self._train_alone(
+                    "centralised", "centralised", everyone, self._pooled_sums()
+                )
+        return trained
+
+    def _pooled_sums(self) -> NormalEquations:
+        total = NormalEquations.zero()
+        for session in self._sessions.values():
+            total = total + session.z_filter_sums(self._plan)
+        return total
+
+    def _train_alone(
+        self, label: str, site: str, patients: list[Features], sums: NormalEquations
+    ) -> dict[str, Tensor]:
+        """A federation of one: the same rounds and steps on one set of patients."""
+        path = self._folder / "baselines" / f"{label}.safetensors"
+        digest = self._plan.digest()
+        stored = _read_baseline(path, digest)
+        if stored is not None:
+            return stored
+        mixer = plan_mixer(self._plan, self._generator)
+        values = start_values(self._plan, self._generator, fit(sums, self._plan.mixer.ridge))
+        rounds = self._plan.federation.rounds
+        for round_index in range(1, rounds + 1):
+            values = train_round(
+                mixer,
+                values,
+                patients,
+                self._plan,
+                round_index=round_index,
+                site=site,
+                device=self._device,
+            ).values
+            self._reporter.step(label, round_index, rounds)
+        write_atomically(path, safetensors.torch.save(values, metadata={"plan_digest": digest}))
+        return values
+
+    def _evaluate(
+        self,
+        cohorts: Mapping[str, SiteCohort],
+        finished: FinishedRun,
+        control: FinishedRun | None,
+        control_plan: Plan,
+        trained: Mapping[str, dict[str, Tensor]],
+        synthesis_patients: int,
+    ) -> FoldResult:
+        mixer = plan_mixer(self._plan, self._generator)
+        shared: dict[str, Method] = {
+            "no_mixer": no_mixer,
+            "z_median": z_median,
+            "z_filter": z_filter(finished.taps),
+            "federated": with_mixer(mixer, finished.mixer, self._device),
+        }
+        if control is not None:
+            flat = plan_mixer(control_plan, self._generator)
+            shared["control_2d"] = with_mixer(flat, control.mixer, self._device)
+            refit = self._refit(cohorts, flat, control.mixer)
+            shared["control_2d_z_filter"] = with_mixer(
+                flat, control.mixer, self._device, then=refit
+            )
+        if "/centralised" in trained:
+            shared["centralised"] = with_mixer(mixer, trained["/centralised"], self._device)
+        result = FoldResult({}, {}, finished, dict(cohorts), {})
+        total = sum(len(cohort.split.test) for cohort in cohorts.values())
+        done = 0
+        for name, cohort in cohorts.items():
+            methods = dict(shared)
+            if name in trained:
+                methods["local_only"] = with_mixer(mixer, trained[name], self._device)
+                result.local_gain_db[name] = self._gain_over(
+                    cohort, mixer, finished.mixer, trained[name]
+                )
+            if "z_filter_local" in self._compare and cohort.split.train:
+                sums = self._sessions[name].z_filter_sums(self._plan)
+                methods["z_filter_local"] = z_filter(fit(sums, self._plan.mixer.ridge))
+            for patient in cohort.split.test:
+                held_out = HeldOut(
+                    name, patient, cohort.features[patient], self._prepared(cohort, patient)
+                )
+                predictions = {m: method(held_out.features) for m, method in methods.items()}
+                for method, prediction in predictions.items():
+                    figures = measure(held_out, prediction, self._plan)
+                    result.metrics.setdefault(name, {}).setdefault(method, {})[patient] = figures
+                if "cross_site" in self._compare:
+                    self._cross(result, held_out, mixer, trained)
+                kept = sum(h.site == name for h, _ in result.synthesis)
+                if kept < synthesis_patients:
+                    rows = {m: predictions[m] for m in SYNTHESIS_ROWS}
+                    result.synthesis.append((held_out, rows))
+                done += 1
+                self._reporter.step("held-out patients", done, total)
+        return result
+
+    def _cross(
+        self,
+        result: FoldResult,
+        held_out: HeldOut,
+        mixer: Mixer,
+        trained: Mapping[str, dict[str, Tensor]],
+    ) -> None:
+        for trained_at in self._sites:
+            if trained_at not in trained:
+                continue
+            row = result.cross_site.setdefault(trained_at, {}).setdefault(held_out.site, {})
+            if trained_at == held_out.site:
+                row[held_out.patient] = result.metrics[held_out.site]["local_only"][
+                    held_out.patient
+                ]
+                continue
+            prediction = with_mixer(mixer, trained[trained_at], self._device)(held_out.features)
+            row[held_out.patient] = measure(held_out, prediction, self._plan)
+
+    def _gain_over(
+        self,
+        cohort: SiteCohort,
+        mixer: Mixer,
+        values: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+    ) -> list[float]:
+        gains = []
+        for features in cohort.part("validation"):
+            psnr = [
+                patient_psnr_db(features, with_mixer(mixer, v, self._device)(features))
+                for v in (values, reference)
+            ]
+            gains.append(psnr[0] - psnr[1])
+        return gains
+
+    def _refit(
+        self, cohorts: Mapping[str, SiteCohort], flat: Mixer, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The z-filter fitted on top of the 2D control, on the training patients."""
+        flat.load_values(values)
+        total = NormalEquations.zero()
+        for cohort in cohorts.values():
+            for features in cohort.part("train"):
+                total = total + patient_equations(features, mixed(flat, features, self._device))
+        return fit(total, self._plan.mixer.ridge)
+
+    def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:
+        return prepare_patient(cohort, patient, self._plan, self._sites[cohort.site].data.root)
+
+
+def write_finished_mixer(path: Path, plan: Plan, result: FoldResult, *, phantom: bool) -> None:
+    """`mixer.safetensors` of a run, with the guard's verdicts."""
+    statistics = result.finished.records[0]["statistics"]
+    if not isinstance(statistics, dict):
+        raise TypeError("statistics")
+    profiles = [
+        _profile(result.finished.guard.get(site), statistics[site]) for site in sorted(statistics)
+    ]
+    write_mixer(
+        path, FinishedMixer(result.finished.mixer, result.finished.taps, plan, profiles, phantom)
+    )
+
+
+def _profile(guard: GuardReply | None, statistics: Mapping[str, float]) -> SiteProfile:
+    return SiteProfile(
+        verdict="undecided" if guard is None else guard.verdict,
+        lowest_slice_spacing_mm=statistics["lowest_slice_spacing_mm"],
+        highest_slice_spacing_mm=statistics["highest_slice_spacing_mm"],
+        lowest_hf_share=None if guard is None else guard.lowest_hf_share,
+        highest_hf_share=None if guard is None else guard.highest_hf_share,
+    )
+
+
+def _with_mixer(plan: Plan, kind: str) -> Plan:
+    mixer = plan.mixer.model_copy(update={"kind": kind})
+    return plan.model_copy(update={"mixer": mixer})
+
+
+def _read_baseline(path: Path, digest: str) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            if (stream.metadata() or {}).get("plan_digest") != digest:
+                return None
+            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return None

@@ -1,0 +1,112 @@
+"""The rows of the evidence: each method's volume of a held-out patient, and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.plan import Plan, WindowRule
+from lift.evaluation import filtered, median_filtered, mixed
+from lift.features import Features
+from lift.metrics.synthrad import CT_RANGE, MR_RANGE
+from lift.metrics.table import PatientMetrics, patient_metrics
+from lift.mixer.base import Mixer
+from lift.preprocessing import Prepared, restore
+from lift.slices import to_slices
+
+Floats = NDArray[np.float32]
+Method = Callable[[Features], Floats]
+
+ROWS: Final = (
+    "no_mixer",
+    "z_median",
+    "z_filter",
+    "z_filter_local",
+    "control_2d",
+    "control_2d_z_filter",
+    "local_only",
+    "federated",
+    "centralised",
+)
+REFERENCES: Final = (
+    ("federated", "no_mixer"),
+    ("federated", "z_median"),
+    ("federated", "z_filter"),
+    ("federated", "z_filter_local"),
+    ("federated", "local_only"),
+    ("federated", "centralised"),
+    ("control_2d", "no_mixer"),
+    ("control_2d_z_filter", "z_filter"),
+)
+
+
+def no_mixer(features: Features) -> Floats:
+    """The frozen generator alone."""
+    return np.asarray(features.pred)
+
+
+def z_median(features: Features) -> Floats:
+    """The running median of three slices."""
+    return median_filtered(features)
+
+
+def z_filter(taps: Tensor) -> Method:
+    """A fitted linear filter along depth."""
+    return lambda features: filtered(features, taps)
+
+
+def with_mixer(
+    mixer: Mixer, values: Mapping[str, Tensor], device: torch.device, *, then: Tensor | None = None
+) -> Method:
+    """A trained mixer, with a z-filter on top where `then` gives its taps."""
+
+    def method(features: Features) -> Floats:
+        mixer.load_values(values)
+        result = mixed(mixer, features, device)
+        return result if then is None else filtered(features, then, result)
+
+    return method
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out patient: where it belongs, its features, how to invert its slicing."""
+
+    site: str
+    patient: str
+    features: Features
+    prepared: Prepared
+
+
+def measure(held_out: HeldOut, prediction: Floats, plan: Plan) -> PatientMetrics:
+    """All metrics of one prediction, on the patient's whole grid.
+
+    Outside the mask both volumes hold the background (0 normalised), as cWDM's sampling sets
+    it; CT is measured in HU.
+    """
+    prepared = held_out.prepared
+    if prepared.target is None:
+        raise ValueError("a held-out patient needs a target")
+    mask = np.asarray(prepared.mask)
+    volumes = [
+        to_slices(restore(prepared, volume, background=0.0), plan.preprocessing.plane)
+        for volume in (np.asarray(prediction) * mask, prepared.target * mask, mask)
+    ]
+    rule = plan.preprocessing.rule(plan.task.target)
+    is_ct = isinstance(rule, WindowRule)
+    if is_ct:
+        volumes[:2] = [rule.low + volume * (rule.high - rule.low) for volume in volumes[:2]]
+    return patient_metrics(
+        volumes[0],
+        volumes[1],
+        volumes[2] > 0,
+        range=CT_RANGE if is_ct else MR_RANGE,
+        spacing_mm=prepared.spacing_mm,
+        protocol="ct" if is_ct else "mr",
+    )

@@ -1,0 +1,417 @@
+"""A whole simulated run: cohorts, federation, baselines, evidence, report.
+
+The same command resumes: finished cohorts, cached features, rounds and baselines are kept,
+and a finished run is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lift.cohort.layouts import list_patients
+from lift.cohort.phantom.write import write_phantom_cohort
+from lift.config.cohort import BratsData, CohortData, SynthradData
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import Plan, WindowRule
+from lift.config.simulation import SimulatedSite, SimulationConfig
+from lift.config.site import CacheSettings, SiteSettings
+from lift.device import fix_threads, resolve_device
+from lift.errors import CheckpointError, ConfigError
+from lift.files import write_json
+from lift.generator.bundle import builtin_bundle, check_task, load_bundle
+from lift.generator.networks import FrozenGenerator
+from lift.metrics.intervals import bootstrap_mean
+from lift.metrics.table import Protocol, metric_table, summarise
+from lift.preprocessing import restore, to_output_units
+from lift.randomness import derive_seed
+from lift.report.page import write_report
+from lift.volume import write_volume
+from lift_simulation.fold import Fold, FoldResult, write_finished_mixer
+from lift_simulation.methods import REFERENCES, Floats, HeldOut
+from lift_simulation.progress import Reporter
+
+_PACKAGES = ("lift-federated", "torch", "flwr", "numpy", "scipy", "scikit-image", "nibabel")
+
+
+def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
+    """Run (or resume) the simulation and return the path of its report.
+
+    Raises:
+        CheckpointError: the folder holds the run of other settings.
+        LiftError: see the message.
+    """
+    record = _RunRecord(out, config, command)
+    if record.complete:
+        reporter.line(f"this run is already complete: {out}")
+        return out / "report.html"
+    reporter.seconds.update(record.seconds)
+    device = resolve_device(config.device)
+    bundle = _bundle_folder(config)
+    generator = load_bundle(
+        bundle, expected_fingerprint=config.plan.generator_fingerprint, device=device
+    )
+    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+    check_task(generator.card, plan.task, plan.preprocessing)
+    fix_threads(plan.threads)
+    record.describe(plan, generator)
+    with reporter.stage("cohorts"):
+        sites = {site.name: _settings(site, config, out, reporter) for site in config.sites}
+
+    results: list[FoldResult] = []
+    folds = _folds(config, plan, sites)
+    for folder, fold_plan in folds:
+        if config.leave_one_out:
+            reporter.line(f"held out: {fold_plan.split.held_out[0]}")
+        fold = Fold(
+            sites,
+            fold_plan,
+            generator,
+            out / folder,
+            compare=config.compare,
+            device=device,
+            reporter=reporter,
+        )
+        count = 10**9 if config.leave_one_out else config.synthesis_patients
+        result = fold.run(synthesis_patients=count)
+        write_finished_mixer(
+            out / folder / "mixer.safetensors", fold_plan, result, phantom=config.phantom
+        )
+        with reporter.stage("synthesis"):
+            for held_out, predictions in result.synthesis:
+                _write_synthesis(out / "synthesis", held_out, predictions, fold_plan)
+        # volumes are on disk now; a run of many folds must not keep them in memory
+        result.synthesis = []
+        results.append(result)
+    table: dict[str, object] = dict(_tables(results, plan))
+    if config.clean_phantom is not None:
+        with reporter.stage("clean_phantom"):
+            table["second_phantom"] = _clean_phantom(
+                config, plan, generator, out / "clean_phantom", reporter
+            )
+    write_json(out / "metrics.json", table)
+    record.finish(results, reporter.seconds)
+    with reporter.stage("report"):
+        report = write_report(out)
+    record.finish(results, reporter.seconds)
+    if config.cache.folder is None:
+        # everything that it held can be computed again, and it is large
+        shutil.rmtree(out / "cache", ignore_errors=True)
+        shutil.rmtree(out / "clean_phantom" / "cache", ignore_errors=True)
+    return report
+
+
+def dry_run(config: SimulationConfig) -> dict[str, object]:
+    """The resolved plan and what a run would send, without starting anything."""
+    bundle = _bundle_folder(config)
+    generator = load_bundle(
+        bundle,
+        expected_fingerprint=config.plan.generator_fingerprint,
+        device=resolve_device("cpu"),
+    )
+    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+    check_task(generator.card, plan.task, plan.preprocessing)
+    parameters = _mixer_parameters(plan, generator)
+    number_bytes = 2 if plan.federation.update_dtype == "float16" else 4
+    return {
+        "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest(),
+        "sites": [site.name for site in config.sites],
+        "mixer_parameters": parameters,
+        "update_bytes_by_round_and_site": parameters * number_bytes,
+        "rounds": plan.federation.rounds,
+        "privacy": "none: nobody adds noise",
+    }
+
+
+def _mixer_parameters(plan: Plan, generator: FrozenGenerator) -> int:
+    from lift.assembly import plan_mixer
+
+    return plan_mixer(plan, generator).parameter_count()
+
+
+def _bundle_folder(config: SimulationConfig) -> Path:
+    choice = config.generator
+    return choice.bundle if choice.bundle is not None else builtin_bundle(str(choice.builtin))
+
+
+def _settings(
+    site: SimulatedSite, config: SimulationConfig, out: Path, reporter: Reporter
+) -> SiteSettings:
+    """The site's settings; a phantom cohort is written as files first."""
+    data = site.data
+    cache = config.cache.model_copy(update={"folder": config.cache.folder or out / "cache"})
+    if isinstance(data, PhantomCohortConfig):
+        data = _write_phantom(data, out / "cohorts" / site.name, site.name, reporter)
+    return SiteSettings(name=site.name, data=data, cache=cache, device=config.device)
+
+
+def _write_phantom(
+    data: PhantomCohortConfig, folder: Path, site: str, reporter: Reporter
+) -> CohortData:
+    write_phantom_cohort(
+        data,
+        folder,
+        progress=lambda done, total: reporter.step(f"{site}: phantom patients", done, total),
+    )
+    if "ct" in data.channels:
+        return SynthradData(layout="synthrad", root=folder)
+    return BratsData(layout="brats", root=folder)
+
+
+def _folds(
+    config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]
+) -> list[tuple[str, Plan]]:
+    """Folder and plan of each federation: one, or one for every patient held out."""
+    if not config.leave_one_out:
+        return [(".", plan)]
+    folds = []
+    channels = [*plan.task.source, plan.task.target]
+    for name, settings in sorted(sites.items()):
+        patients, _ = list_patients(
+            settings.data, channels, needs_mask=plan.preprocessing.mask == "file"
+        )
+        for patient in patients:
+            split = plan.split.model_copy(update={"held_out": (f"{name}/{patient.id}",)})
+            folder = f"folds/{len(folds):03d}"
+            folds.append((folder, plan.model_copy(update={"split": split})))
+    if len(folds) < 2:
+        raise ConfigError(
+            "leave_one_out needs at least two patients",
+            where="leave_one_out",
+            seen=f"{len(folds)} patients in all sites",
+            remedy="Add patients, or set leave_one_out: false.",
+        )
+    return folds
+
+
+def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
+    """metrics.json of all folds together; each held-out patient counts once."""
+    merged: dict[str, dict[str, dict[str, Any]]] = {}
+    crossed: dict[str, dict[str, dict[str, Any]]] = {}
+    for result in results:
+        for target, source in ((merged, result.metrics), (crossed, result.cross_site)):
+            for first, inner in source.items():
+                for second, patients in inner.items():
+                    target.setdefault(first, {}).setdefault(second, {}).update(patients)
+    rule = plan.preprocessing.rule(plan.task.target)
+    protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
+    seed = derive_seed(plan.seed, "intervals")
+    table = dict(summarise(merged, seed=seed, comparisons=REFERENCES, protocol=protocol))
+    if crossed:
+        table["cross_site"] = {
+            trained_at: {
+                tested_at: metric_table(
+                    patients, seed=derive_seed(seed, trained_at, tested_at), protocol=protocol
+                )
+                for tested_at, patients in row.items()
+            }
+            for trained_at, row in sorted(crossed.items())
+        }
+    return table
+
+
+def _clean_phantom(
+    config: SimulationConfig, plan: Plan, generator: FrozenGenerator, out: Path, reporter: Reporter
+) -> object:
+    """The same sites without slice corruption, fewer patients and rounds: all methods pooled."""
+    clean = config.clean_phantom
+    if clean is None:
+        raise ValueError("clean_phantom is not set")
+    cache = CacheSettings(folder=out / "cache", largest_gb=config.cache.largest_gb)
+    sites = {}
+    for site in config.sites:
+        if isinstance(site.data, PhantomCohortConfig):
+            data = site.data.model_copy(update={"corruption": False, "patients": clean.patients})
+            cohort = _write_phantom(data, out / "cohorts" / site.name, site.name, reporter)
+            sites[site.name] = SiteSettings(
+                name=site.name, data=cohort, cache=cache, device=config.device
+            )
+    federation = plan.federation.model_copy(update={"rounds": clean.rounds})
+    quiet = Reporter(reporter.console, {}, quiet=True)
+    result = Fold(
+        sites,
+        plan.model_copy(update={"federation": federation}),
+        generator,
+        out,
+        compare=(),
+        device=resolve_device(config.device),
+        reporter=quiet,
+    ).run(synthesis_patients=0)
+    table = _tables([result], plan)
+    return {"pooled": table["pooled"], "comparisons": table["comparisons"]}
+
+
+def _write_synthesis(
+    folder: Path, held_out: HeldOut, predictions: Mapping[str, Floats], plan: Plan
+) -> None:
+    """Inputs, target, mask and predictions on the patient's own grid, in output units."""
+    prepared = held_out.prepared
+    place = folder / held_out.site / held_out.patient
+    mask = np.asarray(prepared.mask)
+    volumes: dict[str, tuple[Floats, str]] = {
+        f"source-{name}": (prepared.source[:, i : i + 1], name)
+        for i, name in enumerate(plan.task.source)
+    }
+    if prepared.target is not None:
+        volumes["target"] = (prepared.target, plan.task.target)
+    for method, prediction in predictions.items():
+        volumes[method] = (np.clip(np.asarray(prediction), 0.0, 1.0) * mask, plan.task.target)
+    for name, (slices, channel) in volumes.items():
+        voxels, dtype = to_output_units(restore(prepared, slices, background=0.0), plan, channel)
+        write_volume(place / f"{name}.nii.gz", voxels, prepared.reference, dtype=dtype)
+    write_volume(
+        place / "mask.nii.gz",
+        restore(prepared, mask, background=0.0),
+        prepared.reference,
+        dtype=np.dtype(np.uint8),
+    )
+
+
+class _RunRecord:
+    """`run.json`: what the run is, what it ran on, and how far it came."""
+
+    def __init__(self, out: Path, config: SimulationConfig, command: str) -> None:
+        self._path = out / "run.json"
+        self._config = config
+        self._data: dict[str, Any] = {}
+        digest = config.digest()
+        if self._path.is_file():
+            try:
+                self._data = json.loads(self._path.read_text(encoding="utf-8"))
+                found = self._data["settings_digest"]
+            except (OSError, ValueError, KeyError, TypeError):
+                raise CheckpointError(
+                    "cannot resume: run.json is damaged",
+                    where=str(out),
+                    seen="it is not the JSON that a run writes",
+                    remedy="Choose another output folder, or move this one away.",
+                ) from None
+            if found != digest:
+                raise CheckpointError(
+                    "the output folder holds a run of other settings",
+                    where=str(out),
+                    seen=f"settings {str(found)[:12]}... there, {digest[:12]}... now",
+                    remedy="Nothing was changed. Choose another --output, or restore the settings.",
+                )
+        else:
+            self._data = {
+                "started": _now(),
+                "finished": None,
+                "settings_digest": digest,
+                "complete": False,
+            }
+        self._data |= {
+            "name": config.name,
+            "kind": "simulation",
+            "phantom": config.phantom,
+            "data_statement": config.data_statement,
+            "command": command,
+            "budget_s": dict(config.budget_s),
+        }
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._data.get("complete"))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return dict(self._data.get("seconds", {}))
+
+    def describe(self, plan: Plan, generator: FrozenGenerator) -> None:
+        """Plan, digests, versions: known before anything is computed."""
+        card = generator.card
+        self._data |= {
+            "plan": plan.model_dump(mode="json"),
+            "plan_digest": plan.digest(),
+            "generator": {
+                "fingerprint": generator.fingerprint,
+                "training_data": card.training_data,
+                "licence": card.licence,
+                "network": card.network.model_dump(mode="json"),
+            },
+            "mixer": {
+                "kind": plan.mixer.kind,
+                "parameters": _mixer_parameters(plan, generator),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in _PACKAGES},
+            },
+        }
+        write_json(self._path, self._data)
+
+    def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
+        """Sites, guard and seconds; the run is complete once the report is there too."""
+        self._data |= {
+            "finished": _now(),
+            "complete": True,
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "sites": [self._site(site, results) for site in self._config.sites],
+            "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
+            "folds": [_guard([result], self._config.plan.seed) for result in results]
+            if len(results) > 1
+            else [],
+            "update_bytes": _update_bytes(results),
+            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+        }
+        write_json(self._path, self._data)
+
+    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> dict[str, object]:
+        cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
+        last = cohorts[-1]
+        spacings = last.slice_spacings_mm
+        return {
+            "name": site.name,
+            "description": site.description,
+            "patients": {
+                "train": max(len(cohort.split.train) for cohort in cohorts),
+                "validation": max(len(cohort.split.validation) for cohort in cohorts),
+                "test": len({p for cohort in cohorts for p in cohort.split.test}),
+            },
+            "refused": len(last.refusals),
+            "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
+        }
+
+
+def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
+    (result,) = results
+    verdicts: dict[str, object] = {}
+    for site, reply in sorted(result.finished.guard.items()):
+        gains = result.local_gain_db.get(site, [])
+        local = None
+        if gains:
+            mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
+            local = {"value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        against, over = reply.against_no_mixer, reply.against_z_filter
+        verdicts[site] = {
+            "verdict": reply.verdict,
+            "n": against.n if against is not None else 0,
+            "difference_db": against.model_dump() if against is not None else None,
+            "against_z_filter_db": over.model_dump() if over is not None else None,
+            "against_local_only_db": local,
+        }
+    return verdicts
+
+
+def _update_bytes(results: list[FoldResult]) -> int:
+    """The largest message of one site in one training round, as it crossed the wire."""
+    largest = 0
+    for result in results:
+        for record in result.finished.records:
+            sizes = record["bytes"]
+            if record["kind"] == "train" and isinstance(sizes, dict):
+                largest = max(largest, *sizes.values())
+    return largest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,121 @@
+"""A plan's mixer around a frozen generator, and the finished mixer as one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import safetensors
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.errors import CheckpointError, VersionMismatchError
+from lift.files import write_atomically
+from lift.generator.base import SliceGenerator
+from lift.guard import SiteProfile
+from lift.mixer.base import FrozenParts, Mixer
+from lift.mixer.build import build_mixer
+from lift.randomness import derive_seed
+
+MIXER_FILE_VERSION: Final = 1
+_TAPS: Final = "z_filter/taps"
+_MIXER: Final = "mixer/"
+
+
+def frozen_parts(generator: SliceGenerator) -> FrozenParts:
+    """What a mixer may know of a generator."""
+    return FrozenParts(
+        tap_channels={name: tap.channels for name, tap in generator.taps.items()},
+        tap_strides={name: tap.stride for name, tap in generator.taps.items()},
+        n_source=generator.n_source,
+        head_weight=generator.head_weight,
+        decode=generator.decode if generator.taps else None,
+    )
+
+
+def plan_mixer(plan: Plan, generator: SliceGenerator) -> Mixer:
+    """The plan's mixer with its initial numbers, the same on every machine."""
+    return build_mixer(plan.mixer, frozen_parts(generator), seed=derive_seed(plan.seed, "mixer"))
+
+
+def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[str, Tensor]:
+    """The mixer's numbers at the start of training: exactly the fitted z-filter, or identity."""
+    mixer = plan_mixer(plan, generator)
+    mixer.start_from(taps)
+    return mixer.values()
+
+
+@dataclass(frozen=True)
+class FinishedMixer:
+    """A trained mixer with all that using it needs, except the generator itself.
+
+    Attributes:
+        values: trained tensors by name.
+        taps: the shared z-filter, (6,).
+        plan: the plan it was trained under; it names the generator's fingerprint.
+        sites: the guard's verdicts with the profiles they hold for, without site names.
+        phantom: whether it was trained on phantom data alone.
+    """
+
+    values: Mapping[str, Tensor]
+    taps: Tensor
+    plan: Plan
+    sites: Sequence[SiteProfile]
+    phantom: bool
+
+
+def write_mixer(path: Path, finished: FinishedMixer) -> None:
+    """Write `mixer.safetensors`: tensors, and the rest as JSON in its metadata."""
+    card = {
+        "version": MIXER_FILE_VERSION,
+        "plan": json.loads(finished.plan.canonical_json()),
+        "sites": [asdict(site) for site in finished.sites],
+        "phantom": finished.phantom,
+    }
+    tensors = {f"{_MIXER}{name}": t.contiguous() for name, t in sorted(finished.values.items())}
+    tensors[_TAPS] = finished.taps
+    metadata = {"lift": json.dumps(card, sort_keys=True, allow_nan=False)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def read_mixer(path: Path) -> FinishedMixer:
+    """The finished mixer of one file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a finished mixer.
+        VersionMismatchError: it comes from another version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        card = json.loads(metadata["lift"])
+        if card["version"] != MIXER_FILE_VERSION:
+            raise VersionMismatchError(
+                "cannot use the mixer: it comes from another version",
+                where=path.name,
+                seen=f"format {card['version']}; this version reads {MIXER_FILE_VERSION}",
+                remedy="Use the version that trained it.",
+            )
+        return FinishedMixer(
+            values={k.removeprefix(_MIXER): t for k, t in tensors.items() if k.startswith(_MIXER)},
+            taps=tensors[_TAPS],
+            plan=Plan.model_validate_json(json.dumps(card["plan"])),
+            sites=tuple(SiteProfile(**site) for site in card["sites"]),
+            phantom=bool(card["phantom"]),
+        )
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        # ValidationError is a ValueError: a plan of another version ends here too
+        reason = "its plan does not fit" if isinstance(error, ValidationError) else ""
+        seen = reason or ("no such file" if not path.is_file() else "not a finished mixer")
+        raise CheckpointError(
+            "cannot use the mixer",
+            where=path.name,
+            seen=f"{seen}; needed: the mixer.safetensors that a run wrote",
+            remedy="Give the run's mixer.safetensors; nothing was written.",
+        ) from None

@@ -1,0 +1,220 @@
+"""`lift`: generator bundles, translation and evaluation on files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lift.commands import run_command
+from lift.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lift.assembly import FinishedMixer
+
+PROGRAM = "lift"
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="3D synthesis from a frozen 2D generator and a through-plane mixer, on files.",
+)
+
+
+class Guard(StrEnum):
+    """What to do when the volume is not like those that the mixer helped on."""
+
+    WARN = "warn"
+    FALL_BACK = "fall-back"
+
+
+class Protocol(StrEnum):
+    """Which challenge's rules the metrics follow."""
+
+    MR = "mr"
+    CT = "ct"
+
+
+class DeviceName(StrEnum):
+    """Where to run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Option(help="Settings of the generator (YAML).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
+    import_: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            help="Take the weights from your own trusted state dict (.pt) instead of training.",
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for cohorts and checkpoints; default: OUTPUT.work.")
+    ] = None,
+    device: Annotated[DeviceName, typer.Option(help="Where to train.")] = DeviceName.AUTO,
+) -> None:
+    """Make a frozen generator's bundle from public slices, or from a state dict of your own.
+
+    Run the same command again to resume.
+    """
+    from lift.config.generator import GeneratorDescription, PretrainConfig
+
+    console = Console(stderr=True)
+    if import_ is not None:
+        description = GeneratorDescription.from_yaml(config)
+        from lift.generator.importing import import_state_dict
+
+        import_state_dict(import_, description, output)
+        sys.stdout.write(f"bundle: {output}\n")
+        return
+    settings = PretrainConfig.from_yaml(config)
+    from lift.device import resolve_device
+    from lift.generator.pretraining import pretrain as run
+
+    lines = not console.is_terminal
+    with Progress(console=console, disable=lines) as progress:
+        task = progress.add_task("pre-training", total=None)
+
+        def report(step: int, total: int, loss: float) -> None:
+            progress.update(task, completed=step, total=total, description=f"loss {loss:.4f}")
+            if lines and (step % 100 == 0 or step == total):
+                console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
+
+        folder = work or output.with_name(f"{output.name}.work")
+        card = run(
+            settings, output, work=folder, device=resolve_device(device.value), report=report
+        )
+    sys.stdout.write(f"bundle: {output}\nfingerprint: {card.fingerprint}\n")
+
+
+@app.command()
+def translate(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Source volumes: NAME=FILE, or files in the plan's order.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.nii.gz).")],
+    mixer: Annotated[Path, typer.Option(help="mixer.safetensors of a run, or the run's folder.")],
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="Bundle folder; default: the shipped bundle of the same fingerprint."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="The patient's mask, if the plan's rule is `file`.")
+    ] = None,
+    guard: Annotated[
+        Guard, typer.Option(help="When the volume is unlike those the mixer helped on.")
+    ] = Guard.WARN,
+    device: Annotated[DeviceName, typer.Option(help="Where to run.")] = DeviceName.AUTO,
+) -> None:
+    """Synthesise the missing channel of one patient, on the first input's own grid."""
+    from lift.assembly import read_mixer
+    from lift.device import resolve_device
+    from lift.generator.bundle import load_bundle
+    from lift.translation import translate as run
+
+    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    chosen = resolve_device(device.value)
+    bundle = generator or _shipped_bundle(finished)
+    frozen = load_bundle(bundle, expected_fingerprint=None, device=chosen)
+    console = Console(stderr=True)
+    if finished.phantom:
+        console.print("note: this mixer was trained on phantom data alone", highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("slices", total=None)
+        done = run(
+            _named(inputs, finished.plan.task.source),
+            output,
+            finished,
+            frozen,
+            mask=mask,
+            on_concern="fall_back" if guard is Guard.FALL_BACK else "warn",
+            device=chosen,
+            report=lambda at, total: progress.update(task, completed=at, total=total),
+        )
+    if done.concern is not None:
+        action = "the mixer was left out" if done.method == "no_mixer" else "check the result"
+        console.print(f"warning: {done.concern}; {action}", highlight=False, soft_wrap=True)
+    sys.stdout.write(f"{output}\n")
+
+
+@app.command()
+def evaluate(
+    predicted: Annotated[Path, typer.Option(help="Folder of synthetic volumes.")],
+    target: Annotated[Path, typer.Option(help="Folder of real volumes of the same names.")],
+    protocol: Annotated[Protocol, typer.Option(help="mr: normalised to [0, 1]; ct: HU.")],
+    mask: Annotated[Path | None, typer.Option(help="Folder of masks of the same names.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table as JSON here.")
+    ] = None,
+) -> None:
+    """Metrics of synthetic against real volumes: a table, and JSON with intervals."""
+    from lift.files import write_json
+    from lift.metrics.files import evaluate_folders
+
+    result = evaluate_folders(predicted, target, mask=mask, protocol=protocol.value)
+    if output is not None:
+        write_json(output, result)
+    if not sys.stdout.isatty():
+        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return
+    table = Table(title=f"{result['volumes']} volumes; 95% bootstrap intervals")
+    for heading in ("metric", "value", "low", "high", "unit"):
+        table.add_column(heading, justify="left" if heading in {"metric", "unit"} else "right")
+    for name, entry in result["metrics"].items():
+        numbers = [
+            "" if entry[key] is None else f"{entry[key]:.4g}" for key in ("value", "low", "high")
+        ]
+        table.add_row(name, *numbers, str(entry["unit"]))
+    Console().print(table)
+
+
+def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
+    """Channel -> file, from NAME=FILE words or from files in the plan's order."""
+    named = [word.partition("=") for word in inputs]
+    if all(separator and name in sources for name, separator, _ in named):
+        found = {name: Path(path) for name, _, path in named}
+        if len(found) == len(inputs):
+            return found
+    elif len(inputs) == len(sources):
+        return dict(zip(sources, map(Path, inputs), strict=True))
+    raise ConfigError(
+        "the inputs do not fit the mixer",
+        where="inputs",
+        seen=f"{len(inputs)} given; needed: {', '.join(sources)}",
+        remedy="Give one file for each source, as NAME=FILE or in this order.",
+    )
+
+
+def _shipped_bundle(finished: FinishedMixer) -> Path:
+    from lift.generator.bundle import builtin_bundle, list_builtin, read_card
+
+    for name in list_builtin():
+        folder = builtin_bundle(name)
+        if read_card(folder).fingerprint == finished.plan.generator_fingerprint:
+            return folder
+    raise ConfigError(
+        "the mixer's generator does not ship with this package",
+        where="--generator",
+        seen=f"fingerprint {str(finished.plan.generator_fingerprint)[:12]}... is needed",
+        remedy="Give the bundle's folder with --generator.",
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(app, PROGRAM)

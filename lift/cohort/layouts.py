@@ -1,0 +1,154 @@
+"""Who is in a data folder: BraTS 2023, SynthRAD2023 or a table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lift.config.cohort import BratsData, CohortData, TableData
+from lift.errors import DataError
+from lift.volume import SUFFIXES
+
+_TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One volume set of one patient.
+
+    Attributes:
+        id: its name in the cohort; it never leaves the site.
+        subject: the person: several time points of one person share it, and a split never
+            tears them apart.
+        channels: channel name -> file.
+        mask: the cohort's own mask, or None.
+    """
+
+    id: str
+    subject: str
+    channels: Mapping[str, Path]
+    mask: Path | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A patient that cannot be used, and why, for the site's own operator."""
+
+    patient: str
+    reason: DataError
+
+
+def list_patients(
+    data: CohortData, channels: Sequence[str], *, needs_mask: bool = False
+) -> tuple[list[Patient], list[Refusal]]:
+    """The patients that have every channel, sorted by id, and those that do not.
+
+    Args:
+        data: folder and layout.
+        channels: names that a patient must have.
+        needs_mask: whether the plan's mask rule is `file`.
+
+    Raises:
+        DataError: the folder or the table is missing, damaged or holds no patient; or a
+            patient is incomplete and `on_bad_file` is `stop`.
+    """
+    if not data.root.is_dir():
+        raise DataError(
+            "cannot list the patients",
+            where=str(data.root),
+            seen="there is no such folder",
+            remedy="Correct data.root, or mount the folder.",
+        )
+    found = _from_table(data) if isinstance(data, TableData) else _from_folders(data, channels)
+    if not found:
+        raise DataError(
+            "cannot list the patients",
+            where=str(data.root),
+            seen=f"no patient in layout '{data.layout}'",
+            remedy="Check data.root and data.layout against the folder's content.",
+        )
+    patients, refusals = [], []
+    for patient in sorted(found, key=lambda patient: patient.id):
+        missing = [name for name in channels if name not in patient.channels]
+        if needs_mask and patient.mask is None:
+            missing.append("mask")
+        if not missing:
+            patients.append(patient)
+            continue
+        reason = DataError(
+            f"cannot use patient '{patient.id}'",
+            where=str(data.root),
+            seen=f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}",
+            remedy="Add the files, or take the patient out of the folder or table.",
+        )
+        if data.on_bad_file == "stop":
+            raise reason
+        refusals.append(Refusal(patient.id, reason))
+    return patients, refusals
+
+
+def _from_folders(data: CohortData, channels: Sequence[str]) -> list[Patient]:
+    found = []
+    for folder in sorted(path for path in data.root.iterdir() if path.is_dir()):
+        name = folder.name
+        prefix = f"{name}-" if isinstance(data, BratsData) else ""
+        paths = {channel: _file(folder, prefix + channel) for channel in channels}
+        present = {channel: path for channel, path in paths.items() if path is not None}
+        mask = _file(folder, f"{prefix}mask")
+        if not present and mask is None:
+            continue
+        time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
+        subject = time_point["subject"] if time_point else name
+        found.append(Patient(name, subject, present, mask))
+    return found
+
+
+def _file(folder: Path, stem: str) -> Path | None:
+    for suffix in reversed(SUFFIXES):
+        path = folder / f"{stem}{suffix}"
+        if path.exists():
+            return path
+    return None
+
+
+def _from_table(data: TableData) -> list[Patient]:
+    try:
+        with data.table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a CSV table in UTF-8"
+        raise _table_error(data, str(reason)) from None
+    if not rows or "patient" not in rows[0]:
+        raise _table_error(data, "it has no rows, or no column 'patient'")
+    found: dict[str, Patient] = {}
+    for number, row in enumerate(rows, start=2):
+        name = (row["patient"] or "").strip()
+        if not name or None in row or name in found:
+            problem = "names no patient" if not name else f"is a second row of '{name}'"
+            problem = "has more cells than columns" if None in row else problem
+            raise _table_error(data, f"line {number} {problem}")
+        cells = {k: v.strip() for k, v in row.items() if k != "patient" and v and v.strip()}
+        paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
+        mask = paths.pop("mask", None)
+        found[name] = Patient(name, name, paths, mask)
+    return list(found.values())
+
+
+def _under_root(data: TableData, cell: str, line: int) -> Path:
+    path = data.root / cell
+    if not path.resolve().is_relative_to(data.root.resolve()):
+        raise _table_error(data, f"line {line} names a file outside the data folder")
+    return path
+
+
+def _table_error(data: TableData, seen: str) -> DataError:
+    return DataError(
+        "cannot read the table of patients",
+        where=str(data.table),
+        seen=seen,
+        remedy="Correct the table: columns `patient`, one by channel, optionally `mask`.",
+    )

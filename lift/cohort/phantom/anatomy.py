@@ -1,0 +1,253 @@
+"""Heads: the MNI152 atlas, deformed at random, with lesions.
+
+The atlas is ICBM 152 2009 (Fonov et al. 2011, NeuroImage 54:313) as nilearn ships it: brain,
+grey and white matter at 1 mm. Skull and scalp are shells built around the brain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Floats = NDArray[np.float32]
+_TEMPLATE: Final = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_COARSE_MM: Final = 4.0
+_SQUARINGS: Final = 5
+# shells around the brain: tissue and outer distance, mm (chosen: an adult's vault and scalp)
+_SHELLS: Final = (
+    ("csf", 2.0),
+    ("bone", 4.0),
+    ("marrow", 6.5),
+    ("bone", 8.5),
+    ("fat", 12.0),
+    ("muscle", 15.0),
+)
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Fuzzy tissue maps at 1 mm, RAS+, in [0, 1].
+
+    Attributes:
+        maps: tissue -> (x, y, z) map.
+        brain: the brain's map.
+        affine: voxel -> mm.
+    """
+
+    maps: dict[str, Floats]
+    brain: Floats
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One phantom head on its acquisition grid.
+
+    Attributes:
+        maps: tissue -> (x, y, z) share, summing to at most 1 (the rest is air).
+        brain: the brain's share.
+        texture: relative variation of tissue from place to place, mean 0.
+        jacobian: determinants of the deformation on its coarse grid; all positive.
+    """
+
+    maps: dict[str, Floats]
+    brain: Floats
+    texture: Floats
+    jacobian: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An axis-aligned grid in atlas space: shape, first voxel (mm) and spacing (mm)."""
+
+    shape: tuple[int, int, int]
+    origin_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float]
+
+    def points_mm(self) -> NDArray[np.float32]:
+        """Voxel centres, (3, x, y, z), mm."""
+        axes = [
+            o + s * np.arange(n, dtype=np.float32)
+            for n, o, s in zip(self.shape, self.origin_mm, self.spacing_mm, strict=True)
+        ]
+        return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def load_atlas(*, whole_head: bool) -> Atlas:
+    """The atlas from nilearn's package data; nothing is downloaded."""
+    folder = Path(str(files("nilearn.datasets"))) / "data"
+    images = {name: nibabel.load(folder / _TEMPLATE.format(name)) for name in ("t1", "gm", "wm")}
+    affine = np.asarray(images["t1"].affine, dtype=np.float64)
+    arrays = {name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()}
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(arrays["t1"] > 0, iterations=2))
+    wm, gm = arrays["wm"] / 255.0 * brain, arrays["gm"] / 255.0 * brain
+    total = np.maximum(wm + gm, 1.0)
+    maps = {"wm": wm / total, "gm": gm / total}
+    maps["csf"] = (brain - maps["wm"] - maps["gm"]).astype(np.float32)
+    if whole_head:
+        distance = ndimage.distance_transform_edt(~brain).astype(np.float32)
+        inner = 0.0
+        for tissue, outer in _SHELLS:
+            # edges one voxel wide: partial volume
+            shell = np.clip(distance - inner + 0.5, 0, 1) * np.clip(outer - distance + 0.5, 0, 1)
+            shell *= ~brain
+            maps[tissue] = maps.get(tissue, np.zeros_like(wm)) + shell
+            inner = outer
+    return Atlas(
+        {k: v.astype(np.float32) for k, v in maps.items()}, brain.astype(np.float32), affine
+    )
+
+
+def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head:
+    """A random head on `grid`: affine, smooth diffeomorphism, texture, lesions."""
+    atlas = load_atlas(whole_head=whole_head)
+    points = grid.points_mm()
+    displacement, jacobian = _displacement(rng)
+    moved = _affine(rng, points) + _at(displacement, points)
+    voxels = moved - atlas.affine[:3, 3].astype(np.float32)[:, None, None, None]
+    maps = {
+        name: ndimage.map_coordinates(values, voxels, order=1, mode="constant", prefilter=False)
+        for name, values in atlas.maps.items()
+    }
+    brain = ndimage.map_coordinates(atlas.brain, voxels, order=1, mode="constant", prefilter=False)
+    texture = _smooth_noise(rng, grid, correlation_mm=5.0)
+    _add_lesions(maps, points, grid, rng)
+    return Head(maps, brain, texture, jacobian)
+
+
+def _displacement(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A diffeomorphism's displacement (3, x, y, z) on the coarse grid, mm, and its Jacobian.
+
+    A smooth stationary velocity field is integrated by scaling and squaring (Arsigny et al.
+    2006, MICCAI). Amplitudes are chosen: about 3 mm everywhere, and +-3 mm at the ventricles.
+    """
+    shape = (52, 62, 52)
+    start = _coarse_origin()
+    velocity = np.stack(
+        [
+            ndimage.gaussian_filter(rng.standard_normal(shape), 20.0 / _COARSE_MM / 1.5)
+            for _ in range(3)
+        ]
+    )
+    velocity *= 3.0 / velocity.std()
+    axes = [o + _COARSE_MM * np.arange(n) for n, o in zip(shape, start, strict=True)]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"))
+    from_ventricles = places - np.array([0.0, -15.0, 12.0])[:, None, None, None]
+    distance = np.sqrt((from_ventricles**2).sum(0)) + 1e-6
+    strength = rng.uniform(-3.0, 3.0) * np.exp(-((distance / 25.0) ** 2))
+    velocity += strength * from_ventricles / 15.0
+    flow = velocity / 2**_SQUARINGS
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
+    for _ in range(_SQUARINGS):
+        where = index + flow / _COARSE_MM
+        flow = flow + np.stack(
+            [ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in flow]
+        )
+    gradient = np.stack([np.stack(np.gradient(part, _COARSE_MM)) for part in flow])
+    matrix = np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(3)
+    return flow.astype(np.float32), np.linalg.det(matrix)
+
+
+def _coarse_origin() -> tuple[float, float, float]:
+    return (-102.0, -138.0, -90.0)
+
+
+def _at(displacement: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
+    origin = np.array(_coarse_origin(), dtype=np.float32)[:, None, None, None]
+    where = (points - origin) / np.float32(_COARSE_MM)
+    return np.stack(
+        [ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in displacement]
+    )
+
+
+def _affine(rng: np.random.Generator, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Points under a random affine: +-5 degrees, +-7% size, 2% shear, 4 mm shift (chosen)."""
+    angles = np.deg2rad(rng.uniform(-5, 5, 3))
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [k for k in range(3) if k != axis]
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    shear = np.eye(3) + np.triu(rng.uniform(-0.02, 0.02, (3, 3)), 1)
+    matrix = matrix @ shear @ np.diag(rng.uniform(0.93, 1.07, 3))
+    shift = rng.uniform(-4, 4, 3)
+    moved = np.tensordot(matrix.astype(np.float32), points, axes=1)
+    return np.asarray(moved + shift.astype(np.float32)[:, None, None, None], dtype=np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, grid: Grid, *, correlation_mm: float) -> Floats:
+    """A random field of standard deviation 1 on the grid; drawn coarsely, then interpolated."""
+    extent = [n * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
+    shape = [max(4, int(np.ceil(e / correlation_mm)) + 3) for e in extent]
+    coarse = rng.standard_normal(shape).astype(np.float32)
+    axes = [
+        np.arange(n, dtype=np.float32) * np.float32(s / correlation_mm) + 1
+        for n, s in zip(grid.shape, grid.spacing_mm, strict=True)
+    ]
+    where = np.meshgrid(*axes, indexing="ij")
+    field = ndimage.map_coordinates(coarse, where, order=1, mode="nearest")
+    return np.asarray(field / field.std(), dtype=np.float32)
+
+
+def _add_lesions(
+    maps: dict[str, Floats], points: NDArray[np.float32], grid: Grid, rng: np.random.Generator
+) -> None:
+    """White matter hyperintensities in most heads, a glioma in two of five (chosen)."""
+    candidates = np.argwhere(maps["wm"] > 0.8)
+    for _ in range(int(rng.poisson(6))):
+        centre = candidates[rng.integers(len(candidates))]
+        radii = rng.uniform(2.0, 5.0, 3)
+        _replace(maps, "hyperintensity", _blob(points, grid, centre, radii, None, 0.0))
+    if rng.random() >= 0.4:
+        return
+    centre = candidates[rng.integers(len(candidates))]
+    rough = _smooth_noise(rng, grid, correlation_mm=8.0)
+    core, rim, around = rng.uniform(5, 11), rng.uniform(2.5, 4.5), rng.uniform(6, 14)
+    oedema = _blob(points, grid, centre, np.full(3, core + rim + around), rough, 3.0)
+    # oedema follows white matter
+    _replace(maps, "oedema", oedema * np.clip(maps["wm"] * 1.5, 0, 1))
+    _replace(maps, "enhancing", _blob(points, grid, centre, np.full(3, core + rim), rough, 1.5))
+    _replace(maps, "necrosis", _blob(points, grid, centre, np.full(3, core), rough, 1.5))
+
+
+def _blob(
+    points: NDArray[np.float32],
+    grid: Grid,
+    centre: NDArray[np.int64],
+    radii_mm: NDArray[np.float64],
+    rough: Floats | None,
+    roughness_mm: float,
+) -> Floats:
+    """An ellipsoid's map with an edge of 1.5 mm, its border moved by the field `rough`."""
+    middle = points[(slice(None), *(int(i) for i in centre))]
+    scaled = (points - middle[:, None, None, None]) / radii_mm.astype(np.float32)[
+        :, None, None, None
+    ]
+    mean_radius = float(radii_mm.mean())
+    outside_mm = (np.sqrt((scaled**2).sum(0)) - 1) * mean_radius
+    if rough is not None:
+        outside_mm = outside_mm + roughness_mm * rough
+    return np.clip(0.5 - outside_mm / 1.5, 0, 1).astype(np.float32)
+
+
+def _replace(maps: dict[str, Floats], tissue: str, share: Floats) -> None:
+    """Put `share` of a new tissue inside the brain in place of what was there."""
+    inside = share * np.clip(sum(maps[name] for name in _BRAIN if name in maps), 0, 1)
+    for name in _BRAIN:
+        if name in maps:
+            maps[name] = maps[name] * (1 - share)
+    maps[tissue] = maps.get(tissue, np.zeros_like(share)) + inside
+
+
+_BRAIN: Final = ("wm", "gm", "csf", "hyperintensity", "oedema", "enhancing", "necrosis")

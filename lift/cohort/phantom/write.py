@@ -1,0 +1,172 @@
+"""The phantom cohort as files: BraTS 2023 layout, or SynthRAD2023 for the whole head."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.typing import NDArray
+
+from lift.cohort.phantom.anatomy import Grid, make_head
+from lift.cohort.phantom.scanner import (
+    FINE_MM,
+    acquire,
+    body_share,
+    brain_share,
+    draw_public_scanner,
+    without_corruption,
+)
+from lift.config.phantom import PUBLIC, SCANNERS, PhantomCohortConfig, ScannerConfig
+from lift.files import write_atomically, write_json
+from lift.randomness import derive_seed
+
+_MARKER: Final = "PHANTOM.json"
+_STATEMENT: Final = (
+    "PHANTOM: every volume in this folder is simulated from the MNI152 atlas. No patient."
+)
+# what a head needs around MNI's origin, mm: (low, high) along x, y, z
+_BRAIN_FIELD: Final = ((-84.0, 84.0), (-118.0, 86.0), (-74.0, 91.0))
+_HEAD_FIELD: Final = ((-100.0, 100.0), (-134.0, 102.0), (-74.0, 106.0))
+_VERSION: Final = 1
+
+
+def write_phantom_cohort(
+    config: PhantomCohortConfig,
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 2,
+) -> None:
+    """Write every patient of the cohort; a finished cohort of the same settings is kept.
+
+    The bytes depend on the settings alone, neither on `workers` nor on how often the work was
+    broken off; patient k depends on the seed and k, not on the number of patients.
+
+    Args:
+        config: the cohort.
+        folder: where to write; `PHANTOM.json` in it says what the volumes are.
+        progress: called with the patients done and their number.
+        workers: processes; 1 works in this one.
+    """
+    marker = folder / _MARKER
+    card = {
+        "statement": _STATEMENT,
+        "version": _VERSION,
+        "settings": config.model_dump(mode="json"),
+        "digest": config.digest(),
+    }
+    if _is_done(marker, card):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = range(config.patients)
+    done = 0
+    if workers <= 1 or config.patients == 1:
+        for index in todo:
+            write_patient(config, index, folder)
+            done += 1
+            if progress is not None:
+                progress(done, config.patients)
+    else:
+        # spawned, not forked: the parent may hold threads of numerical libraries
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            jobs = [pool.submit(write_patient, config, index, folder) for index in todo]
+            for job in as_completed(jobs):
+                job.result()
+                done += 1
+                if progress is not None:
+                    progress(done, config.patients)
+    write_json(marker, card)
+
+
+def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None:
+    """Write the files of patient `index` (from 0)."""
+    seed = derive_seed(config.seed, "phantom", index)
+    rng = np.random.default_rng(derive_seed(seed, "head"))
+    scanner = _scanner(config, rng)
+    head_layout = "ct" in config.channels
+    stripped = config.skull_strip
+    keep_skull = head_layout or stripped is False or (stripped == "half" and index % 2 == 1)
+    grid = _grid(config, scanner, whole_head=keep_skull)
+    head = make_head(grid, rng, whole_head=keep_skull)
+    inside = (body_share if keep_skull else brain_share)(head, scanner, grid) > 0.5
+    units_per_signal = rng.uniform(1500, 6000)
+    affine = _affine(grid, scanner, rng)
+    name = f"1PA{index + 1:03d}" if head_layout else f"BraTS-PHA-{index + 1:05d}-000"
+    for channel in config.channels:
+        channel_rng = np.random.default_rng(derive_seed(seed, "channel", channel))
+        acquired = acquire(
+            head, grid, channel, scanner, channel_rng, is_target=channel == config.target
+        )
+        if acquired.is_ct:
+            voxels = np.rint(np.clip(acquired.voxels, -1024, 3071))
+        else:
+            voxels = np.rint(np.clip(acquired.voxels * units_per_signal, 0, 32767))
+            if not keep_skull:
+                # a lost slice is dark, not absent: the mask rule `nonzero` must still find it
+                voxels = np.where(inside, np.maximum(voxels, 1), 0)
+        stem = channel if head_layout else f"{name}-{channel}"
+        _write(folder / name / f"{stem}.nii.gz", voxels.astype(np.int16), affine, scanner)
+    if head_layout:
+        _write(folder / name / "mask.nii.gz", inside.astype(np.uint8), affine, scanner)
+
+
+def _scanner(config: PhantomCohortConfig, rng: np.random.Generator) -> ScannerConfig:
+    if isinstance(config.scanner, ScannerConfig):
+        scanner = config.scanner
+    elif config.scanner == PUBLIC:
+        scanner = draw_public_scanner(rng)
+    else:
+        scanner = SCANNERS[config.scanner]
+    return scanner if config.corruption else without_corruption(scanner)
+
+
+def _grid(config: PhantomCohortConfig, scanner: ScannerConfig, *, whole_head: bool) -> Grid:
+    """The fine grid: in-plane as delivered, `FINE_MM` along z, whole slices."""
+    field = _HEAD_FIELD if whole_head else _BRAIN_FIELD
+    in_plane = config.in_plane_mm
+    across = [round((high - low) / in_plane) for low, high in field[:2]]
+    slices = round((field[2][1] - field[2][0]) / scanner.slice_spacing_mm)
+    depth = round(slices * scanner.slice_spacing_mm / FINE_MM)
+    return Grid(
+        shape=(across[0], across[1], depth),
+        origin_mm=(field[0][0], field[1][0], field[2][0]),
+        spacing_mm=(in_plane, in_plane, FINE_MM),
+    )
+
+
+def _affine(grid: Grid, scanner: ScannerConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Delivered voxel -> scanner mm: a patient never lies quite straight."""
+    tilt = np.deg2rad(rng.uniform(-6, 6))
+    turn = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([*grid.spacing_mm[:2], scanner.slice_spacing_mm])
+    affine[:3, 3] = turn @ np.array(grid.origin_mm)
+    return affine
+
+
+def _write(
+    path: Path, voxels: NDArray[Any], affine: NDArray[np.float64], scanner: ScannerConfig
+) -> None:
+    """NIfTI in the scanner's orientation; equal content gives equal bytes."""
+    wanted = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(tuple(scanner.orientation)))
+    stored = nibabel.orientations.apply_orientation(voxels, wanted)
+    image = nibabel.Nifti1Image(stored, affine @ inv_ornt_aff(wanted, voxels.shape))
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"PHANTOM, simulated, no patient"
+    write_atomically(path, gzip.compress(image.to_bytes(), 1, mtime=0))
+
+
+def _is_done(marker: Path, card: dict[str, object]) -> bool:
+    try:
+        return bool(json.loads(marker.read_text(encoding="utf-8")) == json.loads(json.dumps(card)))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,60 @@
+"""What every command line shares: errors become four-part messages and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import typer
+
+from lift.errors import EXIT_CODES, LiftError
+
+
+def run_command(app: typer.Typer, program: str) -> None:
+    """Run a typer application and exit with the code of `lift/errors.py`.
+
+    A :class:`LiftError` is shown in its four parts; a fault of our own goes to a file, and the
+    screen says which. No traceback ever reaches the screen.
+    """
+    sys.exit(_guarded(lambda: app(prog_name=program, standalone_mode=False), program))
+
+
+def _guarded(command: Callable[[], object], program: str) -> int:
+    try:
+        outcome = command()
+    except LiftError as error:
+        _say(error.render(program))
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.Abort:
+        _say(f"{program}: stopped; run the same command again to go on")
+        return 130
+    except click.ClickException as error:
+        usage = error.format_message()
+        _say(f"{program}: {usage} [config, exit 2]\n  See `{program} --help`.")
+        return EXIT_CODES["config"].number
+    except KeyboardInterrupt:
+        _say(f"{program}: stopped; run the same command again to go on")
+        return 130
+    except Exception:  # noqa: BLE001 RUF100  # the last line of defence of a command
+        logging.getLogger("lift").exception("event=bug")
+        with tempfile.NamedTemporaryFile(
+            "w", prefix=f"{program}-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            traceback.print_exc(file=log)
+        _say(
+            f"{program}: a fault of this software [bug, exit {EXIT_CODES['bug'].number}]\n"
+            f"  The details are in '{Path(log.name)}'; please report them."
+        )
+        return EXIT_CODES["bug"].number
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

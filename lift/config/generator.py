@@ -1,0 +1,184 @@
+"""Settings of the frozen generator: its network, its bundle's card, its pre-training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lift.config.base import Settings
+from lift.config.cohort import CohortData
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
+
+ChannelCount = Annotated[int, Field(ge=1, le=2048)]
+
+
+class _SliceNetworkConfig(Settings):
+    n_source: int = Field(ge=1, le=8)
+    """Source channels at one slice."""
+    context_slices: int = Field(default=0, ge=0, le=4)
+    """Neighbouring source slices on either side that are input too (2.5D); 0 is plain 2D."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: all sources of all 2 * context_slices + 1 slices."""
+        return self.n_source * (2 * self.context_slices + 1)
+
+
+class UNetConfig(_SliceNetworkConfig):
+    """Our residual 2D U-Net with taps; every mixer can work on it."""
+
+    name: Literal["unet"] = "unet"
+    width: int = Field(default=12, ge=4, le=256, multiple_of=2)
+    """Channels at full resolution."""
+    multipliers: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(
+        default=(1, 2, 4, 4), min_length=2, max_length=6
+    )
+    """Channels of each level, in units of `width`; each level halves the resolution."""
+
+    @model_validator(mode="after")
+    def _first_level_is_width(self) -> Self:
+        if self.multipliers[0] != 1:
+            raise ValueError("multipliers must start with 1: the first level has `width` channels")
+        return self
+
+
+class MonaiBasicUNetConfig(_SliceNetworkConfig):
+    """MONAI's BasicUNet with instance norm; exposes no taps."""
+
+    name: Literal["monai_basic_unet"] = "monai_basic_unet"
+    features: tuple[
+        ChannelCount, ChannelCount, ChannelCount, ChannelCount, ChannelCount, ChannelCount
+    ] = (32, 32, 64, 128, 256, 32)
+    """Channels of the five encoder levels and of the last decoder level."""
+
+
+class MonaiUNetConfig(_SliceNetworkConfig):
+    """MONAI's UNet with instance norm and stride 2 between levels; exposes no taps."""
+
+    name: Literal["monai_unet"] = "monai_unet"
+    channels: tuple[ChannelCount, ...] = Field(
+        default=(32, 64, 128, 256), min_length=2, max_length=6
+    )
+    """Channels of each level."""
+    residual_units: int = Field(default=2, ge=0, le=8)
+    """Residual units of each level; 0 gives plain convolutions."""
+
+
+class MonaiSegResNetConfig(_SliceNetworkConfig):
+    """MONAI's SegResNet with group norm of 8 groups; exposes no taps."""
+
+    name: Literal["monai_segresnet"] = "monai_segresnet"
+    width: int = Field(default=16, ge=16, le=256, multiple_of=8)
+    """Channels at full resolution; they double at each level."""
+    blocks: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
+        default=(1, 2, 2, 4), min_length=2, max_length=6
+    )
+    """Residual blocks of each encoder level."""
+
+
+# MONAI's nets with batch norm (AttentionUnet, FlexibleUNet) are left out on purpose: a slice's
+# result must not depend on its batch, neither in pre-training nor afterwards.
+NetworkConfig = Annotated[
+    UNetConfig | MonaiBasicUNetConfig | MonaiUNetConfig | MonaiSegResNetConfig,
+    Field(discriminator="name"),
+]
+
+
+class TapShape(Settings):
+    """Channels and in-plane stride of one tap."""
+
+    channels: int = Field(ge=1)
+    stride: int = Field(ge=1)
+
+
+class GeneratorCard(Settings):
+    """The content of a bundle's `generator.json`: what the weights are and where they are from."""
+
+    format_version: Literal[1] = 1
+    network: NetworkConfig
+    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    """Source channels in the order in which the network takes them."""
+    target: Name
+    """The channel that the network predicts."""
+    taps: dict[Name, TapShape]
+    """Tap name -> channels and stride; empty for a network that exposes none."""
+    normalisation: dict[Name, NormalisationRule]
+    """The rule of every source and of the target, as in pre-training."""
+    training_data: str = Field(min_length=1)
+    """Statement: which data the weights were trained on."""
+    licence: str = Field(min_length=1)
+    """Licence of the weights."""
+    fingerprint: Digest
+    """SHA-256 of the architecture, the parameters and the buffers."""
+    made_with: str = Field(min_length=1)
+    """Version of this package that wrote the bundle."""
+    trained_steps: int = Field(ge=0)
+    """Optimiser steps of our pre-training; 0 for imported weights."""
+    validation_psnr_db: float | None = None
+    """Mean over validation patients of the PSNR inside the mask; null when there were none."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.source) != self.network.n_source:
+            raise ValueError(
+                f"{len(self.source)} source channels are named, "
+                f"but the network takes {self.network.n_source}"
+            )
+        if set(self.normalisation) != {*self.source, self.target}:
+            raise ValueError("normalisation must name every source, the target and nothing else")
+        return self
+
+
+class GeneratorDescription(Settings):
+    """What a bundle says of itself: also the settings of `lift pretrain --import`."""
+
+    network: NetworkConfig
+    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    """Source channels in the order in which the network takes them."""
+    target: Name
+    """The channel that the network predicts."""
+    preprocessing: PreprocessingPlan = PreprocessingPlan()
+    """From files to slices, as a plan that uses the bundle will have it."""
+    training_data: str = Field(min_length=1)
+    """Statement: which data the weights were trained on."""
+    licence: str = Field(min_length=1)
+    """Licence of the weights."""
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        if len(self.source) != self.network.n_source:
+            raise ValueError(
+                f"{len(self.source)} source channels are named, "
+                f"but network.n_source is {self.network.n_source}"
+            )
+        if len({*self.source, self.target}) != len(self.source) + 1:
+            raise ValueError("source and target channels must be distinct")
+        return self
+
+
+PretrainCohort = Annotated[CohortData | PhantomCohortConfig, Field(discriminator="layout")]
+
+
+class PretrainConfig(GeneratorDescription):
+    """Settings of `lift pretrain`: a bundle's description, and how its weights are made."""
+
+    cohorts: tuple[PretrainCohort, ...] = Field(min_length=1)
+    """Public data; a phantom cohort is written first."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_slices: int = Field(default=16, ge=1, le=1024)
+    """Slices of a step, each of a random patient."""
+    window: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (128, 128)
+    """Most rows and columns that are cut from a slice. Group norm sees the whole picture, so
+    windows much smaller than a slice teach the network another statistic than it will meet."""
+    learning_rate: Positive = 2e-3
+    loss: Literal["l1", "l2"] = "l1"
+    validation_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the subjects that are kept for the validation PSNR of the card."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int = Field(default=2, ge=1, le=256)
+    """CPU threads: part of what makes two trainings bit-identical."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Steps between checkpoints; a training that is started again goes on from the last one."""

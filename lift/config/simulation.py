@@ -1,0 +1,93 @@
+"""Settings of `lift-simulate`: sites, generator, plan, and what to compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lift.config.base import Settings
+from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import Name, Plan
+from lift.config.site import CacheSettings
+
+Comparison = Literal["z_filter_local", "control_2d", "local_only", "centralised", "cross_site"]
+
+
+class SimulatedSite(Settings):
+    """One site of the simulation."""
+
+    name: Name
+    description: str = ""
+    """One line for the report: scanner, patients."""
+    data: Annotated[
+        BratsData | SynthradData | TableData | PhantomCohortConfig, Field(discriminator="layout")
+    ]
+
+
+class GeneratorChoice(Settings):
+    """Which frozen generator: one that ships with the package, or a bundle's folder."""
+
+    builtin: str | None = None
+    bundle: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.builtin is None) == (self.bundle is None):
+            raise ValueError("give exactly one of builtin and bundle")
+        return self
+
+
+class CleanPhantom(Settings):
+    """A second phantom without slice corruption, reported beside the first."""
+
+    patients: int = Field(ge=3)
+    """Patients at each site."""
+    rounds: int = Field(ge=1)
+    """Training rounds on it."""
+
+
+class SimulationConfig(Settings):
+    """A whole federation in one process."""
+
+    name: Name
+    data_statement: str
+    """What the volumes are, in one sentence; it heads the report."""
+    generator: GeneratorChoice
+    sites: tuple[SimulatedSite, ...] = Field(min_length=1)
+    plan: Plan
+    compare: tuple[Comparison, ...] = (
+        "z_filter_local",
+        "control_2d",
+        "local_only",
+        "centralised",
+        "cross_site",
+    )
+    """Rows beside no_mixer, z_median, z_filter and federated, which are always there."""
+    leave_one_out: bool = False
+    """Every patient is held out once, in a federation of its own."""
+    clean_phantom: CleanPhantom | None = None
+    cache: CacheSettings = CacheSettings()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    synthesis_patients: int = Field(default=2, ge=0)
+    """Held-out patients by site whose volumes are written; every one with leave_one_out."""
+    budget_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds that each stage may take, shown beside what it took; never enforced."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError("site names must be distinct")
+        if self.clean_phantom is not None and not self.phantom:
+            raise ValueError("clean_phantom needs phantom sites only")
+        if self.leave_one_out and self.plan.split.held_out:
+            raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
+        return self
+
+    @property
+    def phantom(self) -> bool:
+        """Whether every site is a phantom."""
+        return all(isinstance(site.data, PhantomCohortConfig) for site in self.sites)

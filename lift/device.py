@@ -1,0 +1,56 @@
+"""Where torch computes: device, precision, threads."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lift.errors import ConfigError
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to compute on; `auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: `cuda` was asked for and torch sees no GPU.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError(
+            "cannot compute on the GPU",
+            where="device",
+            seen="device is 'cuda', but torch sees no CUDA device",
+            remedy="Check the driver and the container's GPU access, or set device: cpu.",
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def inference_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Half precision (float16, as the feature cache stores taps) on a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.float16)
+    return nullcontext()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; towards a GPU through pinned memory, without waiting."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def fix_threads(threads: int) -> None:
+    """Fix this process's CPU threads and choose deterministic kernels.
+
+    On one kind of CPU, the same computation then gives the same bits. Where a GPU is present,
+    an operation that has no deterministic kernel warns instead of stopping the run: bits are
+    promised for CPUs only.
+    """
+    # cuBLAS reads this when it starts; without it, deterministic matrix products are refused
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())

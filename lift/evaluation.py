@@ -1,0 +1,66 @@
+"""One patient's features through each method, and the numbers that guard and tables need."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.features import Features
+from lift.metrics.synthrad import ValueRange, psnr_db
+from lift.mixer.base import Mixer
+from lift.mixer.z_filter import NormalEquations, apply_z_filter, normal_equations, z_median
+from lift.synthesis import CachedStream, mix
+
+Floats = NDArray[np.float32]
+
+
+def patient_equations(features: Features, prediction: Floats | None = None) -> NormalEquations:
+    """One patient's normal equations of the z-filter on a prediction (default: no mixer's)."""
+    return normal_equations(
+        _tensor(features.pred if prediction is None else prediction),
+        _tensor(_target(features)),
+        _mask(features),
+    )
+
+
+def mixed(mixer: Mixer, features: Features, device: torch.device) -> Floats:
+    """The mixer's volume, (z, 1, h, w)."""
+    return mix(mixer, CachedStream(features, mixer), device)
+
+
+def filtered(features: Features, taps: Tensor, prediction: Floats | None = None) -> Floats:
+    """The z-filter on a prediction (default: no mixer's), (z, 1, h, w)."""
+    pred = _tensor(features.pred if prediction is None else prediction)
+    return apply_z_filter(pred, _mask(features), taps).numpy()
+
+
+def median_filtered(features: Features) -> Floats:
+    """The median of three slices, (z, 1, h, w)."""
+    return z_median(_tensor(features.pred), _mask(features)).numpy()
+
+
+def patient_psnr_db(features: Features, prediction: NDArray[np.float32]) -> float:
+    """PSNR inside the mask, in the normalised range."""
+    return psnr_db(
+        np.asarray(prediction)[:, 0],
+        np.asarray(_target(features))[:, 0],
+        np.asarray(features.mask)[:, 0] > 0,
+        ValueRange(0.0, 1.0),
+    )
+
+
+def _target(features: Features) -> Floats:
+    if features.target is None:
+        raise ValueError("this needs a patient with a target")
+    return features.target
+
+
+def _tensor(array: Floats) -> Tensor:
+    # a copy: torch must never hold a read-only memory map
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def _mask(features: Features) -> Tensor:
+    return torch.from_numpy(np.array(features.mask, dtype=np.float32))

@@ -1,0 +1,280 @@
+"""The frozen generator's features of one patient: computed once, kept on the site's disk.
+
+Training never runs the 2D network again. Taps pass through float16 whether they come from
+the disk or were just computed, so a cache hit and a miss give the same bits; source and
+prediction stay float32.
+
+An entry is a folder of `.npy` files, written beside its final place and renamed: a crash
+leaves no half entry, and of two processes that compute the same entry one wins and both
+read it. Entries are memory-mapped, so training touches only the windows it draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.device import inference_autocast, to_device
+from lift.errors import DataError
+from lift.files import write_json
+from lift.generator.base import SliceGenerator
+from lift.generator.networks import neighbour_channels
+from lift.preprocessing import Prepared
+
+logger = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+
+GENERATOR_SLICES: Final = 4
+"""Slices per forward pass, always cut at the same places: equal results by construction."""
+_CARD: Final = "entry.json"
+_LAYOUT: Final = 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """One patient's slices as a mixer needs them; arrays may be memory maps.
+
+    Attributes:
+        source: (z, n_source, h, w), float32.
+        pred: the frozen generator's prediction, (z, 1, h, w), float32.
+        target: (z, 1, h, w), float32, or None when there is none.
+        mask: 0 or 1, (z, 1, h, w), uint8.
+        taps: tap name -> (z, c, h / stride, w / stride), float16.
+        pooled: tap name -> in-plane means, (z, c), float32.
+        slice_spacing_mm: through-plane spacing.
+    """
+
+    source: Floats
+    pred: Floats
+    target: Floats | None
+    mask: NDArray[np.uint8]
+    taps: Mapping[str, NDArray[np.float16]]
+    pooled: Mapping[str, Floats]
+    slice_spacing_mm: float
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return int(self.pred.shape[0])
+
+
+@dataclass(frozen=True)
+class SliceBlock:
+    """What the frozen generator gives for some consecutive slices."""
+
+    pred: Tensor
+    taps: dict[str, Tensor]
+
+
+def generate_blocks(
+    generator: SliceGenerator,
+    source: Floats,
+    tap_names: tuple[str, ...],
+    device: torch.device,
+    *,
+    first: int = 0,
+) -> Iterator[tuple[int, SliceBlock]]:
+    """Blocks of at most `GENERATOR_SLICES` slices from `first` (a multiple of it) to the end.
+
+    Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16),
+    on the CPU.
+    """
+    depth = source.shape[0]
+    reach = generator.context_slices
+    for start in range(first, depth, GENERATOR_SLICES):
+        stop = min(start + GENERATOR_SLICES, depth)
+        indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
+        rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
+        x = neighbour_channels(rows, reach)[reach : reach + stop - start]
+        with torch.no_grad(), inference_autocast(device):
+            pred, taps = generator.predict(to_device(x, device), tap_names)
+        yield (
+            start,
+            SliceBlock(
+                pred.float().cpu(),
+                {name: tap.to(torch.float16).cpu() for name, tap in taps.items()},
+            ),
+        )
+
+
+def compute_features(
+    prepared: Prepared,
+    generator: SliceGenerator,
+    tap_names: tuple[str, ...],
+    pooled_names: tuple[str, ...],
+    device: torch.device,
+) -> Features:
+    """All features of one patient, in memory."""
+    wanted = tuple(sorted({*tap_names, *pooled_names}))
+    preds: list[Tensor] = []
+    taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
+    pooled: dict[str, list[Tensor]] = {name: [] for name in pooled_names}
+    for _, block in generate_blocks(generator, prepared.source, wanted, device):
+        preds.append(block.pred)
+        for name in tap_names:
+            taps[name].append(block.taps[name])
+        for name in pooled_names:
+            pooled[name].append(block.taps[name].float().mean((2, 3)))
+    return Features(
+        source=prepared.source,
+        pred=torch.cat(preds).numpy(),
+        target=prepared.target,
+        mask=prepared.mask.astype(np.uint8),
+        taps={name: torch.cat(parts).numpy() for name, parts in taps.items()},
+        pooled={name: torch.cat(parts).numpy() for name, parts in pooled.items()},
+        slice_spacing_mm=prepared.spacing_mm[0],
+    )
+
+
+def feature_key(
+    volume_digests: tuple[str, ...],
+    generator_fingerprint: str,
+    preprocessing_digest: str,
+    tap_names: tuple[str, ...],
+    pooled_names: tuple[str, ...],
+) -> str:
+    """The name of a cache entry: SHA-256 of everything that its content depends on."""
+    parts = [
+        _LAYOUT,
+        GENERATOR_SLICES,
+        volume_digests,
+        generator_fingerprint,
+        preprocessing_digest,
+        sorted(tap_names),
+        sorted(pooled_names),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class FeatureCache:
+    """Entries on disk under one folder, at most `largest_gb` in all.
+
+    When the cap would be passed, the entries that were used longest ago go first; entries
+    that this run uses are never removed. Several processes may share the folder.
+    """
+
+    def __init__(self, folder: Path, *, largest_gb: float) -> None:
+        self._folder = folder
+        self._largest_bytes = int(largest_gb * 1e9)
+        self._in_use: set[str] = set()
+
+    def read(self, key: str) -> Features | None:
+        """The entry as memory maps, or None when it is absent or damaged (then it is removed)."""
+        entry = self._folder / key
+        if not (entry / _CARD).is_file():
+            return None
+        try:
+            features = _read_entry(entry)
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("event=cache_entry_damaged entry=%s", key[:12])
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        self._in_use.add(key)
+        # the time of last use decides what is removed first
+        os.utime(entry / _CARD, (time.time(), time.time()))
+        return features
+
+    def write(self, key: str, features: Features) -> Features:
+        """Store one entry and return it as it will be read from now on.
+
+        Raises:
+            DataError: this run alone needs more than the cap.
+        """
+        arrays = _arrays(features)
+        self._make_room(sum(array.nbytes for array in arrays.values()))
+        temporary = self._folder / f".{key[:16]}.{secrets.token_hex(4)}.part"
+        temporary.mkdir(parents=True)
+        try:
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            shapes = {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()}
+            card = {"arrays": shapes, "slice_spacing_mm": features.slice_spacing_mm}
+            write_json(temporary / _CARD, card)
+            try:
+                temporary.rename(self._folder / key)
+            except OSError:
+                if not (self._folder / key / _CARD).is_file():
+                    raise
+                # another process was first: its entry holds the same bytes
+        except OSError as error:
+            raise DataError(
+                "cannot write to the feature cache",
+                where="cache.folder",
+                seen=error.strerror or type(error).__name__,
+                remedy="Free disk space or name another cache.folder, then run again: "
+                "finished entries are kept.",
+            ) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        stored = self.read(key)
+        if stored is None:  # pragma: no cover  # removed by another process at this very moment
+            return features
+        return stored
+
+    def _make_room(self, needed: int) -> None:
+        entries = []
+        for card in self._folder.glob(f"*/{_CARD}"):
+            if not card.parent.name.startswith("."):
+                size = sum(part.stat().st_size for part in card.parent.iterdir())
+                entries.append((card.stat().st_mtime, card.parent, size))
+        total = sum(size for *_, size in entries) + needed
+        for _, entry, size in sorted(entries):
+            if total <= self._largest_bytes:
+                return
+            if entry.name not in self._in_use:
+                shutil.rmtree(entry, ignore_errors=True)
+                total -= size
+        if total > self._largest_bytes:
+            raise DataError(
+                "the feature cache is too small for this run",
+                where="cache.largest_gb",
+                seen=f"{total / 1e9:.2f} GB are needed so far; {self._largest_bytes / 1e9:.2f} GB "
+                "are allowed",
+                remedy="Raise cache.largest_gb or train with fewer patients; nothing is lost.",
+            )
+
+
+def _arrays(features: Features) -> dict[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[np.generic]] = {
+        "source": features.source,
+        "pred": features.pred,
+        "mask": features.mask,
+    }
+    if features.target is not None:
+        arrays["target"] = features.target
+    arrays |= {f"tap-{name}": tap for name, tap in features.taps.items()}
+    arrays |= {f"pooled-{name}": vectors for name, vectors in features.pooled.items()}
+    return arrays
+
+
+def _read_entry(entry: Path) -> Features:
+    card = json.loads((entry / _CARD).read_text(encoding="utf-8"))
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, (dtype, shape) in card["arrays"].items():
+        array = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if str(array.dtype) != dtype or list(array.shape) != shape:
+            raise ValueError(name)
+        arrays[name] = array
+    return Features(
+        source=arrays["source"],
+        pred=arrays["pred"],
+        target=arrays.get("target"),
+        mask=arrays["mask"],
+        taps={n.removeprefix("tap-"): a for n, a in arrays.items() if n.startswith("tap-")},
+        pooled={n.removeprefix("pooled-"): a for n, a in arrays.items() if n.startswith("pooled-")},
+        slice_spacing_mm=float(card["slice_spacing_mm"]),
+    )

@@ -1,0 +1,55 @@
+"""Files that are either whole or absent: atomic writes, appended lines, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_BLOCK = 1 << 20
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as indented JSON, atomically; NaN and infinity are refused (ValueError)."""
+    write_atomically(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    """Replace `path` by one JSON object a line, atomically."""
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+    write_atomically(path, "".join(lines).encode())
+
+
+def append_json_line(path: Path, record: Mapping[str, object]) -> None:
+    """Add one JSON object as a line, and wait until the disk has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        stream.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; the file is never in memory as a whole."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,115 @@
+"""A coordinator's own trained state dict, turned into a bundle.
+
+The one place that reads a `.pt` file, and only with `weights_only=True`: tensors, numbers and
+texts, nothing that could run. TorchScript archives and pickled modules are refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+from lift.config.generator import GeneratorCard, GeneratorDescription
+from lift.errors import GeneratorError
+from lift.generator.bundle import make_card, save_bundle
+from lift.generator.networks import MonaiNetwork, build_network
+
+_NOTHING_WRITTEN = "No bundle was written."
+
+
+def import_state_dict(path: Path, description: GeneratorDescription, folder: Path) -> GeneratorCard:
+    """Write the bundle of a trained state dict to `folder`, and return its card.
+
+    The file holds name -> tensor, or that under the key `state_dict`. A leading `module.`
+    (left by data-parallel training) is dropped; floating-point weights become float32. Names
+    are those of the network itself: MONAI's own for one of MONAI's networks.
+
+    Raises:
+        GeneratorError: the file is missing, damaged, executable (TorchScript, a pickled
+            module), or its tensors are not those of `description.network`.
+    """
+    tensors = _read_tensors(path)
+    network = build_network(description.network, seed=0)
+    prefix = "body." if isinstance(network, MonaiNetwork) else ""
+    needed = network.state_dict()
+    given = {prefix + name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    _check_shapes(path, given, needed, prefix)
+    network.load_state_dict({name: tensor.to(needed[name].dtype) for name, tensor in given.items()})
+    card = make_card(network, description, trained_steps=0)
+    save_bundle(folder, network, card)
+    return card
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if _is_torchscript(path):
+            raise _executable(path, "the file is a TorchScript archive, which holds code")
+        with warnings.catch_warnings():
+            # torch warns of newer pickle protocols; a file it cannot read raises all the same
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _refused(path, error.strerror or "the file cannot be read") from None
+    except pickle.UnpicklingError:
+        raise _executable(
+            path, "the file holds pickled objects other than tensors, which may run code"
+        ) from None
+    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        raise _refused(path, "the file is damaged, or was not written by torch.save") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise _refused(path, f"the file holds a {type(content).__name__}, not name -> tensor")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise _refused(path, f"entry '{name}' is a {type(value).__name__}, not a tensor")
+    return dict(content)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+    return any("code" in name.parts or name.name == "constants.pkl" for name in names)
+
+
+def _check_shapes(
+    path: Path, given: Mapping[str, Tensor], needed: Mapping[str, Tensor], prefix: str
+) -> None:
+    for name in sorted({*given, *needed}):
+        shown = name.removeprefix(prefix)
+        if name not in given:
+            raise _refused(path, f"tensor {shown} is missing")
+        if name not in needed:
+            raise _refused(path, f"tensor {shown} is not part of the named network")
+        if given[name].shape != needed[name].shape:
+            raise _refused(
+                path,
+                f"tensor {shown} is {list(given[name].shape)}; "
+                f"the named network needs {list(needed[name].shape)}",
+            )
+
+
+def _executable(path: Path, seen: str) -> GeneratorError:
+    return GeneratorError(
+        "refused to import an executable file",
+        where=str(path),
+        seen=f"{seen}; needed is a state dict: name -> tensor",
+        remedy=f"Save it anew with torch.save(model.state_dict(), ...). {_NOTHING_WRITTEN}",
+    )
+
+
+def _refused(path: Path, seen: str) -> GeneratorError:
+    return GeneratorError(
+        "cannot import the state dict",
+        where=str(path),
+        seen=seen,
+        remedy=f"Check the file and the network's settings. {_NOTHING_WRITTEN}",
+    )

@@ -1,0 +1,329 @@
+"""A generator bundle from public slices: reading, training, validation, resuming.
+
+On one kind of CPU with a fixed number of threads, the same settings and data give the
+bit-identical bundle, whether or not the training was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.cohort.layouts import Patient, list_patients
+from lift.cohort.phantom.write import write_phantom_cohort
+from lift.config.cohort import BratsData, CohortData, SynthradData
+from lift.config.generator import GeneratorCard, PretrainConfig
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import NoPrivacy, Plan, TaskPlan
+from lift.device import fix_threads, to_device
+from lift.errors import DataError, GeneratorError, LiftError
+from lift.files import write_atomically
+from lift.generator.bundle import make_card, save_bundle
+from lift.generator.networks import SliceNetwork, build_network, neighbour_channels
+from lift.generator.training_slices import TrainingPatient, draw_batch, split_by_subject
+from lift.preprocessing import prepare
+from lift.randomness import derive_seed
+
+logger = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+Report = Callable[[int, int, float], None]
+
+CHECKPOINT_FILE: Final = "pretraining.safetensors"
+GRADIENT_WEIGHT: Final = 0.2
+"""Weight of the loss of in-plane differences beside the pixel loss."""
+_WEIGHT_DECAY: Final = 1e-4
+_GRADIENT_CLIP: Final = 1.0
+_WARMUP_SHARE: Final = 0.03
+_VALIDATION_SLICES: Final = 8
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained network, and its mean validation PSNR (None without validation patients)."""
+
+    network: SliceNetwork
+    validation_psnr_db: float | None
+
+
+def pretrain(
+    config: PretrainConfig,
+    folder: Path,
+    *,
+    work: Path,
+    device: torch.device,
+    report: Report | None = None,
+) -> GeneratorCard:
+    """Train on the cohorts, write the bundle to `folder` and return its card.
+
+    Fixes this process's threads and chooses deterministic kernels. To resume, call it again
+    with the same `work`: phantoms that are written are kept, and training goes on from the
+    last checkpoint.
+
+    Args:
+        config: what to train on what.
+        folder: becomes the bundle.
+        work: for phantom cohorts and the checkpoint; may be deleted afterwards.
+        device: where to train.
+        report: called after each step with steps done, steps in all, and the step's loss.
+
+    Raises:
+        DataError: a cohort gives no usable patient, or one is bad and `on_bad_file` is `stop`.
+        GeneratorError: the training diverged.
+    """
+    fix_threads(config.threads)
+    patients = read_patients(config, work)
+    trained = train_on_arrays(config, patients, work=work, device=device, report=report)
+    network = trained.network.cpu()
+    card = make_card(
+        network,
+        config,
+        trained_steps=config.steps,
+        validation_psnr_db=trained.validation_psnr_db,
+    )
+    save_bundle(folder, network, card)
+    return card
+
+
+def read_patients(config: PretrainConfig, work: Path) -> list[TrainingPatient]:
+    """All usable patients of all cohorts; phantom cohorts are written under `work` first.
+
+    Raises:
+        DataError: a cohort has no usable patient, or a bad one and `on_bad_file: stop`.
+    """
+    plan = Plan(
+        task=TaskPlan(source=config.source, target=config.target),
+        preprocessing=config.preprocessing,
+        privacy=NoPrivacy(mode="none"),
+    )
+    found: list[TrainingPatient] = []
+    for index, cohort in enumerate(config.cohorts):
+        data = _written_phantoms(cohort, work, config.threads)
+        usable = _read_cohort(data, plan, prefix=f"{index}/")
+        if not usable:
+            raise DataError(
+                "cannot pre-train: a cohort has no usable patient",
+                where=f"cohorts.{index}",
+                seen=f"needed: the channels {', '.join((*config.source, config.target))} on one "
+                "grid; the log names each patient that was refused",
+                remedy="Correct the folder or take the cohort out; nothing was trained.",
+            )
+        logger.info("event=cohort_read cohort=%d patients=%d", index, len(usable))
+        found += usable
+    return found
+
+
+def train_on_arrays(
+    config: PretrainConfig,
+    patients: Sequence[TrainingPatient],
+    *,
+    work: Path,
+    device: torch.device,
+    report: Report | None = None,
+) -> Pretrained:
+    """Train `config.steps` steps on these patients, from the checkpoint in `work` if it fits.
+
+    AdamW with a short warm-up and a cosine to zero. Each step draws its slices from its own
+    seed, so a resumed training takes the same steps as one that was never interrupted. A
+    checkpoint of other settings or data is left unused (and later replaced), with a warning.
+
+    Raises:
+        GeneratorError: the loss or a gradient became infinite or NaN.
+    """
+    training, validation = split_by_subject(patients, config.validation_share, config.seed)
+    network = build_network(config.network, seed=derive_seed(config.seed, "weights")).to(device)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY
+    )
+    checkpoint = work / CHECKPOINT_FILE
+    run = _run_digest(config, patients)
+    first = _resume(checkpoint, run, network, optimiser)
+    network.train()
+    for step in range(first, config.steps):
+        rng = np.random.default_rng(derive_seed(config.seed, "step", step))
+        batch = [to_device(tensor, device) for tensor in draw_batch(config, training, rng)]
+        optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, config.steps)
+        loss = masked_loss(network(batch[0]), batch[1], batch[2], config.loss)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
+        value = loss.item()
+        _check_finite(value, norm.item(), step)
+        optimiser.step()
+        done = step + 1
+        if done % config.checkpoint_steps == 0 or done == config.steps:
+            _write_checkpoint(checkpoint, run, done, network, optimiser)
+            logger.info("event=pretraining step=%d loss=%.5f", done, value)
+        if report is not None:
+            report(done, config.steps, value)
+    network.eval()
+    psnr = [validation_psnr_db(network, patient, config, device) for patient in validation]
+    return Pretrained(network, float(np.mean(psnr)) if psnr else None)
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Factor on the learning rate at `step` (from 0): linear warm-up, then a cosine towards 0."""
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """Pixel loss plus `GRADIENT_WEIGHT` times that of in-plane differences, inside the mask.
+
+    Args:
+        pred: (n, 1, h, w).
+        target: (n, 1, h, w).
+        mask: 0 or 1, (n, 1, h, w); a difference counts where both its pixels are inside.
+        kind: `l1` or `l2`.
+    """
+    error = pred - target
+    rows = _masked_mean(error.diff(dim=-2), mask[..., 1:, :] * mask[..., :-1, :], kind)
+    columns = _masked_mean(error.diff(dim=-1), mask[..., 1:] * mask[..., :-1], kind)
+    return _masked_mean(error, mask, kind) + GRADIENT_WEIGHT * (rows + columns)
+
+
+def validation_psnr_db(
+    network: SliceNetwork, patient: TrainingPatient, config: PretrainConfig, device: torch.device
+) -> float:
+    """PSNR of one whole volume inside its mask, for the data range 1, in dB."""
+    source = torch.from_numpy(patient.source.astype(np.float32))
+    inputs = neighbour_channels(source, config.network.context_slices)
+    with torch.no_grad():
+        pred = torch.cat(
+            [
+                network(to_device(part, device)).cpu()
+                for part in torch.split(inputs, _VALIDATION_SLICES)
+            ]
+        ).numpy()
+    error = (pred.astype(np.float64) - patient.target)[patient.mask]
+    # an error below float32's resolution is no better than that
+    return -10 * math.log10(max(float(np.mean(error**2)), 1e-14))
+
+
+def _written_phantoms(
+    cohort: CohortData | PhantomCohortConfig, work: Path, workers: int
+) -> CohortData:
+    if not isinstance(cohort, PhantomCohortConfig):
+        return cohort
+    root = work / f"phantom-{cohort.digest()[:12]}"
+    write_phantom_cohort(cohort, root, workers=workers)
+    if "ct" in cohort.channels:
+        return SynthradData(layout="synthrad", root=root)
+    return BratsData(layout="brats", root=root)
+
+
+def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingPatient]:
+    channels = (*plan.task.source, plan.task.target)
+    needs_mask = plan.preprocessing.mask == "file"
+    patients, refusals = list_patients(data, channels, needs_mask=needs_mask)
+    for refusal in refusals:
+        _log_refusal(refusal.patient, refusal.reason)
+    usable = []
+    for patient in patients:
+        try:
+            usable.append(_read_patient(patient, plan, data.root, prefix))
+        except DataError as error:
+            if data.on_bad_file == "stop":
+                raise
+            _log_refusal(patient.id, error)
+    return usable
+
+
+def _read_patient(patient: Patient, plan: Plan, root: Path, prefix: str) -> TrainingPatient:
+    prepared = prepare(patient, plan, root=root, with_target=True)
+    return TrainingPatient(
+        subject=prefix + patient.subject,
+        source=prepared.source.astype(np.float16),
+        target=cast("Floats", prepared.target).astype(np.float16),
+        mask=prepared.mask > 0,
+    )
+
+
+def _log_refusal(patient: str, reason: LiftError) -> None:
+    logger.warning("event=patient_refused patient=%s reason=%s", patient, reason)
+
+
+def _masked_mean(error: Tensor, mask: Tensor, kind: str) -> Tensor:
+    size = error.abs() if kind == "l1" else error.square()
+    return (size * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+        raise GeneratorError(
+            "pre-training diverged",
+            where="learning_rate",
+            seen=f"step {step + 1}: loss {loss}, gradient norm {gradient_norm}",
+            remedy="Lower learning_rate and start again; no bundle was written.",
+        )
+
+
+def _run_digest(config: PretrainConfig, patients: Sequence[TrainingPatient]) -> str:
+    """SHA-256 of everything that decides the weights; the statements of the card do not."""
+    deciding = config.model_dump(
+        mode="json", exclude={"cohorts", "training_data", "licence", "checkpoint_steps"}
+    )
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    for patient in patients:
+        digest.update(f"{patient.subject} {patient.source.shape}\n".encode())
+        for array in (patient.source, patient.target, patient.mask):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write_checkpoint(
+    path: Path, run: str, done: int, network: SliceNetwork, optimiser: torch.optim.AdamW
+) -> None:
+    """One file, so that weights, optimiser and step count can never disagree."""
+    tensors = {f"weights/{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = optimiser.state[parameter][moment]
+    content = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"run": run, "step": str(done)},
+    )
+    write_atomically(path, content)
+
+
+def _resume(path: Path, run: str, network: SliceNetwork, optimiser: torch.optim.AdamW) -> int:
+    """Steps done: 0 for a new training, else weights and optimiser are the checkpoint's."""
+    if not path.is_file():
+        return 0
+    try:
+        with safetensors.safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("run") != run:
+                logger.warning("event=checkpoint_unused reason=other_settings_or_data")
+                return 0
+            tensors: Mapping[str, Tensor] = {
+                name: stored.get_tensor(name)
+                for name in stored.keys()  # noqa: SIM118
+            }
+            done = int(metadata["step"])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError):
+        logger.warning("event=checkpoint_unused reason=damaged")
+        return 0
+    network.load_state_dict({name: tensors[f"weights/{name}"] for name in network.state_dict()})
+    for name, parameter in network.named_parameters():
+        optimiser.state[parameter] = {
+            "step": torch.tensor(float(done)),
+            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+        }
+    logger.info("event=pretraining_resumed step=%d", done)
+    return done

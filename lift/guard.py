@@ -1,0 +1,107 @@
+"""The guard: did the mixer help at a site, and is a new volume like those it helped on?
+
+A mixer learns a slice profile; on another one it can harm (method section 9: it lost 0.4 dB
+on another scanner). So each site judges the finished mixer on its own validation patients,
+and `lift translate` compares a volume's spacing and profile with those of the sites helped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Verdict = Literal["helped", "harmed", "undecided"]
+_BAND: Final = 0.25
+_FEWEST_SLICES: Final = 8
+_SPACING_TOLERANCE: Final = 0.25
+_SHARE_TOLERANCE: Final = 0.5
+
+
+@dataclass(frozen=True)
+class SiteProfile:
+    """What one site's verdict was based on, as far as it travels with the mixer.
+
+    Attributes:
+        verdict: helped, harmed or undecided, against no mixer.
+        lowest_slice_spacing_mm: smallest through-plane spacing of the site's volumes.
+        highest_slice_spacing_mm: largest one.
+        lowest_hf_share: smallest :func:`hf_share` of its validation sources, or None.
+        highest_hf_share: largest one, or None.
+    """
+
+    verdict: Verdict
+    lowest_slice_spacing_mm: float
+    highest_slice_spacing_mm: float
+    lowest_hf_share: float | None
+    highest_hf_share: float | None
+
+
+def hf_share(source: NDArray[np.float32], mask: NDArray[np.generic]) -> float | None:
+    """Share of the through-plane power above 0.25 cycles per slice, averaged over channels.
+
+    Thick slices resampled to a fine grid have nearly none; jumping slice gains have much.
+
+    Args:
+        source: (z, c, h, w).
+        mask: (z, 1, h, w), non-zero inside.
+
+    Returns:
+        A number in [0, 1], or None with fewer than 8 slices or without a constant-free column.
+    """
+    depth = source.shape[0]
+    inside = np.asarray(mask)[:, 0] > 0
+    columns = inside.mean(0) > 0.6
+    if depth < _FEWEST_SLICES or not columns.any():
+        return None
+    window = np.hanning(depth)[:, None]
+    high = np.fft.rfftfreq(depth) > _BAND
+    shares = []
+    for channel in range(source.shape[1]):
+        values = np.asarray(source[:, channel])[:, columns].astype(np.float64)
+        power = np.abs(np.fft.rfft((values - values.mean(0)) * window, axis=0)) ** 2
+        total = power[1:].sum()
+        if total > 0:
+            shares.append(float(power[high].sum() / total))
+    return float(np.mean(shares)) if shares else None
+
+
+def concerns(
+    sites: Sequence[SiteProfile], slice_spacing_mm: float, share: float | None
+) -> str | None:
+    """Why the mixer may not help on a volume, in words; None when it is like one it helped on.
+
+    Alike: spacing within 25% of the site's range, and high-frequency share within a factor of
+    1.5 of its range.
+    """
+    helped = [site for site in sites if site.verdict == "helped"]
+    if not helped:
+        return "the mixer was not shown to help at any site"
+    near = [site for site in helped if _within_spacing(site, slice_spacing_mm)]
+    if not near:
+        ranges = ", ".join(
+            f"{site.lowest_slice_spacing_mm:g} to {site.highest_slice_spacing_mm:g} mm"
+            for site in helped
+        )
+        return f"its slice spacing is {slice_spacing_mm:g} mm; the mixer helped at {ranges}"
+    if share is not None and not any(_within_share(site, share) for site in near):
+        return (
+            f"its slice profile differs: {share:.3f} of its through-plane power is above "
+            "0.25 cycles per slice, unlike the volumes that the mixer helped on"
+        )
+    return None
+
+
+def _within_spacing(site: SiteProfile, slice_spacing_mm: float) -> bool:
+    low = site.lowest_slice_spacing_mm * (1 - _SPACING_TOLERANCE)
+    return low <= slice_spacing_mm <= site.highest_slice_spacing_mm * (1 + _SPACING_TOLERANCE)
+
+
+def _within_share(site: SiteProfile, share: float) -> bool:
+    if site.lowest_hf_share is None or site.highest_hf_share is None:
+        return True
+    factor = 1 + _SHARE_TOLERANCE
+    return site.lowest_hf_share / factor <= share <= site.highest_hf_share * factor

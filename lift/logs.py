@@ -1,0 +1,40 @@
+"""Log handlers: libraries only log; a command line installs what this module gives."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Write this project's log lines, and warnings of other libraries, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    ours = [logging.getLogger(name) for name in ("lift", "lift_server", "lift_client")]
+    levels = [logger.level for logger in ours]
+    root.addHandler(handler)
+    for logger in ours:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        for logger, level in zip(ours, levels, strict=True):
+            logger.setLevel(level)
+
+
+def log_to_stderr() -> None:
+    """Warnings and errors to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger("lift").addHandler(handler)

@@ -1,0 +1,324 @@
+"""From volumes to the figures of `metrics.json`: per patient, per site, pooled and compared.
+
+No patient's name is in what :func:`summarise` returns: means, intervals and counts. Over a
+single patient the mean is that patient's own figure, and `n` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypedDict, TypeVar
+
+import numpy.typing as npt
+
+from lift.metrics.brats import psnr_crop_db, ssim_crop
+from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
+from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
+from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
+from lift.randomness import derive_seed
+
+Key = TypeVar("Key", bound=Hashable)
+Protocol = Literal["mr", "ct"]
+Verdict = Literal["helped", "harmed", "undecided"]
+
+PatientMetrics = Mapping[str, float]
+"""METRIC -> figure of one patient; a figure that does not exist is left out."""
+
+Entry = dict[str, float | int | str | None]
+"""A :class:`MetricValue` or :class:`ComparisonValue` as JSON."""
+
+Methods = Mapping[str, Mapping[str, PatientMetrics]]
+"""METHOD -> patient -> figures, of one site."""
+
+UNITS: Final[Mapping[str, str]] = {
+    "psnr_db": "dB",
+    "ssim": "",
+    "mae": "normalised",
+    "dz_mae": "normalised",
+    "dz_corr": "",
+    "hf_error": "",
+    "hf_coherence": "",
+    "hf_ratio": "",
+    "slice_gain": "",
+    "tpr": "",
+    "psnr_crop_db": "dB",
+    "ssim_crop": "",
+}
+"""METRIC -> unit ("" for a pure number) under the `mr` protocol; see :func:`unit_of`."""
+
+BETTER: Final[Mapping[str, Better]] = {
+    "psnr_db": "higher",
+    "ssim": "higher",
+    "mae": "lower",
+    "dz_mae": "lower",
+    "dz_corr": "higher",
+    "hf_error": "lower",
+    "hf_coherence": "higher",
+    "hf_ratio": "nearer_one",
+    "slice_gain": "nearer_one",
+    "tpr": "nearer_one",
+    "psnr_crop_db": "higher",
+    "ssim_crop": "higher",
+}
+"""METRIC -> which of two figures wins."""
+
+COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
+    ("federated", "no_mixer"),
+    ("federated", "z_filter"),
+    ("federated", "z_filter_local"),
+    ("federated", "z_median"),
+    ("federated", "control_2d"),
+    ("federated", "control_2d_z_filter"),
+    ("federated", "local_only"),
+    ("federated", "centralised"),
+    ("z_filter", "no_mixer"),
+)
+"""(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """Mean over `n` patients with its 95% interval; no interval for a single patient."""
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class ComparisonValue:
+    """Mean paired difference, its 95% interval, and the patients (of `n`) who came out better."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    wins: int
+    unit: str
+
+
+class SiteTable(TypedDict):
+    """One site of `metrics.json`."""
+
+    patients: int
+    methods: dict[str, dict[str, Entry]]
+
+
+class Comparisons(TypedDict):
+    """`METHOD - REFERENCE` -> METRIC -> difference, over all patients and by site."""
+
+    pooled: dict[str, dict[str, Entry]]
+    sites: dict[str, dict[str, dict[str, Entry]]]
+
+
+class MetricsTable(TypedDict):
+    """The content of `metrics.json`; every number is finite."""
+
+    sites: dict[str, SiteTable]
+    pooled: dict[str, dict[str, Entry]]
+    comparisons: Comparisons
+
+
+def unit_of(metric: str, protocol: Protocol) -> str:
+    """The unit of one metric; "" for a pure number.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if metric not in UNITS:
+        raise ValueError(f"unknown metric '{metric}'")
+    unit = UNITS[metric]
+    return "HU" if protocol == "ct" and unit == "normalised" else unit
+
+
+def patient_metrics(
+    prediction: Numbers,
+    target: Numbers,
+    mask: npt.ArrayLike,
+    *,
+    range: ValueRange,  # noqa: A002  (the name that callers know)
+    spacing_mm: tuple[float, float, float],
+    protocol: Protocol,
+) -> dict[str, float]:
+    """All figures of one patient that exist, each finite; `mr` adds the two of the BraTS crop.
+
+    Left out are figures that a volume has not got: SSIM of a volume thinner than 7 voxels, band
+    figures without columns of 8 slices, a correlation with a constant (see each metric).
+
+    Args:
+        prediction: (depth, height, width), in HU (`ct`) or normalised to [0, 1] (`mr`).
+        target: the same for the real volume.
+        mask: the same; the voxels that count are above 0.
+        range: the values to which PSNR and SSIM clip: `CT_RANGE` or `MR_RANGE`.
+        spacing_mm: (depth, height, width) spacing; checked but of no influence, because
+            through-plane figures are per slice or quotients in which the spacing cancels.
+        protocol: whether the volumes are MR or CT.
+
+    Raises:
+        ValueError: shapes differ, are not 3D, the mask is empty, a voxel is not finite, or a
+            spacing is not a positive number.
+    """
+    if len(spacing_mm) != 3 or not all(0 < side < math.inf for side in spacing_mm):
+        raise ValueError(f"a spacing is three positive numbers, not {spacing_mm}")
+    band = band_figures(prediction, target, mask)
+    figures = {
+        "psnr_db": psnr_db(prediction, target, mask, range),
+        "ssim": ssim(prediction, target, mask, range),
+        "mae": mae_hu(prediction, target, mask),
+        "dz_mae": dz_mae(prediction, target, mask),
+        "dz_corr": dz_corr(prediction, target, mask),
+        "hf_error": band.error,
+        "hf_coherence": band.coherence,
+        "hf_ratio": band.ratio,
+        "slice_gain": slice_gain(prediction, target, mask),
+        "tpr": tpr(prediction, target, mask),
+    }
+    if protocol == "mr":
+        figures["psnr_crop_db"] = psnr_crop_db(prediction, target, mask)
+        figures["ssim_crop"] = ssim_crop(prediction, target, mask)
+    return {metric: figure for metric, figure in figures.items() if figure is not None}
+
+
+def summarise(
+    per_site: Mapping[str, Methods],
+    *,
+    seed: int,
+    comparisons: Sequence[tuple[str, str]] = COMPARISONS,
+    protocol: Protocol = "mr",
+) -> MetricsTable:
+    """The content of `metrics.json`: means with intervals by site and pooled, and comparisons.
+
+    Pooled means are over all patients, each counting once. A comparison is over the patients
+    that have the figure under both methods, and its value is method minus reference. The result
+    depends on neither the order of sites or patients nor the patients' names.
+
+    Raises:
+        ValueError: a metric is unknown or a figure is not finite.
+    """
+    pooled: dict[str, dict[tuple[str, str], PatientMetrics]] = {}
+    for site, methods in per_site.items():
+        for method, patients in methods.items():
+            pooled.setdefault(method, {}).update(
+                {(site, patient): figures for patient, figures in patients.items()}
+            )
+    return {
+        "sites": {
+            site: {
+                "patients": len(set().union(*methods.values())),
+                "methods": {
+                    method: metric_table(
+                        patients, seed=derive_seed(seed, "site", site, method), protocol=protocol
+                    )
+                    for method, patients in methods.items()
+                },
+            }
+            for site, methods in sorted(per_site.items())
+        },
+        "pooled": {
+            method: metric_table(
+                patients, seed=derive_seed(seed, "pooled", method), protocol=protocol
+            )
+            for method, patients in pooled.items()
+        },
+        "comparisons": {
+            "pooled": _compare(pooled, comparisons, derive_seed(seed, "pooled"), protocol),
+            "sites": {
+                site: _compare(methods, comparisons, derive_seed(seed, "site", site), protocol)
+                for site, methods in sorted(per_site.items())
+            },
+        },
+    }
+
+
+def metric_table(
+    patients: Mapping[Key, PatientMetrics], *, seed: int, protocol: Protocol = "mr"
+) -> dict[str, Entry]:
+    """METRIC -> mean over the patients that have the figure, with its interval, as JSON.
+
+    A figure that no patient has is left out.
+
+    Raises:
+        ValueError: a metric is unknown or a figure is not finite.
+    """
+    everyone = list(patients.values())
+    table: dict[str, Entry] = {}
+    for metric in _metrics_in(everyone):
+        unit = unit_of(metric, protocol)
+        values = [figures[metric] for figures in everyone if metric in figures]
+        mean = bootstrap_mean(values, seed=derive_seed(seed, metric))
+        table[metric] = asdict(
+            MetricValue(value=mean.value, n=mean.n, low=mean.low, high=mean.high, unit=unit)
+        )
+    return table
+
+
+def guard_verdict(differences_db: Sequence[float], *, seed: int) -> Verdict:
+    """Whether a mixer helps a site, from its validation patients' PSNR differences to no mixer.
+
+    `helped` if the 95% bootstrap interval of the mean difference lies above 0, `harmed` if below;
+    `undecided` otherwise, and always with fewer than 2 patients.
+
+    Raises:
+        ValueError: a difference is not finite.
+    """
+    if not differences_db:
+        return "undecided"
+    interval = bootstrap_mean(differences_db, seed=seed)
+    if interval.low is None or interval.high is None:
+        return "undecided"
+    if interval.low > 0:
+        return "helped"
+    return "harmed" if interval.high < 0 else "undecided"
+
+
+def _compare(
+    methods: Mapping[str, Mapping[Key, PatientMetrics]],
+    comparisons: Sequence[tuple[str, str]],
+    seed: int,
+    protocol: Protocol,
+) -> dict[str, dict[str, Entry]]:
+    tables: dict[str, dict[str, Entry]] = {}
+    for method, reference in comparisons:
+        if method not in methods or reference not in methods:
+            continue
+        own, other = methods[method], methods[reference]
+        pairs = [(own[patient], other[patient]) for patient in own if patient in other]
+        name = f"{method} - {reference}"
+        if table := _paired_table(pairs, derive_seed(seed, name), protocol):
+            tables[name] = table
+    return tables
+
+
+def _paired_table(
+    pairs: Sequence[tuple[PatientMetrics, PatientMetrics]], seed: int, protocol: Protocol
+) -> dict[str, Entry]:
+    table: dict[str, Entry] = {}
+    for metric in _metrics_in([figures for figures, _ in pairs]):
+        unit = unit_of(metric, protocol)
+        both = [(own[metric], ref[metric]) for own, ref in pairs if metric in own and metric in ref]
+        if not both:
+            continue
+        a, b = zip(*both, strict=True)
+        paired = paired_difference(a, b, seed=derive_seed(seed, metric), better=BETTER[metric])
+        mean = paired.interval
+        table[metric] = asdict(
+            ComparisonValue(
+                value=mean.value,
+                low=mean.low,
+                high=mean.high,
+                n=mean.n,
+                wins=paired.wins,
+                unit=unit,
+            )
+        )
+    return table
+
+
+def _metrics_in(everyone: Sequence[PatientMetrics]) -> list[str]:
+    """The metrics that anybody has, known ones first and in the order of `UNITS`."""
+    present = {metric for figures in everyone for metric in figures}
+    return [metric for metric in UNITS if metric in present] + sorted(present - set(UNITS))

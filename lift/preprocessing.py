@@ -1,0 +1,233 @@
+"""From a patient's files to normalised slices, and from slices back to the patient's grid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lift.cohort.layouts import Patient
+from lift.config.plan import PercentileRule, Plan, WindowRule
+from lift.errors import SpacingError, VolumeError
+from lift.masks import body_mask, nonzero_mask
+from lift.slices import from_slices, slice_spacing, to_slices
+from lift.volume import Volume, check_same_grid, read_volume
+
+Floats = NDArray[np.float32]
+_SMALLEST_MASK: Final = 0.005
+_DEPTH_AXIS: Final = {"axial": 2, "coronal": 1, "sagittal": 0}
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """Where the prepared slices lie in the whole stack (depth, height, width).
+
+    Attributes:
+        whole: shape of the whole stack.
+        start: first slice, row and column of the crop.
+        stop: one past the last.
+    """
+
+    whole: tuple[int, int, int]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The crop in the whole stack."""
+        z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One patient, ready for the generator, with all that writing the result needs.
+
+    Attributes:
+        source: (z, n_source, h, w), float32 in [0, 1]; the crop, padded with 0 on the far
+            sides to the plan's multiple.
+        target: (z, 1, h, w), float32 in [0, 1], or None.
+        mask: 0 or 1, (z, 1, h, w), float32.
+        spacing_mm: along depth, height and width.
+        reference: the first source: the grid to write on.
+        crop: where the slices lie.
+        target_range: (offset, scale) with target = offset + scale * normalised, or None.
+        plane: the slice plane.
+    """
+
+    source: Floats
+    target: Floats | None
+    mask: Floats
+    spacing_mm: tuple[float, float, float]
+    reference: Volume
+    crop: CropBox
+    target_range: tuple[float, float] | None
+    plane: str
+
+
+def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> Prepared:
+    """Read, check, normalise, mask and crop one patient.
+
+    Args:
+        patient: files by channel.
+        plan: task and preprocessing rules.
+        root: the data folder that messages name files relative to.
+        with_target: read the target channel too.
+
+    Raises:
+        VolumeError: a file cannot be used, or the mask is (nearly) empty.
+        AffineError: the channels are not on one grid.
+        SpacingError: the through-plane spacing lies outside the plan's range.
+    """
+    rules = plan.preprocessing
+    names = [*plan.task.source, *([plan.task.target] if with_target else [])]
+    volumes = {name: read_volume(patient.channels[name], root=root) for name in names}
+    reference = volumes[plan.task.source[0]]
+    files = {name: _relative(patient.channels[name], root) for name in names}
+    for name in names[1:]:
+        check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
+    spacing_mm = slice_spacing(reference.spacing_mm, rules.plane)
+    _check_spacing(spacing_mm[0], plan, files[names[0]])
+    normalised: dict[str, tuple[Floats, tuple[float, float]]] = {}
+    for name in names:
+        normalised[name] = normalise(volumes[name].voxels, rules.rule(name), files[name])
+    sources = [normalised[name][0] for name in plan.task.source]
+    axis = _DEPTH_AXIS[rules.plane]
+    if rules.mask == "file":
+        if patient.mask is None:
+            raise VolumeError(
+                f"patient '{patient.id}' has no mask",
+                seen="the plan's mask rule is `file`",
+                remedy="Add the mask, or use another mask rule.",
+            )
+        own = read_volume(patient.mask, root=root)
+        check_same_grid(reference, own, (files[names[0]], _relative(patient.mask, root)))
+        inside = own.voxels > 0
+    elif rules.mask == "nonzero":
+        inside = nonzero_mask([volumes[name].voxels for name in plan.task.source], axis)
+    else:
+        inside = body_mask(sources, reference.spacing_mm, axis)
+    if inside.mean() < _SMALLEST_MASK:
+        raise VolumeError(
+            f"the mask of patient '{patient.id}' is nearly empty",
+            where=str(root),
+            seen=f"{inside.mean():.2%} of the voxels; at least {_SMALLEST_MASK:.1%} are needed "
+            f"(rule `{rules.mask}`)",
+            remedy="Check the volumes, or use another preprocessing.mask rule.",
+        )
+    stack = to_slices(inside, rules.plane) > 0
+    crop, shape = _crop(stack, rules.crop_margin, rules.crop_multiple)
+
+    def cut(voxels: NDArray[Any]) -> Floats:
+        part = to_slices(voxels, rules.plane)[crop.box]
+        padded = np.zeros(shape, dtype=np.float32)
+        padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+        return padded
+
+    target = normalised.get(plan.task.target)
+    return Prepared(
+        source=np.stack([cut(voxels) for voxels in sources], axis=1),
+        target=None if target is None else cut(target[0])[:, None],
+        mask=cut(inside)[:, None],
+        spacing_mm=spacing_mm,
+        reference=reference,
+        crop=crop,
+        target_range=None if target is None else target[1],
+        plane=rules.plane,
+    )
+
+
+def restore(prepared: Prepared, slices: NDArray[Any], *, background: float) -> Floats:
+    """Prepared slices, (z, 1, h, w), on the whole grid as (x, y, z), `background` elsewhere."""
+    crop = prepared.crop
+    whole = np.full(crop.whole, background, dtype=np.float32)
+    size = [b - a for a, b in zip(crop.start, crop.stop, strict=True)]
+    whole[crop.box] = np.asarray(slices)[: size[0], 0, : size[1], : size[2]]
+    return np.ascontiguousarray(from_slices(whole, prepared.plane))
+
+
+def normalise(
+    voxels: NDArray[Any], rule: PercentileRule | WindowRule, name: str = "volume"
+) -> tuple[Floats, tuple[float, float]]:
+    """Voxels clipped and brought to [0, 1], and (offset, scale) to bring them back.
+
+    Raises:
+        VolumeError: the volume's two percentiles are equal.
+    """
+    if isinstance(rule, WindowRule):
+        low, high = rule.low, rule.high
+    else:
+        low, high = (float(q) for q in np.percentile(voxels, (rule.low, rule.high)))
+    if not low < high:
+        raise VolumeError(
+            f"cannot normalise volume '{name}'",
+            where="preprocessing.normalisation",
+            seen=f"its percentiles are both {low:g}: nearly all of it is one value",
+            remedy="Check the volume, or take the patient out.",
+        )
+    clipped = np.clip(voxels.astype(np.float32), low, high)
+    return ((clipped - low) / (high - low)).astype(np.float32), (low, high - low)
+
+
+def to_output_units(
+    normalised: Floats, plan: Plan, channel: str
+) -> tuple[NDArray[Any], np.dtype[Any]]:
+    """A normalised volume in the units it is written in, and its stored type.
+
+    CT: HU as int16. MR, which has no unit: float32, 1 becoming the rule's `written_maximum`.
+    """
+    rule = plan.preprocessing.rule(channel)
+    if isinstance(rule, WindowRule):
+        values = rule.low + normalised * (rule.high - rule.low)
+        return np.rint(values).astype(np.int16), np.dtype(np.int16)
+    return (normalised * rule.written_maximum).astype(np.float32), np.dtype(np.float32)
+
+
+def preprocessing_digest(plan: Plan) -> str:
+    """SHA-256 of all that the prepared slices depend on besides the files."""
+    parts = [plan.task.model_dump(mode="json"), plan.preprocessing.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_spacing(spacing_mm: float, plan: Plan, name: str) -> None:
+    low = plan.preprocessing.lowest_slice_spacing_mm
+    high = plan.preprocessing.highest_slice_spacing_mm
+    # headers store float32: 6.5 may read 6.5000005
+    if low * (1 - 1e-4) <= spacing_mm <= high * (1 + 1e-4):
+        return
+    raise SpacingError(
+        f"cannot use volume '{name}'",
+        seen=f"slice spacing is {spacing_mm:.2f} mm; the plan allows {low:g} to {high:g} mm "
+        "(preprocessing.lowest_slice_spacing_mm, preprocessing.highest_slice_spacing_mm)",
+        remedy="Resample the volume, take it out, or ask the study lead before widening the range.",
+    )
+
+
+def _crop(
+    stack: NDArray[np.bool_], margin: int, multiple: int
+) -> tuple[CropBox, tuple[int, int, int]]:
+    """The mask's box with an in-plane margin, and the padded shape."""
+    start, stop = [], []
+    for axis in range(3):
+        others = tuple(i for i in range(3) if i != axis)
+        places = np.flatnonzero(stack.any(axis=others))
+        extra = margin if axis > 0 else 0
+        start.append(max(0, int(places[0]) - extra))
+        stop.append(min(stack.shape[axis], int(places[-1]) + 1 + extra))
+    height, width = (-(-(stop[i] - start[i]) // multiple) * multiple for i in (1, 2))
+    depth, whole = stop[0] - start[0], stack.shape
+    box = CropBox(
+        (whole[0], whole[1], whole[2]),
+        (start[0], start[1], start[2]),
+        (stop[0], stop[1], stop[2]),
+    )
+    return box, (depth, height, width)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name

@@ -1,0 +1,121 @@
+"""Parcels to text and bytes, and back within limits.
+
+The body is JSON that must fit its schema; the tensors are one safetensors block. Decoding
+hostile input gives a :class:`ProtocolError` or an equal parcel, never another exception.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lift.config.base import Settings
+from lift.errors import ConfigError, ProtocolError, VersionMismatchError
+from lift.protocol.messages import PROTOCOL_VERSION, REPLIES, REQUESTS, Body, Kind, Parcel
+
+LARGEST_BODY_BYTES: Final = 1 << 20
+LARGEST_TENSOR_BYTES: Final = 64 << 20
+MOST_TENSORS: Final = 4096
+_DTYPES: Final = frozenset({"float16", "float32", "float64", "int64"})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A parcel as it travels: JSON text and a block of bytes."""
+
+    text: str
+    block: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of both parts."""
+        return len(self.text.encode()) + len(self.block)
+
+
+def encode(parcel: Parcel) -> Encoded:
+    """The travelling form of a parcel; equal parcels give equal bytes."""
+    text = json.dumps(
+        {
+            "version": PROTOCOL_VERSION,
+            "kind": parcel.kind.value,
+            "body": parcel.body.model_dump(mode="json"),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    tensors = {name: np.ascontiguousarray(parcel.tensors[name]) for name in sorted(parcel.tensors)}
+    return Encoded(text, safetensors.numpy.save(tensors))
+
+
+def decode_request(encoded: Encoded) -> Parcel:
+    """A request of the server, as a site receives it."""
+    return _decode(encoded, REQUESTS)
+
+
+def decode_reply(encoded: Encoded) -> Parcel:
+    """A reply of a site, as the server receives it."""
+    return _decode(encoded, REPLIES)
+
+
+def _decode(encoded: Encoded, schemas: Mapping[Kind, type[Settings]]) -> Parcel:
+    if len(encoded.text) > LARGEST_BODY_BYTES or len(encoded.block) > LARGEST_TENSOR_BYTES:
+        raise _refusal(
+            f"{len(encoded.text)} characters and {len(encoded.block)} bytes; at most "
+            f"{LARGEST_BODY_BYTES} and {LARGEST_TENSOR_BYTES} are read"
+        )
+    try:
+        envelope = json.loads(encoded.text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise _refusal("the body is not JSON") from None
+    if not isinstance(envelope, dict) or set(envelope) != {"version", "kind", "body"}:
+        raise _refusal("the envelope does not hold exactly version, kind and body")
+    if envelope["version"] != PROTOCOL_VERSION:
+        raise VersionMismatchError(
+            "cannot read a message",
+            seen=f"it follows another protocol version; this side speaks {PROTOCOL_VERSION}",
+            remedy="Install the same version of this software on both sides.",
+        )
+    try:
+        kind = Kind(envelope["kind"])
+    except ValueError:
+        raise _refusal("the kind of message is unknown") from None
+    try:
+        body = schemas[kind].from_data(envelope["body"], "message")
+    except (ConfigError, RecursionError, ValueError) as error:
+        detail = error.seen if isinstance(error, ConfigError) else "it is not plain data"
+        raise _refusal(f"the body does not fit its schema: {detail}") from None
+    return Parcel(kind, cast("Body", body), _decode_tensors(encoded.block))
+
+
+def _decode_tensors(block: bytes) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.numpy.load(block)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+        raise _refusal("the tensors are not a safetensors block") from None
+    if len(tensors) > MOST_TENSORS:
+        raise _refusal(f"{len(tensors)} tensors; at most {MOST_TENSORS} are read")
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in _DTYPES:
+            raise _refusal(
+                f"a tensor of type {tensor.dtype.name} (its name has {len(name)} letters)"
+            )
+    return dict(tensors)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _refusal(seen: str) -> ProtocolError:
+    return ProtocolError(
+        "cannot read a message",
+        seen=seen,
+        remedy="Nothing of it was used. Check that both sides run the same version.",
+    )

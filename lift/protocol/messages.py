@@ -1,0 +1,154 @@
+"""The messages between server and sites: schema-checked bodies beside named tensors.
+
+Three exchanges, each a request of the server and a reply of a site:
+
+=============  ==========================================  =====================================
+kind           request                                     reply
+=============  ==========================================  =====================================
+`statistics`   the plan (round 0)                          z-filter sums, counts
+`train`        the mixer of this round                     the update (new - old), mean loss
+`guard`        the finished mixer and the z-filter's taps  helped, harmed or undecided
+=============  ==========================================  =====================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from pydantic import Field
+
+from lift.config.base import Settings
+from lift.config.plan import Digest, Plan
+
+PROTOCOL_VERSION: Final = 1
+Count = Annotated[int, Field(ge=0, le=10**6)]
+
+
+class Kind(StrEnum):
+    """The three exchanges."""
+
+    STATISTICS = "statistics"
+    TRAIN = "train"
+    GUARD = "guard"
+
+
+class FailureKind(StrEnum):
+    """Why a site did not answer: the only thing that a failing site tells."""
+
+    CONFIG = "config"
+    DATA = "data"
+    POLICY = "policy"
+    PRIVACY = "privacy"
+    VERSION = "version"
+    NOT_FINITE = "not_finite"
+    PROTOCOL = "protocol"
+    INTERNAL = "internal"
+    NO_ANSWER = "no_answer"
+
+
+class StatisticsRequest(Settings):
+    """Round 0: the plan that the site checks against its policy and stores."""
+
+    plan: Plan
+
+
+class StatisticsReply(Settings):
+    """What the site knows of its cohort; the z-filter's sums travel beside it as tensors."""
+
+    plan_digest: Digest
+    train_patients: Count
+    validation_patients: Count
+    test_patients: Count
+    refused_volumes: Count
+    lowest_slice_spacing_mm: float = Field(ge=0, le=100)
+    highest_slice_spacing_mm: float = Field(ge=0, le=100)
+
+
+class TrainRequest(Settings):
+    """One round of training from the mixer that travels beside it."""
+
+    plan_digest: Digest
+    round: int = Field(ge=1)
+
+
+class TrainReply(Settings):
+    """How the local training went; the update travels beside it."""
+
+    plan_digest: Digest
+    round: int = Field(ge=1)
+    loss: float
+    validation_psnr_db: float | None
+    """Of the *received* mixer, on the site's validation patients; None without any."""
+
+
+class GuardRequest(Settings):
+    """The finished mixer, to be judged on the site's own validation patients."""
+
+    plan_digest: Digest
+
+
+class DifferenceDb(Settings):
+    """Mean paired difference of the PSNR over validation patients, with its 95% interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: Count
+
+
+class GuardReply(Settings):
+    """The site's verdict on the finished mixer."""
+
+    plan_digest: Digest
+    verdict: Literal["helped", "harmed", "undecided"]
+    against_no_mixer: DifferenceDb | None
+    against_z_filter: DifferenceDb | None
+    lowest_hf_share: float | None
+    highest_hf_share: float | None
+    """Slice profile of the site's validation sources (see `lift.guard`), None without any."""
+
+
+Body = StatisticsRequest | StatisticsReply | TrainRequest | TrainReply | GuardRequest | GuardReply
+REQUESTS: Final[dict[Kind, type[Settings]]] = {
+    Kind.STATISTICS: StatisticsRequest,
+    Kind.TRAIN: TrainRequest,
+    Kind.GUARD: GuardRequest,
+}
+REPLIES: Final[dict[Kind, type[Settings]]] = {
+    Kind.STATISTICS: StatisticsReply,
+    Kind.TRAIN: TrainReply,
+    Kind.GUARD: GuardReply,
+}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One message: its kind, its schema-checked body and its named tensors."""
+
+    kind: Kind
+    body: Body
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site's failure as the server may know it: the class of the reason, nothing else."""
+
+    kind: FailureKind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from one site in one exchange.
+
+    Attributes:
+        content: the reply, or why there is none.
+        size_bytes: bytes of the reply as they crossed the wire.
+    """
+
+    content: Parcel | Failure
+    size_bytes: int

@@ -1,0 +1,23 @@
+"""What the round loop needs of a network: ask sites, and wait for a bounded time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from lift.protocol.messages import Answer, Failure, Parcel
+
+SiteHandler = Callable[[Parcel], Parcel | Failure]
+"""What a site does with a request. It never raises: a failure is an answer."""
+
+
+class Transport(Protocol):
+    """The server's way to the sites."""
+
+    def sites(self) -> list[str]:
+        """Names of the sites that are connected now, sorted."""
+        ...
+
+    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+        """One answer by site that was asked; `no_answer` for those that missed the deadline."""
+        ...

@@ -1,0 +1,197 @@
+"""The sentences that the numbers allow: what a reader must know before any picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lift.report.markup import Markup, foreign, join, number, pointer, tag
+from lift.report.read import METRICS_FILE, Comparisons, Measure, Metrics, Run, Table
+from lift.report.tables import interval, outcome
+
+_FEW_PATIENTS = 10
+
+
+def headline(run: Run) -> tuple[Markup, ...]:
+    """One paragraph per finding, the most sobering first.
+
+    The first one says whether the run is complete, if it is not, and whether the federated
+    mixer beats the fitted linear z-filter. Then come no mixer, and the sites' own verdicts.
+    """
+    paragraphs = [_no_figures()] if run.metrics is None else _gains(run.metrics.comparisons)
+    if run.record.guard:
+        paragraphs.append(_guard(run))
+    if run.record.complete:
+        return tuple(paragraphs)
+    incomplete = Markup(
+        "This run is <b>not complete</b>: no figure here is final, and some may be missing. "
+    )
+    return (join([incomplete, paragraphs[0]]), *paragraphs[1:])
+
+
+def smoothing(metrics: Metrics) -> tuple[Markup, ...]:
+    """Whether there is more in the result than smoothing along depth, from the band figures.
+
+    The yardstick is the fitted z-filter, the best linear smoother of its reach: a filter alone
+    can bring HF error below 1 and raise HF coherence, so neither is proof by itself.
+    """
+    federated = metrics.pooled.get("federated", {})
+    error, ratio = federated.get("hf_error", Measure()), federated.get("hf_ratio", Measure())
+    if error.value is None:
+        return ()
+    below = error.high is not None and error.high < 1
+    sentences = [
+        _band_comparison(metrics.comparisons.pooled.get("federated - z_filter", {})),
+        join(
+            [
+                "Its HF error is ",
+                interval(error, ("pooled", "federated", "hf_error"), 3),
+                ", below" if below else ", not shown to be below",
+                " the 1 of a volume with nothing in this band. ",
+                _beside("hf_coherence", "HF coherence", metrics.pooled),
+            ]
+        ),
+    ]
+    if ratio.value is not None:
+        shown = interval(ratio, ("pooled", "federated", "hf_ratio"), 3)
+        meaning = " (1: as much fast variation as the target; towards 0: smoothed away)."
+        sentences.append(join(["Its HF ratio is ", shown, meaning]))
+    return tuple(sentences)
+
+
+def _band_comparison(differences: Table) -> Markup:
+    """HF error and HF coherence of the federated mixer against the fitted z-filter."""
+    error = differences.get("hf_error", Measure())
+    coherence = differences.get("hf_coherence", Measure())
+    if error.value is None or coherence.value is None:
+        return Markup(
+            "The federated mixer was <b>not compared with the fitted z-filter</b> in this band: "
+            "whether it does more than smooth is not known."
+        )
+    better = (
+        outcome("hf_error", error) == "better" and outcome("hf_coherence", coherence) != "worse"
+    )
+    opening = (
+        "<b>It does more than smooth:</b> above 0.25 cycles per slice the federated mixer is "
+        "nearer to the target than the fitted z-filter, the best linear smoother of its reach: "
+        if better
+        else "<b>It is not shown to do more than smooth</b> above 0.25 cycles per slice, beside "
+        "the fitted z-filter, the best linear smoother of its reach: "
+    )
+    path = ("comparisons", "pooled", "federated - z_filter")
+    return join(
+        [
+            Markup(opening),
+            "HF error ",
+            interval(error, (*path, "hf_error"), 3, signed=True),
+            ", HF coherence ",
+            interval(coherence, (*path, "hf_coherence"), 3, signed=True),
+            " (federated minus z-filter, 95% paired bootstrap intervals over patients).",
+        ]
+    )
+
+
+def _no_figures() -> Markup:
+    return Markup(
+        "There are <b>no figures</b>: metrics.json is not in the run folder, so nothing is known "
+        "of what the mixer does."
+    )
+
+
+def _gains(comparisons: Comparisons) -> list[Markup]:
+    """The federated mixer against the fitted z-filter, then against no mixer."""
+    against_filter = comparisons.pooled.get("federated - z_filter", {}).get("psnr_db")
+    against_none = comparisons.pooled.get("federated - no_mixer", {}).get("psnr_db")
+    paragraphs: list[Markup] = []
+    if against_filter is None or against_filter.value is None:
+        paragraphs.append(
+            Markup(
+                "The federated mixer was <b>not compared with the fitted linear z-filter</b>: "
+                "whether it does more than such a filter is not known."
+            )
+        )
+    else:
+        opening = {
+            "better": "The federated mixer is <b>better than the fitted linear z-filter</b>: ",
+            "worse": "The federated mixer is <b>worse than the fitted linear z-filter</b>: ",
+            None: "The federated mixer is <b>not shown to be better than the fitted linear "
+            "z-filter</b>: ",
+        }[outcome("psnr_db", against_filter)]
+        sentence: list[str] = [Markup(opening), _gain(against_filter, "federated - z_filter")]
+        if outcome("psnr_db", against_filter) != "better":
+            sentence.append(
+                " What it gains may be no more than what a linear filter along depth, six "
+                "numbers, gains too."
+            )
+        paragraphs.append(join(sentence))
+    if against_none is not None and against_none.value is not None:
+        opening = {
+            "better": "It is <b>better than the frozen generator alone</b> (no mixer): ",
+            "worse": "It is <b>worse than the frozen generator alone</b> (no mixer): ",
+            None: "It is <b>not shown to be better than the frozen generator alone</b> "
+            "(no mixer): ",
+        }[outcome("psnr_db", against_none)]
+        paragraphs.append(join([Markup(opening), _gain(against_none, "federated - no_mixer")]))
+    n = max((measure.n or 0 for measure in (against_filter, against_none) if measure), default=0)
+    if 1 < n < _FEW_PATIENTS:
+        paragraphs.append(
+            Markup(
+                "With fewer than ten test patients an interval tends to be too narrow: "
+                "read it as an indication."
+            )
+        )
+    return paragraphs
+
+
+def _gain(measure: Measure, comparison: str) -> Markup:
+    """A difference in words: `+0.50 dB PSNR [0.39, 0.61], better in 15 of 16 test patients`."""
+    path = ("comparisons", "pooled", comparison, "psnr_db")
+    value = number(measure.value, pointer(METRICS_FILE, *path, "value"), 2, signed=True)
+    parts = [value, " dB PSNR"]
+    if measure.low is not None and measure.high is not None:
+        low = number(measure.low, pointer(METRICS_FILE, *path, "low"), 2, signed=True)
+        high = number(measure.high, pointer(METRICS_FILE, *path, "high"), 2, signed=True)
+        parts += [" [", low, ", ", high, "] (mean, 95% paired bootstrap interval over patients)"]
+    else:
+        parts.append(" (one patient: no interval, so nothing is shown)")
+    if measure.wins is not None and measure.n is not None:
+        wins = number(measure.wins, pointer(METRICS_FILE, *path, "wins"), 0)
+        n = number(measure.n, pointer(METRICS_FILE, *path, "n"), 0)
+        parts += [", better in ", wins, " of ", n, " test patients" if measure.n > 1 else ""]
+    return join([*parts, "."])
+
+
+def _guard(run: Run) -> Markup:
+    """Which sites the mixer harmed, helped, or neither, on their own validation patients."""
+    groups = []
+    for verdict in ("harmed", "helped", "undecided"):
+        sites = [site for site, record in run.record.guard.items() if record.verdict == verdict]
+        if sites:
+            groups.append(join([tag("b", f"{verdict} at "), _listing(sites)]))
+    return join(
+        ["On the sites' own validation patients, against no mixer: ", join(groups, "; "), "."]
+    )
+
+
+def _listing(names: Sequence[str]) -> Markup:
+    return join((foreign(name) for name in names), ", ")
+
+
+def _beside(metric: str, label: str, pooled: dict[str, Table]) -> Markup:
+    """One metric of three methods: `HF coherence: federated 0.27, z-filter 0.27, no mixer 0.10`."""
+    names = {"federated": "federated", "z_filter": "z-filter", "no_mixer": "no mixer"}
+    found = {
+        name: pooled[method][metric].value
+        for method, name in names.items()
+        if metric in pooled.get(method, {})
+    }
+    keys = {name: method for method, name in names.items()}
+    values = [
+        join(
+            [
+                f"{name} ",
+                number(value, pointer(METRICS_FILE, "pooled", keys[name], metric, "value"), 3),
+            ]
+        )
+        for name, value in found.items()
+    ]
+    return join([f"{label}: ", join(values, ", "), "."]) if values else Markup("")

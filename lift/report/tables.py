@@ -1,0 +1,364 @@
+"""The report's tables of figures: means by method, paired differences, guard, sites, rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
+
+from lift.metrics.table import BETTER
+from lift.report.markup import Markup, escape, foreign, join, number, pointer, table, tag
+from lift.report.read import (
+    METRICS_FILE,
+    ROUNDS_FILE,
+    RUN_FILE,
+    GuardRecord,
+    Measure,
+    RoundRecord,
+    Run,
+    Table,
+)
+from lift.report.terms import (
+    METHODS,
+    METRICS,
+    better_side,
+    distance_to_ideal,
+    in_known_order,
+    metric_decimals,
+)
+
+INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
+_COMPARED: Final = ("psnr_db", "ssim", "mae", "dz_corr", "hf_error", "hf_coherence")
+_VERDICTS: Final = {"helped": "▲ helped", "harmed": "▼ harmed", "undecided": "◆ undecided"}
+
+
+def methods_table(
+    methods: Mapping[str, Table], path: tuple[str, ...], caption: str, *, only: Sequence[str] = ()
+) -> Markup:
+    """Methods by metrics, each mean with its interval.
+
+    A mean is marked as the best of its column only where its interval lies apart from the
+    interval of every other method.
+
+    Args:
+        methods: METHOD -> METRIC -> measure.
+        path: where these lie in `metrics.json`.
+        caption: what the patients are; how to read the cells is added.
+        only: metrics to show; all that there are when left out.
+    """
+    present = {metric for figures in methods.values() for metric in figures}
+    metrics = [name for name in in_known_order(present, METRICS) if not only or name in only]
+    n = _largest_n(methods)
+    winners = {metric: _clear_best(methods, metric) for metric in metrics}
+    units = {metric: _unit(methods.values(), metric) for metric in metrics}
+    rows = []
+    for method in in_known_order(set(methods), METHODS):
+        cells: list[str] = [_method_heading(method)]
+        for metric in metrics:
+            measure = methods[method].get(metric, Measure())
+            decimals = metric_decimals(metric, units[metric])
+            content = interval(measure, (*path, method, metric), decimals)
+            if measure.n is not None and measure.n != n:
+                key = pointer(METRICS_FILE, *path, method, metric, "n")
+                content = join([content, tag("small", "n = ", number(measure.n, key, 0))])
+            cells.append(tag("td", content, class_="best" if winners[metric] == method else None))
+        rows.append(cells)
+    reading = (
+        f"{caption} Mean over n = {n} patients."
+        if n != 1
+        else f"{caption} One patient (n = 1): there are no intervals."
+    )
+    if n != 1:
+        reading += (
+            f" {INTERVALS}. Green and bold: better than every other row, intervals apart; "
+            "no cell is marked where intervals overlap."
+        )
+    headings = [_metric_heading(metric, units[metric]) for metric in metrics]
+    return table(reading, ["method", *headings], rows, kind="figures")
+
+
+def differences_table(
+    comparisons: Mapping[str, Table], path: tuple[str, ...], caption: str
+) -> Markup:
+    """Paired differences, method minus reference, with intervals and counts of patients."""
+    present = {metric for figures in comparisons.values() for metric in figures}
+    metrics = [metric for metric in _COMPARED if metric in present]
+    units = {metric: _unit(comparisons.values(), metric) for metric in metrics}
+    rows = []
+    for name, figures in comparisons.items():
+        cells: list[str] = [_comparison_heading(name)]
+        for metric in metrics:
+            measure = figures.get(metric, Measure())
+            place = (*path, name, metric)
+            decimals = metric_decimals(metric, units[metric])
+            content = [interval(measure, place, decimals, signed=True)]
+            if measure.wins is not None:
+                wins = number(measure.wins, pointer(METRICS_FILE, *place, "wins"), 0)
+                of = number(measure.n, pointer(METRICS_FILE, *place, "n"), 0)
+                content.append(tag("small", "better in ", wins, " of ", of))
+            cells.append(tag("td", *content, class_=outcome(metric, measure)))
+        rows.append(cells)
+    headings = [_metric_heading(metric, units[metric]) for metric in metrics]
+    return table(
+        f"{caption} Mean difference over patients, first minus second. Brackets: 95% paired "
+        "bootstrap interval over patients; green: the first is better, red: it is worse, "
+        "no colour: the interval holds 0 or there is none.",
+        ["difference", *headings],
+        rows,
+        kind="figures",
+    )
+
+
+def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
+    """Each site's verdict, and the mixer's PSNR differences on its validation patients."""
+    rows = []
+    for site, record in guard.items():
+        place = ("guard", site)
+        cells: list[str] = [foreign(site), tag("td", _verdict(record.verdict), class_="word")]
+        cells.append(number(record.n, pointer(RUN_FILE, *place, "n"), 0))
+        for key, measure in (
+            ("difference_db", record.difference_db),
+            ("against_z_filter_db", record.against_z_filter_db),
+            ("against_local_only_db", record.against_local_only_db),
+        ):
+            shown = measure or Measure()
+            content = interval(shown, (*place, key), 2, signed=True, file=RUN_FILE)
+            cells.append(tag("td", content, class_=outcome("psnr_db", shown)))
+        rows.append(cells)
+    return table(
+        "PSNR difference in dB on each site's own validation patients (n), federated minus the "
+        "other. Brackets: 95% paired bootstrap interval over patients. The verdict is against "
+        "no mixer: helped if the interval lies above 0, harmed if below.",
+        [
+            "site",
+            tag("th", "verdict", scope="col", class_="word"),
+            "n",
+            "against no mixer (dB)",
+            "against z-filter (dB)",
+            "against local only (dB)",
+        ],
+        rows,
+        kind="figures",
+    )
+
+
+def sites_table(run: Run) -> Markup:
+    """Who took part: patients by split, slice spacing, what was refused."""
+    rows = []
+    for index, site in enumerate(run.record.sites):
+        cells: list[str] = [foreign(site.name)]
+        cells += [
+            number(
+                site.patients.get(split), pointer(RUN_FILE, "sites", index, "patients", split), 0
+            )
+            for split in ("train", "validation", "test")
+        ]
+        cells.append(number(site.refused, pointer(RUN_FILE, "sites", index, "refused"), 0))
+        low, high = site.slice_spacing_mm or (None, None)
+        place = pointer(RUN_FILE, "sites", index, "slice_spacing_mm")
+        cells.append(
+            join([number(low, f"{place}/0", 2), " to ", number(high, f"{place}/1", 2)])
+            if low != high
+            else number(low, f"{place}/0", 2)
+        )
+        cells.append(tag("td", foreign(site.description), class_="word"))
+        rows.append(cells)
+    return table(
+        "Patients by site. Every figure below is of test patients unless it says otherwise.",
+        [
+            "site",
+            "training (patients)",
+            "validation (patients)",
+            "test (patients)",
+            "refused (volumes)",
+            "slice spacing (mm)",
+            tag("th", "what it is", scope="col", class_="word"),
+        ],
+        rows,
+    )
+
+
+def rounds_table(run: Run) -> Markup:
+    """Each round: who was asked, who counted with which weight, who was refused and why."""
+    with_epsilon = any(record.epsilon is not None for record in run.rounds)
+    named = {
+        site
+        for record in run.rounds
+        for site in (*record.asked, *record.answered, *record.counted, *record.refused)
+    }
+    sites = [site for site in run.sites if site in named] + sorted(named - set(run.sites))
+    rows = []
+    for index, record in enumerate(run.rounds):
+        cells: list[str] = [number(record.round, pointer(ROUNDS_FILE, index, "round"), 0)]
+        cells.append(tag("td", record.kind, class_="word"))
+        cells.append(number(record.seconds, pointer(ROUNDS_FILE, index, "seconds"), 1))
+        if with_epsilon:
+            cells.append(number(record.epsilon, pointer(ROUNDS_FILE, index, "epsilon"), 3))
+        cells += [_participation(record, index, site) for site in sites]
+        rows.append(cells)
+    return table(
+        "Rounds in order. By site: its weight in the sum, and the bytes that it sent.",
+        [
+            "round",
+            tag("th", "kind", scope="col", class_="word"),
+            "time (s)",
+            *(["epsilon so far"] if with_epsilon else []),
+            *(foreign(site) for site in sites),
+        ],
+        rows,
+        kind="rounds",
+    )
+
+
+def cross_site_table(run: Run, cross_site: Mapping[str, Mapping[str, Table]]) -> Markup:
+    """PSNR of a mixer trained at one site (rows) on the test patients of another (columns)."""
+    tested = {site for row in cross_site.values() for site in row}
+    columns = [site for site in run.sites if site in tested] + sorted(tested - set(run.sites))
+    rows = []
+    for trained_at, row in cross_site.items():
+        cells: list[str] = [foreign(trained_at)]
+        for site in columns:
+            measure = row.get(site, {}).get("psnr_db", Measure())
+            place = ("cross_site", trained_at, site, "psnr_db")
+            n = number(measure.n, pointer(METRICS_FILE, *place, "n"), 0)
+            cells.append(join([interval(measure, place, 2), tag("small", "n = ", n)]))
+        rows.append(cells)
+    return table(
+        f"PSNR in dB of each site's own mixer (rows) on each site's test patients. {INTERVALS}.",
+        ["trained at", *(join(["tested at ", foreign(site), " (dB)"]) for site in columns)],
+        rows,
+        kind="figures",
+    )
+
+
+def smoothing_table(methods: Mapping[str, Table]) -> Markup:
+    """The four figures that tell detail from smoothing, under the target's own values."""
+    metrics = ("hf_error", "hf_coherence", "hf_ratio", "slice_gain")
+    ideal: list[str] = ["target (ideal)"]
+    ideal += [tag("td", f"{METRICS[metric].ideal:g}", class_="ideal") for metric in metrics]
+    rows = [ideal]
+    for method in in_known_order(set(methods), METHODS):
+        cells: list[str] = [_method_heading(method)]
+        for metric in metrics:
+            measure = methods[method].get(metric, Measure())
+            place = ("pooled", method, metric)
+            cells.append(interval(measure, place, METRICS[metric].decimals))
+        rows.append(cells)
+    return table(
+        f"All sites' test patients. Mean over n = {_largest_n(methods)} patients. {INTERVALS}.",
+        ["method", *(_metric_heading(metric, "") for metric in metrics)],
+        rows,
+        kind="figures",
+    )
+
+
+def seconds_table(run: Run) -> Markup:
+    """Seconds that each stage took beside its budget."""
+    seconds, budget = run.record.seconds, run.record.budget_s
+    rows = []
+    for stage in dict.fromkeys([*seconds, *budget]):
+        took, may = seconds.get(stage), budget.get(stage)
+        over = took is not None and may is not None and took > may
+        rows.append(
+            [
+                foreign(stage),
+                number(took, pointer(RUN_FILE, "seconds", stage), 1),
+                number(may, pointer(RUN_FILE, "budget_s", stage), 1),
+                tag("td", "▼ over" if over else "", class_="word worse"),
+            ]
+        )
+    return table(
+        "Wall time by stage. A dash: no budget was set, or the stage did not run.",
+        ["stage", "took (s)", "budget (s)", tag("th", "", scope="col")],
+        rows,
+    )
+
+
+def interval(
+    measure: Measure,
+    path: tuple[str, ...],
+    decimals: int,
+    *,
+    signed: bool = False,
+    file: str = METRICS_FILE,
+) -> Markup:
+    """`20.44 [20.01, 20.80]`, each number with its place in the run's files."""
+    value = number(measure.value, pointer(file, *path, "value"), decimals, signed=signed)
+    if measure.value is None or measure.low is None or measure.high is None:
+        return value
+    low = number(measure.low, pointer(file, *path, "low"), decimals, signed=signed)
+    high = number(measure.high, pointer(file, *path, "high"), decimals, signed=signed)
+    return join([value, " ", tag("span", "[", low, ", ", high, "]", class_="interval")])
+
+
+def outcome(metric: str, difference: Measure) -> Literal["better", "worse"] | None:
+    """What the 95% interval of a paired difference shows; None where it holds 0 or is not known."""
+    low, high = difference.low, difference.high
+    if low is None or high is None or low <= 0 <= high:
+        return None
+    return "better" if (low > 0) == (BETTER[metric] == "higher") else "worse"
+
+
+def _largest_n(methods: Mapping[str, Table]) -> int | None:
+    """Patients behind a table; a figure that fewer of them have says so in its own cell."""
+    counts = [measure.n for figures in methods.values() for measure in figures.values()]
+    return max((count for count in counts if count is not None), default=None)
+
+
+def _method_heading(method: str) -> Markup:
+    """A method's name; the run's own mixer's row stands out."""
+    own = "own" if method == "federated" else None
+    return tag("th", _method_name(method), scope="row", class_=own)
+
+
+def _method_name(method: str) -> Markup:
+    return escape(METHODS[method].label) if method in METHODS else foreign(method)
+
+
+def _metric_heading(metric: str, unit: str) -> Markup:
+    """Label over unit and an arrow to the better side."""
+    return join([METRICS[metric].label, tag("small", f"{unit} {better_side(metric)}".strip())])
+
+
+def _comparison_heading(name: str) -> Markup:
+    """`federated − z-filter` for the key `federated - z_filter`."""
+    return join((_method_name(part) for part in name.split(" - ")), " \N{MINUS SIGN} ")
+
+
+def _verdict(verdict: str) -> Markup:
+    """The verdict as a word with a sign of its own, so that colour is not needed."""
+    return tag("span", _VERDICTS[verdict], class_=f"verdict {verdict}")
+
+
+def _participation(record: RoundRecord, index: int, site: str) -> Markup:
+    sent = number(record.bytes.get(site), pointer(ROUNDS_FILE, index, "bytes", site), 0)
+    if site in record.refused:
+        return tag("td", "▼ refused: ", foreign(record.refused[site]), class_="word worse")
+    if site in record.counted:
+        weight = number(record.counted[site], pointer(ROUNDS_FILE, index, "counted", site), 3)
+        return tag("td", "weight ", weight, tag("small", sent, " bytes"))
+    if site in record.answered:
+        return tag("td", "◆ answered, not counted", class_="word")
+    if site in record.asked:
+        return tag("td", "◆ no answer", class_="word")
+    return tag("td", "not asked", class_="word none")
+
+
+def _unit(tables: Iterable[Table], metric: str) -> str:
+    return next((table[metric].unit for table in tables if metric in table), "")
+
+
+def _clear_best(methods: Mapping[str, Table], metric: str) -> str | None:
+    """The method whose interval is apart from all others' and on the better side."""
+    measures = {name: figures[metric] for name, figures in methods.items() if metric in figures}
+    known = {name: found for name, found in measures.items() if found.value is not None}
+    if len(known) < 2:
+        return None
+    best = min(known, key=lambda name: distance_to_ideal(metric, known[name].value or 0.0))
+    others = [found for name, found in known.items() if name != best]
+    return best if all(_apart(known[best], other) for other in others) else None
+
+
+def _apart(one: Measure, other: Measure) -> bool:
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or one.high < other.low

@@ -1,0 +1,137 @@
+"""What methods and metrics are called in the report, and how each is drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from lift.metrics.table import BETTER
+
+
+@dataclass(frozen=True)
+class MethodTerm:
+    """One row of the tables: its short name, what it is, and its look in every figure."""
+
+    label: str
+    meaning: str
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class MetricTerm:
+    """One column of the tables: its heading, what it measures, its decimals, its ideal value."""
+
+    label: str
+    meaning: str
+    decimals: int
+    ideal: float | None
+
+
+# Okabe and Ito's palette, with Tol's indigo, wine and teal where it has no dark colour left
+METHODS: Final[dict[str, MethodTerm]] = {
+    "no_mixer": MethodTerm("no mixer", "the frozen 2D generator alone", "#6e6e6e", "s"),
+    "z_median": MethodTerm("z-median", "running median of three slices", "#e69f00", "v"),
+    "z_filter": MethodTerm(
+        "z-filter",
+        "linear 7-tap filter along depth, fitted on all sites' training patients",
+        "#0072b2",
+        "D",
+    ),
+    "z_filter_local": MethodTerm(
+        "z-filter, local", "the same filter, fitted at the site alone", "#56b4e9", "d"
+    ),
+    "control_2d": MethodTerm(
+        "2D control", "as many weights or more, but no reach along depth", "#cc79a7", "^"
+    ),
+    "control_2d_z_filter": MethodTerm(
+        "2D control + z-filter", "the 2D control, then a z-filter fitted to it", "#882255", "<"
+    ),
+    "local_only": MethodTerm(
+        "local only", "each site's own mixer, tested at that site", "#009e73", ">"
+    ),
+    "federated": MethodTerm("federated", "the mixer that this run trained", "#d55e00", "o"),
+    "centralised": MethodTerm(
+        "centralised",
+        "the mixer trained on all sites' patients in one place (simulation only)",
+        "#332288",
+        "P",
+    ),
+}
+TARGET_COLOUR: Final = "#000000"
+
+METRICS: Final[dict[str, MetricTerm]] = {
+    "psnr_db": MetricTerm("PSNR", "peak signal to noise inside the mask", 2, None),
+    "ssim": MetricTerm("SSIM", "structural similarity in 3D inside the mask", 3, None),
+    "mae": MetricTerm("MAE", "mean absolute error inside the mask", 4, None),
+    "dz_mae": MetricTerm(
+        "dz MAE", "mean absolute error of the step from one slice to the next", 4, None
+    ),
+    "dz_corr": MetricTerm(
+        "dz corr", "correlation of the slice-to-slice steps with the target's", 3, None
+    ),
+    "hf_error": MetricTerm(
+        "HF error",
+        "power of the error above 0.25 cycles per slice over the target's power there; "
+        "an empty band scores 1",
+        3,
+        0.0,
+    ),
+    "hf_coherence": MetricTerm(
+        "HF coherence",
+        "share of the power above 0.25 cycles per slice that follows the target in phase",
+        3,
+        1.0,
+    ),
+    "hf_ratio": MetricTerm(
+        "HF ratio",
+        "power above 0.25 cycles per slice over the target's: above 1 jumpy, below 1 smoothed; "
+        "flicker can make up for lost detail, so never read it alone",
+        3,
+        1.0,
+    ),
+    "slice_gain": MetricTerm(
+        "slice gain", "flicker of the slices' mean brightness over the target's", 2, 1.0
+    ),
+    "tpr": MetricTerm(
+        "TPR", "through-plane over in-plane roughness, relative to the target's", 3, 1.0
+    ),
+    "psnr_crop_db": MetricTerm(
+        "PSNR, crop", "PSNR of the whole BraTS crop, background included", 2, None
+    ),
+    "ssim_crop": MetricTerm(
+        "SSIM, crop", "SSIM of the whole BraTS crop, background included", 3, None
+    ),
+}
+
+
+def method_term(method: str) -> MethodTerm:
+    """The term of a method; a method of another version gets its own name in plain black."""
+    return METHODS.get(method, MethodTerm(method, "", "#000000", "x"))
+
+
+def metric_decimals(metric: str, unit: str) -> int:
+    """Decimals to show; a figure in HU has one."""
+    return 1 if unit == "HU" else METRICS[metric].decimals
+
+
+def better_side(metric: str) -> str:
+    """An arrow to where a figure is better: up, down, or to 1."""
+    return {"higher": "↑", "lower": "↓", "nearer_one": "→ 1"}[BETTER[metric]]
+
+
+def distance_to_ideal(metric: str, value: float) -> float:
+    """How bad a figure is: smaller is better, whichever way the metric runs."""
+    better = BETTER[metric]
+    if better == "nearer_one":
+        # twice is as far from 1 as half, as where patients are counted as better
+        return abs(math.log(value)) if value > 0 else math.inf
+    return value if better == "lower" else -value
+
+
+def in_known_order(
+    names: set[str], known: dict[str, MethodTerm] | dict[str, MetricTerm]
+) -> list[str]:
+    """The names, those of `known` first and in its order, the others by name."""
+    return [name for name in known if name in names] + sorted(names - set(known))

@@ -1,0 +1,152 @@
+"""A whole volume through the mixer, a chunk of slices at a time.
+
+Cached and streamed features run the same code over the same chunks, so the results are
+equal by construction. Peak memory depends on the chunk, never on the number of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.device import inference_autocast, to_device
+from lift.features import GENERATOR_SLICES, Features, SliceBlock, generate_blocks
+from lift.generator.base import SliceGenerator
+from lift.mixer.base import Mixer, MixerInputs
+from lift.preprocessing import Prepared
+
+CHUNK: Final = 8
+"""Slices that a chunk adds to the result; its halo comes on top."""
+Floats = NDArray[np.float32]
+
+
+class SliceStream(Protocol):
+    """Where a chunk's slices come from; asked for in increasing order."""
+
+    depth: int
+    slice_spacing_mm: float
+    pooled: Mapping[str, Tensor]
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU."""
+        ...
+
+
+def mix(
+    mixer: Mixer,
+    stream: SliceStream,
+    device: torch.device,
+    *,
+    chunk: int = CHUNK,
+    report: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """The mixed prediction of a whole volume, (z, 1, h, w), float32.
+
+    Args:
+        mixer: the trained mixer, moved to `device`.
+        stream: the volume's slices.
+        device: where to run.
+        chunk: slices by chunk; another size may differ by float kernels (1e-4 at most).
+        report: called after each chunk with the slices done and their number.
+    """
+    mixer.to(device).eval()
+    depth = stream.depth
+    result: Floats | None = None
+    pooled = {name: to_device(vectors[None], device) for name, vectors in stream.pooled.items()}
+    for low in range(0, depth, chunk):
+        high = min(low + chunk, depth)
+        first, last = max(0, low - mixer.halo), min(depth, high + mixer.halo)
+        source, pred, mask, taps = stream.window(first, last)
+        inputs = MixerInputs(
+            source=to_device(source[None], device),
+            pred=to_device(pred[None], device),
+            mask=to_device(mask[None], device),
+            depth=torch.tensor([last - first], device=device),
+            start=torch.tensor([first], device=device),
+            slice_spacing_mm=torch.tensor([stream.slice_spacing_mm], device=device),
+            taps={name: to_device(tap[None], device).float() for name, tap in taps.items()},
+            pooled=pooled,
+            pooled_depth=torch.tensor([depth], device=device) if pooled else None,
+        )
+        with torch.no_grad(), inference_autocast(device):
+            mixed = mixer(inputs)[0, low - first : high - first].float().cpu().numpy()
+        if result is None:
+            result = np.empty((depth, *mixed.shape[1:]), dtype=np.float32)
+        result[low:high] = mixed
+        if report is not None:
+            report(high, depth)
+    if result is None:
+        raise ValueError("the volume has no slices")
+    return result
+
+
+class CachedStream:
+    """Slices whose features are already on disk or in memory."""
+
+    def __init__(self, features: Features, mixer: Mixer) -> None:
+        self._features = features
+        self._tap_names = mixer.tap_names
+        self.depth = features.depth
+        self.slice_spacing_mm = features.slice_spacing_mm
+        self.pooled = {
+            name: torch.from_numpy(np.array(features.pooled[name])) for name in mixer.pooled_names
+        }
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Slices low..high-1 as tensors of their own (a memory map is never written to)."""
+        part = self._features
+
+        def cut(array: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(np.array(array[low:high]))
+
+        taps = {name: cut(part.taps[name]) for name in self._tap_names}
+        return cut(part.source), cut(part.pred), cut(part.mask).float(), taps
+
+
+class GeneratedStream:
+    """Slices whose features are computed when they are asked for, and forgotten behind.
+
+    A mixer that sees the whole volume costs a first pass that keeps one vector by slice.
+    """
+
+    def __init__(
+        self, prepared: Prepared, generator: SliceGenerator, mixer: Mixer, device: torch.device
+    ) -> None:
+        self._prepared = prepared
+        self._tap_names = mixer.tap_names
+        self.depth = int(prepared.source.shape[0])
+        self.slice_spacing_mm = prepared.spacing_mm[0]
+        self.pooled: dict[str, Tensor] = {}
+        if mixer.pooled_names:
+            vectors: dict[str, list[Tensor]] = {name: [] for name in mixer.pooled_names}
+            for _, block in generate_blocks(generator, prepared.source, mixer.pooled_names, device):
+                for name in mixer.pooled_names:
+                    vectors[name].append(block.taps[name].float().mean((2, 3)))
+            self.pooled = {name: torch.cat(parts) for name, parts in vectors.items()}
+        self._blocks = generate_blocks(generator, prepared.source, self._tap_names, device)
+        self._kept: dict[int, SliceBlock] = {}
+        self._done = 0
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Slices low..high-1; slices before `low` are forgotten."""
+        while self._done < high:
+            start, block = next(self._blocks)
+            self._kept[start] = block
+            self._done = start + block.pred.shape[0]
+        for start in [s for s in self._kept if s + GENERATOR_SLICES <= low]:
+            del self._kept[start]
+        starts = sorted(self._kept)
+        cut = slice(low - starts[0], high - starts[0])
+        taps = {
+            name: torch.cat([self._kept[s].taps[name] for s in starts])[cut]
+            for name in self._tap_names
+        }
+        pred = torch.cat([self._kept[s].pred for s in starts])[cut]
+        source = torch.from_numpy(np.array(self._prepared.source[low:high]))
+        mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
+        return source, pred, mask, taps

@@ -1,0 +1,149 @@
+"""Local training of one round: only the mixer's numbers get gradients.
+
+Everything that is random or scheduled follows from the plan, the round's index and the
+site's name, never from an earlier round's state: a site that restarts computes the same
+update bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lift.config.plan import Plan, TrainingPlan
+from lift.device import inference_autocast
+from lift.errors import DataError
+from lift.features import Features
+from lift.losses import paired_loss
+from lift.mixer.base import Mixer
+from lift.randomness import derive_seed
+from lift.windows import Batch, draw_window, make_batch
+
+
+@dataclass(frozen=True)
+class TrainedRound:
+    """The mixer after one round's local steps, and the mean loss over them."""
+
+    values: dict[str, Tensor]
+    loss: float
+
+
+def train_round(
+    mixer: Mixer,
+    start: dict[str, Tensor],
+    patients: Sequence[Features],
+    plan: Plan,
+    *,
+    round_index: int,
+    site: str,
+    device: torch.device,
+    report: Callable[[int, float], None] | None = None,
+) -> TrainedRound:
+    """Take `plan.training.steps` optimiser steps from the mixer `start`.
+
+    A fresh AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) each round; the learning rate
+    warms up linearly and falls as a cosine over the whole run's steps.
+
+    Args:
+        mixer: an instance to train in; its numbers are overwritten.
+        start: the received mixer.
+        patients: training patients, in a fixed order.
+        plan: the run's plan.
+        round_index: 1 for the first training round.
+        site: part of the seed: sites draw different windows.
+        device: where to train.
+        report: called after each step with its number (from 1) and its loss.
+
+    Raises:
+        DataError: there is no training patient.
+    """
+    if not patients:
+        raise DataError(
+            "cannot train: the site has no training patient",
+            where=site,
+            seen="0 training patients; at least 1 is needed",
+            remedy="Add patients or change the split; nothing was sent.",
+        )
+    settings = plan.training
+    mixer.to(device)
+    mixer.load_values(start)
+    trained = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+    anchors = [parameter.detach().clone() for parameter in trained]
+    optimiser = torch.optim.AdamW(
+        trained,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+    )
+    losses = []
+    for step in range(settings.steps):
+        position = (round_index - 1) * settings.steps + step
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(settings, position, plan.total_steps)
+        seed = (plan.seed, round_index, site, step)
+        batches = draw_batches(mixer, patients, settings, seed, device)
+        optimiser.zero_grad(set_to_none=True)
+        loss = torch.stack([batch_loss(mixer, batch, settings) for batch in batches]).mean()
+        if settings.proximal > 0:
+            distance = sum(
+                ((p - a).square().sum() for p, a in zip(trained, anchors, strict=True)),
+                start=torch.zeros((), device=device),
+            )
+            loss = loss + 0.5 * settings.proximal * distance
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if report is not None:
+            report(step + 1, losses[-1])
+    return TrainedRound(mixer.values(), float(np.mean(losses)))
+
+
+def draw_batches(
+    mixer: Mixer,
+    patients: Sequence[Features],
+    settings: TrainingPlan,
+    seed: tuple[int, int, str, int],
+    device: torch.device,
+) -> list[Batch]:
+    """One step's windows: distinct patients while there are enough, one window of each.
+
+    All of them are one batch. A mixer that runs the frozen decoder needs whole slices, which
+    must not be padded (the decoder normalises over the slice): there each patient is a batch.
+    """
+    run_seed, round_index, site, step = seed
+    generator = np.random.default_rng(
+        derive_seed(run_seed, "round", round_index, "site", site, "step", step)
+    )
+    count = settings.patients_per_step
+    chosen = generator.choice(len(patients), count, replace=len(patients) < count)
+    picked = [patients[int(i)] for i in chosen]
+    if mixer.pooled_names:
+        batches = []
+        for features in picked:
+            size = (settings.window[0], *features.pred.shape[2:])
+            window = draw_window(features, size, generator)
+            batches.append(make_batch([features], [window], mixer, size, device))
+        return batches
+    windows = [draw_window(features, settings.window, generator) for features in picked]
+    return [make_batch(picked, windows, mixer, settings.window, device)]
+
+
+def batch_loss(mixer: Mixer, batch: Batch, settings: TrainingPlan) -> Tensor:
+    """Mean loss over the batch's patients, a scalar."""
+    with inference_autocast(batch.target.device):
+        prediction = mixer(batch.inputs)
+    # the loss in float32: squared differences of half-precision numbers lose what is learned
+    return paired_loss(prediction.float(), batch.target, batch.inputs.mask, settings.loss).mean()
+
+
+def learning_rate(settings: TrainingPlan, position: int, total_steps: int) -> float:
+    """The rate at one step of the run: linear warm-up, then a half cosine down to 0."""
+    warm = min(1.0, (position + 1) / (settings.warmup_steps + 1))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * position / max(total_steps, 1)))
+    return settings.learning_rate * warm * cosine

@@ -1,0 +1,116 @@
+"""Source volumes in, one synthetic volume out, on the input's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lift.assembly import FinishedMixer, plan_mixer
+from lift.cohort.layouts import Patient
+from lift.device import fix_threads
+from lift.errors import ConfigError, GeneratorError
+from lift.generator.networks import FrozenGenerator
+from lift.guard import concerns, hf_share
+from lift.preprocessing import prepare, restore, to_output_units
+from lift.synthesis import GeneratedStream, mix
+from lift.volume import write_volume
+
+logger = logging.getLogger(__name__)
+OnConcern = Literal["warn", "fall_back"]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What was written, and what the guard thinks of it.
+
+    Attributes:
+        method: `mixer`, or `no_mixer` where the guard fell back.
+        concern: why the mixer may not help on this volume, or None.
+    """
+
+    method: Literal["mixer", "no_mixer"]
+    concern: str | None
+
+
+def translate(
+    inputs: Mapping[str, Path],
+    output: Path,
+    finished: FinishedMixer,
+    generator: FrozenGenerator,
+    *,
+    mask: Path | None,
+    on_concern: OnConcern,
+    device: torch.device,
+    report: Callable[[int, int], None] | None = None,
+) -> Translated:
+    """Synthesise the plan's target channel of one patient, streamed over depth.
+
+    The output has the first source's grid, orientation and spacing. CT is written in HU
+    (int16); MR, which has no unit, as float32 with the plan's `written_maximum`.
+
+    Args:
+        inputs: channel name -> file, exactly the plan's sources.
+        output: where to write (.nii or .nii.gz).
+        finished: the trained mixer.
+        generator: the frozen generator that it was trained around.
+        mask: the patient's mask, where the plan's rule is `file`.
+        on_concern: what to do when the guard has a concern: warn, or leave the mixer out.
+        device: where to run.
+        report: called after each chunk with the slices done and their number.
+
+    Raises:
+        ConfigError: a source is missing or extra, or the mask is.
+        GeneratorError: another generator than the mixer's.
+        VolumeError: an input cannot be used.
+    """
+    plan = finished.plan
+    if generator.fingerprint != plan.generator_fingerprint:
+        raise GeneratorError(
+            "the generator is not the one that the mixer was trained around",
+            where="--generator",
+            seen=f"fingerprint {generator.fingerprint[:12]}...; the mixer needs "
+            f"{str(plan.generator_fingerprint)[:12]}...",
+            remedy="Nothing was written. Give the bundle that belongs to this mixer.",
+        )
+    if set(inputs) != set(plan.task.source):
+        raise ConfigError(
+            "the inputs do not fit the mixer",
+            where="inputs",
+            seen=f"given: {', '.join(inputs)}; needed: {', '.join(plan.task.source)}",
+            remedy="Give one file for each source, as NAME=FILE or in this order.",
+        )
+    if (plan.preprocessing.mask == "file") != (mask is not None):
+        needed = plan.preprocessing.mask == "file"
+        raise ConfigError(
+            "a mask is needed" if needed else "a mask was given that the plan does not use",
+            where="--mask",
+            seen=f"the plan's mask rule is '{plan.preprocessing.mask}'",
+            remedy="Give the patient's mask." if needed else "Leave --mask out.",
+        )
+    fix_threads(plan.threads)
+    patient = Patient(id=output.name, subject=output.name, channels=dict(inputs), mask=mask)
+    prepared = prepare(patient, plan, root=Path(), with_target=False)
+    concern = concerns(
+        finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
+    )
+    mixer = plan_mixer(plan, generator)
+    mixer.load_values(finished.values)
+    stream = GeneratedStream(prepared, generator, mixer, device)
+    fell_back = concern is not None and on_concern == "fall_back"
+    if fell_back:
+        pred = [stream.window(d, d + 1)[1] for d in range(stream.depth)]
+        result = torch.cat(pred).numpy()
+    else:
+        result = mix(mixer, stream, device, report=report)
+    inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
+    voxels, dtype = to_output_units(
+        restore(prepared, inside, background=0.0), plan, plan.task.target
+    )
+    write_volume(output, voxels, prepared.reference, dtype=dtype)
+    return Translated("no_mixer" if fell_back else "mixer", concern)

@@ -1,0 +1,325 @@
+"""Volumes: voxels with their place in the patient, read from NIfTI and written back exactly.
+
+Conventions of the whole project, said once: a `Volume`'s voxels are (x, y, z) in the
+orientation closest to RAS+ (x to the right, y to the front, z upwards), lengths are in mm, and
+*depth* is the axis across the slices (`lift.slices`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import (
+    apply_orientation,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from nibabel.spatialimages import HeaderDataError, ImageDataError
+from numpy.typing import NDArray
+
+from lift.errors import AffineError, VolumeError
+from lift.files import file_digest, write_atomically
+
+SUFFIXES: Final = (".nii", ".nii.gz")
+LARGEST_VOLUME_BYTES: Final = 4 << 30
+GRID_TOLERANCE_MM: Final = 1e-3
+"""Two grids are one when their corners lie this close (headers store float32)."""
+_FEWEST_VOXELS: Final = 2
+
+
+@dataclass(frozen=True)
+class FileGrid:
+    """How the file stored the volume: what is needed to write on its grid again.
+
+    Attributes:
+        shape: voxels along the file's own axes.
+        affine: file voxel -> mm, (4, 4).
+        orientation: nibabel orientation that brings the file's axes to RAS+, (3, 2).
+        dtype: stored number format, native byte order.
+        slope: stored scale factor, 1 when the file has none.
+        inter: stored offset.
+        header: the file's NIfTI header (its text fields are never shown or written).
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    slope: float
+    inter: float
+    header: Any
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One 3D image.
+
+    Attributes:
+        voxels: (x, y, z), RAS+; the stored type where the file has no scale factor, else float64.
+        affine: voxel -> mm of `voxels`, (4, 4) float64.
+        grid: how the file stored it.
+        digest: SHA-256 of the file's bytes.
+    """
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    grid: FileGrid
+    digest: str
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along x, y and z."""
+        x, y, z = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
+        return x, y, z
+
+
+def read_volume(path: Path, *, root: Path | None = None) -> Volume:
+    """The volume of one NIfTI-1 or NIfTI-2 file, brought to RAS+.
+
+    Trailing axes of length 1 are dropped.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        root: the data folder that messages name the file relative to.
+
+    Raises:
+        VolumeError: the file is missing, empty, truncated, no NIfTI image, too large, 4D, colour
+            or complex, holds NaN or infinity, is constant, or is thinner than 2 voxels.
+        AffineError: its affine is singular or not finite.
+    """
+    name = _relative(path, root)
+    refuse = _Refusal(name, root)
+    if not path.name.endswith(SUFFIXES):
+        raise refuse("it is not a .nii or .nii.gz file", "Convert it to NIfTI.")
+    if not path.is_file():
+        raise refuse("there is no such file", "Restore it, or take the patient out.")
+    if path.stat().st_size == 0:
+        raise refuse("the file is empty", "Copy it again from where it came.")
+    try:
+        image = nibabel.load(path)
+        header = image.header
+        shape = tuple(int(n) for n in header.get_data_shape())
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):
+        raise refuse("it is not a readable NIfTI image", _COPY_AGAIN) from None
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise refuse(f"it is a {type(image).__name__}, not NIfTI", "Convert it to NIfTI.")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    _check_header(header, shape, refuse)
+    try:
+        data = np.asanyarray(image.dataobj).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error, ImageDataError, MemoryError):
+        raise refuse("the file ends early or is damaged inside", _COPY_AGAIN) from None
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise AffineError(
+            f"cannot use volume '{name}'",
+            where=refuse.where,
+            seen="its affine is singular or not finite; voxels have no place in the patient",
+            remedy="Mend the header (qform or sform), or take the patient out.",
+        )
+    _check_values(data, refuse)
+    orientation = io_orientation(affine)
+    voxels = np.ascontiguousarray(apply_orientation(data, orientation))
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    grid = FileGrid(
+        shape=(shape[0], shape[1], shape[2]),
+        affine=affine,
+        orientation=orientation,
+        dtype=header.get_data_dtype().newbyteorder("="),
+        slope=float(slope),
+        inter=float(inter),
+        header=header.copy(),
+    )
+    return Volume(
+        voxels.astype(voxels.dtype.newbyteorder("="), copy=False),
+        affine @ inv_ornt_aff(orientation, grid.shape),
+        grid,
+        file_digest(path),
+    )
+
+
+def write_volume(
+    path: Path, voxels: NDArray[Any], like: Volume, *, dtype: np.dtype[Any] | None = None
+) -> None:
+    """Write RAS+ voxels on the grid and in the orientation of the file behind `like`.
+
+    The type rule: with `dtype` None the file's stored type, scale factor and offset are kept, so
+    that what was read is written back bit for bit; values that the stored type cannot hold make
+    the file float32. With a `dtype` that type is stored without a scale factor (whole numbers
+    are rounded). No text of the input's header is copied.
+
+    Args:
+        path: .nii or .nii.gz; written whole or not at all, the folder is made.
+        voxels: (x, y, z), the shape of `like.voxels`.
+        like: the volume whose grid is meant.
+        dtype: number format, or None.
+
+    Raises:
+        VolumeError: the name has another suffix, or the disk refuses.
+        ValueError: the shape differs.
+    """
+    if voxels.shape != like.voxels.shape:
+        raise ValueError(f"shape {voxels.shape} is not that of the grid, {like.voxels.shape}")
+    refuse = _Refusal(path.name, path.parent, verb="write")
+    if not path.name.endswith(SUFFIXES):
+        raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
+    grid = like.grid
+    data = apply_orientation(voxels, ornt_transform(_CANONICAL, grid.orientation))
+    stored, slope, inter = _stored(data, grid, dtype)
+    header = _header_of(grid, stored.dtype, slope, inter)
+    content = io.BytesIO()
+    header.write_to(content)
+    content.write(b"\0" * (int(header["vox_offset"]) - content.tell()))
+    content.write(stored.tobytes(order="F"))
+    compressed = path.name.endswith(".gz")
+    # level 1 and no time stamp: fast, and equal volumes give equal files
+    packed = gzip.compress(content.getbuffer(), 1, mtime=0) if compressed else content.getbuffer()
+    try:
+        write_atomically(path, bytes(packed))
+    except OSError as error:
+        raise refuse(
+            error.strerror or type(error).__name__, "Free disk space or choose another folder."
+        ) from None
+
+
+def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) -> None:
+    """Nothing, when both volumes have the same voxels at the same places.
+
+    Raises:
+        AffineError: the shapes differ, or a corner differs by more than `GRID_TOLERANCE_MM`.
+    """
+    if reference.voxels.shape != other.voxels.shape:
+        seen = f"{reference.voxels.shape} and {other.voxels.shape} voxels"
+    else:
+        shift = _corners(reference) - _corners(other)
+        farthest = float(np.linalg.norm(shift, axis=1).max())
+        if farthest <= GRID_TOLERANCE_MM:
+            return
+        seen = (
+            f"corners lie up to {farthest:.3f} mm apart; at most {GRID_TOLERANCE_MM} mm is one grid"
+        )
+    raise AffineError(
+        f"'{names[0]}' and '{names[1]}' are not on one grid",
+        seen=seen,
+        remedy="Register and resample the channels of this patient to one grid, or take it out.",
+    )
+
+
+_CANONICAL: Final = np.array([[0, 1], [1, 1], [2, 1]])
+_COPY_AGAIN: Final = "Copy it again from where it came, or take the patient out."
+_GEOMETRY: Final = (
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
+
+
+class _Refusal:
+    """Makes the error for one file: who it is and where it lies are always the same."""
+
+    def __init__(self, name: str, root: Path | None, *, verb: str = "use") -> None:
+        self.where = "" if root is None else str(root)
+        self._what = f"cannot {verb} volume '{name}'"
+
+    def __call__(self, seen: str, remedy: str) -> VolumeError:
+        return VolumeError(self._what, where=self.where, seen=seen, remedy=remedy)
+
+
+def _relative(path: Path, root: Path | None) -> str:
+    if root is not None and path.is_relative_to(root):
+        return str(path.relative_to(root))
+    return path.name
+
+
+def _check_header(header: Any, shape: tuple[int, ...], refuse: _Refusal) -> None:
+    """Everything that must hold before a voxel is read (or memory is asked for)."""
+    dtype = header.get_data_dtype()
+    if len(shape) != 3:
+        raise refuse(
+            f"it has {len(shape)} axes longer than 1 ({' x '.join(map(str, shape))}); 3 are needed",
+            "Export one time point or channel as a 3D volume.",
+        )
+    if min(shape) < _FEWEST_VOXELS:
+        raise refuse(
+            f"it has {' x '.join(map(str, shape))} voxels; at least {_FEWEST_VOXELS} on each "
+            "axis are needed",
+            "Give a 3D volume.",
+        )
+    if dtype.kind not in "iuf":
+        kind = "colour" if dtype.kind == "V" else "complex" if dtype.kind == "c" else str(dtype)
+        raise refuse(f"its voxels are {kind}, not plain numbers", "Export a grey-scale volume.")
+    size = int(np.prod(shape, dtype=np.float64)) * max(dtype.itemsize, 8)
+    if size > LARGEST_VOLUME_BYTES:
+        raise refuse(
+            f"its header claims {size / 2**30:.1f} GiB in memory; at most "
+            f"{LARGEST_VOLUME_BYTES >> 30} GiB are read",
+            "Check the header; crop or resample a volume that is really this large.",
+        )
+
+
+def _check_values(data: NDArray[Any], refuse: _Refusal) -> None:
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        raise refuse("it holds NaN or infinity", "Replace them (background is 0), or take it out.")
+    if data.min() == data.max():
+        raise refuse(f"every voxel is {data.flat[0]:g}", "Export it again: it shows nothing.")
+
+
+def _stored(
+    data: NDArray[Any], grid: FileGrid, dtype: np.dtype[Any] | None
+) -> tuple[NDArray[Any], float, float]:
+    """The numbers that go into the file, with scale factor and offset."""
+    if dtype is not None:
+        target = np.dtype(dtype)
+        raw = np.rint(data) if target.kind in "iu" else data
+        return raw.astype(target), 1.0, 0.0
+    if grid.dtype.kind == "f":
+        return data.astype(grid.dtype), grid.slope, grid.inter
+    raw = np.rint((data.astype(np.float64) - grid.inter) / grid.slope)
+    limits = np.iinfo(grid.dtype)
+    if raw.min() < limits.min or raw.max() > limits.max:
+        return data.astype(np.float32), 1.0, 0.0
+    if grid.slope == 1 and grid.inter == 0 and data.dtype.kind == "f" and (raw != data).any():
+        return data.astype(np.float32), 1.0, 0.0
+    return raw.astype(grid.dtype), grid.slope, grid.inter
+
+
+def _header_of(grid: FileGrid, dtype: np.dtype[Any], slope: float, inter: float) -> Any:
+    """A fresh header: geometry of the file, no text of it."""
+    header = type(grid.header)()
+    for field in _GEOMETRY:
+        header[field] = grid.header[field]
+    header.set_data_dtype(dtype)
+    pixdim = np.array(header["pixdim"])
+    header.set_data_shape(grid.shape)
+    header["pixdim"] = pixdim
+    header.set_slope_inter(slope, inter)
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    return header
+
+
+def _corners(volume: Volume) -> NDArray[np.float64]:
+    x, y, z = (n - 1 for n in volume.voxels.shape)
+    corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], float)
+    places: NDArray[np.float64] = (corners @ volume.affine.T)[:, :3]
+    return places

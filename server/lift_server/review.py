@@ -1,0 +1,84 @@
+"""The review: what an answer must be before the server uses a number of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lift.errors import UpdateRejectedError
+from lift.mixer.z_filter import NormalEquations
+from lift.protocol.messages import Parcel, StatisticsReply, TrainReply
+from lift.update import Values, is_finite, norm
+
+SUMS = ("z_filter_a", "z_filter_b")
+
+
+def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, NormalEquations]:
+    """The counts and z-filter sums of one site's round 0.
+
+    Raises:
+        UpdateRejectedError: another plan, a tensor missing, extra or of another form, or sums
+            that no cohort can have.
+    """
+    body = parcel.body
+    if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
+        raise _rejected("it answers another plan")
+    if set(parcel.tensors) != set(SUMS):
+        raise _rejected("its tensors are not exactly the z-filter's sums")
+    a, b = (np.asarray(parcel.tensors[name]) for name in SUMS)
+    if a.dtype != np.int64 or b.dtype != np.int64 or a.shape != (6, 6) or b.shape != (6,):
+        raise _rejected("the z-filter's sums are not 6 x 6 and 6 fixed-point numbers")
+    if not np.array_equal(a, a.T) or (np.diag(a) < 0).any():
+        raise _rejected("the z-filter's matrix is not a sum of squares")
+    sums = NormalEquations.from_fixed_point(
+        torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients
+    )
+    return body, sums
+
+
+def review_update(
+    parcel: Parcel,
+    expected: Values,
+    *,
+    plan_digest: str,
+    round_index: int,
+    dtype: str,
+    largest_norm: float,
+) -> tuple[TrainReply, dict[str, Tensor]]:
+    """One site's reply and its update in float32.
+
+    Raises:
+        UpdateRejectedError: another plan or round (a replay), a tensor missing or extra, a
+            wrong shape or number format, NaN or infinity, or a norm above the plan's bound.
+    """
+    body = parcel.body
+    if not isinstance(body, TrainReply) or body.plan_digest != plan_digest:
+        raise _rejected("it answers another plan")
+    if body.round != round_index:
+        raise _rejected(f"it answers round {body.round}; this is round {round_index}")
+    tensors: Mapping[str, np.ndarray] = parcel.tensors
+    if set(tensors) != set(expected):
+        raise _rejected("tensors are missing or extra")
+    update: dict[str, Tensor] = {}
+    for name in sorted(expected):
+        if tuple(tensors[name].shape) != tuple(expected[name].shape):
+            raise _rejected(f"tensor '{name}' has another shape than the mixer's")
+        if tensors[name].dtype.name != dtype:
+            raise _rejected(f"tensor '{name}' is not {dtype}")
+        update[name] = torch.from_numpy(tensors[name].astype(np.float32))
+    if not is_finite(update):
+        raise _rejected("it holds NaN or infinity")
+    if norm(update) > largest_norm:
+        raise _rejected("its norm is above federation.largest_update_norm")
+    return body, update
+
+
+def _rejected(reason: str) -> UpdateRejectedError:
+    return UpdateRejectedError(
+        "an answer was refused",
+        seen=reason,
+        remedy="The round goes on without it; the site's log tells more.",
+    )

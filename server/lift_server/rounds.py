@@ -1,0 +1,296 @@
+"""LiFT's own round loop: statistics, training rounds, the guard.
+
+Nothing is silent: no round counts fewer sites, or a smaller share of the patients, than the
+quorum; who was asked, who answered, who counted with which weight and who was refused why
+is in the record of every round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+import numpy as np
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.errors import QuorumError, UpdateRejectedError
+from lift.mixer.z_filter import NormalEquations, fit
+from lift.protocol.messages import (
+    Answer,
+    Failure,
+    FailureKind,
+    GuardReply,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsReply,
+    StatisticsRequest,
+    TrainReply,
+    TrainRequest,
+)
+from lift.protocol.transport import Transport
+from lift.update import Values
+from lift_server.aggregation import ServerState, mean_update, next_state, site_weights
+from lift_server.review import review_statistics, review_update
+from lift_server.store import RunStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run leaves.
+
+    Attributes:
+        mixer: the released mixer.
+        taps: the shared z-filter, (6,), float64.
+        guard: verdict by site; a site that did not answer is absent.
+        records: the lines of `rounds.jsonl`.
+    """
+
+    mixer: dict[str, Tensor]
+    taps: Tensor
+    guard: dict[str, GuardReply]
+    records: list[dict[str, object]]
+
+
+@dataclass
+class _Tally:
+    """One exchange: who answered what, who was refused why."""
+
+    asked: list[str]
+    counted: dict[str, float] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    size_bytes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def record(self, round_index: int, kind: Kind, **more: object) -> dict[str, object]:
+        return {
+            "round": round_index,
+            "kind": kind.value,
+            "asked": self.asked,
+            "answered": self.answered,
+            "counted": self.counted,
+            "refused": self.refused,
+            "bytes": self.size_bytes,
+            "seconds": round(self.seconds, 3),
+            **more,
+            "epsilon": None,
+        }
+
+
+def run_rounds(
+    plan: Plan,
+    transport: Transport,
+    store: RunStore,
+    start: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    roster: Sequence[str],
+    on_round: Callable[[Mapping[str, object]], None] | None = None,
+    with_guard: bool = True,
+) -> FinishedRun:
+    """Run the federation to its end, or from its last checkpoint to its end.
+
+    Args:
+        plan: the run's plan.
+        transport: the way to the sites.
+        store: the run's folder.
+        start: z-filter taps (6,) -> the mixer's numbers at the start.
+        roster: names of all admitted sites: what a quorum is counted against.
+        on_round: called with each round's record, after its checkpoint is on disk.
+        with_guard: ask the sites for their verdict at the end.
+
+    Raises:
+        QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
+            same command resumes from the round before.
+    """
+    loop = _Rounds(plan, transport, store, start, sorted(roster), on_round)
+    return loop.run(with_guard=with_guard)
+
+
+class _Rounds:
+    def __init__(
+        self,
+        plan: Plan,
+        transport: Transport,
+        store: RunStore,
+        start: Callable[[Tensor], dict[str, Tensor]],
+        roster: list[str],
+        on_round: Callable[[Mapping[str, object]], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._digest = plan.digest()
+        self._transport = transport
+        self._store = store
+        self._start = start
+        self._roster = roster
+        self._on_round = on_round
+        self._patients: dict[str, int] = {}
+
+    def run(self, *, with_guard: bool) -> FinishedRun:
+        resumed = self._store.resume()
+        if resumed is None:
+            state, taps = self._statistics()
+            done = 0
+        else:
+            done, state, taps = resumed
+            self._patients = _patients_of(self._store.records[0])
+            logger.info("event=resumed round=%d", done)
+            self._inform()
+        for round_index in range(done + 1, self._plan.federation.rounds + 1):
+            state = self._train(round_index, state, taps)
+        guard = self._guard(state, taps) if with_guard else {}
+        return FinishedRun(state.released, taps, guard, self._store.records)
+
+    def _statistics(self) -> tuple[ServerState, Tensor]:
+        answers, tally = self._ask(Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
+        total = NormalEquations.zero()
+        replies: dict[str, StatisticsReply] = {}
+        for site, parcel in answers.items():
+            try:
+                reply, sums = review_statistics(parcel, self._digest)
+            except UpdateRejectedError as error:
+                tally.refused[site] = error.seen
+                continue
+            replies[site] = reply
+            total = total + sums
+        # a site without training patients still takes part in the guard
+        self._patients = {site: reply.train_patients for site, reply in replies.items()}
+        self._check_quorum(0, list(replies), tally)
+        tally.counted = {site: float(n) for site, n in self._patients.items()}
+        taps = fit(total, self._plan.mixer.ridge)
+        state = ServerState(self._start(taps))
+        self._finish(
+            0,
+            state,
+            taps,
+            tally.record(
+                0,
+                Kind.STATISTICS,
+                statistics={site: reply.model_dump(mode="json") for site, reply in replies.items()},
+            ),
+        )
+        return state, taps
+
+    def _inform(self) -> None:
+        """After a resume the sites get the plan again: they may have restarted as well."""
+        self._ask(Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
+
+    def _train(self, round_index: int, state: ServerState, taps: Tensor) -> ServerState:
+        request = Parcel(
+            Kind.TRAIN,
+            TrainRequest(plan_digest=self._digest, round=round_index),
+            {name: tensor.numpy() for name, tensor in state.mixer.items()},
+        )
+        trainers = [site for site in self._roster if self._patients.get(site, 0) > 0]
+        answers, tally = self._ask(request, trainers)
+        replies: dict[str, TrainReply] = {}
+        updates: dict[str, Values] = {}
+        for site, parcel in answers.items():
+            try:
+                replies[site], updates[site] = review_update(
+                    parcel,
+                    state.mixer,
+                    plan_digest=self._digest,
+                    round_index=round_index,
+                    dtype=self._plan.federation.update_dtype,
+                    largest_norm=self._plan.federation.largest_update_norm,
+                )
+            except UpdateRejectedError as error:
+                tally.refused[site] = error.seen
+        self._check_quorum(round_index, list(updates), tally)
+        weights = site_weights(
+            {site: self._patients[site] for site in updates}, self._plan.aggregation
+        )
+        after = next_state(state, mean_update(updates, weights), self._plan.aggregation)
+        tally.counted = weights
+        self._finish(
+            round_index,
+            after,
+            taps,
+            tally.record(
+                round_index,
+                Kind.TRAIN,
+                loss={site: reply.loss for site, reply in replies.items()},
+                validation_psnr_db={
+                    site: reply.validation_psnr_db for site, reply in replies.items()
+                },
+            ),
+        )
+        return after
+
+    def _guard(self, state: ServerState, taps: Tensor) -> dict[str, GuardReply]:
+        tensors: dict[str, np.ndarray] = {
+            f"mixer/{name}": tensor.numpy() for name, tensor in state.released.items()
+        }
+        tensors["z_filter/taps"] = taps.numpy()
+        request = Parcel(Kind.GUARD, GuardRequest(plan_digest=self._digest), tensors)
+        answers, _ = self._ask(request)
+        return {
+            site: parcel.body
+            for site, parcel in answers.items()
+            if isinstance(parcel.body, GuardReply) and parcel.body.plan_digest == self._digest
+        }
+
+    def _ask(
+        self, request: Parcel, sites: Sequence[str] | None = None
+    ) -> tuple[dict[str, Parcel], _Tally]:
+        asked = sorted(self._roster if sites is None else sites)
+        began = monotonic()
+        answers: dict[str, Answer] = self._transport.exchange(
+            dict.fromkeys(asked, request), deadline_s=self._plan.federation.deadline_s
+        )
+        tally = _Tally(asked, seconds=monotonic() - began)
+        parcels: dict[str, Parcel] = {}
+        for site in sorted(answers):
+            answer = answers[site]
+            tally.size_bytes[site] = answer.size_bytes
+            if isinstance(answer.content, Failure):
+                tally.refused[site] = answer.content.kind.value
+                if answer.content.kind is not FailureKind.NO_ANSWER:
+                    tally.answered.append(site)
+                continue
+            tally.answered.append(site)
+            parcels[site] = answer.content
+        return parcels, tally
+
+    def _check_quorum(self, round_index: int, present: Sequence[str], tally: _Tally) -> None:
+        """By sites, and by the share of all training patients known from round 0."""
+        trained = [site for site in present if self._patients.get(site, 0) > 0]
+        known = [site for site in self._roster if self._patients.get(site, 0) > 0]
+        everyone = self._roster if round_index == 0 else known
+        needed = self._plan.federation.quorum_sites or len(everyone)
+        total = sum(self._patients.values())
+        share = sum(self._patients[site] for site in trained) / total if total else 0.0
+        enough_patients = share >= self._plan.federation.quorum_patients - 1e-9
+        if len(present) >= needed and trained and enough_patients:
+            return
+        missing = [site for site in tally.asked if site not in present]
+        reasons = ", ".join(f"{site} ({tally.refused.get(site, 'no_answer')})" for site in missing)
+        raise QuorumError(
+            f"the quorum of round {round_index} was missed",
+            where="federation.quorum_sites, federation.quorum_patients",
+            seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
+            f"patients counted; needed: {needed} sites and "
+            f"{self._plan.federation.quorum_patients:.0%}\nmissing: {reasons or 'none'}",
+            remedy="Nothing of this round was aggregated. Mend the sites and run the same "
+            "command again: it goes on from the round before.",
+        )
+
+    def _finish(
+        self, round_index: int, state: ServerState, taps: Tensor, record: dict[str, object]
+    ) -> None:
+        self._store.save(round_index, state, taps, record)
+        logger.info("event=round_done round=%d", round_index)
+        if self._on_round is not None:
+            self._on_round(self._store.records[-1])
+
+
+def _patients_of(record: Mapping[str, object]) -> dict[str, int]:
+    counted = record["counted"]
+    assert isinstance(counted, dict)  # noqa: S101  # our own checkpoint wrote it
+    return {str(site): int(n) for site, n in counted.items()}

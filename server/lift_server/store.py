@@ -1,0 +1,59 @@
+"""The run's folder: checkpoints first, then the record of rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from lift.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
+from lift.files import write_json_lines
+from lift_server.aggregation import ServerState
+
+_GROUPS = ("mixer", "average", "first_moment", "second_moment")
+_TAPS = "z_filter/taps"
+
+
+class RunStore:
+    """Reads and writes `checkpoints/` and `rounds.jsonl` of one run.
+
+    The line of a round travels inside its checkpoint, so the record never misses a round that
+    counted, whenever the process dies; the file is rebuilt from the checkpoints on resume.
+    """
+
+    def __init__(self, folder: Path, plan_digest: str) -> None:
+        self._checkpoints = folder / "checkpoints"
+        self._rounds = folder / "rounds.jsonl"
+        self._plan_digest = plan_digest
+        self.records: list[dict[str, object]] = []
+
+    def resume(self) -> tuple[int, ServerState, Tensor] | None:
+        """Last finished round, the state after it and the z-filter's taps; None at the start.
+
+        Raises:
+            CheckpointError: the folder belongs to another plan.
+        """
+        found = read_checkpoints(self._checkpoints, self._plan_digest)
+        if not found:
+            return None
+        self.records = [dict(checkpoint.record) for checkpoint in found]
+        write_json_lines(self._rounds, self.records)
+        last = found[-1]
+        return last.round, ServerState(*(last.group(g) for g in _GROUPS)), last.tensors[_TAPS]
+
+    def save(
+        self, round_index: int, state: ServerState, taps: Tensor, record: dict[str, object]
+    ) -> None:
+        """Checkpoint one round; only then does the record show it."""
+        tensors = {_TAPS: taps}
+        for group in _GROUPS:
+            values: dict[str, Tensor] = getattr(state, group)
+            tensors |= {f"{group}/{name}": tensor for name, tensor in values.items()}
+        # through JSON once, so that a resumed record equals an uninterrupted one
+        line: dict[str, object] = json.loads(json.dumps(record, allow_nan=False))
+        write_checkpoint(
+            self._checkpoints, Checkpoint(round_index, self._plan_digest, tensors, line)
+        )
+        self.records.append(line)
+        write_json_lines(self._rounds, self.records)
