@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -263,7 +263,7 @@ def _arrays(features: Features) -> dict[str, NDArray[np.generic]]:
 
 def _read_entry(entry: Path) -> Features:
     card = json.loads((entry / _CARD).read_text(encoding="utf-8"))
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, (dtype, shape) in card["arrays"].items():
         array = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if str(array.dtype) != dtype or list(array.shape) != shape:

@@ -42,12 +42,17 @@ def body_mask(
     reach = [
         max(1, round(_CLOSING_MM / 2 / size)) if size < _CLOSING_MM else 0 for size in spacing_mm
     ]
-    structure = np.ones([2 * r + 1 for r in reach], dtype=bool)
     # padding: closing must not eat the volume's border
     pad = [(r, r) for r in reach]
-    closed = ndimage.binary_closing(np.pad(_largest(inside), pad), structure)
+    closed = _closed(np.pad(_largest(inside), pad), [2 * r + 1 for r in reach])
     middle = tuple(slice(r, r + n) for r, n in zip(reach, inside.shape, strict=True))
     return _filled(_largest(closed[middle]), plane_axis)
+
+
+def _closed(inside: Bools, box: list[int]) -> Bools:
+    """Binary closing by a box, one axis after the other: seconds less than by its voxels."""
+    grown = ndimage.maximum_filter(inside.view(np.uint8), box, mode="constant")
+    return np.asarray(ndimage.minimum_filter(grown, box, mode="constant")).astype(np.bool_)
 
 
 def _largest(inside: Bools) -> Bools:

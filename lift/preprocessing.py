@@ -20,6 +20,8 @@ from lift.volume import Volume, check_same_grid, read_volume
 
 Floats = NDArray[np.float32]
 _SMALLEST_MASK: Final = 0.005
+_VERSION: Final = 1
+"""Raised whenever this code gives other slices for the same plan: caches must notice."""
 _DEPTH_AXIS: Final = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
@@ -102,11 +104,13 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         if patient.mask is None:
             raise VolumeError(
                 f"patient '{patient.id}' has no mask",
+                where=str(root),
                 seen="the plan's mask rule is `file`",
                 remedy="Add the mask, or use another mask rule.",
             )
         own = read_volume(patient.mask, root=root)
-        check_same_grid(reference, own, (files[names[0]], _relative(patient.mask, root)))
+        mask_name = _relative(patient.mask, root)
+        check_same_grid(reference, own, (files[names[0]], mask_name))
         inside = own.voxels > 0
     elif rules.mask == "nonzero":
         inside = nonzero_mask([volumes[name].voxels for name in plan.task.source], axis)
@@ -120,7 +124,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
             f"(rule `{rules.mask}`)",
             remedy="Check the volumes, or use another preprocessing.mask rule.",
         )
-    stack = to_slices(inside, rules.plane) > 0
+    stack = to_slices(inside, rules.plane).astype(np.bool_)
     crop, shape = _crop(stack, rules.crop_margin, rules.crop_multiple)
 
     def cut(voxels: NDArray[Any]) -> Floats:
@@ -143,11 +147,27 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
 
 
 def restore(prepared: Prepared, slices: NDArray[Any], *, background: float) -> Floats:
-    """Prepared slices, (z, 1, h, w), on the whole grid as (x, y, z), `background` elsewhere."""
+    """Prepared slices on the whole grid as (x, y, z), `background` outside the crop.
+
+    Args:
+        prepared: the patient that the slices belong to.
+        slices: (z, 1, h, w) or (z, h, w), padded as `prepared.mask` is.
+        background: what the rest of the volume holds.
+
+    Raises:
+        ValueError: the shape is not that of the patient's slices.
+    """
     crop = prepared.crop
+    slices = np.asarray(slices)
+    if slices.ndim == 4:
+        slices = slices[:, 0] if slices.shape[1] == 1 else slices
+    if slices.shape != prepared.mask[:, 0].shape:
+        raise ValueError(
+            f"slices {slices.shape} are not the patient's, {prepared.mask[:, 0].shape}"
+        )
     whole = np.full(crop.whole, background, dtype=np.float32)
     size = [b - a for a, b in zip(crop.start, crop.stop, strict=True)]
-    whole[crop.box] = np.asarray(slices)[: size[0], 0, : size[1], : size[2]]
+    whole[crop.box] = slices[: size[0], : size[1], : size[2]]
     return np.ascontiguousarray(from_slices(whole, prepared.plane))
 
 
@@ -162,7 +182,10 @@ def normalise(
     if isinstance(rule, WindowRule):
         low, high = rule.low, rule.high
     else:
-        low, high = (float(q) for q in np.percentile(voxels, (rule.low, rule.high)))
+        # float64: the same percentiles however the file stores its voxels
+        low, high = (
+            float(q) for q in np.percentile(voxels.astype(np.float64), (rule.low, rule.high))
+        )
     if not low < high:
         raise VolumeError(
             f"cannot normalise volume '{name}'",
@@ -170,7 +193,8 @@ def normalise(
             seen=f"its percentiles are both {low:g}: nearly all of it is one value",
             remedy="Check the volume, or take the patient out.",
         )
-    clipped = np.clip(voxels.astype(np.float32), low, high)
+    # float64 until the end: an offset far larger than the scale must not eat the contrast
+    clipped = np.clip(voxels.astype(np.float64), low, high)
     return ((clipped - low) / (high - low)).astype(np.float32), (low, high - low)
 
 
@@ -180,8 +204,10 @@ def to_output_units(
     """A normalised volume in the units it is written in, and its stored type.
 
     CT: HU as int16. MR, which has no unit: float32, 1 becoming the rule's `written_maximum`.
+    Values outside [0, 1] are clipped, as the rule clips on the way in.
     """
     rule = plan.preprocessing.rule(channel)
+    normalised = np.clip(normalised, 0.0, 1.0)
     if isinstance(rule, WindowRule):
         values = rule.low + normalised * (rule.high - rule.low)
         return np.rint(values).astype(np.int16), np.dtype(np.int16)
@@ -190,7 +216,11 @@ def to_output_units(
 
 def preprocessing_digest(plan: Plan) -> str:
     """SHA-256 of all that the prepared slices depend on besides the files."""
-    parts = [plan.task.model_dump(mode="json"), plan.preprocessing.model_dump(mode="json")]
+    parts = [
+        _VERSION,
+        plan.task.model_dump(mode="json"),
+        plan.preprocessing.model_dump(mode="json"),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -202,8 +232,8 @@ def _check_spacing(spacing_mm: float, plan: Plan, name: str) -> None:
         return
     raise SpacingError(
         f"cannot use volume '{name}'",
-        seen=f"slice spacing is {spacing_mm:.2f} mm; the plan allows {low:g} to {high:g} mm "
-        "(preprocessing.lowest_slice_spacing_mm, preprocessing.highest_slice_spacing_mm)",
+        where="preprocessing.lowest_slice_spacing_mm, preprocessing.highest_slice_spacing_mm",
+        seen=f"slice spacing is {spacing_mm:.2f} mm; the plan allows {low:g} to {high:g} mm",
         remedy="Resample the volume, take it out, or ask the study lead before widening the range.",
     )
 

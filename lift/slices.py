@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Number = TypeVar("Number", bound=np.generic)
 # plane -> the volume's axes (x, y, z) in the order depth, height, width
 _AXES: Final = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
-def to_slices(voxels: NDArray[np.generic], plane: str) -> NDArray[np.generic]:
+def to_slices(voxels: NDArray[Number], plane: str) -> NDArray[Number]:
     """(x, y, z) RAS+ voxels as (depth, height, width): a view, never a copy.
 
     Depth runs from inferior to superior (axial), posterior to anterior (coronal) or left to
@@ -20,7 +21,7 @@ def to_slices(voxels: NDArray[np.generic], plane: str) -> NDArray[np.generic]:
     return np.transpose(voxels, _AXES[plane])
 
 
-def from_slices(slices: NDArray[np.generic], plane: str) -> NDArray[np.generic]:
+def from_slices(slices: NDArray[Number], plane: str) -> NDArray[Number]:
     """The exact inverse of :func:`to_slices`."""
     return np.transpose(slices, tuple(int(i) for i in np.argsort(_AXES[plane])))
 

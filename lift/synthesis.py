@@ -30,7 +30,11 @@ class SliceStream(Protocol):
 
     depth: int
     slice_spacing_mm: float
-    pooled: Mapping[str, Tensor]
+
+    @property
+    def pooled(self) -> Mapping[str, Tensor]:
+        """In-plane means of all slices by tap, (z, c); empty for most mixers."""
+        ...
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU."""

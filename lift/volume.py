@@ -8,6 +8,7 @@ orientation closest to RAS+ (x to the right, y to the front, z upwards), lengths
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import zlib
 from dataclasses import dataclass
@@ -16,24 +17,25 @@ from typing import Any, Final
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import (
+    OrientationError,
     apply_orientation,
     inv_ornt_aff,
     io_orientation,
     ornt_transform,
 )
-from nibabel.spatialimages import HeaderDataError, ImageDataError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lift.errors import AffineError, VolumeError
-from lift.files import file_digest, write_atomically
+from lift.files import write_atomically
 
 SUFFIXES: Final = (".nii", ".nii.gz")
 LARGEST_VOLUME_BYTES: Final = 4 << 30
 GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
 _FEWEST_VOXELS: Final = 2
+_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,16 @@ class Volume:
 def read_volume(path: Path, *, root: Path | None = None) -> Volume:
     """The volume of one NIfTI-1 or NIfTI-2 file, brought to RAS+.
 
-    Trailing axes of length 1 are dropped.
+    Trailing axes of length 1 are dropped. A compressed file is read to its end and its checksum
+    verified: a damaged file is refused, never read as other voxels.
 
     Args:
         path: a .nii or .nii.gz file.
         root: the data folder that messages name the file relative to.
 
     Raises:
-        VolumeError: the file is missing, empty, truncated, no NIfTI image, too large, 4D, colour
-            or complex, holds NaN or infinity, is constant, or is thinner than 2 voxels.
+        VolumeError: the file is missing, empty, truncated, damaged, no NIfTI image, too large,
+            4D, colour or complex, holds NaN or infinity, is constant, or is thinner than 2 voxels.
         AffineError: its affine is singular or not finite.
     """
     name = _relative(path, root)
@@ -102,49 +105,39 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
         raise refuse("it is not a .nii or .nii.gz file", "Convert it to NIfTI.")
     if not path.is_file():
         raise refuse("there is no such file", "Restore it, or take the patient out.")
-    if path.stat().st_size == 0:
-        raise refuse("the file is empty", "Copy it again from where it came.")
     try:
-        image = nibabel.load(path)
-        header = image.header
-        shape = tuple(int(n) for n in header.get_data_shape())
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):
-        raise refuse("it is not a readable NIfTI image", _COPY_AGAIN) from None
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise refuse(f"it is a {type(image).__name__}, not NIfTI", "Convert it to NIfTI.")
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    _check_header(header, shape, refuse)
-    try:
-        data = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error, ImageDataError, MemoryError):
-        raise refuse("the file ends early or is damaged inside", _COPY_AGAIN) from None
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise AffineError(
-            f"cannot use volume '{name}'",
-            where=refuse.where,
-            seen="its affine is singular or not finite; voxels have no place in the patient",
-            remedy="Mend the header (qform or sform), or take the patient out.",
-        )
+        stored = path.read_bytes() if path.stat().st_size <= LARGEST_VOLUME_BYTES else None
+    except OSError as error:
+        raise refuse(
+            error.strerror or type(error).__name__, "Check the file's permissions."
+        ) from None
+    if stored is None:
+        raise refuse(f"the file is larger than {LARGEST_VOLUME_BYTES >> 30} GiB", "Crop it.")
+    if not stored:
+        raise refuse("the file is empty", _COPY_AGAIN)
+    header, shape, data = _decoded(stored, path.name.endswith(".gz"), refuse)
+    affine, orientation = _placed(header, refuse)
+    slope, inter = _scaling(header, refuse)
+    if (slope, inter) != (1.0, 0.0):
+        with np.errstate(over="ignore", invalid="ignore"):  # the check of values refuses these
+            data = data.astype(np.float64) * slope + inter
     _check_values(data, refuse)
-    orientation = io_orientation(affine)
-    voxels = np.ascontiguousarray(apply_orientation(data, orientation))
-    slope, inter = image.dataobj.slope, image.dataobj.inter
+    # a copy always: a view would be read-only and would keep the whole file in memory
+    voxels = np.array(apply_orientation(data, orientation), order="C")
     grid = FileGrid(
-        shape=(shape[0], shape[1], shape[2]),
+        shape=shape,
         affine=affine,
         orientation=orientation,
         dtype=header.get_data_dtype().newbyteorder("="),
-        slope=float(slope),
-        inter=float(inter),
-        header=header.copy(),
+        slope=slope,
+        inter=inter,
+        header=header,
     )
     return Volume(
         voxels.astype(voxels.dtype.newbyteorder("="), copy=False),
         affine @ inv_ornt_aff(orientation, grid.shape),
         grid,
-        file_digest(path),
+        hashlib.sha256(stored).hexdigest(),
     )
 
 
@@ -154,9 +147,11 @@ def write_volume(
     """Write RAS+ voxels on the grid and in the orientation of the file behind `like`.
 
     The type rule: with `dtype` None the file's stored type, scale factor and offset are kept, so
-    that what was read is written back bit for bit; values that the stored type cannot hold make
-    the file float32. With a `dtype` that type is stored without a scale factor (whole numbers
-    are rounded). No text of the input's header is copied.
+    that what was read is written back bit for bit (a float64 file with a scale factor: to its
+    last digits); values that an integer type cannot hold, for their size or for a fraction of
+    its step, make the file float32. With a `dtype` that type is stored without a scale factor:
+    an integer type rounds, and refuses what is beyond its limits. No text of the input's header
+    is copied.
 
     Args:
         path: .nii or .nii.gz; written whole or not at all, the folder is made.
@@ -165,7 +160,8 @@ def write_volume(
         dtype: number format, or None.
 
     Raises:
-        VolumeError: the name has another suffix, or the disk refuses.
+        VolumeError: the name has another suffix, the values are not finite or beyond `dtype`'s
+            limits, or the disk refuses.
         ValueError: the shape differs.
     """
     if voxels.shape != like.voxels.shape:
@@ -175,7 +171,7 @@ def write_volume(
         raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
     grid = like.grid
     data = apply_orientation(voxels, ornt_transform(_CANONICAL, grid.orientation))
-    stored, slope, inter = _stored(data, grid, dtype)
+    stored, slope, inter = _stored(data, grid, dtype, refuse)
     header = _header_of(grid, stored.dtype, slope, inter)
     content = io.BytesIO()
     header.write_to(content)
@@ -195,6 +191,11 @@ def write_volume(
 def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) -> None:
     """Nothing, when both volumes have the same voxels at the same places.
 
+    Args:
+        reference: one volume.
+        other: the other one.
+        names: what the message calls them, in this order.
+
     Raises:
         AffineError: the shapes differ, or a corner differs by more than `GRID_TOLERANCE_MM`.
     """
@@ -210,12 +211,16 @@ def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) ->
         )
     raise AffineError(
         f"'{names[0]}' and '{names[1]}' are not on one grid",
+        where="the voxel grids",
         seen=seen,
         remedy="Register and resample the channels of this patient to one grid, or take it out.",
     )
 
 
 _CANONICAL: Final = np.array([[0, 1], [1, 1], [2, 1]])
+_FLATTEST: Final = 1e-3
+_WHOLE: Final = 1e-2
+"""A stored step: values this close to a whole number of steps are one (float32 arithmetic)."""
 _COPY_AGAIN: Final = "Copy it again from where it came, or take the patient out."
 _GEOMETRY: Final = (
     "pixdim",
@@ -238,17 +243,96 @@ class _Refusal:
     """Makes the error for one file: who it is and where it lies are always the same."""
 
     def __init__(self, name: str, root: Path | None, *, verb: str = "use") -> None:
-        self.where = "" if root is None else str(root)
-        self._what = f"cannot {verb} volume '{name}'"
+        self.where = "the file given" if root in {None, Path()} else str(root)
+        self.what = f"cannot {verb} volume '{name}'"
 
     def __call__(self, seen: str, remedy: str) -> VolumeError:
-        return VolumeError(self._what, where=self.where, seen=seen, remedy=remedy)
+        return VolumeError(self.what, where=self.where, seen=seen, remedy=remedy)
 
 
 def _relative(path: Path, root: Path | None) -> str:
     if root is not None and path.is_relative_to(root):
         return str(path.relative_to(root))
     return path.name
+
+
+def _decoded(
+    stored: bytes, compressed: bool, refuse: _Refusal
+) -> tuple[Any, tuple[int, int, int], NDArray[Any]]:
+    """Header, shape and unscaled voxels of a whole file; memory is asked for after the checks."""
+    try:
+        stream = gzip.GzipFile(fileobj=io.BytesIO(stored)) if compressed else io.BytesIO(stored)
+        start = stream.read(nibabel.Nifti2Header.template_dtype.itemsize)
+        kind = _header_class(start)
+        if kind is None:
+            raise refuse("it is not a NIfTI image", "Convert it to NIfTI, or take it out.")
+        # the fixed block alone: extensions may hold anything about the patient
+        header = kind(start[: kind.sizeof_hdr])
+        shape = tuple(int(n) for n in header.get_data_shape())
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        _check_header(header, shape, refuse)
+        offset, dtype = int(header.get_data_offset()), header.get_data_dtype()
+        count = int(np.prod(shape, dtype=np.int64))
+        wanted = offset + count * dtype.itemsize
+        if wanted > LARGEST_VOLUME_BYTES:
+            raise refuse("its voxels start beyond any file's end", _COPY_AGAIN)
+        content = start + stream.read(max(0, wanted - len(start)))
+        _drain(stream, refuse)
+    except (HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error):
+        raise refuse("it ends early or is damaged inside", _COPY_AGAIN) from None
+    if len(content) < wanted:
+        raise refuse(
+            f"it ends early: {len(content)} of {wanted} bytes that its header claims", _COPY_AGAIN
+        )
+    data = np.frombuffer(content, dtype, count, offset).reshape(shape, order="F")
+    return header, (shape[0], shape[1], shape[2]), data
+
+
+def _header_class(start: bytes) -> Any:
+    """The NIfTI version that the first bytes claim, or None (a header apart from its data too)."""
+    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    if nibabel.Nifti1Header.sizeof_hdr in size and start[344:348] == b"n+1\0":
+        return nibabel.Nifti1Header
+    if nibabel.Nifti2Header.sizeof_hdr in size and start[4:8] == b"n+2\0":
+        return nibabel.Nifti2Header
+    return None
+
+
+def _drain(stream: io.BufferedIOBase | gzip.GzipFile, refuse: _Refusal) -> None:
+    """Read to the end: only there does gzip compare its checksum."""
+    extra = 0
+    while block := stream.read(_BLOCK):
+        extra += len(block)
+        if extra > LARGEST_VOLUME_BYTES:
+            raise refuse("it holds far more bytes than its header claims", _COPY_AGAIN)
+
+
+def _placed(header: Any, refuse: _Refusal) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The file's affine, and the orientation that brings its axes to RAS+."""
+    try:
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        if np.isfinite(affine).all():
+            # of unit columns: 1 for orthogonal axes, 0 for axes in one plane, whatever the spacing
+            norms = np.linalg.norm(affine[:3, :3], axis=0)
+            if norms.all() and abs(np.linalg.det(affine[:3, :3] / norms)) > _FLATTEST:
+                return affine, np.asarray(io_orientation(affine), dtype=np.float64)
+    except (HeaderDataError, OrientationError, ValueError):
+        pass
+    raise AffineError(
+        refuse.what,
+        where=refuse.where,
+        seen="its affine is singular or not finite; voxels have no place in the patient",
+        remedy="Mend the header (qform or sform), or take the patient out.",
+    )
+
+
+def _scaling(header: Any, refuse: _Refusal) -> tuple[float, float]:
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError:
+        raise refuse("its scale factor is not finite", _COPY_AGAIN) from None
+    return (1.0, 0.0) if slope is None else (float(slope), float(inter))
 
 
 def _check_header(header: Any, shape: tuple[int, ...], refuse: _Refusal) -> None:
@@ -285,22 +369,35 @@ def _check_values(data: NDArray[Any], refuse: _Refusal) -> None:
 
 
 def _stored(
-    data: NDArray[Any], grid: FileGrid, dtype: np.dtype[Any] | None
+    data: NDArray[Any], grid: FileGrid, dtype: np.dtype[Any] | None, refuse: _Refusal
 ) -> tuple[NDArray[Any], float, float]:
     """The numbers that go into the file, with scale factor and offset."""
-    if dtype is not None:
-        target = np.dtype(dtype)
-        raw = np.rint(data) if target.kind in "iu" else data
-        return raw.astype(target), 1.0, 0.0
-    if grid.dtype.kind == "f":
-        return data.astype(grid.dtype), grid.slope, grid.inter
-    raw = np.rint((data.astype(np.float64) - grid.inter) / grid.slope)
-    limits = np.iinfo(grid.dtype)
-    if raw.min() < limits.min or raw.max() > limits.max:
-        return data.astype(np.float32), 1.0, 0.0
-    if grid.slope == 1 and grid.inter == 0 and data.dtype.kind == "f" and (raw != data).any():
-        return data.astype(np.float32), 1.0, 0.0
-    return raw.astype(grid.dtype), grid.slope, grid.inter
+    if not np.isfinite(data).all():
+        raise refuse("the voxels hold NaN or infinity", "Nothing was written.")
+    target, slope, inter = np.dtype(grid.dtype if dtype is None else dtype), 1.0, 0.0
+    raw = data
+    if dtype is None and (grid.slope, grid.inter) != (1.0, 0.0):
+        slope, inter = grid.slope, grid.inter
+        raw = (data.astype(np.float64) - inter) / slope
+    if target.kind == "f":
+        with np.errstate(over="ignore"):
+            stored = raw.astype(target)
+        fits = bool(np.isfinite(stored).all())
+    else:
+        whole = np.rint(raw) if raw.dtype.kind == "f" else raw
+        limits = np.iinfo(target)
+        # Python's whole numbers: exact at the ends of 64 bits
+        fits = limits.min <= int(whole.min()) and int(whole.max()) <= limits.max
+        broken = raw.dtype.kind == "f" and float(np.abs(raw - whole).max()) > _WHOLE
+        if dtype is None and (broken or not fits):
+            return data.astype(np.float32), 1.0, 0.0
+        stored = whole.astype(target) if fits else whole
+    if not fits:
+        raise refuse(
+            f"values from {data.min():g} to {data.max():g} do not fit into {target}",
+            "Nothing was written. Store it as float32.",
+        )
+    return stored, slope, inter
 
 
 def _header_of(grid: FileGrid, dtype: np.dtype[Any], slope: float, inter: float) -> Any:

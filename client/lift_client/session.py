@@ -35,7 +35,7 @@ from lift.evaluation import filtered, mixed, patient_equations, patient_psnr_db
 from lift.files import write_atomically
 from lift.generator.networks import FrozenGenerator
 from lift.guard import hf_share
-from lift.metrics.intervals import paired_difference
+from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations
@@ -285,7 +285,7 @@ class SiteSession:
 def _difference(values: list[float], seed: int) -> DifferenceDb | None:
     if not values:
         return None
-    found = paired_difference(values, [0.0] * len(values), seed=seed)
+    found = bootstrap_mean(values, seed=seed)
     return DifferenceDb(value=found.value, low=found.low, high=found.high, n=found.n)
 
 

@@ -94,9 +94,9 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     table: dict[str, object] = dict(_tables(results, plan))
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
-            table["second_phantom"] = _clean_phantom(
-                config, plan, generator, out / "clean_phantom", reporter
-            )
+            second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
+            table["second_phantom"] = second["pooled"]
+            table["second_phantom_comparisons"] = second["comparisons"]
     write_json(out / "metrics.json", table)
     record.finish(results, reporter.seconds)
     with reporter.stage("report"):
@@ -173,7 +173,7 @@ def _folds(
     """Folder and plan of each federation: one, or one for every patient held out."""
     if not config.leave_one_out:
         return [(".", plan)]
-    folds = []
+    folds: list[tuple[str, Plan]] = []
     channels = [*plan.task.source, plan.task.target]
     for name, settings in sorted(sites.items()):
         patients, _ = list_patients(
@@ -221,7 +221,7 @@ def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
 
 def _clean_phantom(
     config: SimulationConfig, plan: Plan, generator: FrozenGenerator, out: Path, reporter: Reporter
-) -> object:
+) -> Mapping[str, object]:
     """The same sites without slice corruption, fewer patients and rounds: all methods pooled."""
     clean = config.clean_phantom
     if clean is None:
@@ -246,8 +246,7 @@ def _clean_phantom(
         device=resolve_device(config.device),
         reporter=quiet,
     ).run(synthesis_patients=0)
-    table = _tables([result], plan)
-    return {"pooled": table["pooled"], "comparisons": table["comparisons"]}
+    return _tables([result], plan)
 
 
 def _write_synthesis(

@@ -92,19 +92,38 @@ def list_patients(
 
 
 def _from_folders(data: CohortData, channels: Sequence[str]) -> list[Patient]:
+    try:
+        folders = sorted(path for path in data.root.iterdir() if path.is_dir())
+    except OSError as error:
+        raise DataError(
+            "cannot list the patients",
+            where=str(data.root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Let the user that runs this read the folder.",
+        ) from None
     found = []
-    for folder in sorted(path for path in data.root.iterdir() if path.is_dir()):
+    for folder in folders:
         name = folder.name
         prefix = f"{name}-" if isinstance(data, BratsData) else ""
         paths = {channel: _file(folder, prefix + channel) for channel in channels}
         present = {channel: path for channel, path in paths.items() if path is not None}
         mask = _file(folder, f"{prefix}mask")
-        if not present and mask is None:
+        # a folder of other things (SynthRAD's `overview`) is nobody; one with volumes is somebody
+        # whose files are named otherwise, and is refused by name
+        if not present and mask is None and not _holds_volumes(folder):
             continue
         time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
         subject = time_point["subject"] if time_point else name
         found.append(Patient(name, subject, present, mask))
     return found
+
+
+def _holds_volumes(folder: Path) -> bool:
+    try:
+        return any(path.name.endswith(SUFFIXES) for path in folder.iterdir())
+    except OSError:
+        # not ours to read: listed, so that it is refused by name
+        return True
 
 
 def _file(folder: Path, stem: str) -> Path | None:
@@ -133,6 +152,7 @@ def _from_table(data: TableData) -> list[Patient]:
             raise _table_error(data, f"line {number} {problem}")
         cells = {k: v.strip() for k, v in row.items() if k != "patient" and v and v.strip()}
         paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
+        paths = {column: path for column, path in paths.items() if path.is_file()}
         mask = paths.pop("mask", None)
         found[name] = Patient(name, name, paths, mask)
     return list(found.values())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+from pydantic import TypeAdapter
 
 from lift.cohort.layouts import Patient
 from lift.config.plan import SplitPlan
@@ -17,7 +19,8 @@ from lift.files import write_json
 
 FEWEST_VALIDATION: Final = 2
 """With fewer validation patients the guard's verdict is always `undecided`."""
-_FEWEST_FOR_ALL_PARTS: Final = 6
+_FEWEST_FOR_ALL_PARTS: Final = 5
+_FEWEST_BESIDE_HELD_OUT: Final = 6
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,19 @@ class Split:
     test: tuple[str, ...]
 
 
+_STORED: Final = TypeAdapter(Split)
+
+
 def split_patients(patients: Sequence[Patient], rule: SplitPlan, site: str) -> Split:
     """The split of one site's patients; it does not depend on their order.
 
     Persons (`Patient.subject`) are ordered by a keyed hash of their name and cut at whole
-    numbers. Cohorts of at least 6 persons have at least 2 validation persons and 1 test person
-    where their shares are above 0. With `rule.held_out` the named patients are the test
-    patients and nobody else is; the rest is divided between training and validation.
+    numbers, by largest remainder. Cohorts of at least 5 persons have at least 2 validation
+    persons and 1 test person where their shares are above 0; training is never empty.
+
+    With `rule.held_out` the named patients are the test patients (with all volumes of the same
+    person) and nobody else is; the rest is divided between training and validation, which is
+    empty when fewer than 6 persons remain.
     """
     prefix = f"{site}/"
     if rule.held_out:
@@ -44,15 +53,17 @@ def split_patients(patients: Sequence[Patient], rule: SplitPlan, site: str) -> S
         rest = _ordered(patients, rule.key, without=tested)
         share = rule.validation / (rule.train + rule.validation)
         count = 0
-        if len(rest) >= _FEWEST_FOR_ALL_PARTS and rule.validation > 0:
+        if len(rest) >= _FEWEST_BESIDE_HELD_OUT and rule.validation > 0:
             count = max(round(len(rest) * share), FEWEST_VALIDATION)
         return _split(patients, set(rest[:count]), tested)
     order = _ordered(patients, rule.key, without=set())
     n = len(order)
     test_share = max(0.0, 1.0 - rule.train - rule.validation)
-    tests, validations = round(n * test_share), round(n * rule.validation)
+    # 1 - 0.85 - 0.15 is not 0 in floating point
+    test_share = test_share if test_share > 1e-9 else 0.0
+    _, tests, validations = _largest_remainder(n, (rule.train, test_share, rule.validation))
     if n >= _FEWEST_FOR_ALL_PARTS:
-        tests = max(tests, 1 if test_share > 1e-9 else 0)
+        tests = max(tests, 1 if test_share else 0)
         validations = max(validations, FEWEST_VALIDATION if rule.validation > 0 else 0)
     # training is never empty
     tests = min(tests, max(n - 1, 0))
@@ -69,19 +80,34 @@ def read_split(path: Path) -> Split:
     """The stored split.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: the file is missing or damaged, or lists a patient twice.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        parts = {part: tuple(str(name) for name in data[part]) for part in Split.__annotations__}
-        return Split(**parts)
-    except (OSError, ValueError, KeyError, TypeError):
+        split = _STORED.validate_json(path.read_bytes())
+        listed = [*split.train, *split.validation, *split.test]
+        if len(set(listed)) != len(listed):
+            raise ValueError("a patient is listed twice")
+    except (OSError, ValueError):
         raise DataError(
             "cannot read the stored split",
             where=path.name,
             seen="it is missing or damaged",
             remedy="Run the command again: the split is computed anew, and is the same.",
         ) from None
+    return split
+
+
+def _largest_remainder(n: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to n, each within 1 of n * share; of equals the first gains."""
+    quotas = [n * share for share in shares]
+    # 27 * 0.15 must not win or lose by its last bit
+    counts = [math.floor(quota + 1e-9) for quota in quotas]
+    by_remainder = sorted(
+        range(len(shares)), key=lambda part: -round(quotas[part] - counts[part], 9)
+    )
+    for part in by_remainder[: n - sum(counts)]:
+        counts[part] += 1
+    return counts
 
 
 def _ordered(patients: Sequence[Patient], key: str, *, without: set[str]) -> list[str]:

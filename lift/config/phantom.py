@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift.config.base import Settings
 
@@ -29,8 +29,8 @@ class ScannerConfig(Settings):
     values of method 6.2's prototypes were taken, before any result was seen.
     """
 
-    field_t: Literal[1.5, 3.0]
-    """Field strength, tesla."""
+    field_t: float
+    """Field strength, tesla: 1.5 or 3, for which relaxation times are known."""
     t1: SequenceConfig
     """Spin echo before and after contrast (t1n, t1c)."""
     t2: SequenceConfig
@@ -55,6 +55,13 @@ class ScannerConfig(Settings):
     """Directions of the stored axes."""
     timing_jitter: float = Field(default=0.03, ge=0, lt=0.5)
     """Spread of TR, TE and TI from patient to patient, as a share."""
+
+    @field_validator("field_t")
+    @classmethod
+    def _known_field(cls, value: float) -> float:
+        if value not in (1.5, 3.0):
+            raise ValueError("must be 1.5 or 3")
+        return value
 
 
 def _sequence(tr: float, te: float, ti: float | None = None) -> SequenceConfig:

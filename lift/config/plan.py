@@ -124,7 +124,7 @@ class MixerPlan(Settings):
     width: int = Field(default=8, ge=1, le=256)
     """Hidden channels (zrefine, zrefine_lite, control_2d) or GRU units (pooled_bigru)."""
     radius: int = Field(default=3, ge=1, le=8)
-    """Reach of zdiff's and zconv's kernels along depth, in slices."""
+    """Reach of zdiff's kernel along depth, in slices."""
     ridge: float = Field(default=1e-3, gt=0)
     """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
 

@@ -6,9 +6,8 @@ patients: sites send them once, in the statistics round, and nobody needs to see
 
 Sums are exact. Each patient's equations are divided by the patient's number of voxels and
 rounded to whole multiples of 1 / `SCALE`. Sums of such numbers have no rounding error, in
-whatever order or grouping they are taken (in int64 up to 2^63 units, in float64 up to 2^53
-units, that is 8192 for values of order 1: more patients than any cohort with values in
-[0, 1] can hold).
+whatever order or grouping they are taken: in int64 up to 2^63 units, in float64 up to 2^53
+units, which is enough for 8192 patients with values in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lift.errors import DataError, VolumeError
 from lift.mixer.differences import SHIFTS, keep_inside, z_differences
 
 SCALE: Final = 2**40
-"""Units by 1 of the fixed-point form."""
+"""Units per 1 of the fixed-point form."""
 
 _TAPS: Final = len(SHIFTS)
 _REACH: Final = max(SHIFTS)
@@ -38,7 +37,8 @@ class NormalEquations:
     """Sums from which the z-filter is fitted, over any number of patients.
 
     Attributes:
-        a: sum over patients of the mean over voxels of D D^T, (6, 6), float64, CPU.
+        a: sum over patients of the mean over voxels of D D^T, (6, 6), float64, CPU; symmetric to
+            the bit.
         b: sum over patients of the mean over voxels of D (target - pred), (6,), float64, CPU.
         voxels: voxels inside the masks.
         patients: patients summed.
@@ -125,7 +125,8 @@ def normal_equations(pred: Tensor, target: Tensor, mask: Tensor) -> NormalEquati
             seen="the prediction or the target holds NaN or infinity inside the mask",
             remedy="Nothing was sent. Check the patient's volumes, or leave the patient out.",
         )
-    a, b = a.cpu() / max(voxels, 1), b.cpu() / max(voxels, 1)
+    # a matrix product may round its two halves differently; reviewers ask for equal ones
+    a, b = (a + a.T).cpu() / (2 * max(voxels, 1)), b.cpu() / max(voxels, 1)
     return NormalEquations.from_fixed_point(
         _to_units(a, SCALE), _to_units(b, SCALE), voxels=voxels, patients=1
     )

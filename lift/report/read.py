@@ -186,8 +186,13 @@ class Run:
     @property
     def plane(self) -> Plane:
         """The slice plane; depth runs across it."""
-        plane = self.setting("preprocessing", "plane")
-        return plane if plane in {"coronal", "sagittal"} else "axial"  # type: ignore[return-value]
+        match self.setting("preprocessing", "plane"):
+            case "coronal":
+                return "coronal"
+            case "sagittal":
+                return "sagittal"
+            case _:
+                return "axial"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ from lift.generator.networks import MonaiNetwork, SliceNetwork, build_network
 CPU = torch.device("cpu")
 SMALL = UNetConfig(n_source=2, width=4, multipliers=(1, 2))
 MONAI = MonaiUNetConfig(n_source=2, channels=(4, 8), residual_units=0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower on two threads than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def described(network: NetworkConfig) -> GeneratorDescription:

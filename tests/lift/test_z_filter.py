@@ -86,6 +86,7 @@ def test_normal_equations_are_the_means_over_the_mask(seed: int, depth: int) -> 
     equations = normal_equations(torch.where(mask > 0, pred, torch.nan), dirty, mask)
     assert equations.voxels == int(inside.sum())
     assert equations.patients == 1
+    assert torch.equal(equations.a, equations.a.T)
     np.testing.assert_allclose(equations.a.numpy(), d @ d.T / count, rtol=0, atol=1e-7)
     np.testing.assert_allclose(equations.b.numpy(), d @ residual / count, rtol=0, atol=1e-7)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
-import torch
 
 from lift.assembly import plan_mixer
 from lift.config.generator import GeneratorCard, TapShape, UNetConfig
@@ -11,6 +11,8 @@ from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
 from lift.features import Features
 from lift.generator.networks import FrozenGenerator, UNet, build_network, network_fingerprint
 from lift.mixer.base import Mixer
+from lift.preprocessing import CropBox, Prepared
+from lift.volume import FileGrid, Volume
 
 SOURCES = ("t1n", "t1c", "t2w")
 BRATS_SLICES, BRATS_SIDE = 155, 240
@@ -77,6 +79,27 @@ def example_features(generator: FrozenGenerator, shape: tuple[int, int, int]) ->
     )
 
 
-def random_slices(count: int, side: int) -> torch.Tensor:
-    """Source slices, (count, sources, side, side)."""
-    return torch.rand(count, len(SOURCES), side, side, generator=torch.Generator().manual_seed(0))
+def example_prepared(shape: tuple[int, int, int]) -> Prepared:
+    """A random patient of (slices, rows, columns), all of it inside the mask."""
+    depth, height, width = shape
+    rng = np.random.default_rng(0)
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4))
+    grid = FileGrid(
+        shape=(width, height, depth),
+        affine=np.eye(4),
+        orientation=np.array([[0, 1], [1, 1], [2, 1]]),
+        dtype=np.dtype(np.int16),
+        slope=1.0,
+        inter=0.0,
+        header=image.header,
+    )
+    return Prepared(
+        source=rng.random((depth, len(SOURCES), height, width), dtype=np.float32),
+        target=None,
+        mask=np.ones((depth, 1, height, width), np.float32),
+        spacing_mm=(1.0, 1.0, 1.0),
+        reference=Volume(np.zeros((2, 2, 2), np.int16), np.eye(4), grid, "0" * 64),
+        crop=CropBox(shape, (0, 0, 0), shape),
+        target_range=None,
+        plane="axial",
+    )

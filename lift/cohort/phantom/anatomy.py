@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel
 import numpy as np
@@ -38,12 +38,10 @@ class Atlas:
 
     Attributes:
         maps: tissue -> (x, y, z) map.
-        brain: the brain's map.
         affine: voxel -> mm.
     """
 
     maps: dict[str, Floats]
-    brain: Floats
     affine: NDArray[np.float64]
 
 
@@ -88,7 +86,7 @@ def load_atlas(*, whole_head: bool) -> Atlas:
     images = {name: nibabel.load(folder / _TEMPLATE.format(name)) for name in ("t1", "gm", "wm")}
     affine = np.asarray(images["t1"].affine, dtype=np.float64)
     arrays = {name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()}
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(arrays["t1"] > 0, iterations=2))
+    brain = ndimage.binary_fill_holes(arrays["t1"] > 0)
     wm, gm = arrays["wm"] / 255.0 * brain, arrays["gm"] / 255.0 * brain
     total = np.maximum(wm + gm, 1.0)
     maps = {"wm": wm / total, "gm": gm / total}
@@ -102,9 +100,7 @@ def load_atlas(*, whole_head: bool) -> Atlas:
             shell *= ~brain
             maps[tissue] = maps.get(tissue, np.zeros_like(wm)) + shell
             inner = outer
-    return Atlas(
-        {k: v.astype(np.float32) for k, v in maps.items()}, brain.astype(np.float32), affine
-    )
+    return Atlas({name: values.astype(np.float32) for name, values in maps.items()}, affine)
 
 
 def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head:
@@ -112,13 +108,16 @@ def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head
     atlas = load_atlas(whole_head=whole_head)
     points = grid.points_mm()
     displacement, jacobian = _displacement(rng)
-    moved = _affine(rng, points) + _at(displacement, points)
+    moved = _affine(rng, points) + np.stack([_at(part, grid) for part in displacement])
     voxels = moved - atlas.affine[:3, 3].astype(np.float32)[:, None, None, None]
     maps = {
         name: ndimage.map_coordinates(values, voxels, order=1, mode="constant", prefilter=False)
         for name, values in atlas.maps.items()
     }
-    brain = ndimage.map_coordinates(atlas.brain, voxels, order=1, mode="constant", prefilter=False)
+    # the rest of the brain is fluid; around a whole head's brain there is fluid as well
+    brain = maps["wm"] + maps["gm"]
+    if not whole_head:
+        brain = brain + maps["csf"]
     texture = _smooth_noise(rng, grid, correlation_mm=5.0)
     _add_lesions(maps, points, grid, rng)
     return Head(maps, brain, texture, jacobian)
@@ -132,12 +131,9 @@ def _displacement(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArra
     """
     shape = (52, 62, 52)
     start = _coarse_origin()
-    velocity = np.stack(
-        [
-            ndimage.gaussian_filter(rng.standard_normal(shape), 20.0 / _COARSE_MM / 1.5)
-            for _ in range(3)
-        ]
-    )
+    sigma = 20.0 / _COARSE_MM / 1.5
+    noise = [rng.standard_normal(shape) for _ in range(3)]
+    velocity = np.stack([ndimage.gaussian_filter(part, sigma) for part in noise])
     velocity *= 3.0 / velocity.std()
     axes = [o + _COARSE_MM * np.arange(n) for n, o in zip(shape, start, strict=True)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -161,12 +157,25 @@ def _coarse_origin() -> tuple[float, float, float]:
     return (-102.0, -138.0, -90.0)
 
 
-def _at(displacement: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
-    origin = np.array(_coarse_origin(), dtype=np.float32)[:, None, None, None]
-    where = (points - origin) / np.float32(_COARSE_MM)
-    return np.stack(
-        [ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in displacement]
-    )
+def _at(field: Floats, grid: Grid) -> Floats:
+    """A coarse field at the grid's voxels: linear interpolation, axis by axis."""
+    for axis, (n, o, s, start) in enumerate(
+        zip(grid.shape, grid.origin_mm, grid.spacing_mm, _coarse_origin(), strict=True)
+    ):
+        field = _stretched(field, axis, (o - start + s * np.arange(n)) / _COARSE_MM)
+    return field
+
+
+def _stretched(field: Floats, axis: int, where: NDArray[np.floating[Any]]) -> Floats:
+    """Linear interpolation along one axis at fractional indices; constant beyond the ends."""
+    last = field.shape[axis] - 1
+    where = np.clip(where, 0, last)
+    low = np.minimum(where.astype(int), last - 1)
+    weights = np.zeros((len(where), last + 1), dtype=np.float32)
+    rows = np.arange(len(where))
+    weights[rows, low] = 1 - (where - low)
+    weights[rows, low + 1] = where - low
+    return np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis).astype(np.float32)
 
 
 def _affine(rng: np.random.Generator, points: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -190,13 +199,9 @@ def _smooth_noise(rng: np.random.Generator, grid: Grid, *, correlation_mm: float
     """A random field of standard deviation 1 on the grid; drawn coarsely, then interpolated."""
     extent = [n * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
     shape = [max(4, int(np.ceil(e / correlation_mm)) + 3) for e in extent]
-    coarse = rng.standard_normal(shape).astype(np.float32)
-    axes = [
-        np.arange(n, dtype=np.float32) * np.float32(s / correlation_mm) + 1
-        for n, s in zip(grid.shape, grid.spacing_mm, strict=True)
-    ]
-    where = np.meshgrid(*axes, indexing="ij")
-    field = ndimage.map_coordinates(coarse, where, order=1, mode="nearest")
+    field: Floats = rng.standard_normal(shape).astype(np.float32)
+    for axis, (n, s) in enumerate(zip(grid.shape, grid.spacing_mm, strict=True)):
+        field = _stretched(field, axis, np.arange(n) * s / correlation_mm + 1)
     return np.asarray(field / field.std(), dtype=np.float32)
 
 
@@ -230,15 +235,15 @@ def _blob(
     roughness_mm: float,
 ) -> Floats:
     """An ellipsoid's map with an edge of 1.5 mm, its border moved by the field `rough`."""
-    middle = points[(slice(None), *(int(i) for i in centre))]
-    scaled = (points - middle[:, None, None, None]) / radii_mm.astype(np.float32)[
-        :, None, None, None
-    ]
+    i, j, k = (int(index) for index in centre)
+    middle = points[:, i, j, k]
+    radii = radii_mm.astype(np.float32)[:, None, None, None]
+    scaled = (points - middle[:, None, None, None]) / radii
     mean_radius = float(radii_mm.mean())
     outside_mm = (np.sqrt((scaled**2).sum(0)) - 1) * mean_radius
     if rough is not None:
         outside_mm = outside_mm + roughness_mm * rough
-    return np.clip(0.5 - outside_mm / 1.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(0.5 - outside_mm / 1.5, 0, 1), dtype=np.float32)
 
 
 def _replace(maps: dict[str, Floats], tissue: str, share: Floats) -> None:

@@ -169,7 +169,7 @@ def _slice_profile(fine: Floats, thickness_mm: float) -> Floats:
     low = np.minimum(edges.astype(int), fine.shape[2] - 1)
     part = (edges - low).astype(np.float64)
     at_edges = total[:, :, low] * (1 - part) + total[:, :, low + 1] * part
-    return (np.diff(at_edges, axis=2) / steps).astype(np.float32)
+    return np.asarray(np.diff(at_edges, axis=2) / steps, dtype=np.float32)
 
 
 def _corrupted(
@@ -186,15 +186,15 @@ def _corrupted(
     parity = np.where(np.arange(count) % 2 == 0, 1.0, -1.0) * rng.standard_normal()
     gain = 1 + sd * (0.5 * parity + 0.866 * rng.standard_normal(count))
     keeps = rng.uniform(*_LOST_KEEPS, count)
-    is_lost = rng.random(count) < scanner.lost_slice_rate
+    is_lost = np.asarray(rng.random(count) < scanner.lost_slice_rate)
     noisy = np.abs(rng.standard_normal(count)) * scanner.slice_noise
     if is_target:
-        is_lost[:], noisy[:] = False, 0.0
+        is_lost, noisy = np.zeros(count, dtype=bool), np.zeros(count)
     factor = np.clip(gain, 0.3, None) * np.where(is_lost, keeps, 1.0)
     sigma = white_matter * np.sqrt((1.0 / scanner.snr) ** 2 + noisy**2).astype(np.float32)
     real, imaginary = rng.standard_normal((2, *slices.shape), dtype=np.float32) * sigma
     real += slices * factor.astype(np.float32)
-    return np.hypot(real, imaginary)
+    return np.asarray(np.hypot(real, imaginary), dtype=np.float32)
 
 
 def _on_grid(slices: Floats, thickness_mm: float, spacing_mm: float, count: int) -> Floats:
@@ -205,7 +205,8 @@ def _on_grid(slices: Floats, thickness_mm: float, spacing_mm: float, count: int)
     where = np.clip(centres, 0, slices.shape[2] - 1)
     low = np.minimum(where.astype(int), slices.shape[2] - 2)
     part = (where - low).astype(np.float32)
-    return np.asarray(slices[:, :, low] * (1 - part) + slices[:, :, low + 1] * part)
+    between = slices[:, :, low] * (1 - part) + slices[:, :, low + 1] * part
+    return np.asarray(between, dtype=np.float32)
 
 
 def _ct(head: Head, scanner: ScannerConfig, rng: np.random.Generator) -> Floats:
@@ -220,4 +221,4 @@ def _ct(head: Head, scanner: ScannerConfig, rng: np.random.Generator) -> Floats:
     count = round(values.shape[2] * FINE_MM / spacing)
     slices = _on_grid(_slice_profile(values, spacing), spacing, spacing, count)
     noise = ndimage.gaussian_filter(rng.standard_normal(slices.shape), (0.7, 0.7, 0))
-    return (slices + _CT_NOISE_HU * noise / noise.std()).astype(np.float32)
+    return np.asarray(slices + _CT_NOISE_HU * noise / noise.std(), dtype=np.float32)

@@ -18,7 +18,10 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 def example() -> Parcel:
     body = TrainReply(plan_digest=DIGEST, round=2, loss=0.5, validation_psnr_db=21.0)
-    tensors = {"taps.weight": np.arange(6, dtype=np.float32), "o": np.zeros((2, 3), np.float16)}
+    tensors: dict[str, np.ndarray] = {
+        "taps.weight": np.arange(6, dtype=np.float32),
+        "o": np.zeros((2, 3), np.float16),
+    }
     return Parcel(Kind.TRAIN, body, tensors)
 
 
@@ -45,7 +48,7 @@ def test_decode_of_encode_is_the_parcel(
     loss: float, psnr: float | None, values: list[float], names: list[str]
 ) -> None:
     body = TrainReply(plan_digest=DIGEST, round=1, loss=loss, validation_psnr_db=psnr)
-    parcel = Parcel(Kind.TRAIN, body, {n: np.array(values, np.float32) for n in names})
+    parcel = Parcel(Kind.TRAIN, body, dict.fromkeys(names, np.array(values, np.float32)))
     assert same(decode_reply(unpack(pack(encode(parcel)))), parcel)
 
 
