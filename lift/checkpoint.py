@@ -89,10 +89,10 @@ def _read(folder: Path, stem: str, plan_digest: str) -> Checkpoint | None:
     path = folder / f"{stem}.safetensors"
     try:
         card = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-        version, digest, number = card["version"], card["sha256"], card["round"]
-        owner, record = card["plan_digest"], card["record"]
+        version = card["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    # before any other key is asked for: another version may have other keys
     if version != CHECKPOINT_VERSION:
         raise VersionMismatchError(
             "cannot resume: the checkpoints come from another version",
@@ -100,6 +100,11 @@ def _read(folder: Path, stem: str, plan_digest: str) -> Checkpoint | None:
             seen=f"format {version}; this version reads format {CHECKPOINT_VERSION}",
             remedy="Finish the run with the version that began it, or choose another folder.",
         )
+    try:
+        digest, number = card["sha256"], card["round"]
+        owner, record = card["plan_digest"], card["record"]
+    except KeyError:
+        return None
     if owner != plan_digest:
         raise CheckpointError(
             "cannot resume: the output folder belongs to another plan",

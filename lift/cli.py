@@ -186,16 +186,18 @@ def evaluate(
 def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
     """Channel -> file, from NAME=FILE words or from files in the plan's order."""
     named = [word.partition("=") for word in inputs]
-    if all(separator and name in sources for name, separator, _ in named):
-        found = {name: Path(path) for name, _, path in named}
-        if len(found) == len(inputs):
+    # a file may have = in its name; what is no file but has one was meant as NAME=FILE
+    if any("=" in word and not Path(word).exists() for word in inputs):
+        found = {name: Path(path) for name, equals, path in named if equals}
+        if len(inputs) == len(found) and set(found) == set(sources):
             return found
     elif len(inputs) == len(sources):
         return dict(zip(sources, map(Path, inputs), strict=True))
+    given = ", ".join(name if equals else Path(name).name for name, equals, _ in named)
     raise ConfigError(
         "the inputs do not fit the mixer",
         where="inputs",
-        seen=f"{len(inputs)} given; needed: {', '.join(sources)}",
+        seen=f"given: {given}; needed: {', '.join(sources)}",
         remedy="Give one file for each source, as NAME=FILE or in this order.",
     )
 

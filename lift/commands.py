@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import tempfile
@@ -12,7 +13,10 @@ from pathlib import Path
 import click
 import typer
 
-from lift.errors import EXIT_CODES, LiftError
+from lift.errors import EXIT_CODES, DataError, LiftError
+
+# a write that finds no room names no file
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 def run_command(app: typer.Typer, program: str) -> None:
@@ -42,7 +46,11 @@ def _guarded(command: Callable[[], object], program: str) -> int:
     except KeyboardInterrupt:
         _say(f"{program}: stopped; run the same command again to go on")
         return 130
-    except Exception:  # noqa: BLE001 RUF100  # the last line of defence of a command
+    except Exception as error:  # noqa: BLE001 RUF100  # the last line of defence of a command
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_ROOM):
+            refusal = _file_error(error)
+            _say(refusal.render(program))
+            return refusal.exit_code
         logging.getLogger("lift").exception("event=bug")
         with tempfile.NamedTemporaryFile(
             "w", prefix=f"{program}-", suffix=".log", delete=False, encoding="utf-8"
@@ -54,6 +62,17 @@ def _guarded(command: Callable[[], object], program: str) -> int:
         )
         return EXIT_CODES["bug"].number
     return outcome if isinstance(outcome, int) else 0
+
+
+def _file_error(error: OSError) -> DataError:
+    """A folder that is a file, a full disk, a missing right: the operator's to mend."""
+    return DataError(
+        "cannot read or write a file",
+        where=str(error.filename or "the output folder"),
+        seen=error.strerror or type(error).__name__,
+        remedy="Check the path, its permissions and the free disk space, then run the same "
+        "command again: what was finished is kept.",
+    )
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,9 @@ from lift.errors import ConfigError
 # names and numbers of glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+# blocks of a training window are smaller, those of a streamed large volume larger: the latter
+# must go back, or the peak would hold them twice
+_KEPT_BYTES = 32 << 20
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -67,10 +70,10 @@ def fix_threads(threads: int) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks; elsewhere nothing happens.
 
-    By default each tensor above 32 MB is mapped, cleared by the kernel, and unmapped again: a
+    By default each large tensor is mapped, cleared by the kernel, and unmapped again: a
     third of the time of a training step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 4 * _KEPT_BYTES)

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,10 +39,11 @@ from lift.preprocessing import Prepared
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
-GENERATOR_SLICES: Final = 4
-"""Slices per forward pass, always cut at the same places: equal results by construction."""
+_BLOCK_VOXELS: Final = 100_000
+_LONGEST_BLOCK: Final = 8
 _CARD: Final = "entry.json"
 _LAYOUT: Final = 1
+_UNFINISHED_S: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ class SliceBlock:
     taps: dict[str, Tensor]
 
 
+def block_slices(slice_shape: tuple[int, int]) -> int:
+    """Slices per forward pass, always cut at the same places: equal results by construction."""
+    height, width = slice_shape
+    return max(1, min(_LONGEST_BLOCK, _BLOCK_VOXELS // (height * width)))
+
+
 def generate_blocks(
     generator: SliceGenerator,
     source: Floats,
@@ -88,15 +96,16 @@ def generate_blocks(
     *,
     first: int = 0,
 ) -> Iterator[tuple[int, SliceBlock]]:
-    """Blocks of at most `GENERATOR_SLICES` slices from `first` (a multiple of it) to the end.
+    """Blocks of :func:`block_slices` slices from `first` (a multiple of that) to the end.
 
     Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16),
     on the CPU.
     """
     depth = source.shape[0]
     reach = generator.context_slices
-    for start in range(first, depth, GENERATOR_SLICES):
-        stop = min(start + GENERATOR_SLICES, depth)
+    size = block_slices((source.shape[2], source.shape[3]))
+    for start in range(first, depth, size):
+        stop = min(start + size, depth)
         indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
         rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
         x = neighbour_channels(rows, reach)[reach : reach + stop - start]
@@ -150,7 +159,7 @@ def feature_key(
     """The name of a cache entry: SHA-256 of everything that its content depends on."""
     parts = [
         _LAYOUT,
-        GENERATOR_SLICES,
+        (_BLOCK_VOXELS, _LONGEST_BLOCK),
         volume_digests,
         generator_fingerprint,
         preprocessing_digest,
@@ -179,42 +188,40 @@ class FeatureCache:
             return None
         try:
             features = _read_entry(entry)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
             logger.warning("event=cache_entry_damaged entry=%s", key[:12])
             shutil.rmtree(entry, ignore_errors=True)
             return None
         self._in_use.add(key)
-        # the time of last use decides what is removed first
-        os.utime(entry / _CARD, (time.time(), time.time()))
+        # the time of last use decides what is removed first; another process may have removed
+        # the entry since: the maps stay valid
+        with suppress(OSError):
+            os.utime(entry / _CARD, (time.time(), time.time()))
         return features
 
     def write(self, key: str, features: Features) -> Features:
         """Store one entry and return it as it will be read from now on.
 
         Raises:
-            DataError: this run alone needs more than the cap.
+            DataError: this run alone needs more than the cap, or the disk refuses.
         """
         arrays = _arrays(features)
         self._make_room(sum(array.nbytes for array in arrays.values()))
         temporary = self._folder / f".{key[:16]}.{secrets.token_hex(4)}.part"
-        temporary.mkdir(parents=True)
         try:
+            temporary.mkdir(parents=True)
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             shapes = {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()}
             card = {"arrays": shapes, "slice_spacing_mm": features.slice_spacing_mm}
             write_json(temporary / _CARD, card)
-            try:
-                temporary.rename(self._folder / key)
-            except OSError:
-                if not (self._folder / key / _CARD).is_file():
-                    raise
-                # another process was first: its entry holds the same bytes
+            _place(temporary, self._folder / key)
         except OSError as error:
             raise DataError(
                 "cannot write to the feature cache",
                 where="cache.folder",
-                seen=error.strerror or type(error).__name__,
+                # numpy says how many bytes of an array found no room, without an error number
+                seen=error.strerror or str(error),
                 remedy="Free disk space or name another cache.folder, then run again: "
                 "finished entries are kept.",
             ) from None
@@ -226,9 +233,13 @@ class FeatureCache:
         return stored
 
     def _make_room(self, needed: int) -> None:
+        self._remove_unfinished()
         entries = []
         for card in self._folder.glob(f"*/{_CARD}"):
-            if not card.parent.name.startswith("."):
+            if card.parent.name.startswith("."):
+                continue
+            # another process may remove the entry at this very moment
+            with suppress(OSError):
                 size = sum(part.stat().st_size for part in card.parent.iterdir())
                 entries.append((card.stat().st_mtime, card.parent, size))
         total = sum(size for *_, size in entries) + needed
@@ -246,6 +257,25 @@ class FeatureCache:
                 "are allowed",
                 remedy="Raise cache.largest_gb or train with fewer patients; nothing is lost.",
             )
+
+    def _remove_unfinished(self) -> None:
+        """Remove what crashed writers left; a younger folder may still be written to."""
+        for folder in self._folder.glob(".*.part"):
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _UNFINISHED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(temporary: Path, entry: Path) -> None:
+    """Give a finished folder its name, unless another process was first with the same bytes."""
+    try:
+        temporary.rename(entry)
+    except OSError:
+        if (entry / _CARD).is_file():
+            return
+        # without a card it is what an interrupted removal left
+        shutil.rmtree(entry, ignore_errors=True)
+        temporary.rename(entry)
 
 
 def _arrays(features: Features) -> dict[str, NDArray[np.generic]]:

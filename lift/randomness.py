@@ -11,5 +11,8 @@ def derive_seed(run_seed: int, *names: str | int) -> int:
     The same arguments give the same seed on every machine and Python version; two
     different paths give independent seeds: `derive_seed(7, "round", 3, "site", "north")`.
     """
-    path = "/".join([str(run_seed), *(f"{type(name).__name__}:{name}" for name in names)])
+    parts = [f"{type(name).__name__}:{name}" for name in names]
+    # escaped, so that no name can look like two
+    escaped = [part.replace("%", "%25").replace("/", "%2F") for part in parts]
+    path = "/".join([str(run_seed), *escaped])
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.device import inference_autocast, to_device
-from lift.features import GENERATOR_SLICES, Features, SliceBlock, generate_blocks
+from lift.features import Features, SliceBlock, generate_blocks
 from lift.generator.base import SliceGenerator
 from lift.mixer.base import Mixer, MixerInputs
 from lift.preprocessing import Prepared
 
-CHUNK: Final = 8
-"""Slices that a chunk adds to the result; its halo comes on top."""
+_CHUNK_VOXELS: Final = 250_000
+_LONGEST_CHUNK: Final = 64
 Floats = NDArray[np.float32]
 
 
@@ -29,6 +29,7 @@ class SliceStream(Protocol):
     """Where a chunk's slices come from; asked for in increasing order."""
 
     depth: int
+    slice_shape: tuple[int, int]
     slice_spacing_mm: float
 
     @property
@@ -46,7 +47,7 @@ def mix(
     stream: SliceStream,
     device: torch.device,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Floats:
     """The mixed prediction of a whole volume, (z, 1, h, w), float32.
@@ -55,11 +56,13 @@ def mix(
         mixer: the trained mixer, moved to `device`.
         stream: the volume's slices.
         device: where to run.
-        chunk: slices by chunk; another size may differ by float kernels (1e-4 at most).
+        chunk: slices by chunk, by default :func:`chunk_slices` of the slice's shape; another
+            size may differ by float kernels (1e-4 at most).
         report: called after each chunk with the slices done and their number.
     """
     mixer.to(device).eval()
     depth = stream.depth
+    chunk = chunk or chunk_slices(stream.slice_shape)
     result: Floats | None = None
     pooled = {name: to_device(vectors[None], device) for name, vectors in stream.pooled.items()}
     for low in range(0, depth, chunk):
@@ -73,7 +76,7 @@ def mix(
             depth=torch.tensor([last - first], device=device),
             start=torch.tensor([first], device=device),
             slice_spacing_mm=torch.tensor([stream.slice_spacing_mm], device=device),
-            taps={name: to_device(tap[None], device).float() for name, tap in taps.items()},
+            taps={name: to_device(tap[None], device) for name, tap in taps.items()},
             pooled=pooled,
             pooled_depth=torch.tensor([depth], device=device) if pooled else None,
         )
@@ -89,6 +92,15 @@ def mix(
     return result
 
 
+def chunk_slices(slice_shape: tuple[int, int]) -> int:
+    """Slices that one chunk adds to the result: 4 of 240 x 240, more of smaller ones.
+
+    The halo comes on top, so a short chunk of small slices would mostly compute its halo.
+    """
+    height, width = slice_shape
+    return max(1, min(_LONGEST_CHUNK, _CHUNK_VOXELS // (height * width)))
+
+
 class CachedStream:
     """Slices whose features are already on disk or in memory."""
 
@@ -96,6 +108,7 @@ class CachedStream:
         self._features = features
         self._tap_names = mixer.tap_names
         self.depth = features.depth
+        self.slice_shape = (features.pred.shape[2], features.pred.shape[3])
         self.slice_spacing_mm = features.slice_spacing_mm
         self.pooled = {
             name: torch.from_numpy(np.array(features.pooled[name])) for name in mixer.pooled_names
@@ -124,6 +137,7 @@ class GeneratedStream:
         self._prepared = prepared
         self._tap_names = mixer.tap_names
         self.depth = int(prepared.source.shape[0])
+        self.slice_shape = (prepared.source.shape[2], prepared.source.shape[3])
         self.slice_spacing_mm = prepared.spacing_mm[0]
         self.pooled: dict[str, Tensor] = {}
         if mixer.pooled_names:
@@ -142,7 +156,7 @@ class GeneratedStream:
             start, block = next(self._blocks)
             self._kept[start] = block
             self._done = start + block.pred.shape[0]
-        for start in [s for s in self._kept if s + GENERATOR_SLICES <= low]:
+        for start in [s for s, kept in self._kept.items() if s + kept.pred.shape[0] <= low]:
             del self._kept[start]
         starts = sorted(self._kept)
         cut = slice(low - starts[0], high - starts[0])

@@ -77,7 +77,7 @@ def make_batch(
     for features, window in zip(patients, windows, strict=True):
         if features.target is None:
             raise ValueError("training needs a target for every patient")
-        rows.append(_padded(_cut(features.target, window, 1), (size[0], 1, *size[1:])))
+        rows.append(_padded(_cut(features.target, window), (size[0], 1, *size[1:])))
     return Batch(inputs, to_device(_stack(rows), device))
 
 
@@ -88,19 +88,25 @@ def make_inputs(
     size: tuple[int, int, int],
     device: torch.device,
 ) -> MixerInputs:
-    """Mixer inputs of one window by patient; only what the mixer declares is read."""
+    """Mixer inputs of one window by patient; only what the mixer declares is read.
 
-    def gather(arrays: Sequence[NDArray[np.generic]], stride: int = 1) -> Tensor:
+    A tap of lower resolution than the slice comes whole in its plane: a mixer that declares
+    one needs windows of whole slices.
+    """
+
+    def gather(arrays: Sequence[NDArray[np.generic]]) -> Tensor:
         rows = []
-        for array, window in zip(arrays, windows, strict=True):
-            shape = (size[0], array.shape[1], *(-(-n // stride) for n in size[1:]))
-            rows.append(_padded(_cut(array, window, stride), shape))
+        for features, array, window in zip(patients, arrays, windows, strict=True):
+            if array.shape[2:] == features.pred.shape[2:]:
+                shape, part = (size[0], array.shape[1], *size[1:]), _cut(array, window)
+            else:
+                shape, part = (size[0], *array.shape[1:]), array[window.box[0]]
+            rows.append(_padded(part, shape))
         return to_device(_stack(rows), device)
 
-    taps = {}
-    for name in mixer.tap_names:
-        arrays = [features.taps[name] for features in patients]
-        taps[name] = gather(arrays, -(-patients[0].pred.shape[-1] // arrays[0].shape[-1]))
+    taps = {
+        name: gather([features.taps[name] for features in patients]) for name in mixer.tap_names
+    }
     pooled = {}
     pooled_depth = None
     for name in mixer.pooled_names:
@@ -128,12 +134,9 @@ def make_inputs(
     )
 
 
-def _cut(array: NDArray[np.generic], window: Window, stride: int) -> NDArray[np.generic]:
+def _cut(array: NDArray[np.generic], window: Window) -> NDArray[np.generic]:
     z, y, x = window.box
-    if stride == 1:
-        return array[z, :, y, x]
-    rows, columns = (slice(s.start // stride, -(-s.stop // stride)) for s in (y, x))
-    return array[z, :, rows, columns]
+    return array[z, :, y, x]
 
 
 def _padded(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -98,6 +98,9 @@ class Fold:
         """Train every method, measure all of them on the held-out patients."""
         with self._reporter.stage("features"):
             cohorts = {name: s.cohort(self._plan) for name, s in self._sessions.items()}
+        for name, cohort in cohorts.items():
+            for refusal in cohort.refusals:
+                self._reporter.line(refusal.reason.render(f"site {name}"))
         with self._reporter.stage("federated"):
             finished = self._federate(self._plan, self._folder)
         control: FinishedRun | None = None

@@ -319,7 +319,8 @@ class _RunRecord:
 
     @property
     def complete(self) -> bool:
-        return bool(self._data.get("complete"))
+        # the report is written last: without it a run killed there would never get one
+        return bool(self._data.get("complete")) and (self._path.parent / "report.html").is_file()
 
     @property
     def seconds(self) -> dict[str, float]:

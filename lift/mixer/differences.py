@@ -32,19 +32,35 @@ def z_differences(v: Tensor, mask: Tensor) -> Tensor:
 
     Source: method 10.
     """
+    result = v.new_empty((*v.shape[:2], len(SHIFTS) * v.shape[2], *v.shape[3:]))
+    fill_differences(result, keep_inside(v, mask), mask)
+    return result
+
+
+def fill_differences(out: Tensor, v: Tensor, mask: Tensor, *, gain: float = 1.0) -> None:
+    """Write `gain` times the differences of :func:`z_differences` into `out`, all of it.
+
+    Args:
+        out: (b, z, 6 * c, h, w), any strides: a part of a larger tensor saves a copy of it.
+        v: (b, z, c, h, w), 0 outside the mask.
+        mask: 0 or 1, (b, z, 1, h, w).
+        gain: factor.
+    """
     z, c = v.shape[1:3]
-    v = keep_inside(v, mask)
-    result = v.new_zeros((*v.shape[:2], len(SHIFTS) * c, *v.shape[3:]))
+    weight = mask if gain == 1.0 else gain * mask
     for index, shift in enumerate(SHIFTS):
-        if abs(shift) >= z:
+        part = out[:, :, index * c : (index + 1) * c]
+        reach = min(abs(shift), z)
+        missing = slice(0, reach) if shift < 0 else slice(z - reach, z)
+        part[:, missing] = 0.0
+        if reach == z:
             continue
         here = slice(max(0, -shift), z - max(0, shift))
         there = slice(max(0, shift), z - max(0, -shift))
-        block = result[:, here, index * c : (index + 1) * c]
+        block = part[:, here]
         block.copy_(v[:, there])
         block.sub_(v[:, here])
-        block.mul_(mask[:, here] * mask[:, there])
-    return result
+        block.mul_(weight[:, here] * mask[:, there])
 
 
 def replicate_depth(h: Tensor, depth: Tensor, reach: int) -> Tensor:

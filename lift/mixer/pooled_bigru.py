@@ -95,7 +95,7 @@ class PooledBiGRU(Mixer):
         return film
 
     def _inside(self, name: str, inputs: MixerInputs) -> Tensor:
-        return self._kept(name, inputs.taps[name], inputs.mask)
+        return self._kept(name, inputs.taps[name].to(inputs.pred), inputs.mask)
 
     def _kept(self, name: str, tap: Tensor, mask: Tensor) -> Tensor:
         """A tap with 0 in the cells that hold no voxel of the mask."""

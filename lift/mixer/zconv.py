@@ -47,7 +47,7 @@ class ZConv(Mixer):
     def forward(self, inputs: MixerInputs) -> Tensor:
         """See :meth:`Mixer.forward`."""
         inside = inputs.mask.movedim(2, -1)
-        f = keep_inside(inputs.taps["feat"], inputs.mask).movedim(2, -1)
+        f = keep_inside(inputs.taps["feat"].to(inputs.pred), inputs.mask).movedim(2, -1)
         # summed apart from f: 0 at first exactly, whatever the size of f
         delta = torch.zeros_like(f)
         for block in self.blocks:

@@ -58,7 +58,7 @@ class ZDiff(Mixer):
     def forward(self, inputs: MixerInputs) -> Tensor:
         """See :meth:`Mixer.forward`."""
         mask = inputs.mask
-        f = keep_inside(inputs.taps["feat"], mask)
+        f = keep_inside(inputs.taps["feat"].to(inputs.pred), mask)
         u = self._contrast(f.transpose(1, 2), mask.transpose(1, 2)).permute(0, 2, 3, 4, 1)
         gate = torch.sigmoid(self.gate(self.norm(f.movedim(2, -1))))
         delta = (self.out(u * gate) * self.head_weight).sum(-1).unsqueeze(2)

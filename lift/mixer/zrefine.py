@@ -9,11 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lift.mixer.base import FrozenParts, Mixer, MixerInputs
-from lift.mixer.differences import SHIFTS, keep_inside, replicate_depth, z_differences
+from lift.mixer.differences import (
+    SHIFTS,
+    fill_differences,
+    keep_inside,
+    replicate_depth,
+    z_differences,
+)
 from lift.mixer.layers import ZTaps, plane_conv, require_taps, volume_conv
 
 # differences are small beside the images: brought to their scale for the first convolution
 _DIFFERENCE_GAIN = 4.0
+_SLICES_AT_ONCE = 2
 
 
 class ZRefine(Mixer):
@@ -56,18 +63,8 @@ class ZRefine(Mixer):
         """See :meth:`Mixer.forward`."""
         mask = inputs.mask
         of_pred = z_differences(inputs.pred, mask)
-        of_source = z_differences(inputs.source, mask)
-        parts = [inputs.source, inputs.pred, *(inputs.taps[name] for name in self.tap_names)]
-        x = torch.cat(
-            [
-                *(keep_inside(part, mask) for part in parts),
-                _DIFFERENCE_GAIN * of_pred,
-                _DIFFERENCE_GAIN * of_source,
-            ],
-            dim=2,
-        )
         inside = mask.transpose(1, 2)
-        h = silu(self.first(x.transpose(1, 2))) * inside
+        h = self._first_hidden(inputs, of_pred) * inside
         h = (h + silu(self.second(replicate_depth(h, inputs.depth, 1)))) * inside
         correction = self.z_taps(of_pred) + self.out(h).transpose(1, 2)
         return inputs.pred + keep_inside(correction, mask)
@@ -75,6 +72,47 @@ class ZRefine(Mixer):
     def start_from(self, taps: Tensor) -> None:
         """Set the z-filter's taps, (6,)."""
         self.z_taps.set_taps(taps)
+
+    def _first_hidden(self, inputs: MixerInputs, of_pred: Tensor) -> Tensor:
+        """silu(first(x)), (b, width, z, h, w).
+
+        The first convolution has no reach along depth. Without gradients it runs a few slices
+        at a time, because its input is by far the largest tensor of a streamed volume.
+        """
+        z = inputs.pred.shape[1]
+        if torch.is_grad_enabled():
+            return silu(self.first(self._first_inputs(inputs, of_pred, 0, z)))
+        reach = max(SHIFTS)
+        parts = []
+        for low in range(0, z, _SLICES_AT_ONCE):
+            high = min(low + _SLICES_AT_ONCE, z)
+            start, stop = max(0, low - reach), min(z, high + reach)
+            x = self._first_inputs(inputs, of_pred, start, stop)
+            parts.append(silu(self.first(x[:, :, low - start : high - start])))
+        return torch.cat(parts, dim=2)
+
+    def _first_inputs(self, inputs: MixerInputs, of_pred: Tensor, start: int, stop: int) -> Tensor:
+        """[S, P, F, E, 4 D_k P, 4 D_k S] of slices start..stop-1 as (b, channels, z, h, w).
+
+        The source's differences take no slice from beyond this range. Written part by part
+        into one block: joining the parts would copy them twice more.
+        """
+        here = slice(start, stop)
+        mask = inputs.mask[:, here]
+        images = [inputs.source, inputs.pred, *(inputs.taps[name] for name in self.tap_names)]
+        b, _, n_source, h, w = inputs.source.shape
+        plain = sum(image.shape[2] for image in images)
+        first, last = plain, plain + len(SHIFTS)
+        block = inputs.pred.new_empty((b, last + len(SHIFTS) * n_source, stop - start, h, w))
+        x = block.transpose(1, 2)
+        at = 0
+        for image in images:
+            x[:, :, at : at + image.shape[2]] = image[:, here]
+            at += image.shape[2]
+        x[:, :, :plain].masked_fill_(mask == 0, 0.0)
+        x[:, :, first:last] = _DIFFERENCE_GAIN * of_pred[:, here]
+        fill_differences(x[:, :, last:], x[:, :, :n_source], mask, gain=_DIFFERENCE_GAIN)
+        return block
 
 
 class ZRefineLite(ZRefine):

@@ -18,6 +18,7 @@ from lift_simulation.bench.cost import cost_figures
 from lift_simulation.bench.federation import federation_figures
 from lift_simulation.bench.figure import Figure
 from lift_simulation.bench.memory import memory_figures
+from lift_simulation.bench.precision import precision_figures
 
 _RESULT = Path("bench.json")
 _WIDTH = 110
@@ -31,6 +32,7 @@ def main() -> None:
     for title, measure in (
         ("memory", memory_figures),
         ("messages and rounds", federation_figures),
+        ("half precision", precision_figures),
         ("cost against cWDM, and the cache", cost_figures),
     ):
         console.print(f"measuring: {title}", highlight=False)

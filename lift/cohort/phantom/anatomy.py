@@ -53,12 +53,15 @@ class Head:
         maps: tissue -> (x, y, z) share, summing to at most 1 (the rest is air).
         brain: the brain's share.
         texture: relative variation of tissue from place to place, mean 0.
+        coil: the receiving coil's intensity field, smooth, within -1 and 1: one for all
+            sequences of an examination.
         jacobian: determinants of the deformation on its coarse grid; all positive.
     """
 
     maps: dict[str, Floats]
     brain: Floats
     texture: Floats
+    coil: Floats
     jacobian: NDArray[np.float64]
 
 
@@ -120,7 +123,21 @@ def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head
         brain = brain + maps["csf"]
     texture = _smooth_noise(rng, grid, correlation_mm=5.0)
     _add_lesions(maps, points, grid, rng)
-    return Head(maps, brain, texture, jacobian)
+    return Head(maps, brain, texture, smooth_polynomial(grid, rng), jacobian)
+
+
+def smooth_polynomial(grid: Grid, rng: np.random.Generator) -> Floats:
+    """A random second-order polynomial over the grid: mean 0, largest magnitude 1."""
+    x, y, z = (
+        np.linspace(-1, 1, n, dtype=np.float32).reshape([-1 if i == j else 1 for j in range(3)])
+        for i, n in enumerate(grid.shape)
+    )
+    a = rng.uniform(-1, 1, 9).astype(np.float32)
+    field = a[0] * x + a[1] * y + a[2] * z
+    field = field + a[3] * x * y + a[4] * y * z + a[5] * x * z
+    field = field + a[6] * x * x + a[7] * y * y + a[8] * z * z
+    field = field - field.mean()
+    return np.asarray(field / np.abs(field).max(), dtype=np.float32)
 
 
 def _displacement(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -208,14 +225,12 @@ def _smooth_noise(rng: np.random.Generator, grid: Grid, *, correlation_mm: float
 def _add_lesions(
     maps: dict[str, Floats], points: NDArray[np.float32], grid: Grid, rng: np.random.Generator
 ) -> None:
-    """White matter hyperintensities in most heads, a glioma in two of five (chosen)."""
+    """White matter hyperintensities in most heads, and a glioma in each, as in BraTS's cohort."""
     candidates = np.argwhere(maps["wm"] > 0.8)
     for _ in range(int(rng.poisson(6))):
         centre = candidates[rng.integers(len(candidates))]
         radii = rng.uniform(2.0, 5.0, 3)
         _replace(maps, "hyperintensity", _blob(points, grid, centre, radii, None, 0.0))
-    if rng.random() >= 0.4:
-        return
     centre = candidates[rng.integers(len(candidates))]
     rough = _smooth_noise(rng, grid, correlation_mm=8.0)
     core, rim, around = rng.uniform(5, 11), rng.uniform(2.5, 4.5), rng.uniform(6, 14)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lift.cohort.phantom.anatomy import Grid, Head
+from lift.cohort.phantom.anatomy import Grid, Head, smooth_polynomial
 from lift.cohort.phantom.physics import TISSUES, signal
 from lift.config.phantom import SCANNERS, ScannerConfig, SequenceConfig
 
@@ -18,6 +18,8 @@ FINE_MM: Final = 1.0
 """Through-plane sampling of the anatomy under a slice profile."""
 _LOST_KEEPS: Final = (0.1, 0.3)
 _TEXTURE: Final = 0.03
+# share of the intensity field that is a sequence's own (transmission); the coil's is common
+_OWN_FIELD: Final = np.float32(0.2)
 _CT_NOISE_HU: Final = 8.0
 _AIR_HU: Final = -1000.0
 
@@ -108,7 +110,8 @@ def acquire(
     for name, share in head.maps.items():
         fine += share * np.float32(levels[name])
     fine *= 1 + np.float32(_TEXTURE) * head.texture
-    fine *= _coil_field(grid, scanner.bias, rng)
+    own = smooth_polynomial(grid, rng)
+    fine *= 1 + np.float32(scanner.bias) * ((1 - _OWN_FIELD) * head.coil + _OWN_FIELD * own)
     spacing = scanner.slice_spacing_mm
     thickness = scanner.flair_thickness_mm if channel == "t2f" else spacing
     count = round(grid.shape[2] * FINE_MM / spacing)
@@ -141,20 +144,6 @@ def _jittered(sequence: SequenceConfig, share: float, rng: np.random.Generator) 
     # the inversion time follows TR: the operator keeps fluid dark
     ti = None if sequence.ti_ms is None else sequence.ti_ms * (1 + 0.7 * (tr - 1))
     return SequenceConfig(tr_ms=sequence.tr_ms * tr, te_ms=sequence.te_ms * te, ti_ms=ti)
-
-
-def _coil_field(grid: Grid, amplitude: float, rng: np.random.Generator) -> Floats:
-    """A smooth multiplicative field within 1 +- amplitude: random second-order polynomial."""
-    x, y, z = (
-        np.linspace(-1, 1, n, dtype=np.float32).reshape([-1 if i == j else 1 for j in range(3)])
-        for i, n in enumerate(grid.shape)
-    )
-    a = rng.uniform(-1, 1, 9).astype(np.float32)
-    field = a[0] * x + a[1] * y + a[2] * z
-    field = field + a[3] * x * y + a[4] * y * z + a[5] * x * z
-    field = field + a[6] * x * x + a[7] * y * y + a[8] * z * z
-    field = field - field.mean()
-    return np.asarray(1 + amplitude * field / np.abs(field).max(), dtype=np.float32)
 
 
 def _slice_profile(fine: Floats, thickness_mm: float) -> Floats:

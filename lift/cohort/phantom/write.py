@@ -35,7 +35,7 @@ _STATEMENT: Final = (
 # what a head needs around MNI's origin, mm: (low, high) along x, y, z
 _BRAIN_FIELD: Final = ((-84.0, 84.0), (-118.0, 86.0), (-74.0, 91.0))
 _HEAD_FIELD: Final = ((-100.0, 100.0), (-134.0, 102.0), (-74.0, 106.0))
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 def write_phantom_cohort(

@@ -1,0 +1,274 @@
+"""Files in, one file out: on the input's grid, in its units, by the mixer or without it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from lift.assembly import FinishedMixer
+from lift.cohort.layouts import Patient
+from lift.config.plan import Plan
+from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
+from lift.features import compute_features
+from lift.guard import SiteProfile, hf_share
+from lift.preprocessing import Prepared, prepare, restore
+from lift.synthesis import CachedStream, mix
+from lift.translation import OnConcern, Translated, translate
+from tests.lift.mixer_cases import TAPS
+from tests.lift.small_world import (
+    CPU,
+    FILE_SHAPE,
+    SOURCES,
+    assert_four_parts,
+    random_mixer,
+    small_generator,
+    small_plan,
+    write_brats_patient,
+)
+
+GENERATOR = small_generator()
+FITS_ALL = SiteProfile("helped", 0.5, 6.0, None, None)
+FITS_NONE = SiteProfile("helped", 0.5, 0.6, None, None)
+
+
+def oblique() -> NDArray[np.float64]:
+    """Axes to the left, back and upwards, turned by 11 degrees about x and 7 about z."""
+    a, b = np.deg2rad([11.0, 7.0])
+    about_x = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
+    about_z = [[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(about_x) @ np.array(about_z) @ np.diag([-1.2, -1.1, 3.0])
+    affine[:3, 3] = [90.0, 120.0, -40.0]
+    return affine
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    """Translating fixes threads and kernels for a process of its own; the tests share one."""
+    threads = torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # not in its stubs
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("cohort")
+    return write_brats_patient(root, channels=SOURCES, affine=oblique())
+
+
+def finished(plan: Plan, *sites: SiteProfile) -> FinishedMixer:
+    return FinishedMixer(random_mixer(plan, GENERATOR).values(), TAPS, plan, sites, phantom=True)
+
+
+def run(
+    files: dict[str, Path],
+    output: Path,
+    plan: Plan,
+    *,
+    site: SiteProfile = FITS_ALL,
+    on_concern: OnConcern = "warn",
+    mask: Path | None = None,
+) -> Translated:
+    return translate(
+        files,
+        output,
+        finished(plan, site),
+        GENERATOR,
+        mask=mask,
+        on_concern=on_concern,
+        device=CPU,
+    )
+
+
+def prepared_from(files: dict[str, Path], plan: Plan, mask: Path | None = None) -> Prepared:
+    return prepare(Patient("p", "p", files, mask), plan, root=Path(), with_target=False)
+
+
+def expected(prepared: Prepared, plan: Plan, *, with_mixer: bool = True) -> NDArray[Any]:
+    """The normalised result as RAS+ voxels, by way of the cache's features."""
+    mixer = random_mixer(plan, GENERATOR)
+    features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names, CPU)
+    result = mix(mixer, CachedStream(features, mixer), CPU) if with_mixer else features.pred
+    return restore(prepared, np.clip(result, 0, 1) * prepared.mask, background=0.0)
+
+
+def canonical(path: Path) -> NDArray[Any]:
+    """Voxels in RAS+, read and turned by nibabel alone."""
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    return np.asarray(image.dataobj)
+
+
+@pytest.mark.parametrize("kind", ["zrefine", "pooled_bigru"])
+def test_the_output_lies_on_the_first_inputs_grid_and_is_what_mixing_gives(
+    files: dict[str, Path], tmp_path: Path, kind: Any
+) -> None:
+    plan = small_plan(kind, generator=GENERATOR)
+    output = tmp_path / "made" / "t2f.nii.gz"
+    done = run(files, output, plan)
+    assert done == Translated("mixer", None)
+    given, made = nibabel.load(files["t1n"]), nibabel.load(output)
+    assert nibabel.aff2axcodes(made.affine) == ("L", "P", "S")
+    assert made.shape == given.shape == FILE_SHAPE
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-5)
+    np.testing.assert_allclose(made.header.get_zooms(), given.header.get_zooms(), rtol=1e-6)
+    assert made.get_data_dtype() == np.float32
+    wanted = (expected(prepared_from(files, plan), plan) * 1000.0).astype(np.float32)
+    assert float(wanted.max()) > 1.0
+    np.testing.assert_array_equal(canonical(output), wanted)
+
+
+def test_ct_is_written_in_whole_hounsfield_units(files: dict[str, Path], tmp_path: Path) -> None:
+    plan = small_plan(generator=GENERATOR, target="ct")
+    output = tmp_path / "ct.nii"
+    run(files, output, plan)
+    made = nibabel.load(output)
+    assert made.get_data_dtype() == np.int16
+    assert made.header.get_slope_inter() in {(None, None), (1.0, 0.0)}
+    prepared = prepared_from(files, plan)
+    wanted = -1024.0 + expected(prepared, plan) * 4024.0
+    np.testing.assert_allclose(canonical(output), wanted, atol=0.51)
+    outside = restore(prepared, prepared.mask, background=0.0) == 0
+    assert set(np.unique(canonical(output)[outside])) == {-1024}
+
+
+def test_mr_is_written_up_to_the_plans_maximum(files: dict[str, Path], tmp_path: Path) -> None:
+    rule = {"rule": "percentile", "written_maximum": 50.0}
+    plan = small_plan(generator=GENERATOR, preprocessing={"normalisation": {"t2f": rule}})
+    run(files, tmp_path / "out.nii", plan)
+    wanted = (expected(prepared_from(files, plan), plan) * 50.0).astype(np.float32)
+    np.testing.assert_array_equal(canonical(tmp_path / "out.nii"), wanted)
+
+
+def test_a_concern_is_told_and_the_mixer_is_used_all_the_same(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = small_plan(generator=GENERATOR)
+    done = run(files, tmp_path / "out.nii", plan, site=FITS_NONE)
+    assert done.method == "mixer"
+    assert done.concern is not None
+    assert "3 mm" in done.concern
+    wanted = (expected(prepared_from(files, plan), plan) * 1000.0).astype(np.float32)
+    np.testing.assert_array_equal(canonical(tmp_path / "out.nii"), wanted)
+
+
+@pytest.mark.parametrize("kind", ["zrefine", "zrefine_lite", "pooled_bigru"])
+def test_falling_back_writes_the_generators_own_prediction(
+    files: dict[str, Path], tmp_path: Path, kind: Any
+) -> None:
+    plan = small_plan(kind, generator=GENERATOR)
+    done = run(files, tmp_path / "out.nii", plan, site=FITS_NONE, on_concern="fall_back")
+    assert done.method == "no_mixer"
+    assert done.concern is not None
+    prepared = prepared_from(files, plan)
+    wanted = (expected(prepared, plan, with_mixer=False) * 1000.0).astype(np.float32)
+    np.testing.assert_array_equal(canonical(tmp_path / "out.nii"), wanted)
+    assert not np.array_equal(wanted, (expected(prepared, plan) * 1000.0).astype(np.float32))
+
+
+def test_without_a_concern_there_is_nothing_to_fall_back_from(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = small_plan(generator=GENERATOR)
+    prepared = prepared_from(files, plan)
+    share = hf_share(prepared.source, prepared.mask)
+    assert share is not None
+    site = SiteProfile("helped", 3.0, 3.0, share, share)
+    done = run(files, tmp_path / "out.nii", plan, site=site, on_concern="fall_back")
+    assert done == Translated("mixer", None)
+    other = dataclasses.replace(site, lowest_hf_share=share / 10, highest_hf_share=share / 9)
+    done = run(files, tmp_path / "out.nii", plan, site=other, on_concern="fall_back")
+    assert done.method == "no_mixer"
+
+
+def test_a_mask_of_the_patients_own_is_used_where_the_plan_says_so(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = small_plan(generator=GENERATOR, preprocessing={"mask": "file"})
+    image = nibabel.load(files["t1n"])
+    inside = np.zeros(FILE_SHAPE, np.uint8)
+    inside[5:15, 6:17, 1:8] = 1
+    mask = tmp_path / "mask.nii.gz"
+    nibabel.Nifti1Image(inside, image.affine).to_filename(mask)
+    run(files, tmp_path / "out.nii", plan, mask=mask)
+    made = np.asarray(nibabel.load(tmp_path / "out.nii").dataobj)
+    assert not made[inside == 0].any()
+    assert made[inside > 0].any()
+
+
+def test_progress_ends_at_the_last_slice(files: dict[str, Path], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    plan = small_plan(generator=GENERATOR)
+    translate(
+        files,
+        tmp_path / "out.nii",
+        finished(plan, FITS_ALL),
+        GENERATOR,
+        mask=None,
+        on_concern="warn",
+        device=CPU,
+        report=lambda done, depth: seen.append((done, depth)),
+    )
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+# --- what is refused, and that nothing is written then
+
+
+def assert_refuses(
+    kind: type[LiftError], files: dict[str, Path], output: Path, plan: Plan, **options: Any
+) -> LiftError:
+    with pytest.raises(kind) as caught:
+        run(files, output, plan, **options)
+    assert_four_parts(caught.value)
+    assert not output.exists()
+    return caught.value
+
+
+@pytest.mark.parametrize("fingerprint", ["0" * 64, None])
+def test_another_generator_is_refused(
+    files: dict[str, Path], tmp_path: Path, fingerprint: str | None
+) -> None:
+    plan = small_plan().model_copy(update={"generator_fingerprint": fingerprint})
+    error = assert_refuses(GeneratorError, files, tmp_path / "out.nii", plan)
+    assert GENERATOR.fingerprint[:12] in error.seen
+
+
+def test_a_missing_or_an_extra_source_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    plan, output = small_plan(generator=GENERATOR), tmp_path / "out.nii"
+    error = assert_refuses(ConfigError, {"t1n": files["t1n"]}, output, plan)
+    assert "t1n, t2w" in error.seen
+    assert_refuses(ConfigError, {**files, "pd": files["t1n"]}, output, plan)
+    assert_refuses(ConfigError, {}, output, plan)
+
+
+def test_a_mask_that_the_plan_does_not_use_is_refused_and_so_is_its_absence(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.nii"
+    unused = small_plan(generator=GENERATOR)
+    assert_refuses(ConfigError, files, output, unused, mask=files["t1n"])
+    needed = small_plan(generator=GENERATOR, preprocessing={"mask": "file"})
+    assert_refuses(ConfigError, files, output, needed)
+
+
+def test_a_file_that_cannot_be_used_is_refused_by_name(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan, output = small_plan(generator=GENERATOR), tmp_path / "out.nii"
+    short = tmp_path / "short.nii.gz"
+    short.write_bytes(files["t2w"].read_bytes()[:200])
+    error = assert_refuses(VolumeError, {**files, "t2w": short}, output, plan)
+    assert "short.nii.gz" in str(error)
+    absent = {**files, "t2w": tmp_path / "absent.nii"}
+    assert "absent.nii" in str(assert_refuses(VolumeError, absent, output, plan))
