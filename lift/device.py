@@ -63,7 +63,7 @@ def fix_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # nothing here reads memory before writing it; filling it would cost a pass by tensor
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module object
     _keep_freed_memory()
 
 

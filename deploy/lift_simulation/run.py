@@ -65,6 +65,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     record.describe(plan, generator)
     with reporter.stage("cohorts"):
         sites = {site.name: _settings(site, config, out, reporter) for site in config.sites}
+    record.keep_seconds(reporter.seconds)
 
     results: list[FoldResult] = []
     folds = _folds(config, plan, sites)
@@ -91,6 +92,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         # volumes are on disk now; a run of many folds must not keep them in memory
         result.synthesis = []
         results.append(result)
+        record.keep_seconds(reporter.seconds)
     table: dict[str, object] = dict(_tables(results, plan))
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
@@ -347,6 +349,11 @@ class _RunRecord:
                 **{package: version(package) for package in _PACKAGES},
             },
         }
+        write_json(self._path, self._data)
+
+    def keep_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Write the seconds so far: a resumed run adds to them."""
+        self._data["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
         write_json(self._path, self._data)
 
     def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
