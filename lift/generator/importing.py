@@ -7,6 +7,7 @@ texts, nothing that could run. TorchScript archives and pickled modules are refu
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -60,7 +61,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise _executable(
             path, "the file holds pickled objects other than tensors, which may run code"
         ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+    except (
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        zipfile.BadZipFile,
+    ):
         raise _refused(path, "the file is damaged, or was not written by torch.save") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -224,7 +224,7 @@ def test_the_finished_mixer_translates_as_the_run_did(run: Path, tiny: TinyRun) 
     result = tiny.folder / "translated.nii.gz"
     words = [f"{name}={tiny.file('east', index, name)}" for name in SOURCES]
     done = run_here(
-        *("lift", "translate", *words, "--mixer", run, "--generator", tiny.bundle, "-o", result)
+        "lift", "translate", *words, "--mixer", run, "--generator", tiny.bundle, "-o", result
     )
     assert done.code == 0, done
     assert done.stdout == f"{result}\n"
@@ -322,6 +322,18 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(run: Path, tiny: 
     assert left == set(bytes_under(run))
 
 
+def test_a_run_killed_while_its_report_was_written_still_gets_one(
+    tiny: TinyRun, plain: Path
+) -> None:
+    out = tiny.folder / "no-report"
+    shutil.copytree(plain, out)
+    (out / "report.html").unlink()
+    _check_variant(tiny, "no-report")
+    assert (out / "report.html").is_file()
+    for name in EXACT:
+        assert (out / name).read_bytes() == (plain / name).read_bytes()
+
+
 def test_checkpoints_of_another_plan_are_never_used(run: Path, tiny: TinyRun) -> None:
     out = tiny.folder / "foreign"
     (out / "checkpoints").mkdir(parents=True)
@@ -390,7 +402,7 @@ def test_leave_one_out_holds_every_patient_out_once(own: TinyRun) -> None:
     assert metrics["pooled"]["federated"]["psnr_db"]["n"] == 4
     folds = sorted((out / "folds").iterdir())
     assert len(folds) == 4
-    held_out = []
+    held_out: list[str] = []
     for fold in folds:
         plan = read_mixer(fold / "mixer.safetensors").plan
         held_out += plan.split.held_out

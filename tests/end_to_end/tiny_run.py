@@ -289,6 +289,5 @@ def _torch_as_before() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = True
         if workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

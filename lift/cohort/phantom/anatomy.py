@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,7 +85,11 @@ class Grid:
 @lru_cache(maxsize=2)
 def load_atlas(*, whole_head: bool) -> Atlas:
     """The atlas from nilearn's package data; nothing is downloaded."""
-    folder = Path(str(files("nilearn.datasets"))) / "data"
+    # found, not imported: importing nilearn takes seconds in every worker
+    found = find_spec("nilearn")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("nilearn", name="nilearn")
+    folder = Path(found.submodule_search_locations[0]) / "datasets" / "data"
     images = {name: nibabel.load(folder / _TEMPLATE.format(name)) for name in ("t1", "gm", "wm")}
     affine = np.asarray(images["t1"].affine, dtype=np.float64)
     arrays = {name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()}

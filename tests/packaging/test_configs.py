@@ -1,0 +1,194 @@
+"""Every YAML that ships fits its model, every exit code is explained, the wheel is whole."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from lift.config.base import Settings
+from lift.config.generator import PretrainConfig
+from lift.config.plan import PreprocessingPlan, TaskPlan
+from lift.config.simulation import SimulationConfig
+from lift.errors import EXIT_CODES, LiftError
+from lift.generator.bundle import builtin_bundle, check_task, list_builtin, load_bundle, read_card
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "deploy" / "lift_simulation" / "demo.yaml"
+# folder under configs/ -> what its files are; a file anywhere else fails the test
+MODELS: dict[str, type[Settings]] = {
+    ".": SimulationConfig,
+    "presets": SimulationConfig,
+    "pretrain": PretrainConfig,
+}
+
+
+def _folder(path: Path) -> str:
+    return path.parent.relative_to(ROOT / "configs").as_posix()
+
+
+YAML_FILES = sorted(
+    path for path in (ROOT / "configs").rglob("*") if path.suffix in {".yaml", ".yml"}
+)
+SIMULATIONS = [
+    DEMO,
+    *(path for path in YAML_FILES if MODELS.get(_folder(path)) is SimulationConfig),
+]
+PRETRAININGS = [path for path in YAML_FILES if path not in SIMULATIONS]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=_name)
+def test_every_settings_file_fits_its_model(path: Path) -> None:
+    settings = MODELS[_folder(path)].from_yaml(path)
+    assert settings.digest() == MODELS[_folder(path)].from_yaml(path).digest()
+
+
+def test_the_demo_is_phantom_data_and_says_so() -> None:
+    demo = SimulationConfig.from_yaml(DEMO)
+    assert demo.phantom
+    assert "PHANTOM" in demo.data_statement
+    assert demo.plan.privacy.mode == "none"
+    # the budget covers every comparison that the demo makes, and stays within six minutes
+    assert {*demo.compare} & {"control_2d", "local_only", "centralised"} <= set(demo.budget_s)
+    assert sum(demo.budget_s.values()) <= 400
+
+
+@pytest.mark.parametrize("path", SIMULATIONS, ids=_name)
+def test_every_builtin_generator_that_settings_name_ships_and_fits_their_task(path: Path) -> None:
+    config = SimulationConfig.from_yaml(path)
+    if config.generator.builtin is not None:
+        card = read_card(builtin_bundle(config.generator.builtin))
+        check_task(card, config.plan.task, config.plan.preprocessing)
+
+
+@pytest.mark.parametrize("path", SIMULATIONS, ids=_name)
+def test_tables_of_patients_beside_the_settings_are_there_and_have_the_channels(path: Path) -> None:
+    config = SimulationConfig.from_yaml(path)
+    for site in config.sites:
+        if site.data.layout == "table":
+            with (ROOT / site.data.table).open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            assert rows
+            assert {"patient", *config.plan.task.source, config.plan.task.target} <= set(rows[0])
+
+
+@pytest.mark.parametrize("path", PRETRAININGS, ids=_name)
+def test_the_shipped_bundle_is_what_its_settings_say(path: Path) -> None:
+    config = PretrainConfig.from_yaml(path)
+    assert path.stem in list_builtin()
+    card = read_card(builtin_bundle(path.stem))
+    assert (card.network, card.source, card.target) == (
+        config.network,
+        config.source,
+        config.target,
+    )
+    assert card.trained_steps == config.steps
+    assert (card.training_data, card.licence) == (config.training_data, config.licence)
+    check_task(card, TaskPlan(source=config.source, target=config.target), config.preprocessing)
+
+
+@pytest.mark.parametrize("name", list_builtin())
+def test_every_shipped_bundle_loads_and_is_honest_about_its_data(name: str) -> None:
+    generator = load_bundle(
+        builtin_bundle(name), expected_fingerprint=None, device=torch.device("cpu")
+    )
+    assert "PHANTOM" in generator.card.training_data
+    rules = PreprocessingPlan()
+    for channel, rule in generator.card.normalisation.items():
+        assert rule == rules.rule(channel)
+    assert (builtin_bundle(name) / "weights.safetensors").stat().st_size < 2_000_000
+
+
+def test_every_exit_code_is_explained_once() -> None:
+    numbers = [code.number for code in EXIT_CODES.values()]
+    assert sorted(numbers) == [0, 2, 3, 4, 5, 6, 7, 8, 9, 70]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    paragraph = readme[readme.index("Exit codes:") :].split("\n\n")[0]
+    stated = [
+        int(number)
+        for number in re.findall(r"(?:^|[ ,:])(\d+) [a-z]", paragraph.replace("\n", " "))
+    ]
+    assert stated == sorted(numbers)
+    for label, code in EXIT_CODES.items():
+        assert code.label == label
+        assert code.help.endswith(".")
+        assert len(code.help) > 20
+
+
+def test_every_error_has_an_exit_code_of_the_table() -> None:
+    queue, seen = [LiftError], set()
+    while queue:
+        kind = queue.pop()
+        queue += kind.__subclasses__()
+        seen.add(kind)
+        error = kind("it failed", where="here", seen="a, not b", remedy="Do c.")
+        assert error.exit_code == EXIT_CODES[kind.label].number
+        assert error.exit_code != 0
+        assert error.render("lift").splitlines() == [
+            f"lift: it failed in here [{kind.label}, exit {error.exit_code}]",
+            "  a, not b",
+            "  Do c.",
+        ]
+    assert len(seen) > 10
+
+
+def test_the_commands_are_installed() -> None:
+    ours = {point.name: point.value for point in entry_points(group="console_scripts")}
+    assert ours["lift"] == "lift.cli:main"
+    assert ours["lift-simulate"] == "lift_simulation.cli:main"
+
+
+def test_data_files_are_found_as_resources() -> None:
+    assert (files("lift_simulation") / "demo.yaml").is_file()
+    assert (files("lift.report") / "report.css").is_file()
+    for name in list_builtin():
+        for part in ("generator.json", "weights.safetensors"):
+            assert (files("lift.generator") / "bundles" / name / part).is_file()
+
+
+def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the build backend is not installed here")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    wanted = set()
+    for package, parent in (
+        ("lift", ROOT),
+        ("lift_server", ROOT / "server"),
+        ("lift_client", ROOT / "client"),
+        ("lift_simulation", ROOT / "deploy"),
+    ):
+        for path in (parent / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                wanted.add(path.relative_to(parent).as_posix())
+    assert {"lift_simulation/demo.yaml", "lift/report/report.css"} <= wanted
+    assert wanted == {name for name in inside if ".dist-info/" not in name}
+
+
+def test_no_module_of_the_package_prints_or_evaluates() -> None:
+    for package in ("lift", "server", "client", "deploy"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in {"print", "eval", "exec"}, _name(path)
