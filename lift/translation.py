@@ -14,7 +14,7 @@ import torch
 from lift.assembly import FinishedMixer, plan_mixer
 from lift.cohort.layouts import Patient
 from lift.device import fix_threads
-from lift.errors import ConfigError, GeneratorError
+from lift.errors import CheckpointError, ConfigError, GeneratorError
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns, hf_share
 from lift.preprocessing import prepare, restore, to_output_units
@@ -100,7 +100,15 @@ def translate(
         finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
     )
     mixer = plan_mixer(plan, generator)
-    mixer.load_values(finished.values)
+    try:
+        mixer.load_values(finished.values)
+    except ValueError as error:
+        raise CheckpointError(
+            "cannot use the mixer",
+            where="--mixer",
+            seen=f"{error}; its numbers do not fit its own plan",
+            remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
+        ) from None
     stream = GeneratedStream(prepared, generator, mixer, device)
     fell_back = concern is not None and on_concern == "fall_back"
     if fell_back:

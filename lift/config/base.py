@@ -144,6 +144,14 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         return f"{key}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
     if item["type"] == "missing":
         return f"{key}: missing; this key is required"
+    if item["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        # the key that says which kind of settings this is (a layout, a rule, a network)
+        context = item["ctx"]
+        choices = context.get("expected_tags", "")
+        needed = f"one of {choices}" if choices else "it says which settings these are"
+        seen = f" (seen: {context['tag']!r})" if "tag" in context else ""
+        name = str(context["discriminator"]).strip("'")
+        return f"{key}.{name}: missing or unknown; needed: {needed}{seen}"
     message = item["msg"].removeprefix("Value error, ")
     seen = item.get("input")
     shown = f" (seen: {seen!r})" if isinstance(seen, str | int | float | bool) else ""

@@ -96,6 +96,7 @@ def _evaluate_pair(
     if not inside.any():
         raise VolumeError(
             f"cannot evaluate '{name}'",
+            where="the folder of masks",
             seen="its mask holds no voxel; at least one must be above 0",
             remedy="Correct the mask, or take the file out of every folder; nothing was written.",
         )
@@ -125,6 +126,7 @@ def _normalised(volume: Floats, role: str, name: str) -> Floats:
     if low == high:
         raise VolumeError(
             f"cannot evaluate '{name}'",
+            where=f"the folder of {role}s",
             seen=f"the {role}'s {rule.low:g} and {rule.high:g} percentiles are equal; "
             "they must differ to bring it to [0, 1]",
             remedy="Look at the file in a viewer: it is all but constant. Nothing was written.",

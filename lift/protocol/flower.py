@@ -1,7 +1,7 @@
 """Flower 1.41: the only module that imports it.
 
 A parcel becomes a Flower `Message` with one `ConfigRecord` (the JSON text) and one
-`ArrayRecord` (the safetensors block as bytes). `InProcessGrid` runs ServerApp and
+`ArrayRecord` (the safetensors block, compressed). `InProcessGrid` runs ServerApp and
 ClientApps in one process and lets every message cross Flower's real wire format.
 
 Private symbols in use (Flower moves its modules at every release; a test names them):
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic, sleep
 from typing import Final
@@ -33,7 +34,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lift.errors import ProtocolError
-from lift.protocol.codec import Encoded, decode_reply, decode_request, encode
+from lift.protocol.codec import (
+    LARGEST_TENSOR_BYTES,
+    Encoded,
+    decode_reply,
+    decode_request,
+    encode,
+)
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
 from lift.protocol.transport import SiteHandler, Transport
 
@@ -46,8 +53,8 @@ _FIRST_SITE_NODE: Final = 1000
 
 
 def pack(encoded: Encoded) -> RecordDict:
-    """The Flower form of an encoded parcel."""
-    block = np.frombuffer(encoded.block, dtype=np.uint8)
+    """The Flower form of an encoded parcel; the tensors are compressed (zlib)."""
+    block = np.frombuffer(zlib.compress(encoded.block), dtype=np.uint8)
     return RecordDict(
         {
             _TEXT: ConfigRecord({"json": encoded.text}),
@@ -69,13 +76,27 @@ def unpack(content: RecordDict) -> Encoded:
         block = content.array_records[_BLOCK]["safetensors"].numpy()
         if not isinstance(text, str) or block.dtype != np.uint8 or block.ndim != 1:
             raise TypeError
-    except (KeyError, TypeError, ValueError, AttributeError):
+        tensors = _inflated(block.tobytes())
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error):
         raise ProtocolError(
             "cannot read a message",
             seen="its records are not one JSON text and one block of tensors",
             remedy="Nothing of it was used. Check that both sides run the same version.",
         ) from None
-    return Encoded(text, block.tobytes())
+    return Encoded(text, tensors)
+
+
+def _inflated(packed: bytes) -> bytes:
+    """The bytes behind a zlib block, never more than the codec reads.
+
+    Raises:
+        ValueError: the block ends early, or holds more.
+    """
+    stream = zlib.decompressobj()
+    content = stream.decompress(packed, LARGEST_TENSOR_BYTES)
+    if not stream.eof or stream.unused_data:
+        raise ValueError("not one whole zlib block within the limit")
+    return content
 
 
 def make_client_app(handler: SiteHandler) -> ClientApp:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import random
+import zlib
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.errors import ProtocolError, VersionMismatchError
-from lift.protocol.codec import Encoded, decode_reply, decode_request, encode
+from lift.protocol.codec import LARGEST_TENSOR_BYTES, Encoded, decode_reply, decode_request, encode
 from lift.protocol.flower import pack, unpack
 from lift.protocol.messages import Kind, Parcel, TrainReply, TrainRequest
 
@@ -126,3 +128,15 @@ def test_requests_carry_the_mixer() -> None:
     body = TrainRequest(plan_digest=DIGEST, round=1)
     parcel = Parcel(Kind.TRAIN, body, {"w": np.ones(3, np.float32)})
     assert same(decode_request(encode(parcel)), parcel)
+
+
+def test_a_block_that_ends_early_or_grows_without_end_is_refused() -> None:
+    record = pack(encode(example()))
+    packed = record.array_records["lift.tensors"]["safetensors"].numpy().tobytes()
+    bomb = zlib.compress(bytes(LARGEST_TENSOR_BYTES + 1))
+    for hostile in (packed[:-3], packed + b"x", b"", bomb, packed[:20] + b"0" + packed[21:]):
+        record.array_records["lift.tensors"] = ArrayRecord(
+            {"safetensors": Array(np.frombuffer(hostile, dtype=np.uint8))}
+        )
+        with pytest.raises(ProtocolError):
+            unpack(record)
