@@ -58,7 +58,7 @@ from lift.update import difference, is_finite
 from lift_client.cohort import SiteCohort, open_cohort
 
 logger = logging.getLogger(__name__)
-_CURVE_PATIENTS = 2
+_CURVE_PATIENTS = 1
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (GeneratorError, FailureKind.POLICY),
     (DataError, FailureKind.DATA),
@@ -228,7 +228,7 @@ class SiteSession:
         return Parcel(Kind.TRAIN, reply, {name: t.numpy() for name, t in sent.items()})
 
     def _validation_psnr_db(self, opened: _Opened, values: dict[str, Tensor]) -> float | None:
-        """Of the received mixer; on a few patients, for the curve alone."""
+        """Of the received mixer; on one patient, for the curve alone."""
         patients = opened.cohort.part("validation")[:_CURVE_PATIENTS]
         if not patients:
             return None

@@ -148,10 +148,11 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         # the key that says which kind of settings this is (a layout, a rule, a network)
         context = item["ctx"]
         choices = context.get("expected_tags", "")
-        needed = f"one of {choices}" if choices else "it says which settings these are"
+        needed = f"one of {choices}" if choices else "it says which other keys there are"
         seen = f" (seen: {context['tag']!r})" if "tag" in context else ""
         name = str(context["discriminator"]).strip("'")
-        return f"{key}.{name}: missing or unknown; needed: {needed}{seen}"
+        problem = "holds an unknown name" if seen else "is missing"
+        return f"{key}: the key '{name}' {problem}; needed: {needed}{seen}"
     message = item["msg"].removeprefix("Value error, ")
     seen = item.get("input")
     shown = f" (seen: {seen!r})" if isinstance(seen, str | int | float | bool) else ""

@@ -82,7 +82,7 @@ class TrainReply(Settings):
     round: int = Field(ge=1)
     loss: float
     validation_psnr_db: float | None
-    """Of the *received* mixer, on the site's validation patients; None without any."""
+    """Of the *received* mixer, on one of the site's validation patients; None without any."""
 
 
 class GuardRequest(Settings):
