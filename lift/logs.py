@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +29,3 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
         for logger, level in zip(ours, levels, strict=True):
             logger.setLevel(level)
-
-
-def log_to_stderr() -> None:
-    """Warnings and errors to stderr, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.getLogger("lift").addHandler(handler)

@@ -14,7 +14,7 @@ from lift.cohort.layouts import Patient, Refusal, list_patients
 from lift.cohort.split import Split, split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
-from lift.errors import DataError, LiftError
+from lift.errors import DataError
 from lift.features import FeatureCache, Features, compute_features, feature_key
 from lift.files import file_digest
 from lift.generator.networks import FrozenGenerator
@@ -164,12 +164,3 @@ def _features_of(
     prepared = prepare(patient, plan, root=root, with_target=True)
     features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names, device)
     return cache.write(key, features)
-
-
-def describe_refusals(refusals: Sequence[Refusal], program: str) -> str:
-    """All refusals as a person reads them, one four-part message after the other."""
-    return "\n".join(
-        refusal.reason.render(program)
-        for refusal in refusals
-        if isinstance(refusal.reason, LiftError)
-    )

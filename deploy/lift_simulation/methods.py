@@ -23,17 +23,6 @@ from lift.slices import to_slices
 Floats = NDArray[np.float32]
 Method = Callable[[Features], Floats]
 
-ROWS: Final = (
-    "no_mixer",
-    "z_median",
-    "z_filter",
-    "z_filter_local",
-    "control_2d",
-    "control_2d_z_filter",
-    "local_only",
-    "federated",
-    "centralised",
-)
 REFERENCES: Final = (
     ("federated", "no_mixer"),
     ("federated", "z_median"),

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypedDict, TypeVar
 
 import numpy.typing as npt
 
+from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
@@ -21,7 +22,6 @@ from lift.randomness import derive_seed
 
 Key = TypeVar("Key", bound=Hashable)
 Protocol = Literal["mr", "ct"]
-Verdict = Literal["helped", "harmed", "undecided"]
 
 PatientMetrics = Mapping[str, float]
 """METRIC -> figure of one patient; a figure that does not exist is left out."""

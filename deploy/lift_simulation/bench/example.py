@@ -6,10 +6,11 @@ import nibabel
 import numpy as np
 
 from lift.assembly import plan_mixer
-from lift.config.generator import GeneratorCard, TapShape, UNetConfig
+from lift.config.generator import GeneratorDescription, UNetConfig
 from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
 from lift.features import Features
-from lift.generator.networks import FrozenGenerator, UNet, build_network, network_fingerprint
+from lift.generator.bundle import make_card
+from lift.generator.networks import FrozenGenerator, build_network
 from lift.mixer.base import Mixer
 from lift.preprocessing import CropBox, Prepared
 from lift.volume import FileGrid, Volume
@@ -22,24 +23,14 @@ def example_generator(width: int, multipliers: tuple[int, ...]) -> FrozenGenerat
     """A frozen U-Net with random weights: cost does not depend on them."""
     config = UNetConfig(width=width, multipliers=multipliers, n_source=len(SOURCES))
     network = build_network(config, seed=0)
-    if not isinstance(network, UNet):
-        raise TypeError(type(network).__name__)
-    rules = Plan(
-        task=TaskPlan(source=SOURCES, target="t2f"), privacy=NoPrivacy(mode="none")
-    ).preprocessing
-    card = GeneratorCard(
+    description = GeneratorDescription(
         network=config,
         source=SOURCES,
         target="t2f",
-        taps={n: TapShape(channels=t.channels, stride=t.stride) for n, t in network.taps.items()},
-        normalisation={name: rules.rule(name) for name in (*SOURCES, "t2f")},
         training_data="none: random weights, for measuring cost",
         licence="Apache-2.0",
-        fingerprint=network_fingerprint(config, network.state_dict()),
-        made_with="bench",
-        trained_steps=0,
     )
-    return FrozenGenerator(network, card)
+    return FrozenGenerator(network, make_card(network, description, trained_steps=0))
 
 
 def example_plan(*, steps: int = 4) -> Plan:
