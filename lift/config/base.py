@@ -40,7 +40,7 @@ class Settings(BaseModel):
             raise ConfigError(
                 "cannot use the settings",
                 where=where,
-                seen="\n".join(_explain(cls, item) for item in error.errors()),
+                seen="\n".join(_explain(cls, item) for item in _root_causes(error)),
                 remedy="Correct the file; nothing was started or changed.",
             ) from None
         except TypeError as error:
@@ -133,6 +133,23 @@ def _variable(match: re.Match[str], where: str) -> str:
             remedy=f"Set {match['name']}, or write ${{{match['name']}:-default}}.",
         )
     return value
+
+
+def _root_causes(error: ValidationError) -> list[Any]:
+    """The errors without those that another one explains.
+
+    A list whose every item is refused counts as empty: its items say why, not its length.
+    """
+    items: list[Any] = list(error.errors())
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(
+            len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"]
+            for other in items
+        )
+    ]
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -129,6 +130,25 @@ class GeneratorCard(Settings):
         if set(self.normalisation) != {*self.source, self.target}:
             raise ValueError("normalisation must name every source, the target and nothing else")
         return self
+
+
+class GeneratorChoice(Settings):
+    """Which frozen generator: one that ships with the package, or a bundle's folder."""
+
+    builtin: str | None = None
+    bundle: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.builtin is None) == (self.bundle is None):
+            raise ValueError("give exactly one of builtin and bundle")
+        return self
+
+    def under(self, folder: Path) -> Self:
+        """The same choice with a relative bundle taken from `folder`."""
+        if self.bundle is None:
+            return self
+        return self.model_copy(update={"bundle": folder / self.bundle})
 
 
 class GeneratorDescription(Settings):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lift.config.base import Settings
 from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
 from lift.config.site import CacheSettings
@@ -25,19 +25,6 @@ class SimulatedSite(Settings):
     data: Annotated[
         BratsData | SynthradData | TableData | PhantomCohortConfig, Field(discriminator="layout")
     ]
-
-
-class GeneratorChoice(Settings):
-    """Which frozen generator: one that ships with the package, or a bundle's folder."""
-
-    builtin: str | None = None
-    bundle: Path | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.builtin is None) == (self.bundle is None):
-            raise ValueError("give exactly one of builtin and bundle")
-        return self
 
 
 class CleanPhantom(Settings):

@@ -1,4 +1,4 @@
-"""Settings of one site: where its data lies, where its cache goes, what it runs on."""
+"""Settings of one site: its data, its cache, its device; how it joins, and what it allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pydantic import Field
 
 from lift.config.base import Settings
 from lift.config.cohort import CohortData
-from lift.config.plan import Name
+from lift.config.generator import GeneratorChoice
+from lift.config.kit import TaskRule
+from lift.config.plan import Digest, Name
+from lift.config.server import Port
 
 
 class CacheSettings(Settings):
@@ -29,3 +32,47 @@ class SiteSettings(Settings):
     cache: CacheSettings = CacheSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
+
+
+class PolicySettings(Settings):
+    """What the site lets a federation do here: the site decides, whatever the server asks."""
+
+    privacy_modes: tuple[Literal["none"], ...] = Field(min_length=1)
+    """Privacy modes that the site accepts; `none` adds no noise to what leaves. Required."""
+    tasks: tuple[TaskRule, ...] = ()
+    """Tasks that may run here; empty: the kit's task alone."""
+    generators: tuple[Digest, ...] = ()
+    """Fingerprints of generators that may run here; empty: the kit's alone."""
+    most_rounds: int = Field(default=1000, ge=1)
+    most_steps_per_round: int = Field(default=10_000, ge=1)
+    largest_update_bytes: int = Field(default=1_000_000, ge=1)
+    """Bytes of tensors in one answer, before compression."""
+
+
+class SiteConfig(SiteSettings):
+    """A site's whole file. Relative paths are those of the YAML file's folder."""
+
+    kit: Path = Path("kit")
+    """Folder of the kit that the coordinator sent: kit.json and ca.pem."""
+    key: Path = Path("site.key")
+    """The site's private key, mode 0600; it was made here and never leaves."""
+    folder: Path = Path("work")
+    """Journal, log, stored plan, split, outbox."""
+    generator: GeneratorChoice
+    local_port: Port = 9094
+    """On 127.0.0.1 only: between this program's own two processes; needs a secret."""
+    policy: PolicySettings
+
+    def under(self, folder: Path) -> SiteConfig:
+        """The same settings with relative paths taken from `folder`."""
+        data_paths = {name: folder / value for name, value in self.data if isinstance(value, Path)}
+        update: dict[str, object] = {
+            "kit": folder / self.kit,
+            "key": folder / self.key,
+            "folder": folder / self.folder,
+            "generator": self.generator.under(folder),
+            "data": self.data.model_copy(update=data_paths),
+        }
+        if self.cache.folder is not None:
+            update["cache"] = self.cache.model_copy(update={"folder": folder / self.cache.folder})
+        return self.model_copy(update=update)

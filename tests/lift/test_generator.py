@@ -287,8 +287,10 @@ def test_pretraining_settings_name_a_wrong_cohort() -> None:
         "steps": 1,
         "cohorts": [{"layout": "dicom", "root": "data"}],
     }
-    with pytest.raises(ConfigError, match=r"cohorts\.0: .*'dicom'.*'brats'.*'phantom'"):
+    with pytest.raises(ConfigError, match=r"cohorts\.0: .*'brats'.*'phantom'.*'dicom'") as caught:
         PretrainConfig.from_data(data, "pretrain.yaml")
+    # the list is not empty: its one item is refused
+    assert "at least 1" not in str(caught.value)
 
 
 def test_device_is_the_one_asked_for() -> None:

@@ -1,0 +1,40 @@
+"""A site's kit: what a coordinator hands to one site. Nothing in it is secret."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from lift.config.base import Settings
+from lift.config.plan import Digest, Name
+
+KIT_FILE: Final = "kit.json"
+CA_FILE: Final = "ca.pem"
+Address = Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")]
+"""`host:port`."""
+
+
+class TaskRule(Settings):
+    """A task by its channels."""
+
+    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    target: Name
+
+
+class Kit(Settings):
+    """The content of `kit.json`; the certificate authority's certificate lies beside it."""
+
+    format_version: Literal[1] = 1
+    federation: Name
+    """Name of the federation."""
+    site: Name
+    """The name under which the site was admitted."""
+    address: Address
+    """Where the server answers: the only address that the site ever dials."""
+    ca_sha256: Digest
+    """SHA-256 of the certificate authority's certificate (DER), to be compared by telephone."""
+    generator_fingerprint: Digest
+    """The frozen generator that the federation uses."""
+    task: TaskRule
+    """What the federation synthesises."""
