@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +19,22 @@ from lift.config.plan import Plan
 from lift.errors import CheckpointError, VersionMismatchError
 from lift.files import write_atomically
 from lift.generator.base import SliceGenerator
+from lift.generator.networks import FrozenGenerator
 from lift.guard import SiteProfile
 from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.build import build_mixer
 from lift.randomness import derive_seed
 
 MIXER_FILE_VERSION: Final = 1
+_PACKAGES: Final = (
+    "lift-federated",
+    "torch",
+    "flwr",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "nibabel",
+)
 _TAPS: Final = "z_filter/taps"
 _MIXER: Final = "mixer/"
 
@@ -48,6 +60,29 @@ def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[st
     mixer = plan_mixer(plan, generator)
     mixer.start_from(taps)
     return mixer.values()
+
+
+def describe_run(plan: Plan, generator: FrozenGenerator) -> dict[str, object]:
+    """What `run.json` says of any run before it computes: plan, digests, versions."""
+    card = generator.card
+    return {
+        "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest(),
+        "generator": {
+            "fingerprint": generator.fingerprint,
+            "training_data": card.training_data,
+            "licence": card.licence,
+            "network": card.network.model_dump(mode="json"),
+        },
+        "mixer": {
+            "kind": plan.mixer.kind,
+            "parameters": plan_mixer(plan, generator).parameter_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    }
 
 
 @dataclass(frozen=True)

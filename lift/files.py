@@ -12,12 +12,16 @@ from pathlib import Path
 _BLOCK = 1 << 20
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one.
+
+    The file has `mode`, less the process's umask, from its first moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as stream:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

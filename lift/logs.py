@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_OURS = ("lift", "lift_server", "lift_client")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -17,7 +18,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()
-    ours = [logging.getLogger(name) for name in ("lift", "lift_server", "lift_client")]
+    ours = [logging.getLogger(name) for name in _OURS]
     levels = [logger.level for logger in ours]
     root.addHandler(handler)
     for logger in ours:
@@ -29,3 +30,18 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
         for logger, level in zip(ours, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """Write this project's log lines to stderr, for somebody who watches or a service manager."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = [logging.getLogger(name) for name in _OURS]
+    for logger in ours:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in ours:
+            logger.removeHandler(handler)

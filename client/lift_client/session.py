@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ from lift_client.cohort import SiteCohort, open_cohort
 
 logger = logging.getLogger(__name__)
 _CURVE_PATIENTS = 1
+_DRY_STEPS = 2
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (GeneratorError, FailureKind.POLICY),
     (DataError, FailureKind.DATA),
@@ -189,8 +191,29 @@ class SiteSession:
             refused_volumes=len(cohort.refusals),
             lowest_slice_spacing_mm=round(min(spacings), 2),
             highest_slice_spacing_mm=round(max(spacings), 2),
+            round_estimate_s=self._round_estimate_s(opened),
         )
         return Parcel(Kind.STATISTICS, reply, {"z_filter_a": a.numpy(), "z_filter_b": b.numpy()})
+
+    def _round_estimate_s(self, opened: _Opened) -> float:
+        """Seconds of a round here, from a few steps on throw-away numbers; 0 if nobody asks."""
+        plan = opened.plan
+        if plan.federation.deadline_s is not None or not opened.cohort.split.train:
+            return 0.0
+        short = plan.model_copy(
+            update={"training": plan.training.model_copy(update={"steps": _DRY_STEPS})}
+        )
+        began = monotonic()
+        train_round(
+            opened.mixer,
+            plan_mixer(plan, self._generator).values(),
+            opened.cohort.part("train"),
+            short,
+            round_index=1,
+            site=self.settings.name,
+            device=self._device,
+        )
+        return round((monotonic() - began) / _DRY_STEPS * plan.training.steps, 1)
 
     def _train(self, body: TrainRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         opened = self._find(body.plan_digest)

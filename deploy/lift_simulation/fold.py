@@ -12,20 +12,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lift.assembly import FinishedMixer, plan_mixer, start_values, write_mixer
+from lift.assembly import plan_mixer, start_values
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.evaluation import mixed, patient_equations, patient_psnr_db
 from lift.features import Features
 from lift.files import write_atomically
 from lift.generator.networks import FrozenGenerator
-from lift.guard import SiteProfile
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared
-from lift.protocol.flower import run_in_process
-from lift.protocol.messages import GuardReply
+from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.training import train_round
 from lift_client.cohort import SiteCohort, prepare_patient
@@ -124,7 +122,7 @@ class Fold:
                     transport,
                     RunStore(folder, plan.digest()),
                     lambda taps: start_values(plan, self._generator, taps),
-                    roster=list(self._sites),
+                    roster=lambda: list(self._sites),
                     on_round=self._reporter.round_done,
                     with_guard=guard,
                 )
@@ -287,29 +285,6 @@ class Fold:
 
     def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:
         return prepare_patient(cohort, patient, self._plan, self._sites[cohort.site].data.root)
-
-
-def write_finished_mixer(path: Path, plan: Plan, result: FoldResult, *, phantom: bool) -> None:
-    """`mixer.safetensors` of a run, with the guard's verdicts."""
-    statistics = result.finished.records[0]["statistics"]
-    if not isinstance(statistics, dict):
-        raise TypeError("statistics")
-    profiles = [
-        _profile(result.finished.guard.get(site), statistics[site]) for site in sorted(statistics)
-    ]
-    write_mixer(
-        path, FinishedMixer(result.finished.mixer, result.finished.taps, plan, profiles, phantom)
-    )
-
-
-def _profile(guard: GuardReply | None, statistics: Mapping[str, float]) -> SiteProfile:
-    return SiteProfile(
-        verdict="undecided" if guard is None else guard.verdict,
-        lowest_slice_spacing_mm=statistics["lowest_slice_spacing_mm"],
-        highest_slice_spacing_mm=statistics["highest_slice_spacing_mm"],
-        lowest_hf_share=None if guard is None else guard.lowest_hf_share,
-        highest_hf_share=None if guard is None else guard.highest_hf_share,
-    )
 
 
 def _with_mixer(plan: Plan, kind: str) -> Plan:

@@ -7,16 +7,15 @@ and a finished run is left as it is.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lift.assembly import describe_run, plan_mixer
 from lift.cohort.layouts import list_patients
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.cohort import BratsData, CohortData, SynthradData
@@ -35,11 +34,10 @@ from lift.preprocessing import restore, to_output_units
 from lift.randomness import derive_seed
 from lift.report.page import write_report
 from lift.volume import write_volume
-from lift_simulation.fold import Fold, FoldResult, write_finished_mixer
+from lift_server.release import write_finished_mixer
+from lift_simulation.fold import Fold, FoldResult
 from lift_simulation.methods import REFERENCES, Floats, HeldOut
 from lift_simulation.progress import Reporter
-
-_PACKAGES = ("lift-federated", "torch", "flwr", "numpy", "scipy", "scikit-image", "nibabel")
 
 
 def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
@@ -84,7 +82,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         count = 10**9 if config.leave_one_out else config.synthesis_patients
         result = fold.run(synthesis_patients=count)
         write_finished_mixer(
-            out / folder / "mixer.safetensors", fold_plan, result, phantom=config.phantom
+            out / folder / "mixer.safetensors", fold_plan, result.finished, phantom=config.phantom
         )
         with reporter.stage("synthesis"):
             for held_out, predictions in result.synthesis:
@@ -121,7 +119,7 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
     )
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     check_task(generator.card, plan.task, plan.preprocessing)
-    parameters = _mixer_parameters(plan, generator)
+    parameters = plan_mixer(plan, generator).parameter_count()
     number_bytes = 2 if plan.federation.update_dtype == "float16" else 4
     return {
         "plan": plan.model_dump(mode="json"),
@@ -132,12 +130,6 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
         "rounds": plan.federation.rounds,
         "privacy": "none: nobody adds noise",
     }
-
-
-def _mixer_parameters(plan: Plan, generator: FrozenGenerator) -> int:
-    from lift.assembly import plan_mixer
-
-    return plan_mixer(plan, generator).parameter_count()
 
 
 def _bundle_folder(config: SimulationConfig) -> Path:
@@ -330,25 +322,7 @@ class _RunRecord:
 
     def describe(self, plan: Plan, generator: FrozenGenerator) -> None:
         """Plan, digests, versions: known before anything is computed."""
-        card = generator.card
-        self._data |= {
-            "plan": plan.model_dump(mode="json"),
-            "plan_digest": plan.digest(),
-            "generator": {
-                "fingerprint": generator.fingerprint,
-                "training_data": card.training_data,
-                "licence": card.licence,
-                "network": card.network.model_dump(mode="json"),
-            },
-            "mixer": {
-                "kind": plan.mixer.kind,
-                "parameters": _mixer_parameters(plan, generator),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{package: version(package) for package in _PACKAGES},
-            },
-        }
+        self._data |= describe_run(plan, generator)
         write_json(self._path, self._data)
 
     def keep_seconds(self, seconds: Mapping[str, float]) -> None:

@@ -192,8 +192,9 @@ class FederationPlan(Settings):
     """Sites that must answer; 0 means all."""
     quorum_patients: Fraction = 1.0
     """Share of all training patients that must have answered."""
-    deadline_s: Positive = 3600.0
-    """Seconds after which a round closes with those who answered."""
+    deadline_s: Positive | None = 3600.0
+    """Seconds after which a round closes with those who answered; null derives them from the
+    sites' timed dry runs (three times the slowest, and a minute), and gives round 0 a day."""
     update_dtype: Literal["float32", "float16"] = "float32"
     """Number format in which updates travel."""
     largest_update_norm: Positive = 1e3

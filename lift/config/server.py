@@ -21,6 +21,10 @@ class ServerConfig(Settings):
 
     name: Name
     """Name of the federation."""
+    data_statement: str = ""
+    """What the sites' volumes are, in one sentence; it stands in the run's record."""
+    phantom: bool = False
+    """Whether every site's volumes are phantoms: said wherever the mixer goes."""
     address: Address
     """What sites dial: `host:port`; the host stands in the server's certificate."""
     listen_host: str = "0.0.0.0"  # noqa: S104  # the one public port

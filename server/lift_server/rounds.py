@@ -38,6 +38,9 @@ from lift_server.review import review_statistics, review_update
 from lift_server.store import RunStore
 
 logger = logging.getLogger(__name__)
+_STATISTICS_DEADLINE_S = 86_400.0
+_DEADLINE_FACTOR = 3.0
+_DEADLINE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,9 @@ def run_rounds(
     store: RunStore,
     start: Callable[[Tensor], dict[str, Tensor]],
     *,
-    roster: Sequence[str],
+    roster: Callable[[], Sequence[str]],
     on_round: Callable[[Mapping[str, object]], None] | None = None,
+    on_ask: Callable[[int, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
 ) -> FinishedRun:
     """Run the federation to its end, or from its last checkpoint to its end.
@@ -100,15 +104,17 @@ def run_rounds(
         transport: the way to the sites.
         store: the run's folder.
         start: z-filter taps (6,) -> the mixer's numbers at the start.
-        roster: names of all admitted sites: what a quorum is counted against.
+        roster: gives the names of all admitted sites, what a quorum is counted against; asked
+            anew before each round, so that a removed site is out from the next one on.
         on_round: called with each round's record, after its checkpoint is on disk.
+        on_ask: called before each exchange with the round, the sites and the deadline in s.
         with_guard: ask the sites for their verdict at the end.
 
     Raises:
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
     """
-    loop = _Rounds(plan, transport, store, start, sorted(roster), on_round)
+    loop = _Rounds(plan, transport, store, start, roster, on_round, on_ask)
     return loop.run(with_guard=with_guard)
 
 
@@ -119,17 +125,21 @@ class _Rounds:
         transport: Transport,
         store: RunStore,
         start: Callable[[Tensor], dict[str, Tensor]],
-        roster: list[str],
+        roster: Callable[[], Sequence[str]],
         on_round: Callable[[Mapping[str, object]], None] | None,
+        on_ask: Callable[[int, Sequence[str], float], None] | None,
     ) -> None:
         self._plan = plan
         self._digest = plan.digest()
         self._transport = transport
         self._store = store
         self._start = start
-        self._roster = roster
+        self._read_roster = roster
+        self._roster = sorted(roster())
         self._on_round = on_round
+        self._on_ask = on_ask
         self._patients: dict[str, int] = {}
+        self._slowest_round_s = 0.0
 
     def run(self, *, with_guard: bool) -> FinishedRun:
         resumed = self._store.resume()
@@ -138,16 +148,18 @@ class _Rounds:
             done = 0
         else:
             done, state, taps = resumed
-            self._patients = _patients_of(self._store.records[0])
+            self._patients = _patients_of(self._store.records)
             logger.info("event=resumed round=%d", done)
-            self._inform()
+            self._inform(done + 1)
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
-            state = self._train(round_index, state, taps)
+            self._roster = sorted(self._read_roster())
+            joined = self._let_in(round_index)
+            state = self._train(round_index, state, taps, joined)
         guard = self._guard(state, taps) if with_guard else {}
         return FinishedRun(state.released, taps, guard, self._store.records)
 
     def _statistics(self) -> tuple[ServerState, Tensor]:
-        answers, tally = self._ask(Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
+        answers, tally = self._ask(0, Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
         total = NormalEquations.zero()
         replies: dict[str, StatisticsReply] = {}
         for site, parcel in answers.items():
@@ -160,6 +172,7 @@ class _Rounds:
             total = total + sums
         # a site without training patients still takes part in the guard
         self._patients = {site: reply.train_patients for site, reply in replies.items()}
+        self._note_estimates(replies)
         self._check_quorum(0, list(replies), tally)
         tally.counted = {site: float(n) for site, n in self._patients.items()}
         taps = fit(total, self._plan.mixer.ridge)
@@ -176,18 +189,64 @@ class _Rounds:
         )
         return state, taps
 
-    def _inform(self) -> None:
+    def _inform(self, round_index: int) -> None:
         """After a resume the sites get the plan again: they may have restarted as well."""
-        self._ask(Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
+        request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
+        answers, _ = self._ask(
+            round_index, request, sorted(set(self._roster) & set(self._patients))
+        )
+        self._note_estimates(self._reviewed(answers))
 
-    def _train(self, round_index: int, state: ServerState, taps: Tensor) -> ServerState:
+    def _let_in(self, round_index: int) -> dict[str, int]:
+        """Training patients of sites that are connected for the first time since round 0.
+
+        They take part from this round on. The z-filter's taps stay those of round 0: they are
+        where the mixer started.
+        """
+        connected = set(self._transport.sites())
+        late = [s for s in self._roster if s not in self._patients and s in connected]
+        if not late:
+            return {}
+        request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
+        answers, _ = self._ask(round_index, request, late)
+        replies = self._reviewed(answers)
+        self._note_estimates(replies)
+        joined = {site: reply.train_patients for site, reply in replies.items()}
+        self._patients |= joined
+        logger.info("event=late_joiners round=%d sites=%s", round_index, ",".join(joined) or "none")
+        return joined
+
+    def _reviewed(self, answers: Mapping[str, Parcel]) -> dict[str, StatisticsReply]:
+        replies = {}
+        for site, parcel in answers.items():
+            try:
+                replies[site], _ = review_statistics(parcel, self._digest)
+            except UpdateRejectedError:
+                logger.warning("event=statistics_refused site=%s", site)
+        return replies
+
+    def _note_estimates(self, replies: Mapping[str, StatisticsReply]) -> None:
+        estimates = [reply.round_estimate_s for reply in replies.values()]
+        self._slowest_round_s = max([self._slowest_round_s, *estimates])
+
+    def _deadline_s(self, kind: Kind) -> float:
+        fixed = self._plan.federation.deadline_s
+        if fixed is not None:
+            return fixed
+        if kind is Kind.STATISTICS:
+            return _STATISTICS_DEADLINE_S
+        return _DEADLINE_FACTOR * self._slowest_round_s + _DEADLINE_MARGIN_S
+
+    def _train(
+        self, round_index: int, state: ServerState, taps: Tensor, joined: Mapping[str, int]
+    ) -> ServerState:
         request = Parcel(
             Kind.TRAIN,
             TrainRequest(plan_digest=self._digest, round=round_index),
             {name: tensor.numpy() for name, tensor in state.mixer.items()},
         )
         trainers = [site for site in self._roster if self._patients.get(site, 0) > 0]
-        answers, tally = self._ask(request, trainers)
+        answers, tally = self._ask(round_index, request, trainers)
         replies: dict[str, TrainReply] = {}
         updates: dict[str, Values] = {}
         for site, parcel in answers.items():
@@ -219,6 +278,7 @@ class _Rounds:
                 validation_psnr_db={
                     site: reply.validation_psnr_db for site, reply in replies.items()
                 },
+                joined=dict(joined),
             ),
         )
         return after
@@ -229,7 +289,7 @@ class _Rounds:
         }
         tensors["z_filter/taps"] = taps.numpy()
         request = Parcel(Kind.GUARD, GuardRequest(plan_digest=self._digest), tensors)
-        answers, _ = self._ask(request)
+        answers, _ = self._ask(self._plan.federation.rounds + 1, request)
         return {
             site: parcel.body
             for site, parcel in answers.items()
@@ -237,12 +297,15 @@ class _Rounds:
         }
 
     def _ask(
-        self, request: Parcel, sites: Sequence[str] | None = None
+        self, round_index: int, request: Parcel, sites: Sequence[str] | None = None
     ) -> tuple[dict[str, Parcel], _Tally]:
         asked = sorted(self._roster if sites is None else sites)
+        deadline_s = self._deadline_s(request.kind)
+        if self._on_ask is not None:
+            self._on_ask(round_index, asked, deadline_s)
         began = monotonic()
         answers: dict[str, Answer] = self._transport.exchange(
-            dict.fromkeys(asked, request), deadline_s=self._plan.federation.deadline_s
+            dict.fromkeys(asked, request), deadline_s=deadline_s
         )
         tally = _Tally(asked, seconds=monotonic() - began)
         parcels: dict[str, Parcel] = {}
@@ -290,7 +353,11 @@ class _Rounds:
             self._on_round(self._store.records[-1])
 
 
-def _patients_of(record: Mapping[str, object]) -> dict[str, int]:
-    counted = record["counted"]
-    assert isinstance(counted, dict)  # noqa: S101  # our own checkpoint wrote it
-    return {str(site): int(n) for site, n in counted.items()}
+def _patients_of(records: Sequence[Mapping[str, object]]) -> dict[str, int]:
+    """Training patients by site: those of round 0, and of each round's late joiners."""
+    patients: dict[str, int] = {}
+    for key, record in zip(["counted"] + ["joined"] * len(records), records, strict=False):
+        found = record[key]
+        assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
+        patients |= {str(site): int(n) for site, n in found.items()}
+    return patients

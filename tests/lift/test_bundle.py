@@ -178,7 +178,7 @@ def test_a_file_cut_anywhere_never_loads(
     [
         (lambda card: card.update(fingerprint="0" * 64), "its card says"),
         (lambda card: card["network"].update(context_slices=1), r"stem\.weight is"),
-        (lambda card: card["network"].update(name="pickle"), "needed: one of 'unet'.*seen: 'pickle'"),
+        (lambda card: card["network"].update(name="pickle"), "one of 'unet'.*seen: 'pickle'"),
         (lambda card: card["taps"]["feat"].update(channels=9), "taps"),
         (lambda card: card.update(source=["t1n"]), "1 source channels"),
         (lambda card: card["normalisation"].pop("t2f"), "normalisation"),

@@ -13,7 +13,7 @@ import torch
 
 from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan
 from lift.errors import CheckpointError, QuorumError
-from lift.protocol.flower import run_in_process
+from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import (
     Answer,
     Failure,
@@ -105,7 +105,7 @@ def federate(
                 transport,
                 RunStore(folder, chosen.digest()),
                 lambda taps: {"w": torch.zeros(3)},
-                roster=list(PATIENTS),
+                roster=lambda: list(PATIENTS),
                 on_round=on_round,
             )
         )

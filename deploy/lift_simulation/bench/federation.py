@@ -14,7 +14,7 @@ import numpy as np
 
 from lift.assembly import start_values
 from lift.config.plan import FederationPlan, Plan
-from lift.protocol.flower import run_in_process
+from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import (
     Failure,
     FailureKind,
@@ -94,7 +94,7 @@ def _run(sites: int, dtype: str) -> _Run:
                 transport,
                 RunStore(Path(folder), plan.digest()),
                 lambda taps: start_values(plan, generator, taps),
-                roster=names,
+                roster=lambda: names,
                 on_round=lambda _: ends.append(perf_counter()),
                 with_guard=False,
             )

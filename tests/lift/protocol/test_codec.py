@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lift.errors import ProtocolError, VersionMismatchError
 from lift.protocol.codec import LARGEST_TENSOR_BYTES, Encoded, decode_reply, decode_request, encode
-from lift.protocol.flower import pack, unpack
+from lift.protocol.flower.records import pack, unpack
 from lift.protocol.messages import Kind, Parcel, TrainReply, TrainRequest
 
 DIGEST = "c" * 64

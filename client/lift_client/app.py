@@ -1,0 +1,213 @@
+"""The running client: child process, policy, work, journal; it stays up until it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from lift.config.kit import CA_FILE, Kit
+from lift.config.site import SiteConfig
+from lift.device import resolve_device
+from lift.errors import ConfigError, LiftError, PolicyError
+from lift.generator.bundle import builtin_bundle, load_bundle
+from lift.logs import log_to_file, log_to_terminal
+from lift.protocol.codec import encode
+from lift.protocol.flower.executor import SuperNode, answer_requests
+from lift.protocol.flower.supernode import SuperNodeSettings
+from lift.protocol.messages import (
+    Failure,
+    FailureKind,
+    Parcel,
+    StatisticsRequest,
+    TrainRequest,
+)
+from lift.protocol.transport import SiteHandler
+from lift_client.enrolment import check_key, read_kit
+from lift_client.journal import (
+    JOURNAL_FILE,
+    PURPOSE,
+    Entry,
+    Journal,
+    RecordError,
+    describe_tensors,
+)
+from lift_client.policy import check_outgoing, check_plan
+from lift_client.session import SiteSession
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: SiteConfig) -> None:
+    """Join the federation and answer its requests until SIGTERM or Ctrl-C.
+
+    The server need not be there yet, and may go and come back: the connection is made again
+    for ever, with growing pauses.
+
+    Raises:
+        LiftError: settings, kit, key, generator or journal cannot be used; nothing was sent.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    # our own requests to 127.0.0.1 never go through a proxy
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    kit = read_kit(config.kit, site=config.name)
+    check_key(config.key)
+    work = config.folder
+    with _alone(work / "lock"), log_to_file(work / "log.txt"), log_to_terminal():
+        journal = Journal(work / JOURNAL_FILE)
+        choice = config.generator
+        bundle = choice.bundle if choice.bundle is not None else builtin_bundle(str(choice.builtin))
+        generator = load_bundle(
+            bundle,
+            expected_fingerprint=kit.generator_fingerprint,
+            device=resolve_device(config.device),
+        )
+        session = SiteSession(config, generator, work, report=_log_step)
+        settings = SuperNodeSettings(
+            address=kit.address,
+            ca=str(config.kit / CA_FILE),
+            key=str(config.key),
+            local_port=config.local_port,
+            secret=str(work / "executor.secret"),
+            node_file=str(work / "node"),
+        )
+        logger.info("event=started site=%s server=%s", config.name, kit.address)
+        handler = Release(session.handle, config, kit, journal)
+        answer_requests(SuperNode(settings, work / "connection.log"), settings, handler, stop)
+        logger.info("event=stopped site=%s", config.name)
+
+
+class Release:
+    """What stands between the site's work and the wire: policy before, journal after.
+
+    A request that comes again, because its answer was lost on the way, gets the same bytes
+    without being computed again.
+
+    Args:
+        handler: the site's work.
+        config: the site's settings, with its policy.
+        kit: what the site agreed to when it joined.
+        journal: gets a line before any byte leaves.
+    """
+
+    def __init__(
+        self, handler: SiteHandler, config: SiteConfig, kit: Kit, journal: Journal
+    ) -> None:
+        self._handler = handler
+        self._config = config
+        self._kit = kit
+        self._journal = journal
+        self._last: tuple[str, Parcel] | None = None
+
+    def __call__(self, request: Parcel) -> Parcel | Failure:
+        """The answer to one request.
+
+        Raises:
+            RecordError: the journal cannot take a line, so nothing may leave.
+        """
+        try:
+            return self._answer(request)
+        except RecordError:
+            raise
+        except LiftError as error:
+            logger.error("event=not_sent site=%s %s", self._config.name, error)  # noqa: TRY400
+            kind = FailureKind.POLICY if isinstance(error, PolicyError) else FailureKind.INTERNAL
+            return self._failed(request, kind)
+        except Exception:
+            logger.exception("event=not_sent site=%s", self._config.name)
+            return self._failed(request, FailureKind.INTERNAL)
+
+    def _answer(self, request: Parcel) -> Parcel | Failure:
+        if isinstance(request.body, StatisticsRequest):
+            check_plan(request.body.plan, self._config.policy, self._kit, parameters=None)
+        asked = _digest(request)
+        again = self._last is not None and self._last[0] == asked
+        if again and self._last is not None:
+            answer: Parcel | Failure = self._last[1]
+        else:
+            answer = self._handler(request)
+        if isinstance(answer, Failure):
+            return self._failed(request, answer.kind)
+        check_outgoing(answer.tensors, self._config.policy)
+        self._note(request, answer, again=again)
+        self._last = (asked, answer)
+        return answer
+
+    def _note(self, request: Parcel, answer: Parcel, *, again: bool) -> None:
+        purpose = PURPOSE[answer.kind.value]
+        self._journal.append(
+            Entry(
+                run=_plan_digest(request),
+                round=_round(request),
+                kind=answer.kind.value,
+                tensors=describe_tensors(answer.tensors),
+                bytes=sum(tensor.nbytes for tensor in answer.tensors.values()),
+                sha256=_digest(answer),
+                receiver=self._kit.address,
+                purpose=f"{purpose} Sent again: the same bytes." if again else purpose,
+            )
+        )
+
+    def _failed(self, request: Parcel, kind: FailureKind) -> Failure:
+        """A failure leaves as its class alone, and that, too, stands in the journal."""
+        self._journal.append(
+            Entry(
+                run=_plan_digest(request),
+                round=_round(request),
+                kind="failure",
+                tensors=(),
+                bytes=0,
+                sha256=hashlib.sha256(kind.value.encode()).hexdigest(),
+                receiver=self._kit.address,
+                purpose=f"Says that the request was not answered, and the class: {kind.value}.",
+            )
+        )
+        return Failure(kind)
+
+
+def _digest(parcel: Parcel) -> str:
+    encoded = encode(parcel)
+    digest = hashlib.sha256(encoded.text.encode())
+    digest.update(encoded.block)
+    return digest.hexdigest()
+
+
+def _plan_digest(request: Parcel) -> str:
+    body = request.body
+    if isinstance(body, StatisticsRequest):
+        return body.plan.digest()
+    return str(getattr(body, "plan_digest", ""))
+
+
+def _round(request: Parcel) -> int:
+    return request.body.round if isinstance(request.body, TrainRequest) else 0
+
+
+def _log_step(what: str, done: int, total: int) -> None:
+    if done == total:
+        logger.info("event=step_done step=%s of=%d", what.replace(" ", "_"), total)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Only one client on a work folder; the lock ends with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                "a client is already running for this site",
+                where=str(path.parent),
+                seen="its lock is held",
+                remedy="Stop that one first, or give this one another `folder`.",
+            ) from None
+        yield

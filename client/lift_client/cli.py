@@ -1,0 +1,266 @@
+"""`lift-client`: everything that a hospital types."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from lift.commands import run_command
+from lift.errors import EXIT_CODES, ConfigError
+
+if TYPE_CHECKING:
+    from lift.config.site import SiteConfig
+    from lift_client.journal import Line, Reading
+    from lift_client.preflight import Verdict
+
+PROGRAM = "lift-client"
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A hospital's side of a federation: nothing listens to the outside, no code arrives, "
+    "and a journal shows what left.",
+)
+_SITE_HELP = "The site's settings (YAML)."
+SiteOption = Annotated[Path | None, typer.Option("--site", help=_SITE_HELP)]
+_KINDS: Final = {
+    "statistics": "statistics",
+    "train": "mixer update",
+    "guard": "verdict",
+    "note": "(note)",
+}
+_PIPE_WIDTH: Final = 160
+# the kind of problem that is to be mended first decides the exit code
+_WORST_FIRST: Final = ("config", "version", "connection", "policy", "data")
+
+
+@app.callback(invoke_without_command=True)
+def start(ctx: typer.Context, site: SiteOption = None) -> int | None:
+    """Join the federation, train, stay up and reconnect; without a command below.
+
+    To resume, run the same command again.
+    """
+    ctx.obj = site
+    if ctx.invoked_subcommand is not None:
+        return None
+    config = _settings(_site_file(site))
+    # torch and flwr take seconds: a typo must not wait for them
+    outcome = importlib.import_module("lift_client.app").serve(config)
+    return outcome if isinstance(outcome, int) else None
+
+
+@app.command()
+def enroll(
+    name: Annotated[str, typer.Argument(help="Name of this site, as agreed with the coordinator.")],
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path(),
+) -> None:
+    """Make this site's key and settings here; only the public half of the key leaves."""
+    from lift_client.enrolment import enrol
+
+    made = enrol(folder, name)
+    sys.stdout.write(
+        f"private key: {made.key}  (stays here; mode 0600)\n"
+        f"public key:  {made.public}  (for the coordinator)\n"
+        f"settings:    {made.settings}\n"
+        f"fingerprint: {made.fingerprint}\n"
+    )
+    _next(
+        f"set data.root in {made.settings.name}, send {made.public.name} to the coordinator, and "
+        f"compare the fingerprint by telephone; put the kit that comes back into "
+        f"'{made.settings.parent / 'kit'}', then: {PROGRAM} check --site {made.settings}"
+    )
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out device, generator and data.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Test everything that could keep this site out; one verdict each; nothing is changed."""
+    from lift_client.preflight import run_checks
+
+    path = _site_file(site, ctx)
+    verdicts = []
+    for verdict in run_checks(path, quick=quick):
+        verdicts.append(verdict)
+        if not as_json:
+            sys.stdout.write(_verdict_text(verdict))
+            sys.stdout.flush()
+    code = exit_code(verdicts)
+    if as_json:
+        _write_json({"exit_code": code, "checks": [vars(verdict) for verdict in verdicts]})
+    if code == 0:
+        _next(f"{PROGRAM} --site {path}")
+    else:
+        _next("mend the problems, the topmost first, and run the same command again")
+    return code
+
+
+@app.command()
+def journal(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only say whether the journal is whole.")
+    ] = False,
+    head: Annotated[
+        bool, typer.Option("--head", help="Print number of lines and last hash, to write down.")
+    ] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option(help="A hash written down earlier (at least 16 digits): is it still there?"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show what left this site, for what, and whether the journal is whole."""
+    path = _site_file(site, ctx)
+    from lift_client.journal import JOURNAL_FILE, read_journal
+
+    file = _settings(path).folder / JOURNAL_FILE
+    reading = read_journal(file)
+    found = None if expect is None or reading.problem else _expected(expect, reading, file)
+    if as_json:
+        _write_json(_journal_json(reading))
+    elif head and not reading.problem:
+        sys.stdout.write(f"{len(reading.lines)} {reading.last_hash}\n")
+    elif not (head or verify or expect is not None):
+        _show(reading.lines)
+    if reading.unfinished:
+        sys.stderr.write(
+            f"warning: a crash cut off the last line ({len(reading.unfinished)} bytes); the next "
+            "start sets it aside and notes it\n"
+        )
+    # the lines before the damage are shown first: they still stand
+    if reading.problem is not None:
+        raise reading.problem
+    if not as_json and not head:
+        since = "" if found is None else f"; line {found} has the expected hash"
+        sys.stdout.write(f"whole: {len(reading.lines)} lines, none changed or missing{since}\n")
+    _next(
+        f"write the last hash down outside this machine ({PROGRAM} journal --site {path} --head) "
+        "and compare it later with --expect"
+    )
+
+
+def exit_code(verdicts: Sequence[Verdict]) -> int:
+    """0 without a problem, else the code of the problem that is to be mended first."""
+    labels = [verdict.label for verdict in verdicts if verdict.status == "problem"]
+    first = [label for label in _WORST_FIRST if label in labels]
+    return EXIT_CODES[[*first, *labels][0]].number if labels else 0
+
+
+def _settings(path: Path) -> SiteConfig:
+    from lift.config.site import SiteConfig
+
+    return SiteConfig.from_yaml(path).under(path.parent)
+
+
+def _site_file(site: Path | None, ctx: typer.Context | None = None) -> Path:
+    """`--site` of the command, or the one before it: `lift-client --site F check` is meant well."""
+    chosen = site or (ctx.obj if ctx is not None else None)
+    if not isinstance(chosen, Path):
+        raise ConfigError(
+            "no settings given",
+            where="--site",
+            seen="the option is missing",
+            remedy=f"Name the site's settings: --site site.yaml. A new site begins with: "
+            f"{PROGRAM} enroll NAME",
+        )
+    return chosen
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    text = f"{verdict.status:<8} {verdict.check:<19} {verdict.detail}\n"
+    return text + (f"{'':28} fix: {verdict.fix}\n" if verdict.fix else "")
+
+
+def _expected(expect: str, reading: Reading, file: Path) -> int:
+    """Number of the line whose hash begins so."""
+    from lift_client.journal import RecordError
+
+    if not re.fullmatch(r"[0-9a-f]{16,64}", expect.lower()):
+        raise ConfigError(
+            "cannot compare the hash",
+            where="--expect",
+            seen="it is not 16 to 64 hexadecimal digits",
+            remedy="Give the hash as `--head` printed it, or at least its first 16 digits.",
+        )
+    for line in reading.lines:
+        if line.hash.startswith(expect.lower()):
+            return line.number
+    raise RecordError(
+        "the journal is not the one that the hash was written down from",
+        where=str(file),
+        seen=f"none of its {len(reading.lines)} lines has the hash {expect[:16]}...",
+        remedy="Keep the folder as it is, and show it to the security officer: the journal was "
+        "cut off or rewritten, or the hash is of another site.",
+    )
+
+
+def _journal_json(reading: Reading) -> dict[str, object]:
+    problem = reading.problem
+    return {
+        "whole": problem is None,
+        "problem": None if problem is None else {"line": problem.line, "seen": problem.seen},
+        "unfinished_bytes": len(reading.unfinished),
+        "count": len(reading.lines),
+        "last_hash": reading.last_hash,
+        "lines": [line.model_dump(mode="json") for line in reading.lines],
+    }
+
+
+def _show(lines: Sequence[Line]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not lines:
+        sys.stdout.write("nothing has left this site yet\n")
+        return
+    table = Table(box=SIMPLE, title="What left this site")
+    for heading in ("no.", "when (UTC)", "what", "run", "round", "numbers", "kB", "to whom", "why"):
+        table.add_column(
+            heading, justify="right" if heading in {"no.", "round", "numbers", "kB"} else "left"
+        )
+    for line in lines:
+        cells = (
+            str(line.number),
+            line.time[:19].replace("T", " "),
+            _KINDS[line.kind],
+            line.run[:12],
+            str(line.round) if line.run else "",
+            f"{line.numbers:,}",
+            f"{line.bytes / 1000:,.1f}",
+            line.receiver,
+            line.purpose,
+        )
+        table.add_row(*map(Text, cells))
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    console.print(table)
+    console.print(f"{sum(line.bytes for line in lines) / 1000:,.1f} kB in all", highlight=False)
+
+
+def _write_json(data: object) -> None:
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def _next(text: str) -> None:
+    # beside the result: stdout stays what scripts read
+    sys.stderr.write(f"next: {text}\n")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(app, PROGRAM)

@@ -1,0 +1,29 @@
+"""Flower 1.41: the only package that imports it.
+
+A parcel becomes a Flower `Message` with one `ConfigRecord` (the JSON text) and one
+`ArrayRecord` (the safetensors block, compressed).
+
+=============  =====================================================================
+module         what runs there
+=============  =====================================================================
+`records`      parcels to Flower's records and back
+`apps`         the site's ClientApp, the server's ServerApp, exchanges over a Grid
+`in_process`   all of it in one process, through Flower's own serialisation
+`superlink`    the server's child process: one app behind two listeners
+`coordinator`  starts that child, admits sites, opens a run, hands out its Grid
+`supernode`    the site's child process: the connection to the server
+`executor`     the site's own process answers requests: no code ever arrives
+=============  =====================================================================
+
+Flower moves its modules at every release: `tests/lift/protocol/test_private_symbols.py` names
+every private symbol in use.
+"""
+
+from __future__ import annotations
+
+import os
+
+# before the first import: no telemetry, no look-up of newer versions, no installing
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")

@@ -1,0 +1,224 @@
+"""The site's ClientApp, the server's ServerApp, and exchanges over any Grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+from typing import Final
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from lift.errors import ProtocolError, VersionMismatchError
+from lift.protocol.codec import decode_reply, decode_request, encode
+from lift.protocol.flower.records import pack, unpack
+from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
+from lift.protocol.transport import SiteHandler, Transport
+
+logger = logging.getLogger(__name__)
+_FAILURE: Final = "lift.failure"
+_MESSAGE_TYPE: Final = {Kind.STATISTICS: "query", Kind.TRAIN: "train", Kind.GUARD: "evaluate"}
+_LOOK_EVERY_S: Final = 0.5
+_SLOWEST_POLL_S: Final = 0.5
+# errors that Flower itself answers with for a site that is gone: the request was not worked on
+_LOST: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+
+
+def make_client_app(handler: SiteHandler) -> ClientApp:
+    """Flower's ClientApp around a site's handler; no exception text ever leaves it."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        del context
+        try:
+            outcome = handler(decode_request(unpack(message.content)))
+        except VersionMismatchError:
+            outcome = Failure(FailureKind.VERSION)
+        except ProtocolError:
+            outcome = Failure(FailureKind.PROTOCOL)
+        if isinstance(outcome, Failure):
+            record = ConfigRecord({"kind": outcome.kind.value})
+            return Message(RecordDict({_FAILURE: record}), reply_to=message)
+        return Message(pack(encode(outcome)), reply_to=message)
+
+    app.query()(answer)
+    app.train()(answer)
+    app.evaluate()(answer)
+    return app
+
+
+def make_server_app(
+    main: Callable[[Transport], None],
+    *,
+    poll_s: float = 0.05,
+    on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+) -> ServerApp:
+    """Flower's ServerApp around LiFT's own round loop."""
+    app = ServerApp()
+
+    @app.main()
+    def run(grid: Grid, context: Context) -> None:
+        del context
+        main(GridTransport(grid, poll_s=poll_s, on_sites=on_sites))
+
+    return app
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A site that is connected now.
+
+    Attributes:
+        node: Flower's number of its node.
+        since: when this connection began, as Flower writes it; another value is another
+            connection, and what was sent to the one before is lost.
+    """
+
+    node: int
+    since: str
+
+
+@dataclass
+class _Asked:
+    """One exchange under way."""
+
+    requests: Mapping[str, Parcel]
+    end: float
+    answers: dict[str, Answer] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    sent_to: dict[str, Connected] = field(default_factory=dict)
+    # encoded once by parcel, not by site: the same mixer goes to all of them
+    packed: dict[int, RecordDict] = field(default_factory=dict)
+
+    @property
+    def open_sites(self) -> list[str]:
+        return sorted(set(self.requests) - set(self.answers))
+
+    @property
+    def seconds_left(self) -> float:
+        return max(self.end - monotonic(), 0.0)
+
+
+class GridTransport:
+    """Exchanges over a Flower Grid with a deadline of LiFT's own.
+
+    Sites are known by the name that their node was registered under. A request is sent when its
+    site is connected, and again when the site has come back over a new connection: what was in
+    flight to the old one is lost. The first answer counts, any other is dropped; an answer that
+    comes after its exchange is never looked at.
+
+    Args:
+        grid: Flower's Grid.
+        poll_s: shortest wait between two looks for answers.
+        on_sites: called with the connected sites about twice a second while waiting.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        poll_s: float,
+        on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+    ) -> None:
+        self._grid = grid
+        self._poll_s = poll_s
+        self._on_sites = on_sites
+
+    def sites(self) -> list[str]:
+        """Names of the sites that are connected now, sorted."""
+        return sorted(self.connected())
+
+    def connected(self) -> dict[str, Connected]:
+        """The sites that are connected now."""
+        found = {
+            node.name: Connected(node.node_id, node.last_activated_at)
+            for node in self._grid.get_nodes()
+        }
+        if self._on_sites is not None:
+            self._on_sites(found)
+        return found
+
+    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+        """One answer by site; late answers are dropped with their message's identity."""
+        began = monotonic()
+        asked = _Asked(requests, began + deadline_s)
+        self._send(asked)
+        looked = began
+        while True:
+            self._collect(asked)
+            if not asked.open_sites or monotonic() >= asked.end:
+                break
+            # long work does not need a look every few milliseconds
+            pause = min(max(self._poll_s, (monotonic() - began) / 100), _SLOWEST_POLL_S)
+            sleep(min(pause, asked.seconds_left))
+            if monotonic() - looked >= _LOOK_EVERY_S:
+                looked = monotonic()
+                self._send(asked)
+        for site in asked.open_sites:
+            asked.answers[site] = Answer(Failure(FailureKind.NO_ANSWER), 0)
+        return {site: asked.answers[site] for site in sorted(asked.answers)}
+
+    def _send(self, asked: _Asked) -> None:
+        """Send to every site without an answer that is connected anew since it was sent to."""
+        connected = self.connected()
+        for site in asked.open_sites:
+            here = connected.get(site)
+            if here is None or asked.sent_to.get(site) == here:
+                continue
+            parcel = asked.requests[site]
+            if id(parcel) not in asked.packed:
+                asked.packed[id(parcel)] = pack(encode(parcel))
+            message = Message(
+                asked.packed[id(parcel)],
+                here.node,
+                _MESSAGE_TYPE[parcel.kind],
+                ttl=max(asked.seconds_left, 1.0),
+            )
+            for identity in self._grid.push_messages([message]):
+                if not identity:
+                    continue
+                if site in asked.sent_to:
+                    logger.info("event=sent_again site=%s kind=%s", site, parcel.kind.value)
+                asked.messages[identity] = site
+                asked.sent_to[site] = here
+
+    def _collect(self, asked: _Asked) -> None:
+        if not asked.messages:
+            return
+        for reply in self._grid.pull_messages(list(asked.messages)):
+            site = asked.messages.pop(reply.metadata.reply_to_message_id)
+            if site in asked.answers:
+                continue
+            if reply.has_error() and reply.error.code in _LOST:
+                logger.warning("event=request_lost site=%s", site)
+                asked.sent_to.pop(site, None)
+                continue
+            asked.answers[site] = _read_answer(reply, asked.requests[site].kind)
+
+
+def _read_answer(reply: Message, kind: Kind) -> Answer:
+    if reply.has_error():
+        refused = reply.error.code == ErrorCode.INVALID_FAB
+        return Answer(Failure(FailureKind.POLICY if refused else FailureKind.INTERNAL), 0)
+    size = sum(len(part.deflate()) for part in get_all_nested_objects(reply).values())
+    content = reply.content
+    if set(content) == {_FAILURE}:
+        try:
+            name = str(content.config_records[_FAILURE]["kind"])
+            return Answer(Failure(FailureKind(name)), size)
+        except (KeyError, ValueError):
+            return Answer(Failure(FailureKind.PROTOCOL), size)
+    try:
+        parcel = decode_reply(unpack(content))
+    except VersionMismatchError:
+        return Answer(Failure(FailureKind.VERSION), size)
+    except ProtocolError:
+        return Answer(Failure(FailureKind.PROTOCOL), size)
+    if parcel.kind is not kind:
+        return Answer(Failure(FailureKind.PROTOCOL), size)
+    return Answer(parcel, size)

@@ -1,0 +1,341 @@
+"""The coordinator's side of Flower: the child process, admitted sites, one run and its Grid."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import secrets
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.interceptors.http.superexec_auth import SuperExecAuthHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import (
+    ProtobufCall,
+    ProtobufClientInterceptor,
+    ProtobufRequestContext,
+)
+from flwr.supercore.retry import RetryInvoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from lift.errors import ProtocolError
+from lift.files import write_atomically
+from lift.protocol.flower.apps import Connected, make_server_app
+from lift.protocol.flower.stub import STUB_PYPROJECT
+from lift.protocol.flower.superlink import SECRET_HEADER, SuperLinkSettings
+from lift.protocol.transport import Transport
+
+logger = logging.getLogger(__name__)
+_START_S: Final = 60.0
+_RESTARTED_WITHIN_S: Final = 120.0
+_STOP_S: Final = 10.0
+_KEY_IN_USE: Final = 23
+_GONE: Final = ("unregistered",)
+_FINISHED: Final = "finished"
+
+
+def make_secret(path: Path) -> None:
+    """A new secret in a file of mode 0600; one that is there is kept."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
+
+
+class SuperLink:
+    """The child process: started, watched, started again when it dies, stopped at the end.
+
+    Args:
+        settings: where it listens and what it reads.
+        log: file that takes the child's own output.
+    """
+
+    def __init__(self, settings: SuperLinkSettings, log: Path) -> None:
+        self._settings = settings
+        self._log = log
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self.address = f"127.0.0.1:{settings.control_port}"
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return 0 if self._child is None else self._child.pid
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The child answers inside the block; it is gone after it.
+
+        Raises:
+            ProtocolError: it did not answer in time.
+        """
+        self._start()
+        watcher = threading.Thread(target=self._watch, name="superlink-watch", daemon=True)
+        try:
+            self._wait()
+            watcher.start()
+            yield
+        finally:
+            self._stopping.set()
+            self._stop()
+
+    def _start(self) -> None:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "lift.protocol.flower.superlink",
+            self._settings.to_json(),
+        ]
+        with self._log.open("ab") as output:
+            # its standard input is a pipe that only we hold: it closes when this process ends
+            self._child = subprocess.Popen(  # noqa: S603  # our own module, no shell
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
+
+    def _wait(self) -> None:
+        context = ssl.create_default_context(cafile=self._settings.ca)
+        end = monotonic() + _START_S
+        with httpx.Client(verify=context, trust_env=False, timeout=2.0) as client:
+            while monotonic() < end:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"https://{self.address}/health").status_code == 200:
+                        return
+                if self._child is not None and self._child.poll() is not None:
+                    break
+                sleep(0.05)
+        raise ProtocolError(
+            "the server's own network process did not start",
+            where=f"port {self._settings.listen_port}, port {self._settings.control_port}",
+            seen="it ended or did not answer; its own words are in the log "
+            f"'{self._log.name}' of the state folder",
+            remedy="Check that both ports are free (`lift-server check`), then start again: "
+            "nothing was lost.",
+        )
+
+    def _watch(self) -> None:
+        pause = 0.2
+        while not self._stopping.is_set():
+            child = self._child
+            if child is not None and child.poll() is not None:
+                logger.warning("event=superlink_ended code=%s", child.returncode)
+                if self._stopping.wait(pause):
+                    return
+                pause = min(2 * pause, 10.0)
+                self._start()
+                with contextlib.suppress(ProtocolError):
+                    self._wait()
+                    pause = 0.2
+                    logger.info("event=superlink_restarted pid=%d", self.pid)
+            self._stopping.wait(0.2)
+
+    def _stop(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        child.terminate()
+        try:
+            child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if child.stdin is not None:
+            child.stdin.close()
+
+
+class Coordinator:
+    """Admits sites and runs one ServerApp through the child's local door."""
+
+    def __init__(self, superlink: SuperLink, settings: SuperLinkSettings) -> None:
+        self._address = superlink.address
+        self._ca = Path(settings.ca).read_bytes()
+        self._secret = Path(settings.secret).read_bytes()
+        self._control = ControlHttpClient.from_server_address(
+            self._address,
+            insecure=False,
+            root_certificates=self._ca,
+            interceptors=[_Secret(self._secret), RuntimeVersionHttpInterceptor("flwr CLI")],
+            retry_invoker=_retries(),
+        )
+
+    def admit(self, roster: Mapping[str, str]) -> None:
+        """Make the registered sites exactly those of the roster: name -> OpenSSH public key."""
+        wanted = {
+            name: public_key_to_bytes(load_ssh_public_key(key.encode()))  # type: ignore[arg-type]  # the roster holds elliptic-curve keys only
+            for name, key in roster.items()
+        }
+        registered = {
+            node.name: node
+            for node in self._control.ListNodes(ListNodesRequest()).nodes_info
+            if node.status not in _GONE
+        }
+        for name, node in registered.items():
+            if wanted.get(name) != node.public_key:
+                self._control.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+                logger.info("event=site_removed site=%s", name)
+        for name in sorted(wanted):
+            if name in registered and registered[name].public_key == wanted[name]:
+                continue
+            try:
+                self._control.RegisterNode(RegisterNodeRequest(public_key=wanted[name], name=name))
+            except httpx.HTTPStatusError as error:
+                if f'"code":{_KEY_IN_USE}' not in error.response.text.replace(" ", ""):
+                    raise
+                raise ProtocolError(
+                    f"the key of site '{name}' cannot be registered again",
+                    where="sites.json",
+                    seen="this key was removed from the running state before",
+                    remedy="Let the site enrol with a new key, and admit that one.",
+                ) from None
+            logger.info("event=site_admitted site=%s", name)
+
+    def connected(self) -> dict[str, Connected]:
+        """The sites that are connected now."""
+        return {
+            node.name: Connected(node.node_id, node.last_activated_at)
+            for node in self._control.ListNodes(ListNodesRequest()).nodes_info
+            if node.status == "online"
+        }
+
+    def run(
+        self,
+        main: Callable[[Transport], None],
+        *,
+        on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+    ) -> None:
+        """Open a run, execute `main` in this process over its Grid, and close the run.
+
+        Runs that an earlier process left open are stopped first: what their sites still send
+        is refused.
+        """
+        for run_id, run in self._control.ListRuns(ListRunsRequest()).run_dict.items():
+            if run.status.status != _FINISHED:
+                self._control.StopRun(StopRunRequest(run_id=run_id))
+        content, _ = build_fab_from_files({"pyproject.toml": STUB_PYPROJECT})
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        self._control.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        grid = HttpGrid(self._address, False, self._ca, token=self._acquire())
+        token = grid._token  # noqa: SLF001
+        # the Grid's own client would not carry the secret, and would retry without an end
+        client = self._runtime([RuntimeTokenHttpInterceptor(token)])
+        grid._client = client  # noqa: SLF001
+        heartbeats = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeats.start()
+        status, details = "failed", "ended early"
+        task = client.PullTaskInput(PullTaskInputRequest())
+        context = context_from_proto(task.context)
+        try:
+            TaskIdentity.task_id = task.task_id
+            TaskIdentity.run_id = task.run.run_id
+            TaskIdentity.node_id = context.node_id
+            grid.set_run(run_from_proto(task.run))
+            make_server_app(main, on_sites=on_sites)(grid, context)
+            status, details = "completed", ""
+        finally:
+            with contextlib.suppress(httpx.HTTPError):
+                client.PushTaskOutput(
+                    PushTaskOutputRequest(
+                        context=context_to_proto(context), sub_status=status, details=details
+                    )
+                )
+            heartbeats.stop()
+            client.close()
+
+    def close(self) -> None:
+        """Close the connection to the child."""
+        self._control.close()
+
+    def _acquire(self) -> str:
+        client = self._runtime(
+            [
+                SuperExecAuthHttpInterceptor(
+                    master_secret=self._secret,
+                    protected_methods=["/flwr.proto.Runtime/AcquireTask"],
+                )
+            ]
+        )
+        end = monotonic() + _START_S
+        try:
+            while monotonic() < end:
+                request = AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
+                token = str(client.AcquireTask(request).token)
+                if token:
+                    return token
+                sleep(0.05)
+        finally:
+            client.close()
+        raise ProtocolError(
+            "the run did not open",
+            seen=f"no task within {_START_S:.0f} s",
+            remedy="Run the same command again: it resumes.",
+        )
+
+    def _runtime(self, interceptors: list[ProtobufClientInterceptor]) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            self._address,
+            insecure=False,
+            root_certificates=self._ca,
+            interceptors=[
+                _Secret(self._secret),
+                RuntimeVersionHttpInterceptor("flwr-serverapp"),
+                *interceptors,
+            ],
+            retry_invoker=_retries(),
+        )
+
+
+class _Secret:
+    """Adds the secret of the local door to each request."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret.decode("ascii")
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers[SECRET_HEADER] = self._secret
+        return call_next(context)
+
+
+def _retries() -> RetryInvoker:
+    """Patience for as long as a restart of the child may take; then the error."""
+
+    def half_a_second() -> Iterator[float]:
+        while True:
+            yield 0.3
+
+    return RetryInvoker(
+        half_a_second,  # type: ignore[arg-type]  # an iterator is all it uses
+        httpx.TransportError,
+        max_tries=None,
+        max_time=_RESTARTED_WITHIN_S,
+        jitter=None,
+    )

@@ -1,0 +1,226 @@
+"""The server's child process: Flower's SuperLink behind two listeners.
+
+One app, two doors. The public one answers what a site needs and 404 for everything else: a
+route that Flower adds is closed until it stands in `OPEN_PATHS`. The other one listens on
+127.0.0.1 and holds the control of runs; there, too, every path that is not needed is closed.
+
+The process ends when its parent does: it reads its standard input, a pipe that only closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+LARGEST_REQUEST_BYTES: Final = 32 << 20
+"""A larger request is refused with 413 before it is read."""
+OPEN_PATHS: Final = frozenset(
+    {
+        "/health",
+        "/v1/fleet/activate-node",
+        "/v1/fleet/deactivate-node",
+        "/v1/fleet/send-node-heartbeat",
+        "/v1/fleet/pull-messages",
+        "/v1/fleet/push-messages",
+        "/v1/fleet/get-run",
+        "/v1/fleet/get-fab",
+        "/v1/fleet/push-object",
+        "/v1/fleet/pull-object",
+        "/v1/fleet/confirm-message-received",
+    }
+)
+"""What the public port answers. Registering a node is not among it: the coordinator admits."""
+LOCAL_PATHS: Final = frozenset(
+    {
+        "/health",
+        "/v1/control/start-run",
+        "/v1/control/stop-run",
+        "/v1/control/list-runs",
+        "/v1/control/register-node",
+        "/v1/control/unregister-node",
+        "/v1/control/list-nodes",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/send-task-heartbeat",
+        "/v1/runtime/pull-task-input",
+        "/v1/runtime/push-task-output",
+        "/v1/runtime/push-object",
+        "/v1/runtime/pull-object",
+        "/v1/runtime/confirm-message-received",
+        "/v1/runtime/push-messages",
+        "/v1/runtime/pull-messages",
+        "/v1/runtime/get-nodes",
+    }
+)
+"""What 127.0.0.1 answers, to the holder of the executor's secret."""
+SECRET_HEADER: Final = "x-lift-secret"  # noqa: S105  # a name, not a value
+_GRACE_S: Final = 2
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class SuperLinkSettings:
+    """Where the child listens and what it reads; secrets are paths."""
+
+    listen_host: str
+    listen_port: int
+    control_port: int
+    ca: str
+    certificate: str
+    key: str
+    database: str
+    secret: str
+
+    def to_json(self) -> str:
+        """For the child's command line."""
+        return json.dumps(asdict(self))
+
+
+class Door:
+    """An ASGI app that lets only some paths, and no large request, through to another.
+
+    Args:
+        app: the app behind it.
+        paths: what is open; anything else is 404, whatever its method.
+        secret: when given, every path but /health needs it in `SECRET_HEADER` (403).
+    """
+
+    def __init__(self, app: App, paths: frozenset[str], *, secret: bytes | None = None) -> None:
+        self._app = app
+        self._paths = paths
+        self._secret = secret
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection's event stream."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path not in self._paths:
+            await _answer(send, 404)
+            return
+        headers = dict(scope["headers"])
+        if self._secret is not None and path != "/health" and not self._knows(headers):
+            await _answer(send, 403)
+            return
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() and scope["method"] != "GET":
+            await _answer(send, 411)
+            return
+        if length.isdigit() and int(length) > LARGEST_REQUEST_BYTES:
+            await _answer(send, 413)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, headers: dict[bytes, bytes]) -> bool:
+        import hmac
+
+        given = headers.get(SECRET_HEADER.encode(), b"")
+        return self._secret is not None and hmac.compare_digest(given, self._secret)
+
+
+async def _answer(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def make_app(settings: SuperLinkSettings) -> App:
+    """Flower's SuperLink app, with node authentication on and its state on disk."""
+    from flwr.supercore.auth import load_superexec_auth_secret
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+    from flwr.superlink.main import create_app
+
+    files = (settings.ca, settings.certificate, settings.key)
+    ca, certificate, key = (Path(name).read_bytes() for name in files)
+    config = SuperLinkLifespanConfig(
+        control_address="127.0.0.1:0",
+        health_server_address=None,
+        host="127.0.0.1",
+        port=settings.control_port,
+        insecure=False,
+        certificates=(ca, certificate, key),
+        superexec_auth_secret=load_superexec_auth_secret(secret_file=settings.secret),
+        authn_plugin=load_control_authn_plugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type="grpc-rere",
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=settings.ca,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        database=settings.database,
+        isolation="process",
+        runtime_dependency_install=False,
+    )
+    app: App = create_app(config, SuperLinkLifespan)
+    return app
+
+
+async def serve(settings: SuperLinkSettings) -> None:
+    """Serve both doors until one of them ends."""
+    import uvicorn
+
+    app = make_app(settings)
+    secret = Path(settings.secret).read_bytes()
+
+    def server(door: App, host: str, port: int, lifespan: str) -> uvicorn.Server:
+        return uvicorn.Server(
+            uvicorn.Config(
+                door,
+                host=host,
+                port=port,
+                lifespan="on" if lifespan == "on" else "off",
+                ssl_certfile=settings.certificate,
+                ssl_keyfile=settings.key,
+                timeout_graceful_shutdown=_GRACE_S,
+                access_log=False,
+                server_header=False,
+                log_level="warning",
+                h11_max_incomplete_event_size=64 << 10,
+            )
+        )
+
+    local = server(Door(app, LOCAL_PATHS, secret=secret), "127.0.0.1", settings.control_port, "on")
+    public = server(Door(app, OPEN_PATHS), settings.listen_host, settings.listen_port, "off")
+
+    async def one(own: uvicorn.Server, other: uvicorn.Server) -> None:
+        await own.serve()
+        # one door without the other is of no use: the parent starts both again
+        other.should_exit = True
+
+    await asyncio.gather(one(local, public), one(public, local))
+
+
+def end_with_parent() -> None:
+    """End this process at once when its standard input closes, as it does when the parent dies."""
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main() -> None:
+    """Entry point of the child: settings as JSON in the first argument."""
+    end_with_parent()
+    asyncio.run(serve(SuperLinkSettings(**json.loads(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

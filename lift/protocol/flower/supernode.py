@@ -1,0 +1,181 @@
+"""The site's child process: Flower's SuperNode, with our gate before it.
+
+It holds the connection to the server and nothing else: requests wait in it until the site's
+own process (`executor`) takes them over 127.0.0.1, which needs the secret. No app is ever
+unpacked or loaded; a run whose app is not the stub is refused with Flower's code for it.
+
+What differs from the stock program: polls of a tenth of a second, a lease of 20 s instead of
+60 s, and a start that first gives up the lease of the process before it, so that a site that
+was killed is back at once instead of when its old lease ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from lift.files import write_atomically
+from lift.protocol.flower.stub import is_stub
+from lift.protocol.flower.superlink import end_with_parent
+
+POLL_S: Final = 0.1
+HEARTBEAT_S: Final = 10
+"""Flower's shortest; a site counts as gone after two of them."""
+# any name: a run's app is compared with the stub, not with a signer
+_TRUSTED: Final = {"stub": ""}
+
+
+@dataclass(frozen=True)
+class SuperNodeSettings:
+    """Whom the child talks to; secrets are paths."""
+
+    address: str
+    ca: str
+    key: str
+    local_port: int
+    secret: str
+    node_file: str
+    """Keeps the number of the site's node between starts."""
+
+    def to_json(self) -> str:
+        """For the child's command line."""
+        return json.dumps(asdict(self))
+
+
+def run(settings: SuperNodeSettings) -> None:
+    """Connect and stay connected; Flower ends the process when it cannot go on."""
+    import flwr.supernode.fleet_http_connection as connection
+    import flwr.supernode.start_client_internal as loop
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.supercore.auth import load_superexec_auth_secret
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    # the package's attribute of this name is the function, not the module
+    command = importlib.import_module("flwr.supernode.cli.flower_supernode")
+
+    _replace_connection(connection, Path(settings.node_file))
+    _replace_loop(loop)
+    key = load_ssh_private_key(Path(settings.key).read_bytes(), None)
+    stores = ObjectStoreFactory()
+    states = NodeStateFactory(objectstore_factory=stores)
+    secret = load_superexec_auth_secret(secret_file=settings.secret)
+    common: dict[str, Any] = {
+        "server_address": settings.address,
+        "root_certificates": Path(settings.ca).read_bytes(),
+        "insecure": False,
+        "authentication_keys": (key, key.public_key()),
+        "max_retries": None,
+        "max_wait_time": None,
+        "node_config": {},
+        "isolation": "process",
+        "runtime_certificates": None,
+        "runtime_root_certificates_path": None,
+        "health_server_address": None,
+        "trusted_entities": _TRUSTED,
+        "superexec_auth_secret": secret,
+        "runtime_dependency_install": False,
+    }
+    config = command.SuperNodeLifespanConfig(
+        **common,
+        host="127.0.0.1",
+        port=settings.local_port,
+        runtime_ssl_certfile=None,
+        runtime_ssl_keyfile=None,
+    )
+    command._start_supernode_http_api(config, states)  # noqa: SLF001
+    loop.start_client_internal(
+        state_factory=states, runtime_api_address=f"127.0.0.1:{settings.local_port}", **common
+    )
+
+
+def _replace_loop(loop: Any) -> None:
+    """Short polls, and the stub instead of signatures."""
+    loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))
+    loop._verify_fab = lambda fab, trusted: is_stub(fab.content)  # noqa: SLF001
+
+
+def _replace_connection(connection: Any, node_file: Path) -> None:
+    """Quick retries, a short lease, and the old lease given up before a new one is taken."""
+    connection.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
+    # what is announced, and how often it is done, are two names in Flower
+    importlib.import_module("flwr.supercore.heartbeat").__dict__["HEARTBEAT_DEFAULT_INTERVAL"] = (
+        HEARTBEAT_S
+    )
+    connection.make_simple_http_retry_invoker = _retries
+    plain_client: Any = connection.FleetHttpClient
+    plain_fab: Callable[[Any], Any] = connection.fab_from_proto
+
+    def checked_fab(proto: Any) -> Any:
+        fab = plain_fab(proto)
+        # without this mark Flower would not ask for the verdict at all
+        fab.verifications["valid_license"] = "1"
+        return fab
+
+    class Client(plain_client):  # type: ignore[misc]  # Flower's, replaced at run time
+        def ActivateNode(self, request: Any) -> Any:  # noqa: N802
+            old = _read_node(node_file)
+            if old is not None:
+                with contextlib.suppress(Exception):
+                    self.DeactivateNode(connection.DeactivateNodeRequest(node_id=old))
+            response = super().ActivateNode(request)
+            write_atomically(node_file, str(response.node_id).encode())
+            return response
+
+    connection.FleetHttpClient = Client
+    connection.fab_from_proto = checked_fab
+
+
+def _read_node(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _retries() -> Any:
+    """For ever, with pauses that grow to 5 s; an answer that is a refusal is not retried."""
+    import httpx
+    from flwr.supercore.retry import RetryInvoker
+    from flwr.supercore.run import RunNotRunningException
+
+    def pauses() -> Iterator[float]:
+        pause = 0.2
+        while True:
+            yield pause
+            pause = min(1.5 * pause, 5.0)
+
+    def refused(error: Exception) -> bool:
+        if not isinstance(error, httpx.HTTPStatusError):
+            return False
+        if error.response.status_code == httpx.codes.FORBIDDEN:
+            raise RunNotRunningException
+        return error.response.status_code not in {429, 502, 503, 504}
+
+    return RetryInvoker(
+        pauses,  # type: ignore[arg-type]  # an iterator is all it uses
+        (httpx.TransportError, httpx.HTTPStatusError),
+        max_tries=None,
+        max_time=None,
+        should_giveup=refused,
+    )
+
+
+def main() -> None:
+    """Entry point of the child: settings as JSON in the first argument."""
+    end_with_parent()
+    logging.getLogger("flwr").setLevel(logging.INFO)
+    run(SuperNodeSettings(**json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""The running server: child process, sites, rounds, record; the same command resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, sleep
+from types import FrameType
+
+from rich.console import Console
+
+from lift.assembly import describe_run, start_values
+from lift.config.plan import Plan
+from lift.config.server import ServerConfig
+from lift.device import fix_threads, resolve_device
+from lift.errors import CheckpointError, ConfigError, QuorumError
+from lift.files import write_json
+from lift.generator.bundle import check_task, load_bundle
+from lift.generator.networks import FrozenGenerator
+from lift.logs import log_to_file
+from lift.protocol.flower.apps import Connected
+from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
+from lift.protocol.flower.superlink import SuperLinkSettings
+from lift.protocol.health import health_service
+from lift.protocol.transport import Transport
+from lift_server.provisioning import Roster, bundle_folder, certificate_notices
+from lift_server.release import site_metrics, verdicts, write_finished_mixer
+from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.status import StatusFile
+from lift_server.store import RunStore
+
+logger = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.3
+
+
+def serve(config: ServerConfig, console: Console) -> None:
+    """Run the federation to its end, or from its last checkpoint to its end.
+
+    Raises:
+        LiftError: see the message; nothing that was finished is lost.
+    """
+    # our own requests to 127.0.0.1 never go through a proxy
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    signal.signal(signal.SIGTERM, _stop)
+    with _alone(config.state / "lock"), log_to_file(config.state / "log.txt"):
+        generator = load_bundle(
+            bundle_folder(config.generator),
+            expected_fingerprint=config.plan.generator_fingerprint,
+            device=resolve_device("cpu"),
+        )
+        plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+        check_task(generator.card, plan.task, plan.preprocessing)
+        fix_threads(plan.threads)
+        _Server(config, plan, generator, console).run()
+
+
+class _Server:
+    def __init__(
+        self, config: ServerConfig, plan: Plan, generator: FrozenGenerator, console: Console
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._generator = generator
+        self._console = console
+        self._status = StatusFile(config.state / "status.json", plan.federation.rounds)
+        self._online: set[str] = set()
+
+    def run(self) -> None:
+        config, plan = self._config, self._plan
+        record = _read_record(config.output, plan)
+        if record.get("complete"):
+            self._say(f"this run is already complete: {config.output}")
+            return
+        record |= self._description(record)
+        write_json(config.output / "run.json", record)
+        self._say(f"{config.name}: {plan.federation.rounds} rounds; answers to {config.address}")
+        self._say("privacy: none - nobody adds noise to what sites send")
+        for notice in certificate_notices(config.certificates, datetime.now(UTC)):
+            logger.warning("event=certificate_notice %s", notice)
+            self._say(f"certificate: {notice}")
+        settings = self._settings()
+        make_secret(Path(settings.secret))
+        superlink = SuperLink(settings, config.state / "superlink.log")
+        finished: list[FinishedRun] = []
+        try:
+            with health_service(config.health_port), superlink.running():
+                coordinator = Coordinator(superlink, settings)
+
+                def main(transport: Transport) -> None:
+                    finished.append(self._rounds(transport, coordinator))
+
+                coordinator.admit(self._roster())
+                with self._status.kept():
+                    coordinator.run(main, on_sites=self._see)
+                coordinator.close()
+        except BaseException:
+            self._status.end("stopped")
+            raise
+        self._finish(record, finished[0])
+        self._status.end("done")
+        self._say(f"done: {config.output / 'mixer.safetensors'}")
+
+    def _rounds(self, transport: Transport, coordinator: Coordinator) -> FinishedRun:
+        def roster() -> list[str]:
+            admitted = self._roster()
+            # whoever was admitted or removed since the last round: from now on
+            coordinator.admit(admitted)
+            return sorted(admitted)
+
+        self._wait_for_sites(transport)
+        return run_rounds(
+            self._plan,
+            transport,
+            RunStore(self._config.output, self._plan.digest()),
+            lambda taps: start_values(self._plan, self._generator, taps),
+            roster=roster,
+            on_round=self._round_done,
+            on_ask=self._status.asking,
+        )
+
+    def _wait_for_sites(self, transport: Transport) -> None:
+        """Until the quorum of sites is connected, at most `wait_for_sites_s`."""
+        admitted = sorted(self._roster())
+        needed = self._plan.federation.quorum_sites or len(admitted)
+        end = monotonic() + self._config.wait_for_sites_s
+        said: list[str] | None = None
+        while True:
+            here = sorted(set(transport.sites()) & set(admitted))
+            missing = [site for site in admitted if site not in here]
+            if admitted and len(here) >= needed:
+                self._say(f"connected: {', '.join(here)}")
+                return
+            if missing != said:
+                said = missing
+                self._say(f"waiting for {needed - len(here)} of: {', '.join(missing) or 'nobody'}")
+            if not admitted or monotonic() >= end:
+                raise QuorumError(
+                    "too few sites connected",
+                    where="wait_for_sites_s",
+                    seen=f"{len(here)} of {len(admitted)} admitted sites were connected; needed: "
+                    f"{max(needed, 1)}\nmissing: {', '.join(missing) or 'no site is admitted'}",
+                    remedy="Nothing was started or lost. Admit sites with `lift-server add-site`, "
+                    "ask them to run `lift-client check`, and start again.",
+                )
+            sleep(_LOOK_EVERY_S)
+
+    def _see(self, connected: Mapping[str, Connected]) -> None:
+        """Name who came and who went."""
+        now = set(connected)
+        for site in sorted(now - self._online):
+            logger.info("event=site_connected site=%s", site)
+        for site in sorted(self._online - now):
+            logger.warning("event=site_lost site=%s", site)
+            self._say(f"lost: {site}")
+        self._online = now
+        self._status.connected(now)
+
+    def _round_done(self, record: Mapping[str, object]) -> None:
+        counted, refused = record["counted"], record["refused"]
+        names = sorted(counted) if isinstance(counted, dict) else []
+        missing = (
+            "; not counted: " + ", ".join(f"{s} ({why})" for s, why in sorted(refused.items()))
+            if isinstance(refused, dict) and refused
+            else ""
+        )
+        self._say(
+            f"round {record['round']} of {self._plan.federation.rounds} · {record['kind']} · "
+            f"counted: {', '.join(names)}{missing} · {record['seconds']} s"
+        )
+        self._status.round_done(record)
+
+    def _roster(self) -> dict[str, str]:
+        return Roster.read(self._config.sites).admitted_keys
+
+    def _settings(self) -> SuperLinkSettings:
+        config = self._config
+        return SuperLinkSettings(
+            listen_host=config.listen_host,
+            listen_port=config.listen_port,
+            control_port=config.control_port,
+            ca=str(config.certificates / "ca.pem"),
+            certificate=str(config.certificates / "server.pem"),
+            key=str(config.certificates / "server.key"),
+            database=str(config.state / "superlink.db"),
+            secret=str(config.state / "executor.secret"),
+        )
+
+    def _description(self, before: Mapping[str, object]) -> dict[str, object]:
+        return {
+            "name": self._config.name,
+            "kind": "federation",
+            "phantom": self._config.phantom,
+            "data_statement": self._config.data_statement,
+            "command": "lift-server",
+            "started": before.get("started") or _now(),
+            "finished": None,
+            "complete": False,
+            **describe_run(self._plan, self._generator),
+            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+        }
+
+    def _finish(self, record: dict[str, object], run: FinishedRun) -> None:
+        out = self._config.output
+        write_finished_mixer(
+            out / "mixer.safetensors", self._plan, run, phantom=self._config.phantom
+        )
+        write_json(out / "metrics.json", site_metrics(run))
+        statistics = run.records[0]["statistics"]
+        known = statistics if isinstance(statistics, dict) else {}
+        record |= {
+            "finished": _now(),
+            "complete": True,
+            "guard": verdicts(run.guard),
+            "sites": [
+                {
+                    "name": site,
+                    "patients": {
+                        "train": reply["train_patients"],
+                        "validation": reply["validation_patients"],
+                        "test": reply["test_patients"],
+                    },
+                    "refused": reply["refused_volumes"],
+                    "slice_spacing_mm": [
+                        reply["lowest_slice_spacing_mm"],
+                        reply["highest_slice_spacing_mm"],
+                    ],
+                }
+                for site, reply in sorted(known.items())
+            ],
+        }
+        write_json(out / "run.json", record)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+
+def _read_record(out: Path, plan: Plan) -> dict[str, object]:
+    """`run.json` of the run that is resumed; empty for a new one.
+
+    Raises:
+        CheckpointError: the folder holds the run of another plan, or a damaged record.
+    """
+    path = out / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        digest = record["plan_digest"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            "cannot resume: run.json is damaged",
+            where=str(out),
+            seen="it is not the JSON that a run writes",
+            remedy="Move the folder away, or choose another output.",
+        ) from None
+    if digest != plan.digest():
+        raise CheckpointError(
+            "the output folder holds a run of another plan",
+            where=str(out),
+            seen=f"plan {str(digest)[:12]}... there, {plan.digest()[:12]}... now",
+            remedy="Nothing was changed. Choose another output, or restore the plan.",
+        )
+    return dict(record)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Only one server on a state folder; the lock ends with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                "a server is already running on this state folder",
+                where=str(path.parent),
+                seen="its lock is held",
+                remedy="See `lift-server status`; stop that server first, or use another folder.",
+            ) from None
+        yield
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the process as Ctrl-C does: the child is stopped, the record kept."""
+    del number, frame
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,78 @@
+"""The finished mixer as a file, and what the sites said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lift.assembly import FinishedMixer, write_mixer
+from lift.config.plan import Plan
+from lift.guard import SiteProfile
+from lift.protocol.messages import DifferenceDb, GuardReply
+from lift_server.rounds import FinishedRun
+
+
+def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
+    """`mixer.safetensors` of a run, with the guard's verdicts and no site's name."""
+    statistics = run.records[0]["statistics"]
+    if not isinstance(statistics, dict):
+        raise TypeError("statistics")
+    profiles = [_profile(run.guard.get(site), statistics[site]) for site in sorted(statistics)]
+    write_mixer(path, FinishedMixer(run.mixer, run.taps, plan, profiles, phantom))
+
+
+def site_metrics(run: FinishedRun) -> dict[str, object]:
+    """`metrics.json` of a run whose server has no patient: what each site's guard answered.
+
+    The metrics are paired differences on each site's validation patients, with n and their 95%
+    interval; every row in absolute numbers needs patients and exists in a simulation, or in a
+    site's own report.
+    """
+    statistics = run.records[0]["statistics"]
+    known = statistics if isinstance(statistics, dict) else {}
+    sites: dict[str, object] = {}
+    for site, reply in sorted(run.guard.items()):
+        rows = {
+            "psnr_over_no_mixer_db": _metric(reply.against_no_mixer),
+            "psnr_over_z_filter_db": _metric(reply.against_z_filter),
+        }
+        found = {name: row for name, row in rows.items() if row is not None}
+        patients = known.get(site, {}).get("validation_patients", 0)
+        sites[site] = {
+            "patients": patients,
+            "verdict": reply.verdict,
+            "methods": {"federated": found} if found else {},
+        }
+    return {"sites": sites, "pooled": {}}
+
+
+def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
+    """The guard's answers for `run.json`, in the form that a simulation writes."""
+    return {
+        site: {
+            "verdict": reply.verdict,
+            "n": 0 if reply.against_no_mixer is None else reply.against_no_mixer.n,
+            "difference_db": _dump(reply.against_no_mixer),
+            "against_z_filter_db": _dump(reply.against_z_filter),
+            "against_local_only_db": None,
+        }
+        for site, reply in sorted(guard.items())
+    }
+
+
+def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:
+    return None if difference is None else {**difference.model_dump(), "unit": "dB"}
+
+
+def _dump(difference: DifferenceDb | None) -> dict[str, object] | None:
+    return None if difference is None else difference.model_dump()
+
+
+def _profile(guard: GuardReply | None, statistics: Mapping[str, float]) -> SiteProfile:
+    return SiteProfile(
+        verdict="undecided" if guard is None else guard.verdict,
+        lowest_slice_spacing_mm=statistics["lowest_slice_spacing_mm"],
+        highest_slice_spacing_mm=statistics["highest_slice_spacing_mm"],
+        lowest_hf_share=None if guard is None else guard.lowest_hf_share,
+        highest_hf_share=None if guard is None else guard.highest_hf_share,
+    )

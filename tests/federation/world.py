@@ -1,0 +1,223 @@
+"""A whole federation on 127.0.0.1: real processes, TLS on, tiny volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.end_to_end.tiny_run import (
+    SOURCES,
+    TARGET,
+    TinyRun,
+    changed,
+    command,
+    make_patient,
+    write_nifti,
+)
+
+SITES = ("east", "north", "west")
+NORTH_PATIENTS = 5
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody holds at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Federation:
+    """Folders, settings and processes of one server and its sites."""
+
+    folder: Path
+    tiny: TinyRun
+    sites: tuple[str, ...] = SITES
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def server(self) -> Path:
+        """The server's folder."""
+        return self.folder / "server"
+
+    @property
+    def out(self) -> Path:
+        """What the run leaves."""
+        return self.server / "run"
+
+    def site(self, name: str) -> Path:
+        """A site's folder."""
+        return self.folder / "sites" / name
+
+    def make(self, **plan: object) -> None:
+        """Provision everything with the real commands; `plan` changes keys of the plan."""
+        run("lift-server", "init", self.server, "--host", "localhost", "--name", "test")
+        settings = yaml.safe_load((self.server / "server.yaml").read_text(encoding="utf-8"))
+        settings |= {
+            "address": f"localhost:{free_port()}",
+            "control_port": free_port(),
+            "health_port": free_port(),
+            "generator": {"bundle": str(self.tiny.bundle)},
+            "wait_for_sites_s": 120.0,
+            "plan": changed(tiny_plan(), plan),
+        }
+        settings["listen_host"] = "127.0.0.1"
+        settings["listen_port"] = int(settings["address"].split(":")[1])
+        self.write_server(settings)
+        for name in self.sites:
+            self.enrol(name)
+
+    def write_server(self, settings: dict[str, Any]) -> None:
+        """Replace server.yaml."""
+        (self.server / "server.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+    def server_settings(self) -> dict[str, Any]:
+        """The content of server.yaml."""
+        return dict(yaml.safe_load((self.server / "server.yaml").read_text(encoding="utf-8")))
+
+    def enrol(self, name: str, **changes: object) -> None:
+        """Enrol one site: key at the site, admission at the server, kit back."""
+        folder = self.site(name)
+        run("lift-client", "enroll", name, "--folder", folder)
+        run("lift-server", "add-site", self.server, name, folder / "site.pub")
+        shutil.copytree(self.server / "kits" / name, folder / "kit")
+        settings = yaml.safe_load((folder / "site.yaml").read_text(encoding="utf-8"))
+        settings |= {
+            "data": {"layout": "brats", "root": str(self.tiny.site(name))},
+            "generator": {"bundle": str(self.tiny.bundle)},
+            "local_port": free_port(),
+            "device": "cpu",
+        }
+        text = yaml.safe_dump(changed(settings, changes))
+        (folder / "site.yaml").write_text(text, encoding="utf-8")
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        """Start (or resume) the server."""
+        return self._start("server", "lift-server", "--config", self.server / "server.yaml")
+
+    def start_site(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a site."""
+        path = self.site(name) / "site.yaml"
+        return self._start(name, "lift-client", "--site", path, environment=environment)
+
+    def start_sites(self) -> None:
+        """Start every site."""
+        for name in self.sites:
+            self.start_site(name)
+
+    def wait_server(self, timeout_s: float = 180.0) -> int:
+        """The server's exit code."""
+        return self.processes["server"].wait(timeout_s)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of rounds.jsonl so far."""
+        path = self.out / "rounds.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def log(self, name: str) -> str:
+        """What a process wrote to its terminal."""
+        return (self.folder / f"{name}.terminal").read_text(encoding="utf-8", errors="replace")
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End one of our own processes."""
+        process = self.processes[name]
+        if process.poll() is None:
+            process.send_signal(number)
+        process.wait(30)
+
+    def close(self) -> None:
+        """End everything that is still there."""
+        for name, process in self.processes.items():
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill(name)
+
+    def _start(
+        self, name: str, *arguments: str | Path, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.terminal").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                command(str(arguments[0]), *arguments[1:]),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+            )
+        return self.processes[name]
+
+
+def add_north(tiny: TinyRun) -> None:
+    """Volumes of a third site beside the two of the tiny run."""
+    for index in range(NORTH_PATIENTS):
+        rng = np.random.default_rng([7, index])
+        for channel, voxels in make_patient(rng).items():
+            write_nifti(tiny.file("north", index, channel), voxels)
+
+
+def tiny_plan() -> dict[str, object]:
+    """A plan of seconds."""
+    return {
+        "task": {"source": list(SOURCES), "target": TARGET},
+        "seed": 3,
+        "threads": 1,
+        "mixer": {"kind": "zrefine", "width": 4},
+        "training": {
+            "steps": 2,
+            "patients_per_step": 2,
+            "window": [6, 16, 16],
+            "warmup_steps": 1,
+        },
+        "federation": {"rounds": 5, "deadline_s": 120.0},
+        "privacy": {"mode": "none"},
+    }
+
+
+def run(program: str, *arguments: str | Path) -> str:
+    """Run a command that must succeed; its standard output."""
+    done = subprocess.run(
+        command(program, *arguments), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, (program, arguments, done.stdout, done.stderr)
+    return done.stdout
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Seconds until something is so."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > timeout_s:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of a process's children."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(entry.name))
+    return found
