@@ -15,7 +15,7 @@ from pathlib import Path
 from lift.config.kit import CA_FILE, Kit
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
-from lift.errors import ConfigError, LiftError, PolicyError
+from lift.errors import ConfigError, LiftError
 from lift.generator.bundle import builtin_bundle, load_bundle
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
@@ -39,7 +39,7 @@ from lift_client.journal import (
     describe_tensors,
 )
 from lift_client.policy import check_outgoing, check_plan
-from lift_client.session import SiteSession
+from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ class Release:
             raise
         except LiftError as error:
             logger.error("event=not_sent site=%s %s", self._config.name, error)  # noqa: TRY400
-            kind = FailureKind.POLICY if isinstance(error, PolicyError) else FailureKind.INTERNAL
-            return self._failed(request, kind)
+            return self._failed(request, failure_kind(error))
         except Exception:
             logger.exception("event=not_sent site=%s", self._config.name)
             return self._failed(request, FailureKind.INTERNAL)
@@ -129,20 +128,19 @@ class Release:
         if isinstance(request.body, StatisticsRequest):
             check_plan(request.body.plan, self._config.policy, self._kit, parameters=None)
         asked = _digest(request)
-        again = self._last is not None and self._last[0] == asked
-        if again and self._last is not None:
-            answer: Parcel | Failure = self._last[1]
+        answer: Parcel | Failure
+        if self._last is not None and self._last[0] == asked:
+            answer = self._last[1]
         else:
             answer = self._handler(request)
         if isinstance(answer, Failure):
             return self._failed(request, answer.kind)
         check_outgoing(answer.tensors, self._config.policy)
-        self._note(request, answer, again=again)
+        self._note(request, answer)
         self._last = (asked, answer)
         return answer
 
-    def _note(self, request: Parcel, answer: Parcel, *, again: bool) -> None:
-        purpose = PURPOSE[answer.kind.value]
+    def _note(self, request: Parcel, answer: Parcel) -> None:
         self._journal.append(
             Entry(
                 run=_plan_digest(request),
@@ -152,7 +150,7 @@ class Release:
                 bytes=sum(tensor.nbytes for tensor in answer.tensors.values()),
                 sha256=_digest(answer),
                 receiver=self._kit.address,
-                purpose=f"{purpose} Sent again: the same bytes." if again else purpose,
+                purpose=PURPOSE[answer.kind.value],
             )
         )
 

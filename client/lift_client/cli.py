@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
@@ -34,6 +33,7 @@ _KINDS: Final = {
     "statistics": "statistics",
     "train": "mixer update",
     "guard": "verdict",
+    "failure": "failure notice",
     "note": "(note)",
 }
 _PIPE_WIDTH: Final = 160
@@ -42,18 +42,19 @@ _WORST_FIRST: Final = ("config", "version", "connection", "policy", "data")
 
 
 @app.callback(invoke_without_command=True)
-def start(ctx: typer.Context, site: SiteOption = None) -> int | None:
+def start(ctx: typer.Context, site: SiteOption = None) -> None:
     """Join the federation, train, stay up and reconnect; without a command below.
 
     To resume, run the same command again.
     """
     ctx.obj = site
     if ctx.invoked_subcommand is not None:
-        return None
+        return
     config = _settings(_site_file(site))
     # torch and flwr take seconds: a typo must not wait for them
-    outcome = importlib.import_module("lift_client.app").serve(config)
-    return outcome if isinstance(outcome, int) else None
+    from lift_client.app import serve
+
+    serve(config)
 
 
 @app.command()

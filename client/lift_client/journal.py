@@ -201,7 +201,7 @@ class Journal:
         self._seen = (-1, b"")
         self._count = 0
         self._last_hash = START
-        self._first_sent: dict[str, int] = {}
+        self._first_sent: dict[tuple[str, int, str, str], int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._load()
@@ -211,7 +211,7 @@ class Journal:
 
         Guarantee: when this returns, line and head are on the disk. When it raises, nothing may
         be sent; a line may then stand for something that never left, never the other way round.
-        Bytes that are in the journal already get a line again, which says that it is a repetition.
+        The same bytes for the same round get a line again, which says that it is a repetition.
 
         Raises:
             RecordError: the journal was damaged since it was opened.
@@ -220,7 +220,7 @@ class Journal:
         with self._locked():
             if self._files() != self._seen:
                 self._load()
-            earlier = self._first_sent.get(entry.sha256)
+            earlier = self._first_sent.get(_same(entry))
             if earlier is not None:
                 note = f" (Repetition: the same bytes as in line {earlier}.)"
                 entry = entry.model_copy(update={"purpose": entry.purpose + note})
@@ -246,8 +246,7 @@ class Journal:
 
     def _take(self, line: Line) -> None:
         self._count, self._last_hash = line.number, line.hash
-        if line.kind != "note":
-            self._first_sent.setdefault(line.sha256, line.number)
+        self._first_sent.setdefault(_same(line), line.number)
 
     def _load(self) -> None:
         reading = _read(self._path)
@@ -309,13 +308,17 @@ class Journal:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = _beside(self._path, "lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(_beside(self._path, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+
+def _same(entry: Entry) -> tuple[str, int, str, str]:
+    # the same bytes in answer to another request are no repetition
+    return entry.run, entry.round, entry.kind, entry.sha256
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -364,11 +367,8 @@ def _against_head(path: Path, lines: list[Line]) -> RecordError | None:
             return None
         return _damage(path, count, "journal.head is missing: a cut-off end would go unnoticed")
     if head.count > count:
-        return _damage(
-            path,
-            count + 1,
-            f"it is missing or cut off: journal.head counts {head.count} lines, here are {count}",
-        )
+        seen = f"it is missing or cut off: journal.head counts {head.count} lines, here are {count}"
+        return _damage(path, count + 1, seen)
     if head.count < count - 1:
         return _damage(
             path,

@@ -122,7 +122,7 @@ class SiteSession:
             logger.error(  # noqa: TRY400
                 "event=request_refused site=%s %s", self.settings.name, error
             )
-            return Failure(_failure_kind(error))
+            return Failure(failure_kind(error))
         except Exception:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)
@@ -332,7 +332,8 @@ def _received(tensors: Mapping[str, np.ndarray], mixer: Mixer) -> dict[str, Tens
     return values
 
 
-def _failure_kind(error: LiftError) -> FailureKind:
+def failure_kind(error: LiftError) -> FailureKind:
+    """The class of an error: all that the server may know of it."""
     for kind, failure in _FAILURES:
         if isinstance(error, kind):
             return failure

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from lift_client.cli import PROGRAM, main
+from lift_client.cli import _KINDS, PROGRAM, main
 from lift_client.enrolment import enrol
 from lift_client.journal import PURPOSE, Entry, Journal, TensorNote, verify
 
@@ -113,6 +114,10 @@ def test_the_journal_is_a_table_for_a_non_programmer(run: Run, site: Path) -> No
     assert "whole: 3 lines" in said.out
     assert "Repetition" in said.out
     assert said.err.startswith("next: ")
+
+
+def test_every_kind_of_line_has_a_plain_name() -> None:
+    assert set(_KINDS) == set(get_args(Entry.model_fields["kind"].annotation))
 
 
 def test_an_option_before_the_command_is_meant_well(run: Run, site: Path) -> None:

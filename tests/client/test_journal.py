@@ -307,6 +307,12 @@ def test_sending_the_same_bytes_again_says_so(copy: Path) -> None:
     assert lines[5].sha256 == lines[2].sha256
 
 
+def test_the_same_bytes_in_another_round_are_no_repetition(copy: Path) -> None:
+    entry = make_entry(3).model_copy(update={"round": 9})
+    Journal(copy, clock=lambda: NOON).append(entry)
+    assert verify(copy).lines[-1].purpose == PURPOSE["train"]
+
+
 def test_several_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     script = (

@@ -103,6 +103,18 @@ class Federation:
         text = yaml.safe_dump(changed(settings, changes))
         (folder / "site.yaml").write_text(text, encoding="utf-8")
 
+    def break_site(self, name: str, secret: str) -> None:
+        """Give a site volumes that cannot be used, in files whose names hold `secret`."""
+        folder = self.site(name)
+        root = folder / secret
+        patient = root / f"BraTS-TST-{secret[-5:]}-000"
+        patient.mkdir(parents=True)
+        for channel in (*SOURCES, TARGET):
+            (patient / f"{patient.name}-{channel}.nii.gz").write_bytes(b"not a volume")
+        settings = yaml.safe_load((folder / "site.yaml").read_text(encoding="utf-8"))
+        settings["data"]["root"] = str(root)
+        (folder / "site.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
     def start_server(self) -> subprocess.Popen[bytes]:
         """Start (or resume) the server."""
         return self._start("server", "lift-server", "--config", self.server / "server.yaml")
@@ -189,10 +201,31 @@ def tiny_plan() -> dict[str, object]:
     }
 
 
+def simulate(federation: Federation, folder: Path) -> Path:
+    """The same plan on the same volumes in one process; its output folder."""
+    settings = {
+        "name": "same",
+        "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+        "generator": {"bundle": str(federation.tiny.bundle)},
+        "sites": [
+            {"name": name, "data": {"layout": "brats", "root": str(federation.tiny.site(name))}}
+            for name in federation.sites
+        ],
+        "plan": federation.server_settings()["plan"],
+        "compare": [],
+        "synthesis_patients": 0,
+        "device": "cpu",
+    }
+    path = folder / "simulation.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    run("lift-simulate", "--config", path, "--output", folder / "simulated")
+    return folder / "simulated"
+
+
 def run(program: str, *arguments: str | Path) -> str:
     """Run a command that must succeed; its standard output."""
     done = subprocess.run(
-        command(program, *arguments), capture_output=True, text=True, check=False, timeout=60
+        command(program, *arguments), capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, (program, arguments, done.stdout, done.stderr)
     return done.stdout

@@ -211,12 +211,13 @@ class Coordinator:
             except httpx.HTTPStatusError as error:
                 if f'"code":{_KEY_IN_USE}' not in error.response.text.replace(" ", ""):
                     raise
-                raise ProtocolError(
-                    f"the key of site '{name}' cannot be registered again",
-                    where="sites.json",
-                    seen="this key was removed from the running state before",
-                    remedy="Let the site enrol with a new key, and admit that one.",
-                ) from None
+                # Flower keeps a removed key for ever; one site's key must not stop the others
+                logger.warning(
+                    "event=site_not_admitted site=%s reason=its_key_was_removed_before "
+                    "remedy=enrol_with_a_new_key",
+                    name,
+                )
+                continue
             logger.info("event=site_admitted site=%s", name)
 
     def connected(self) -> dict[str, Connected]:

@@ -1,0 +1,193 @@
+"""Real processes on 127.0.0.1 with TLS on: what a federation must do, and be equal to."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+
+from lift_client.journal import JOURNAL_FILE, verify
+from tests.federation.network import ConnectProxy, TlsTap
+from tests.federation.world import Federation, children, run, simulate, until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_it_gives_the_simulations_mixer_bit_for_bit(finished: Federation, tmp_path: Path) -> None:
+    simulated = simulate(finished, tmp_path)
+
+    real = (finished.out / "mixer.safetensors").read_bytes()
+    assert real == (simulated / "mixer.safetensors").read_bytes()
+    # the comparison sees a difference where there is one
+    tensors = safetensors.numpy.load(real)
+    assert any(tensor.any() for name, tensor in tensors.items() if name.startswith("mixer/"))
+
+
+def test_every_round_stands_in_the_record(finished: Federation) -> None:
+    records = finished.records()
+
+    assert [record["round"] for record in records] == [0, 1, 2, 3, 4, 5]
+    assert [record["kind"] for record in records] == ["statistics"] + ["train"] * 5
+    for record in records:
+        assert record["asked"] == record["answered"] == sorted(finished.sites)
+        assert set(record["counted"]) == set(finished.sites)
+        assert not record["refused"]
+    run_record = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))
+    assert run_record["complete"]
+    assert set(run_record["guard"]) == set(finished.sites)
+
+
+def test_the_journal_holds_all_that_left(finished: Federation) -> None:
+    for site in finished.sites:
+        reading = verify(finished.site(site) / "work" / JOURNAL_FILE)
+        seen = [(line.kind, line.round) for line in reading.lines]
+        assert seen == [("statistics", 0), *(("train", k) for k in range(1, 6)), ("guard", 0)]
+        address = finished.server_settings()["address"]
+        assert {line.receiver for line in reading.lines} == {address}
+
+
+def test_the_finished_run_is_left_as_it_is(finished: Federation) -> None:
+    before = (finished.out / "mixer.safetensors").read_bytes()
+
+    finished.start_server()
+
+    assert finished.wait_server() == 0
+    assert "already complete" in finished.log("server")
+    assert (finished.out / "mixer.safetensors").read_bytes() == before
+
+
+def test_status_and_export_need_no_running_server(finished: Federation, tmp_path: Path) -> None:
+    status = json.loads(run("lift-server", "status", finished.server, "--json"))
+    assert status["phase"] == "done"
+    run("lift-server", "export", finished.server, tmp_path / "release")
+    sums = (tmp_path / "release" / "SHA256SUMS").read_text(encoding="utf-8")
+    assert "mixer.safetensors" in sums
+
+
+def test_clients_stay_up_and_stop_when_told(finished: Federation) -> None:
+    for site in finished.sites:
+        process = finished.processes[site]
+        assert process.poll() is None
+        (child,) = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        left = Path(f"/proc/{child}")
+        until(partial(_gone, left), 20, "the child ends")
+
+
+def _gone(path: Path) -> bool:
+    return not path.exists()
+
+
+def test_a_site_that_stays_away_is_named_and_the_round_closes_at_the_deadline(
+    federation: Federation,
+) -> None:
+    federation.make(
+        federation={
+            "rounds": 1,
+            "deadline_s": 20.0,
+            "quorum_sites": 2,
+            "quorum_patients": 0.5,
+        }
+    )
+    federation.start_server()
+    federation.start_site("east")
+    federation.start_site("north")
+
+    assert federation.wait_server() == 0, federation.log("server")
+    statistics, train = federation.records()
+    assert statistics["refused"] == {"west": "no_answer"}
+    assert statistics["seconds"] >= 20
+    # nobody waits for a site that has never told what it has
+    assert train["asked"] == ["east", "north"]
+    assert "west (no_answer)" in federation.log("server")
+
+
+def test_below_the_quorum_nothing_is_aggregated(federation: Federation) -> None:
+    federation.make(federation={"rounds": 1, "deadline_s": 5.0})
+    settings = federation.server_settings()
+    federation.write_server(settings | {"wait_for_sites_s": 12.0})
+    federation.start_server()
+    federation.start_site("east")
+
+    assert federation.wait_server() == 8
+    log = federation.log("server")
+    assert "[quorum, exit 8]" in log
+    assert re.search(r"missing: north, west", log)
+    assert "Traceback" not in log
+    assert not federation.records()
+
+
+def test_a_removed_site_is_out_from_the_next_round_on(federation: Federation) -> None:
+    federation.make(
+        federation={
+            "rounds": 4,
+            "deadline_s": 60.0,
+            "quorum_sites": 2,
+            "quorum_patients": 0.5,
+        },
+        training={"steps": 30, "patients_per_step": 2, "window": [6, 16, 16], "warmup_steps": 1},
+    )
+    federation.start_server()
+    federation.start_sites()
+    until(lambda: len(federation.records()) >= 2, 120, "a first round")
+    run("lift-server", "remove-site", federation.server, "west")
+    known = len(federation.records())
+
+    assert federation.wait_server() == 0, federation.log("server")
+    later = federation.records()[known + 1 :]
+    assert later
+    assert all(record["asked"] == ["east", "north"] for record in later)
+
+
+def test_it_works_through_a_connect_proxy(federation: Federation, proxy: ConnectProxy) -> None:
+    federation.sites = ("east", "north")
+    federation.make(federation={"rounds": 1, "deadline_s": 60.0})
+    federation.start_server()
+    for site in federation.sites:
+        federation.start_site(site, HTTPS_PROXY=proxy.url, NO_PROXY="", no_proxy="")
+
+    assert federation.wait_server() == 0, federation.log("server")
+    assert proxy.targets == {federation.server_settings()["address"]}
+
+
+def test_a_sites_failure_leaves_as_its_class_alone(federation: Federation, tap: TlsTap) -> None:
+    federation.sites = ("east", "north")
+    federation.make(
+        federation={"rounds": 1, "deadline_s": 30.0, "quorum_sites": 1, "quorum_patients": 0.0}
+    )
+    secret = "ward7-MUELLER-19480311"  # noqa: S105  # a made-up name
+    federation.break_site("north", secret)
+    tap.stand_before(federation)
+    federation.start_server()
+    federation.start_sites()
+
+    assert federation.wait_server() == 0, federation.log("server")
+    assert federation.records()[0]["refused"] == {"north": "data"}
+    assert secret in (federation.site("north") / "work/log.txt").read_text(encoding="utf-8")
+    sent = tap.everything()
+    assert len(sent) > 10_000
+    assert b"/v1/fleet/push-messages" in sent
+    for private in (secret, "MUELLER", str(federation.folder), "BraTS-TST"):
+        assert private.encode() not in sent
+    for name in ("superlink.db", "log.txt"):
+        assert secret.encode() not in (federation.server / "state" / name).read_bytes()
+
+
+def test_a_dead_site_is_named_in_time(federation: Federation) -> None:
+    federation.make(federation={"rounds": 1, "deadline_s": 100.0})
+    federation.write_server(federation.server_settings() | {"wait_for_sites_s": 200.0})
+    federation.start_server()
+    federation.start_site("east")
+    until(lambda: "waiting for 2 of" in federation.log("server"), 60, "east is there")
+
+    federation.kill("east")
+    began = datetime.now()
+    until(lambda: "lost: east" in federation.log("server"), 45, "the server names the dead site")
+    assert (datetime.now() - began).total_seconds() < 45
