@@ -6,29 +6,26 @@ and a finished run is left as it is.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lift.assembly import describe_run, plan_mixer
+from lift.assembly import plan_mixer
 from lift.cohort.layouts import list_patients
-from lift.cohort.phantom.write import write_phantom_cohort
-from lift.config.cohort import BratsData, CohortData, SynthradData
+from lift.cohort.phantom.write import write_phantom_cohorts
+from lift.config.cohort import BratsData, SynthradData
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Plan, WindowRule
-from lift.config.simulation import SimulatedSite, SimulationConfig
-from lift.config.site import CacheSettings, SiteSettings
+from lift.config.simulation import SimulationConfig
+from lift.config.site import SiteSettings
 from lift.device import fix_threads, resolve_device
-from lift.errors import CheckpointError, ConfigError
+from lift.errors import ConfigError
 from lift.files import write_json
 from lift.generator.bundle import builtin_bundle, check_task, load_bundle
 from lift.generator.networks import FrozenGenerator
-from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.preprocessing import restore, to_output_units
 from lift.randomness import derive_seed
@@ -38,6 +35,7 @@ from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
 from lift_simulation.methods import REFERENCES, Floats, HeldOut
 from lift_simulation.progress import Reporter
+from lift_simulation.record import RunRecord
 
 
 def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
@@ -47,7 +45,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
-    record = _RunRecord(out, config, command)
+    record = RunRecord(out, config, command)
     if record.complete:
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
@@ -62,7 +60,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     fix_threads(plan.threads)
     record.describe(plan, generator)
     with reporter.stage("cohorts"):
-        sites = {site.name: _settings(site, config, out, reporter) for site in config.sites}
+        sites = _open_sites(config, out / "cache", out / "cohorts", reporter, _phantoms(config))
     record.keep_seconds(reporter.seconds)
 
     results: list[FoldResult] = []
@@ -137,28 +135,43 @@ def _bundle_folder(config: SimulationConfig) -> Path:
     return choice.bundle if choice.bundle is not None else builtin_bundle(str(choice.builtin))
 
 
-def _settings(
-    site: SimulatedSite, config: SimulationConfig, out: Path, reporter: Reporter
-) -> SiteSettings:
-    """The site's settings; a phantom cohort is written as files first."""
-    data = site.data
-    cache = config.cache.model_copy(update={"folder": config.cache.folder or out / "cache"})
-    if isinstance(data, PhantomCohortConfig):
-        data = _write_phantom(data, out / "cohorts" / site.name, site.name, reporter)
-    return SiteSettings(name=site.name, data=data, cache=cache, device=config.device)
+def _open_sites(
+    config: SimulationConfig,
+    cache: Path,
+    cohorts: Path,
+    reporter: Reporter,
+    phantoms: Mapping[str, PhantomCohortConfig],
+) -> dict[str, SiteSettings]:
+    """Each site's settings; phantom cohorts are written as files first.
 
-
-def _write_phantom(
-    data: PhantomCohortConfig, folder: Path, site: str, reporter: Reporter
-) -> CohortData:
-    write_phantom_cohort(
-        data,
-        folder,
-        progress=lambda done, total: reporter.step(f"{site}: phantom patients", done, total),
+    Args:
+        config: the simulation's settings.
+        cache: default folder of the feature cache.
+        cohorts: where phantom cohorts go, a folder by site.
+        reporter: shows the progress.
+        phantoms: site -> its phantom cohort.
+    """
+    write_phantom_cohorts(
+        {cohorts / name: phantom for name, phantom in phantoms.items()},
+        progress=lambda done, total: reporter.step("phantom patients", done, total),
     )
-    if "ct" in data.channels:
-        return SynthradData(layout="synthrad", root=folder)
-    return BratsData(layout="brats", root=folder)
+    settings = config.cache.model_copy(update={"folder": config.cache.folder or cache})
+    opened = {}
+    for site in config.sites:
+        data = site.data
+        if isinstance(data, PhantomCohortConfig):
+            layout = SynthradData if "ct" in data.channels else BratsData
+            data = layout(root=cohorts / site.name)
+        opened[site.name] = SiteSettings(
+            name=site.name, data=data, cache=settings, device=config.device
+        )
+    return opened
+
+
+def _phantoms(config: SimulationConfig) -> dict[str, PhantomCohortConfig]:
+    return {
+        site.name: site.data for site in config.sites if isinstance(site.data, PhantomCohortConfig)
+    }
 
 
 def _folds(
@@ -220,15 +233,12 @@ def _clean_phantom(
     clean = config.clean_phantom
     if clean is None:
         raise ValueError("clean_phantom is not set")
-    cache = CacheSettings(folder=out / "cache", largest_gb=config.cache.largest_gb)
-    sites = {}
-    for site in config.sites:
-        if isinstance(site.data, PhantomCohortConfig):
-            data = site.data.model_copy(update={"corruption": False, "patients": clean.patients})
-            cohort = _write_phantom(data, out / "cohorts" / site.name, site.name, reporter)
-            sites[site.name] = SiteSettings(
-                name=site.name, data=cohort, cache=cache, device=config.device
-            )
+    phantoms = {
+        name: phantom.model_copy(update={"corruption": False, "patients": clean.patients})
+        for name, phantom in _phantoms(config).items()
+    }
+    own = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": None})})
+    sites = _open_sites(own, out / "cache", out / "cohorts", reporter, phantoms)
     federation = plan.federation.model_copy(update={"rounds": clean.rounds})
     quiet = Reporter(reporter.console, {}, quiet=True)
     result = Fold(
@@ -267,132 +277,3 @@ def _write_synthesis(
         prepared.reference,
         dtype=np.dtype(np.uint8),
     )
-
-
-class _RunRecord:
-    """`run.json`: what the run is, what it ran on, and how far it came."""
-
-    def __init__(self, out: Path, config: SimulationConfig, command: str) -> None:
-        self._path = out / "run.json"
-        self._config = config
-        self._data: dict[str, Any] = {}
-        digest = config.digest()
-        if self._path.is_file():
-            try:
-                self._data = json.loads(self._path.read_text(encoding="utf-8"))
-                found = self._data["settings_digest"]
-            except (OSError, ValueError, KeyError, TypeError):
-                raise CheckpointError(
-                    "cannot resume: run.json is damaged",
-                    where=str(out),
-                    seen="it is not the JSON that a run writes",
-                    remedy="Choose another output folder, or move this one away.",
-                ) from None
-            if found != digest:
-                raise CheckpointError(
-                    "the output folder holds a run of other settings",
-                    where=str(out),
-                    seen=f"settings {str(found)[:12]}... there, {digest[:12]}... now",
-                    remedy="Nothing was changed. Choose another --output, or restore the settings.",
-                )
-        else:
-            self._data = {
-                "started": _now(),
-                "finished": None,
-                "settings_digest": digest,
-                "complete": False,
-            }
-        self._data |= {
-            "name": config.name,
-            "kind": "simulation",
-            "phantom": config.phantom,
-            "data_statement": config.data_statement,
-            "command": command,
-            "budget_s": dict(config.budget_s),
-        }
-
-    @property
-    def complete(self) -> bool:
-        # the report is written last: without it a run killed there would never get one
-        return bool(self._data.get("complete")) and (self._path.parent / "report.html").is_file()
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return dict(self._data.get("seconds", {}))
-
-    def describe(self, plan: Plan, generator: FrozenGenerator) -> None:
-        """Plan, digests, versions: known before anything is computed."""
-        self._data |= describe_run(plan, generator)
-        write_json(self._path, self._data)
-
-    def keep_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Write the seconds so far: a resumed run adds to them."""
-        self._data["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
-        write_json(self._path, self._data)
-
-    def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
-        """Sites, guard and seconds; the run is complete once the report is there too."""
-        self._data |= {
-            "finished": _now(),
-            "complete": True,
-            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
-            "sites": [self._site(site, results) for site in self._config.sites],
-            "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
-            "folds": [_guard([result], self._config.plan.seed) for result in results]
-            if len(results) > 1
-            else [],
-            "update_bytes": _update_bytes(results),
-            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
-        }
-        write_json(self._path, self._data)
-
-    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> dict[str, object]:
-        cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
-        last = cohorts[-1]
-        spacings = last.slice_spacings_mm
-        return {
-            "name": site.name,
-            "description": site.description,
-            "patients": {
-                "train": max(len(cohort.split.train) for cohort in cohorts),
-                "validation": max(len(cohort.split.validation) for cohort in cohorts),
-                "test": len({p for cohort in cohorts for p in cohort.split.test}),
-            },
-            "refused": len(last.refusals),
-            "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
-        }
-
-
-def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
-    (result,) = results
-    verdicts: dict[str, object] = {}
-    for site, reply in sorted(result.finished.guard.items()):
-        gains = result.local_gain_db.get(site, [])
-        local = None
-        if gains:
-            mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
-            local = {"value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
-        against, over = reply.against_no_mixer, reply.against_z_filter
-        verdicts[site] = {
-            "verdict": reply.verdict,
-            "n": against.n if against is not None else 0,
-            "difference_db": against.model_dump() if against is not None else None,
-            "against_z_filter_db": over.model_dump() if over is not None else None,
-            "against_local_only_db": local,
-        }
-    return verdicts
-
-
-def _update_bytes(results: list[FoldResult]) -> int:
-    """The largest message of one site in one training round, as it crossed the wire."""
-    largest = 0
-    for result in results:
-        for record in result.finished.records:
-            sizes = record["bytes"]
-            if record["kind"] == "train" and isinstance(sizes, dict):
-                largest = max(largest, *sizes.values())
-    return largest
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

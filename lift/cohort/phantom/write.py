@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Final
@@ -45,46 +45,58 @@ def write_phantom_cohort(
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
 ) -> None:
-    """Write every patient of the cohort; a finished cohort of the same settings is kept.
+    """One cohort: see :func:`write_phantom_cohorts`."""
+    write_phantom_cohorts({folder: config}, progress=progress, workers=workers)
+
+
+def write_phantom_cohorts(
+    cohorts: Mapping[Path, PhantomCohortConfig],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 2,
+) -> None:
+    """Write every patient of the cohorts; a finished cohort of the same settings is kept.
 
     The bytes depend on the settings alone, neither on `workers` nor on how often the work was
     broken off; patient k depends on the seed and k, not on the number of patients.
 
     Args:
-        config: the cohort.
-        folder: where to write; `PHANTOM.json` in it says what the volumes are.
-        progress: called with the patients done and their number.
+        cohorts: folder -> cohort; `PHANTOM.json` in the folder says what the volumes are.
+        progress: called with the patients done and their number, over all cohorts.
         workers: processes; 1 works in this one.
     """
-    marker = folder / _MARKER
-    card = {
-        "statement": _STATEMENT,
-        "version": _VERSION,
-        "settings": config.model_dump(mode="json"),
-        "digest": config.digest(),
+    todo = {
+        folder: config
+        for folder, config in cohorts.items()
+        if not _is_done(folder / _MARKER, _card(config))
     }
-    if _is_done(marker, card):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = range(config.patients)
-    done = 0
-    if workers <= 1 or config.patients == 1:
-        for index in todo:
-            write_patient(config, index, folder)
-            done += 1
-            if progress is not None:
-                progress(done, config.patients)
+    jobs = [
+        (config, index, folder)
+        for folder, config in todo.items()
+        for index in range(config.patients)
+    ]
+    for folder in todo:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, len(jobs))
+
+    if workers <= 1 or len(jobs) <= 1:
+        for done, job in enumerate(jobs, start=1):
+            write_patient(*job)
+            report(done)
     else:
-        # spawned, not forked: the parent may hold threads of numerical libraries
+        # spawned, not forked: the parent may hold threads of numerical libraries; one pool for
+        # all cohorts, because each worker reads the atlas once
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            jobs = [pool.submit(write_patient, config, index, folder) for index in todo]
-            for job in as_completed(jobs):
-                job.result()
-                done += 1
-                if progress is not None:
-                    progress(done, config.patients)
-    write_json(marker, card)
+            futures = [pool.submit(write_patient, *job) for job in jobs]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                report(done)
+    for folder, config in todo.items():
+        write_json(folder / _MARKER, _card(config))
 
 
 def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None:
@@ -163,6 +175,15 @@ def _write(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"PHANTOM, simulated, no patient"
     write_atomically(path, gzip.compress(image.to_bytes(), 1, mtime=0))
+
+
+def _card(config: PhantomCohortConfig) -> dict[str, object]:
+    return {
+        "statement": _STATEMENT,
+        "version": _VERSION,
+        "settings": config.model_dump(mode="json"),
+        "digest": config.digest(),
+    }
 
 
 def _is_done(marker: Path, card: dict[str, object]) -> bool:

@@ -1,0 +1,150 @@
+"""`run.json` of a simulation: what the run is, what it ran on, and how far it came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lift.assembly import describe_run
+from lift.config.plan import Plan
+from lift.config.simulation import SimulatedSite, SimulationConfig
+from lift.errors import CheckpointError
+from lift.files import write_json
+from lift.generator.networks import FrozenGenerator
+from lift.metrics.intervals import bootstrap_mean
+from lift.randomness import derive_seed
+from lift_simulation.fold import FoldResult
+
+
+class RunRecord:
+    """`run.json`: what the run is, what it ran on, and how far it came."""
+
+    def __init__(self, out: Path, config: SimulationConfig, command: str) -> None:
+        self._path = out / "run.json"
+        self._config = config
+        self._data: dict[str, Any] = {}
+        digest = config.digest()
+        if self._path.is_file():
+            try:
+                self._data = json.loads(self._path.read_text(encoding="utf-8"))
+                found = self._data["settings_digest"]
+            except (OSError, ValueError, KeyError, TypeError):
+                raise CheckpointError(
+                    "cannot resume: run.json is damaged",
+                    where=str(out),
+                    seen="it is not the JSON that a run writes",
+                    remedy="Choose another output folder, or move this one away.",
+                ) from None
+            if found != digest:
+                raise CheckpointError(
+                    "the output folder holds a run of other settings",
+                    where=str(out),
+                    seen=f"settings {str(found)[:12]}... there, {digest[:12]}... now",
+                    remedy="Nothing was changed. Choose another --output, or restore the settings.",
+                )
+        else:
+            self._data = {
+                "started": _now(),
+                "finished": None,
+                "settings_digest": digest,
+                "complete": False,
+            }
+        self._data |= {
+            "name": config.name,
+            "kind": "simulation",
+            "phantom": config.phantom,
+            "data_statement": config.data_statement,
+            "command": command,
+            "budget_s": dict(config.budget_s),
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end, report included."""
+        # the report is written last: without it a run killed there would never get one
+        return bool(self._data.get("complete")) and (self._path.parent / "report.html").is_file()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, of this start and those before."""
+        return dict(self._data.get("seconds", {}))
+
+    def describe(self, plan: Plan, generator: FrozenGenerator) -> None:
+        """Plan, digests, versions: known before anything is computed."""
+        self._data |= describe_run(plan, generator)
+        write_json(self._path, self._data)
+
+    def keep_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Write the seconds so far: a resumed run adds to them."""
+        self._data["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
+        write_json(self._path, self._data)
+
+    def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
+        """Sites, guard and seconds; the run is complete once the report is there too."""
+        self._data |= {
+            "finished": _now(),
+            "complete": True,
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "sites": [self._site(site, results) for site in self._config.sites],
+            "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
+            "folds": [_guard([result], self._config.plan.seed) for result in results]
+            if len(results) > 1
+            else [],
+            "update_bytes": _update_bytes(results),
+            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+        }
+        write_json(self._path, self._data)
+
+    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> dict[str, object]:
+        cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
+        last = cohorts[-1]
+        spacings = last.slice_spacings_mm
+        return {
+            "name": site.name,
+            "description": site.description,
+            "patients": {
+                "train": max(len(cohort.split.train) for cohort in cohorts),
+                "validation": max(len(cohort.split.validation) for cohort in cohorts),
+                "test": len({p for cohort in cohorts for p in cohort.split.test}),
+            },
+            "refused": len(last.refusals),
+            "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
+        }
+
+
+def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
+    (result,) = results
+    verdicts: dict[str, object] = {}
+    for site, reply in sorted(result.finished.guard.items()):
+        gains = result.local_gain_db.get(site, [])
+        local = None
+        if gains:
+            mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
+            local = {"value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        against, over = reply.against_no_mixer, reply.against_z_filter
+        verdicts[site] = {
+            "verdict": reply.verdict,
+            "n": against.n if against is not None else 0,
+            "difference_db": against.model_dump() if against is not None else None,
+            "against_z_filter_db": over.model_dump() if over is not None else None,
+            "against_local_only_db": local,
+        }
+    return verdicts
+
+
+def _update_bytes(results: list[FoldResult]) -> int:
+    """The largest message of one site in one training round, as it crossed the wire."""
+    largest = 0
+    for result in results:
+        for record in result.finished.records:
+            sizes = record["bytes"]
+            if record["kind"] == "train" and isinstance(sizes, dict):
+                largest = max(largest, *sizes.values())
+    return largest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
