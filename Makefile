@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: demo test lint bench real clean help
+.PHONY: demo test test-federation lint bench real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its 
 
 test: $(STAMP) lint  ## lint, types, import contracts, tests
 	$(BIN)/python -m pytest
+
+test-federation: $(STAMP)  ## kill -9 of every process at every step of a round
+	$(BIN)/python -m pytest -m slow tests/federation
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

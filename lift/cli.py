@@ -203,7 +203,7 @@ def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
 
 
 def _shipped_bundle(finished: FinishedMixer) -> Path:
-    from lift.generator.bundle import builtin_bundle, list_builtin, read_card
+    from lift.generator.card import builtin_bundle, list_builtin, read_card
 
     for name in list_builtin():
         folder = builtin_bundle(name)

@@ -139,6 +139,22 @@ class QuorumError(LiftError):
     label = "quorum"
 
 
+class RecordError(LiftError):
+    """A journal is damaged: what it says can no longer be trusted from one line on.
+
+    Attributes:
+        line: number of the first line that is wrong, from 1; 0 when none is meant.
+    """
+
+    label = "record"
+
+    def __init__(
+        self, what: str, *, where: str = "", seen: str = "", remedy: str = "", line: int = 0
+    ) -> None:
+        super().__init__(what, where=where, seen=seen, remedy=remedy)
+        self.line = line
+
+
 class PrivacyError(LiftError):
     """A privacy rule forbids this."""
 

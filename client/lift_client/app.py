@@ -15,8 +15,9 @@ from pathlib import Path
 from lift.config.kit import CA_FILE, Kit
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
-from lift.errors import ConfigError, LiftError
-from lift.generator.bundle import builtin_bundle, load_bundle
+from lift.errors import ConfigError, LiftError, RecordError
+from lift.generator.bundle import load_bundle
+from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
 from lift.protocol.flower.executor import SuperNode, answer_requests
@@ -30,14 +31,7 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import SiteHandler
 from lift_client.enrolment import check_key, read_kit
-from lift_client.journal import (
-    JOURNAL_FILE,
-    PURPOSE,
-    Entry,
-    Journal,
-    RecordError,
-    describe_tensors,
-)
+from lift_client.journal import JOURNAL_FILE, PURPOSE, Entry, Journal, describe_tensors
 from lift_client.policy import check_outgoing, check_plan
 from lift_client.session import SiteSession, failure_kind
 
@@ -63,10 +57,8 @@ def serve(config: SiteConfig) -> None:
     work = config.folder
     with _alone(work / "lock"), log_to_file(work / "log.txt"), log_to_terminal():
         journal = Journal(work / JOURNAL_FILE)
-        choice = config.generator
-        bundle = choice.bundle if choice.bundle is not None else builtin_bundle(str(choice.builtin))
         generator = load_bundle(
-            bundle,
+            bundle_folder(config.generator),
             expected_fingerprint=kit.generator_fingerprint,
             device=resolve_device(config.device),
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from lift.commands import run_command
-from lift.errors import EXIT_CODES, ConfigError
+from lift.errors import EXIT_CODES, ConfigError, RecordError
 
 if TYPE_CHECKING:
     from lift.config.site import SiteConfig
@@ -84,7 +84,7 @@ def check(
     ctx: typer.Context,
     site: SiteOption = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out device, generator and data.")
+        bool, typer.Option("--quick", help="Leave out admission, device, generator and data.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
@@ -93,7 +93,8 @@ def check(
 
     path = _site_file(site, ctx)
     verdicts = []
-    for verdict in run_checks(path, quick=quick):
+    ask = None if quick else _admission_check(path)
+    for verdict in run_checks(path, quick=quick, admission_check=ask):
         verdicts.append(verdict)
         if not as_json:
             sys.stdout.write(_verdict_text(verdict))
@@ -181,6 +182,21 @@ def _site_file(site: Path | None, ctx: typer.Context | None = None) -> Path:
     return chosen
 
 
+def _admission_check(path: Path) -> Callable[[], str | None]:
+    """Asks the server of the site's kit; to be called when settings and kit were found good."""
+
+    def ask() -> str | None:
+        from lift.config.kit import CA_FILE
+        from lift.protocol.flower.admission import admission_problem  # flwr takes a second
+        from lift_client.enrolment import read_kit
+
+        config = _settings(path)
+        kit = read_kit(config.kit, site=config.name)
+        return admission_problem(kit.address, config.kit / CA_FILE, config.key)
+
+    return ask
+
+
 def _verdict_text(verdict: Verdict) -> str:
     text = f"{verdict.status:<8} {verdict.check:<19} {verdict.detail}\n"
     return text + (f"{'':28} fix: {verdict.fix}\n" if verdict.fix else "")
@@ -188,8 +204,6 @@ def _verdict_text(verdict: Verdict) -> str:
 
 def _expected(expect: str, reading: Reading, file: Path) -> int:
     """Number of the line whose hash begins so."""
-    from lift_client.journal import RecordError
-
     if not re.fullmatch(r"[0-9a-f]{16,64}", expect.lower()):
         raise ConfigError(
             "cannot compare the hash",

@@ -31,7 +31,7 @@ from pydantic import Field, ValidationError
 
 from lift.config.base import Settings
 from lift.config.plan import Digest
-from lift.errors import LiftError
+from lift.errors import RecordError
 from lift.files import write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -48,22 +48,6 @@ PURPOSE: Final[Mapping[str, str]] = {
 """Why each kind of answer leaves, for a non-programmer."""
 _CLOSING: Final = re.compile(rb'(\{.*),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 Sentence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
-
-
-class RecordError(LiftError):
-    """A journal is damaged: what it says can no longer be trusted from one line on.
-
-    Attributes:
-        line: number of the first line that is wrong, from 1; 0 when none is meant.
-    """
-
-    label = "record"
-
-    def __init__(
-        self, what: str, *, where: str = "", seen: str = "", remedy: str = "", line: int = 0
-    ) -> None:
-        super().__init__(what, where=where, seen=seen, remedy=remedy)
-        self.line = line
 
 
 class TensorNote(Settings):

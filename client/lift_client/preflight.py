@@ -346,12 +346,12 @@ def _device(config: SiteConfig) -> Verdict:
 def _generator(config: SiteConfig, kit: Kit) -> Verdict:
     import torch
 
-    from lift.generator.bundle import builtin_bundle, load_bundle
+    from lift.generator.bundle import load_bundle
+    from lift.generator.card import bundle_folder
 
     try:
-        choice = config.generator
-        folder = choice.bundle or builtin_bundle(str(choice.builtin))
         cpu = torch.device("cpu")
+        folder = bundle_folder(config.generator)
         load_bundle(folder, expected_fingerprint=kit.generator_fingerprint, device=cpu)
     except LiftError as error:
         return _problem("generator", error)

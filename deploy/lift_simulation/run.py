@@ -24,7 +24,8 @@ from lift.config.site import SiteSettings
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError
 from lift.files import write_json
-from lift.generator.bundle import builtin_bundle, check_task, load_bundle
+from lift.generator.bundle import load_bundle
+from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.preprocessing import restore, to_output_units
@@ -51,7 +52,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         return out / "report.html"
     reporter.seconds.update(record.seconds)
     device = resolve_device(config.device)
-    bundle = _bundle_folder(config)
+    bundle = bundle_folder(config.generator)
     generator = load_bundle(
         bundle, expected_fingerprint=config.plan.generator_fingerprint, device=device
     )
@@ -109,7 +110,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
 
 def dry_run(config: SimulationConfig) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
-    bundle = _bundle_folder(config)
+    bundle = bundle_folder(config.generator)
     generator = load_bundle(
         bundle,
         expected_fingerprint=config.plan.generator_fingerprint,
@@ -128,11 +129,6 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
         "rounds": plan.federation.rounds,
         "privacy": "none: nobody adds noise",
     }
-
-
-def _bundle_folder(config: SimulationConfig) -> Path:
-    choice = config.generator
-    return choice.bundle if choice.bundle is not None else builtin_bundle(str(choice.builtin))
 
 
 def _open_sites(

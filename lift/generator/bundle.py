@@ -7,11 +7,9 @@ the fingerprint decides whether it is the right one, not the way it came.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -19,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lift.config.generator import GeneratorCard, GeneratorDescription, TapShape
-from lift.config.plan import PreprocessingPlan, TaskPlan
-from lift.errors import ConfigError, GeneratorError, VersionMismatchError
+from lift.errors import GeneratorError
 from lift.files import write_atomically, write_json
+from lift.generator.card import CARD_FILE, WEIGHTS_FILE, damaged_bundle, read_card
 from lift.generator.networks import (
     FrozenGenerator,
     SliceNetwork,
@@ -29,12 +27,6 @@ from lift.generator.networks import (
     build_network,
     network_fingerprint,
 )
-
-CARD_FILE: Final = "generator.json"
-WEIGHTS_FILE: Final = "weights.safetensors"
-_FORMAT_VERSION: Final = 1
-_BUILTIN: Final = Path(__file__).parent / "bundles"
-_NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle anew from where it came."
 
 
 def make_card(
@@ -121,91 +113,16 @@ def load_bundle(
     return generator.to(device)
 
 
-def read_card(folder: Path) -> GeneratorCard:
-    """The card of a bundle; the weights are not read.
-
-    Raises:
-        GeneratorError: the card is missing, damaged or contradicts itself.
-        VersionMismatchError: another version of the format.
-    """
-    path = folder / CARD_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the file is not JSON"
-        raise _damaged(folder, f"{CARD_FILE}: {reason}") from None
-    found = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(found, int) and found != _FORMAT_VERSION:
-        raise VersionMismatchError(
-            "cannot use the generator bundle: it comes from another version",
-            where=str(folder),
-            seen=f"format {found}; this version reads format {_FORMAT_VERSION}",
-            remedy="Install the version that made the bundle, or ask for a bundle of this one.",
-        )
-    try:
-        return GeneratorCard.from_data(data, str(path))
-    except ConfigError as error:
-        raise _damaged(folder, f"{CARD_FILE}: {error.seen}") from None
-
-
-def check_task(card: GeneratorCard, task: TaskPlan, preprocessing: PreprocessingPlan) -> None:
-    """Nothing, when the bundle was made for exactly this task and these normalisation rules.
-
-    Raises:
-        ConfigError: other source channels, another order of them, another target, or a rule
-            that differs: the network would run, and give a picture of nothing.
-    """
-    wanted = {name: preprocessing.rule(name) for name in (*task.source, task.target)}
-    differences = []
-    if (card.source, card.target) != (task.source, task.target):
-        differences.append(
-            f"the bundle makes {card.target} from {', '.join(card.source)}; "
-            f"the plan wants {task.target} from {', '.join(task.source)}"
-        )
-    differences += [
-        f"{name}: the bundle was trained with {card.normalisation[name].canonical_json()}; "
-        f"the plan has {rule.canonical_json()}"
-        for name, rule in wanted.items()
-        if name in card.normalisation and card.normalisation[name] != rule
-    ]
-    if differences:
-        raise ConfigError(
-            "the generator bundle does not fit the plan",
-            where="task and preprocessing.normalisation",
-            seen="\n".join(differences),
-            remedy="Correct the plan, or choose the bundle that was trained for it.",
-        )
-
-
-def list_builtin() -> list[str]:
-    """Names of the bundles that are part of this package, sorted."""
-    return sorted(card.parent.name for card in _BUILTIN.glob(f"*/{CARD_FILE}"))
-
-
-def builtin_bundle(name: str) -> Path:
-    """The folder of a bundle that is part of this package.
-
-    Raises:
-        GeneratorError: there is none of this name.
-    """
-    if name not in list_builtin():
-        raise GeneratorError(
-            f"there is no built-in generator bundle '{name}'",
-            where="generator",
-            seen=f"built in: {', '.join(list_builtin()) or 'none'}",
-            remedy="Name one of these, or give the folder of a bundle.",
-        )
-    return _BUILTIN / name
-
-
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         content = (folder / WEIGHTS_FILE).read_bytes()
         return safetensors.torch.load(content)
     except OSError as error:
-        raise _damaged(folder, f"{WEIGHTS_FILE}: {error.strerror}") from None
+        raise damaged_bundle(folder, f"{WEIGHTS_FILE}: {error.strerror}") from None
     except (safetensors.SafetensorError, ValueError, KeyError):
-        raise _damaged(folder, f"{WEIGHTS_FILE}: truncated, or not a safetensors file") from None
+        raise damaged_bundle(
+            folder, f"{WEIGHTS_FILE}: truncated, or not a safetensors file"
+        ) from None
 
 
 def _check_tensors(
@@ -213,18 +130,20 @@ def _check_tensors(
 ) -> None:
     missing, extra = sorted(set(needed) - set(tensors)), sorted(set(tensors) - set(needed))
     if missing or extra:
-        raise _damaged(folder, f"tensors missing: {_some(missing)}; not known: {_some(extra)}")
+        raise damaged_bundle(
+            folder, f"tensors missing: {_some(missing)}; not known: {_some(extra)}"
+        )
     for name, tensor in needed.items():
         seen = tensors[name]
         if seen.shape != tensor.shape or seen.dtype != tensor.dtype:
-            raise _damaged(
+            raise damaged_bundle(
                 folder,
                 f"tensor {name} is {list(seen.shape)} {seen.dtype}; "
                 f"the architecture needs {list(tensor.shape)} {tensor.dtype}",
             )
     broken = _not_finite(tensors)
     if broken is not None:
-        raise _damaged(folder, f"tensor {broken} holds NaN or infinity")
+        raise damaged_bundle(folder, f"tensor {broken} holds NaN or infinity")
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -239,7 +158,7 @@ def _check_taps(card: GeneratorCard, network: SliceNetwork, folder: Path) -> Non
     taps = network.taps if isinstance(network, UNet) else {}
     needed = {name: TapShape(channels=t.channels, stride=t.stride) for name, t in taps.items()}
     if card.taps != needed:
-        raise _damaged(folder, f"{CARD_FILE}: taps are not those of the architecture")
+        raise damaged_bundle(folder, f"{CARD_FILE}: taps are not those of the architecture")
 
 
 def _check_fingerprint(found: str, needed: str, source: str, folder: Path) -> None:
@@ -250,12 +169,6 @@ def _check_fingerprint(found: str, needed: str, source: str, folder: Path) -> No
             seen=f"fingerprint {found[:16]}...; {source} says {needed[:16]}...",
             remedy="Nothing was loaded. Ask for the bundle that belongs to this run.",
         )
-
-
-def _damaged(folder: Path, seen: str) -> GeneratorError:
-    return GeneratorError(
-        "cannot use the generator bundle", where=str(folder), seen=seen, remedy=_NOTHING_LOADED
-    )
 
 
 def _some(names: list[str]) -> str:

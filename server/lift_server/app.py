@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -23,7 +23,8 @@ from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import write_json
-from lift.generator.bundle import check_task, load_bundle
+from lift.generator.bundle import load_bundle
+from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
 from lift.logs import log_to_file
 from lift.protocol.flower.apps import Connected
@@ -31,10 +32,11 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
-from lift_server.provisioning import Roster, bundle_folder, certificate_notices
+from lift_server.certificates import certificate_notices
 from lift_server.release import site_metrics, verdicts, write_finished_mixer
+from lift_server.roster import Roster
 from lift_server.rounds import FinishedRun, run_rounds
-from lift_server.status import StatusFile
+from lift_server.status import STATUS_FILE, StatusFile
 from lift_server.store import RunStore
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class _Server:
         self._plan = plan
         self._generator = generator
         self._console = console
-        self._status = StatusFile(config.state / "status.json", plan.federation.rounds)
+        self._status = StatusFile(config.state / STATUS_FILE, plan.federation.rounds)
         self._online: set[str] = set()
 
     def run(self) -> None:
@@ -111,11 +113,11 @@ class _Server:
     def _rounds(self, transport: Transport, coordinator: Coordinator) -> FinishedRun:
         def roster() -> list[str]:
             admitted = self._roster()
-            # whoever was admitted or removed since the last round: from now on
+            # whoever was admitted or removed since the last look: from now on
             coordinator.admit(admitted)
             return sorted(admitted)
 
-        self._wait_for_sites(transport)
+        self._wait_for_sites(transport, roster)
         return run_rounds(
             self._plan,
             transport,
@@ -126,13 +128,13 @@ class _Server:
             on_ask=self._status.asking,
         )
 
-    def _wait_for_sites(self, transport: Transport) -> None:
+    def _wait_for_sites(self, transport: Transport, roster: Callable[[], list[str]]) -> None:
         """Until the quorum of sites is connected, at most `wait_for_sites_s`."""
-        admitted = sorted(self._roster())
-        needed = self._plan.federation.quorum_sites or len(admitted)
         end = monotonic() + self._config.wait_for_sites_s
         said: list[str] | None = None
         while True:
+            admitted = roster()
+            needed = self._plan.federation.quorum_sites or len(admitted)
             here = sorted(set(transport.sites()) & set(admitted))
             missing = [site for site in admitted if site not in here]
             if admitted and len(here) >= needed:

@@ -8,12 +8,41 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from lift.files import write_json
 
+STATUS_FILE: Final = "status.json"
 _EVERY_S: Final = 2.0
 Phase = Literal["waiting", "round", "done", "stopped"]
+
+
+class SiteStatus(BaseModel):
+    """One site, as the running server sees it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    online: bool = False
+    last_contact: str | None = None
+    state: Literal["idle", "asked", "answered", "missing"] = "idle"
+
+
+class ServerStatus(BaseModel):
+    """`status.json`, which the running server writes at every change; unknown keys are left."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pid: int
+    started: str
+    phase: Phase
+    round: int
+    rounds: int
+    round_started: str | None = None
+    deadline_s: float | None = None
+    sites: dict[str, SiteStatus] = {}
+    updated: str
 
 
 class StatusFile:
@@ -28,16 +57,13 @@ class StatusFile:
         self._path = path
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._data: dict[str, Any] = {
-            "pid": os.getpid(),
-            "started": _now(),
-            "phase": "waiting",
-            "round": 0,
-            "rounds": rounds,
-            "round_started": None,
-            "deadline_s": 0.0,
-            "sites": {},
-        }
+        self._rounds = rounds
+        self._started = _now()
+        self._phase: Phase = "waiting"
+        self._round = 0
+        self._round_started: str | None = None
+        self._deadline_s = 0.0
+        self._sites: dict[str, SiteStatus] = {}
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -59,22 +85,23 @@ class StatusFile:
     def connected(self, sites: Collection[str]) -> None:
         """These sites, and no others, are connected now."""
         with self._lock:
-            for name in sites:
-                self._site(name)["last_contact"] = _now()
-            for name, site in self._data["sites"].items():
-                site["online"] = name in sites
+            for name in {*self._sites, *sites}:
+                site = self._site(name)
+                online = name in sites
+                last_contact = _now() if online else site.last_contact
+                self._sites[name] = SiteStatus(
+                    online=online, last_contact=last_contact, state=site.state
+                )
 
     def asking(self, round_index: int, sites: Sequence[str], deadline_s: float) -> None:
         """A request goes out to these sites."""
         with self._lock:
-            self._data |= {
-                "phase": "round",
-                "round": min(round_index, self._data["rounds"]),
-                "round_started": _now(),
-                "deadline_s": deadline_s,
-            }
+            self._phase = "round"
+            self._round = min(round_index, self._rounds)
+            self._round_started = _now()
+            self._deadline_s = deadline_s
             for name in sites:
-                self._site(name)["state"] = "asked"
+                self._set_state(name, "asked")
         self._write()
 
     def round_done(self, record: Mapping[str, object]) -> None:
@@ -82,25 +109,40 @@ class StatusFile:
         refused = record["refused"]
         missing = set(refused) if isinstance(refused, dict) else set()
         with self._lock:
-            for name, site in self._data["sites"].items():
-                if site["state"] == "asked":
-                    site["state"] = "missing" if name in missing else "answered"
+            for name, site in self._sites.items():
+                if site.state == "asked":
+                    self._set_state(name, "missing" if name in missing else "answered")
         self._write()
 
     def end(self, phase: Phase) -> None:
         """The server ends."""
         with self._lock:
-            self._data["phase"] = phase
+            self._phase = phase
         self._write()
 
-    def _site(self, name: str) -> dict[str, Any]:
-        empty = {"online": False, "last_contact": None, "state": "idle"}
-        site: dict[str, Any] = self._data["sites"].setdefault(name, empty)
-        return site
+    def _site(self, name: str) -> SiteStatus:
+        return self._sites.get(name, SiteStatus())
+
+    def _set_state(self, name: str, state: Literal["asked", "answered", "missing"]) -> None:
+        site = self._site(name)
+        self._sites[name] = SiteStatus(
+            online=site.online, last_contact=site.last_contact, state=state
+        )
 
     def _write(self) -> None:
         with self._lock:
-            write_json(self._path, self._data | {"updated": _now()})
+            status = ServerStatus(
+                pid=os.getpid(),
+                started=self._started,
+                phase=self._phase,
+                round=self._round,
+                rounds=self._rounds,
+                round_started=self._round_started,
+                deadline_s=self._deadline_s,
+                sites=self._sites,
+                updated=_now(),
+            )
+            write_json(self._path, status.model_dump(mode="json"))
 
 
 def _now() -> str:

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lift.errors import RecordError
 from lift_client import journal as module
 from lift_client.journal import (
     PURPOSE,
     START,
     Entry,
     Journal,
-    RecordError,
     TensorNote,
     describe_tensors,
     read_journal,

@@ -26,7 +26,7 @@ import lift_simulation.cli
 from lift.assembly import read_mixer
 from lift.config.plan import MixerKind, Plan
 from lift.config.simulation import Comparison
-from lift.generator.bundle import read_card
+from lift.generator.card import read_card
 from tests.end_to_end.tiny_run import (
     PATIENTS,
     SOURCES,

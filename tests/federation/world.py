@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from tests.end_to_end.tiny_run import (
     write_nifti,
 )
 
+PROJECT = Path(__file__).parents[2]
 SITES = ("east", "north", "west")
 NORTH_PATIENTS = 5
 
@@ -115,14 +117,19 @@ class Federation:
         settings["data"]["root"] = str(root)
         (folder / "site.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
-    def start_server(self) -> subprocess.Popen[bytes]:
-        """Start (or resume) the server."""
-        return self._start("server", "lift-server", "--config", self.server / "server.yaml")
+    def start_server(self, *, killing: tuple[str, ...] | None = None) -> subprocess.Popen[bytes]:
+        """Start (or resume) the server; `killing`: see `tests.federation.killing`."""
+        path = self.server / "server.yaml"
+        return self._start("server", "lift-server", "--config", path, killing=killing)
 
-    def start_site(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start_site(
+        self, name: str, *, killing: tuple[str, ...] | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """Start a site."""
         path = self.site(name) / "site.yaml"
-        return self._start(name, "lift-client", "--site", path, environment=environment)
+        return self._start(
+            name, "lift-client", "--site", path, killing=killing, environment=environment
+        )
 
     def start_sites(self) -> None:
         """Start every site."""
@@ -162,14 +169,23 @@ class Federation:
                 self.kill(name)
 
     def _start(
-        self, name: str, *arguments: str | Path, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str | Path,
+        killing: tuple[str, ...] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
+        line = command(str(arguments[0]), *arguments[1:])
+        if killing is not None:
+            wrapper = [sys.executable, "-m", "tests.federation.killing", *killing]
+            line = [*wrapper, *map(str, arguments)]
         with (self.folder / f"{name}.terminal").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                command(str(arguments[0]), *arguments[1:]),
+                line,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                cwd=PROJECT,
                 env={**os.environ, **(environment or {})},
             )
         return self.processes[name]

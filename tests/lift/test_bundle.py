@@ -25,16 +25,14 @@ from lift.config.generator import (
 )
 from lift.config.plan import PercentileRule, PreprocessingPlan, TaskPlan, WindowRule
 from lift.errors import ConfigError, GeneratorError, LiftError, VersionMismatchError
-from lift.generator.bundle import (
+from lift.generator.bundle import load_bundle, make_card, save_bundle
+from lift.generator.card import (
     CARD_FILE,
     WEIGHTS_FILE,
     builtin_bundle,
     check_task,
     list_builtin,
-    load_bundle,
-    make_card,
     read_card,
-    save_bundle,
 )
 from lift.generator.importing import import_state_dict
 from lift.generator.networks import MonaiNetwork, SliceNetwork, build_network

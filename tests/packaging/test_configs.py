@@ -20,7 +20,8 @@ from lift.config.generator import PretrainConfig
 from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.config.simulation import SimulationConfig
 from lift.errors import EXIT_CODES, LiftError
-from lift.generator.bundle import builtin_bundle, check_task, list_builtin, load_bundle, read_card
+from lift.generator.bundle import load_bundle
+from lift.generator.card import builtin_bundle, check_task, list_builtin, read_card
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "lift_simulation" / "demo.yaml"

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -22,15 +23,23 @@ from hypothesis import strategies as st
 from lift.config.kit import Kit
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, GeneratorError
-from lift.generator.bundle import builtin_bundle, check_task, read_card
+from lift.generator.bundle import load_bundle
+from lift.generator.card import builtin_bundle, bundle_folder, check_task, read_card
 from lift_server import provisioning
-from lift_server.provisioning import (
+from lift_server.certificates import (
+    certificate_hosts,
+    certificate_notices,
+    read_certificate,
+    renew_server_certificate,
+    write_new,
+)
+from lift_server.provisioning import init_folder
+from lift_server.roster import (
     Roster,
     add_site,
-    certificate_notices,
-    init_folder,
+    key_fingerprint,
+    read_public_key,
     remove_site,
-    renew_server_certificate,
 )
 
 HOSTS = ("lift.example.org", "192.0.2.7", "2001:db8::7")
@@ -179,14 +188,14 @@ def test_a_renewal_never_uses_another_authority_s_key_or_an_ended_one(tmp_path: 
 def test_no_server_certificate_outlives_its_authority(tmp_path: Path) -> None:
     config = federation(tmp_path, now=NOW)
     made = renew_server_certificate(config.certificates, HOSTS, now=NOW + timedelta(days=3600))
-    ca = provisioning.read_certificate(config.certificates / "ca.pem")
+    ca = read_certificate(config.certificates / "ca.pem")
     assert made.not_valid_after_utc == ca.not_valid_after_utc
 
 
 def test_the_certificates_have_the_extensions_and_the_time_that_they_need(tmp_path: Path) -> None:
     config = federation(tmp_path, now=NOW)
-    ca = provisioning.read_certificate(config.certificates / "ca.pem")
-    server = provisioning.read_certificate(config.certificates / "server.pem")
+    ca = read_certificate(config.certificates / "ca.pem")
+    server = read_certificate(config.certificates / "server.pem")
     server.verify_directly_issued_by(ca)
 
     def critical(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], bool]:
@@ -208,7 +217,7 @@ def test_the_certificates_have_the_extensions_and_the_time_that_they_need(tmp_pa
     authority = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
     assert (authority.ca, authority.path_length) == (True, 0)
     assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert provisioning.certificate_hosts(server) == (*HOSTS, "localhost", "127.0.0.1")
+    assert certificate_hosts(server) == (*HOSTS, "localhost", "127.0.0.1")
     assert (ca.not_valid_after_utc - ca.not_valid_before_utc).days == 3650
     assert (server.not_valid_after_utc - server.not_valid_before_utc).days == 825
     for certificate in (ca, server):
@@ -265,14 +274,12 @@ def test_a_folder_that_holds_one_of_the_files_is_left_as_it_is(tmp_path: Path, n
 def test_an_init_that_fails_half_way_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = provisioning._write_new
-
     def full_disk(path: Path, content: bytes, mode: int) -> None:
         if path.name == "server.key":
             raise OSError(28, "No space left on device")
-        real(path, content, mode)
+        write_new(path, content, mode)
 
-    monkeypatch.setattr(provisioning, "_write_new", full_disk)
+    monkeypatch.setattr(provisioning, "write_new", full_disk)
     with pytest.raises(OSError, match="No space"):
         init_folder(tmp_path, HOSTS, "trial")
     assert tree(tmp_path) == {}
@@ -307,7 +314,7 @@ def test_a_kit_holds_what_the_site_needs_and_no_secret(tmp_path: Path) -> None:
     done = add_site(config, "north", site_key(tmp_path / "site.pub"))
     assert sorted(tree(done.kit)) == ["README.txt", "ca.pem", "kit.json"]
     kit = Kit.from_data(json.loads((done.kit / "kit.json").read_text()), "kit.json")
-    ca = provisioning.read_certificate(done.kit / "ca.pem")
+    ca = read_certificate(done.kit / "ca.pem")
     assert (kit.site, kit.federation, kit.address) == ("north", "trial", "lift.example.org:8443")
     assert kit.ca_sha256 == ca.fingerprint(hashes.SHA256()).hex() == done.ca_fingerprint
     card = read_card(builtin_bundle("phantom-t1n-t1c-t2w-t2f"))
@@ -336,9 +343,7 @@ def test_the_fingerprint_is_the_one_that_ssh_keygen_shows(tmp_path: Path) -> Non
         "so1xG5oEAltDZecDfiRAXAa52uIEcyFax5jvBZ87feRNsuAJOS1heoW5NPcmN0OrWwe6R2"
         "V1E22hXRoUBhyfOXLCDY5sKdC6sC+Dri3QZ9HyT4rw=="
     )
-    assert (
-        provisioning.key_fingerprint(known) == "SHA256:T8LYxJgoR3t88t2KFOW9dnn2EFimEw9h1MCGwqn5sMA"
-    )
+    assert key_fingerprint(known) == "SHA256:T8LYxJgoR3t88t2KFOW9dnn2EFimEw9h1MCGwqn5sMA"
 
 
 def test_admitting_and_removing_a_site_changes_no_byte_of_the_others(tmp_path: Path) -> None:
@@ -406,7 +411,7 @@ def test_a_removed_site_comes_back_with_its_key_or_another(tmp_path: Path) -> No
     assert add_site(config, "north", old).change == "same_key"
     remove_site(config, "north")
     assert add_site(config, "north", new).change == "new_key"
-    assert Roster.read(config.sites).admitted_keys["north"] == provisioning.read_public_key(new)
+    assert Roster.read(config.sites).admitted_keys["north"] == read_public_key(new)
     with pytest.raises(ConfigError, match="there is no site 'valley'"):
         remove_site(config, "valley")
 
@@ -487,7 +492,7 @@ def test_what_is_not_one_public_p384_key_is_refused(tmp_path: Path, kind: str) -
     path = tmp_path / "site.pub"
     path.write_bytes(WRONG_KEYS[kind]())
     with pytest.raises(ConfigError, match="public key"):
-        provisioning.read_public_key(path)
+        read_public_key(path)
 
 
 @given(content=st.binary(max_size=300), start=st.booleans())
@@ -497,7 +502,7 @@ def test_any_bytes_are_refused_as_a_key_with_a_reason(
     path = tmp_path / "site.pub"
     path.write_bytes((b"ecdsa-sha2-nistp384 " if start else b"") + content)
     with pytest.raises(ConfigError):
-        provisioning.read_public_key(path)
+        read_public_key(path)
 
 
 @pytest.mark.parametrize(
@@ -552,7 +557,6 @@ def test_no_kit_is_written_for_another_generator_than_the_plan_s(tmp_path: Path)
 
 
 def test_the_card_read_without_torch_is_the_one_that_the_loader_reads(tmp_path: Path) -> None:
-    config = federation(tmp_path)
-    folder = builtin_bundle(str(config.generator.builtin))
-    assert provisioning.bundle_folder(config.generator) == folder
-    assert provisioning.read_card(config.generator) == read_card(folder)
+    folder = bundle_folder(federation(tmp_path).generator)
+    loaded = load_bundle(folder, expected_fingerprint=None, device=torch.device("cpu"))
+    assert read_card(folder) == loaded.card

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lift.config.server import ServerConfig
-from lift_server import cli, provisioning
+from lift_server import cli, provisioning, roster
+from lift_server.certificates import ca_fingerprint
 
 COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "export")
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
@@ -66,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
         text = re.sub(rf"^{key}: \d+", f"{key}: {port}", text, flags=re.MULTILINE)
     settings.write_text(text, encoding="utf-8")
     for name in ("north", "valley"):
-        provisioning.add_site(load(made), name, site_key(tmp_path / f"{name}.pub"))
+        roster.add_site(load(made), name, site_key(tmp_path / f"{name}.pub"))
     return made
 
 
@@ -212,7 +213,7 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     made = run("init", folder, "--host", "lift.example.org", "--host", "192.0.2.7", "--name", "f")
     assert made.code == 0
     assert "next: edit" in made.stdout
-    assert provisioning.ca_fingerprint(folder / "certificates") in made.stdout
+    assert ca_fingerprint(folder / "certificates") in made.stdout
     again = run("init", folder, "--host", "lift.example.org", "--name", "f")
     assert again.code == 2
     assert "the folder is in use" in again.stderr
@@ -344,14 +345,14 @@ DAMAGE: Mapping[str, tuple[Callable[[Path], object], str, str, int, str]] = {
         "generator",
         "problem",
         2,
-        "it makes t2f from t1c, t2w; the plan wants t2f from t1n, t1c, t2w",
+        "the bundle makes t2f from t1c, t2w; the plan wants t2f from t1n, t1c, t2w",
     ),
     "another normalisation": (
         _setting("  mixer:", "  preprocessing: {normalisation: {t1n: {rule: window}}}\n  mixer:"),
         "generator",
         "problem",
         2,
-        "another normalisation of t1n",
+        "t1n: the bundle was trained with",
     ),
     "a folder that is a file": (
         lambda folder: (folder / "state").write_text(""),
@@ -512,8 +513,8 @@ def test_status_shows_a_removed_site_and_one_that_was_never_seen(
 ) -> None:
     write_status(folder)
     config = load(folder)
-    provisioning.remove_site(config, "valley")
-    provisioning.add_site(config, "harbour", site_key(tmp_path / "harbour.pub"))
+    roster.remove_site(config, "valley")
+    roster.add_site(config, "harbour", site_key(tmp_path / "harbour.pub"))
     sites = status(run, folder)["sites"]
     assert {name: site["state"] for name, site in sites.items()} == {
         "harbour": "idle",
@@ -595,7 +596,7 @@ def test_dry_run_prints_the_resolved_plan_and_writes_nothing(run: Run, folder: P
     done = run("--config", folder / "server.yaml", "--dry-run")
     assert done.code == 0, done.stderr
     data = json.loads(done.stdout)
-    fingerprint = provisioning.plan_fingerprint(load(folder))
+    fingerprint = roster.plan_fingerprint(load(folder))
     assert data["plan"]["generator_fingerprint"] == fingerprint
     assert data["sites"] == ["north", "valley"]
     assert data["update_bytes_by_round_and_site"] == 4 * data["mixer_parameters"] > 0

@@ -14,7 +14,8 @@ from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
 from lift.config.site import CacheSettings, SiteSettings
 from lift.device import resolve_device
-from lift.generator.bundle import builtin_bundle, load_bundle
+from lift.generator.bundle import load_bundle
+from lift.generator.card import builtin_bundle
 from lift.generator.networks import FrozenGenerator
 from lift_simulation.bench.example import SOURCES
 from lift_simulation.bench.figure import Figure

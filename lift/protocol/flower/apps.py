@@ -99,10 +99,6 @@ class _Asked:
     def open_sites(self) -> list[str]:
         return sorted(set(self.requests) - set(self.answers))
 
-    @property
-    def seconds_left(self) -> float:
-        return max(self.end - monotonic(), 0.0)
-
 
 class GridTransport:
     """Exchanges over a Flower Grid with a deadline of LiFT's own.
@@ -116,6 +112,8 @@ class GridTransport:
         grid: Flower's Grid.
         poll_s: shortest wait between two looks for answers.
         on_sites: called with the connected sites about twice a second while waiting.
+        clock: seconds, for measuring a wait.
+        wait: waits that many seconds.
     """
 
     def __init__(
@@ -124,10 +122,14 @@ class GridTransport:
         *,
         poll_s: float,
         on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+        clock: Callable[[], float] = monotonic,
+        wait: Callable[[float], None] = sleep,
     ) -> None:
         self._grid = grid
         self._poll_s = poll_s
         self._on_sites = on_sites
+        self._clock = clock
+        self._wait = wait
 
     def sites(self) -> list[str]:
         """Names of the sites that are connected now, sorted."""
@@ -145,19 +147,19 @@ class GridTransport:
 
     def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
         """One answer by site; late answers are dropped with their message's identity."""
-        began = monotonic()
+        began = self._clock()
         asked = _Asked(requests, began + deadline_s)
         self._send(asked)
         looked = began
         while True:
             self._collect(asked)
-            if not asked.open_sites or monotonic() >= asked.end:
+            if not asked.open_sites or self._clock() >= asked.end:
                 break
             # long work does not need a look every few milliseconds
-            pause = min(max(self._poll_s, (monotonic() - began) / 100), _SLOWEST_POLL_S)
-            sleep(min(pause, asked.seconds_left))
-            if monotonic() - looked >= _LOOK_EVERY_S:
-                looked = monotonic()
+            pause = min(max(self._poll_s, (self._clock() - began) / 100), _SLOWEST_POLL_S)
+            self._wait(min(pause, max(asked.end - self._clock(), 0.0)))
+            if self._clock() - looked >= _LOOK_EVERY_S:
+                looked = self._clock()
                 self._send(asked)
         for site in asked.open_sites:
             asked.answers[site] = Answer(Failure(FailureKind.NO_ANSWER), 0)
@@ -177,7 +179,7 @@ class GridTransport:
                 asked.packed[id(parcel)],
                 here.node,
                 _MESSAGE_TYPE[parcel.kind],
-                ttl=max(asked.seconds_left, 1.0),
+                ttl=max(asked.end - self._clock(), 1.0),
             )
             for identity in self._grid.push_messages([message]):
                 if not identity:
@@ -191,8 +193,9 @@ class GridTransport:
         if not asked.messages:
             return
         for reply in self._grid.pull_messages(list(asked.messages)):
-            site = asked.messages.pop(reply.metadata.reply_to_message_id)
-            if site in asked.answers:
+            site = asked.messages.pop(reply.metadata.reply_to_message_id, None)
+            if site is None or site in asked.answers:
+                # a second reply to one message, or to a message that was sent twice
                 continue
             if reply.has_error() and reply.error.code in _LOST:
                 logger.warning("event=request_lost site=%s", site)

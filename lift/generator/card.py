@@ -1,0 +1,110 @@
+"""A bundle without its weights: its folder, its card, whether it fits a task; needs no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from lift.config.generator import GeneratorCard, GeneratorChoice
+from lift.config.plan import PreprocessingPlan, TaskPlan
+from lift.errors import ConfigError, GeneratorError, VersionMismatchError
+
+CARD_FILE: Final = "generator.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+_FORMAT_VERSION: Final = 1
+_BUILTIN: Final = Path(__file__).parent / "bundles"
+_NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle anew from where it came."
+
+
+def read_card(folder: Path) -> GeneratorCard:
+    """The card of a bundle; the weights are not read.
+
+    Raises:
+        GeneratorError: the card is missing, damaged or contradicts itself.
+        VersionMismatchError: another version of the format.
+    """
+    path = folder / CARD_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the file is not JSON"
+        raise damaged_bundle(folder, f"{CARD_FILE}: {reason}") from None
+    found = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(found, int) and found != _FORMAT_VERSION:
+        raise VersionMismatchError(
+            "cannot use the generator bundle: it comes from another version",
+            where=str(folder),
+            seen=f"format {found}; this version reads format {_FORMAT_VERSION}",
+            remedy="Install the version that made the bundle, or ask for a bundle of this one.",
+        )
+    try:
+        return GeneratorCard.from_data(data, str(path))
+    except ConfigError as error:
+        raise damaged_bundle(folder, f"{CARD_FILE}: {error.seen}") from None
+
+
+def check_task(card: GeneratorCard, task: TaskPlan, preprocessing: PreprocessingPlan) -> None:
+    """Nothing, when the bundle was made for exactly this task and these normalisation rules.
+
+    Raises:
+        ConfigError: other source channels, another order of them, another target, or a rule
+            that differs: the network would run, and give a picture of nothing.
+    """
+    wanted = {name: preprocessing.rule(name) for name in (*task.source, task.target)}
+    differences = []
+    if (card.source, card.target) != (task.source, task.target):
+        differences.append(
+            f"the bundle makes {card.target} from {', '.join(card.source)}; "
+            f"the plan wants {task.target} from {', '.join(task.source)}"
+        )
+    differences += [
+        f"{name}: the bundle was trained with {card.normalisation[name].canonical_json()}; "
+        f"the plan has {rule.canonical_json()}"
+        for name, rule in wanted.items()
+        if name in card.normalisation and card.normalisation[name] != rule
+    ]
+    if differences:
+        raise ConfigError(
+            "the generator bundle does not fit the plan",
+            where="task and preprocessing.normalisation",
+            seen="\n".join(differences),
+            remedy="Correct the plan, or choose the bundle that was trained for it.",
+        )
+
+
+def list_builtin() -> list[str]:
+    """Names of the bundles that are part of this package, sorted."""
+    return sorted(card.parent.name for card in _BUILTIN.glob(f"*/{CARD_FILE}"))
+
+
+def builtin_bundle(name: str) -> Path:
+    """The folder of a bundle that is part of this package.
+
+    Raises:
+        GeneratorError: there is none of this name.
+    """
+    if name not in list_builtin():
+        raise GeneratorError(
+            f"there is no built-in generator bundle '{name}'",
+            where="generator",
+            seen=f"built in: {', '.join(list_builtin()) or 'none'}",
+            remedy="Name one of these, or give the folder of a bundle.",
+        )
+    return _BUILTIN / name
+
+
+def bundle_folder(choice: GeneratorChoice) -> Path:
+    """The folder of the chosen bundle; one of your own may not exist.
+
+    Raises:
+        GeneratorError: no bundle of this name is part of the package.
+    """
+    return choice.bundle or builtin_bundle(str(choice.builtin))
+
+
+def damaged_bundle(folder: Path, seen: str) -> GeneratorError:
+    """The refusal of a bundle that is missing or damaged; `seen` says what is wrong with it."""
+    return GeneratorError(
+        "cannot use the generator bundle", where=str(folder), seen=seen, remedy=_NOTHING_LOADED
+    )

@@ -1,0 +1,67 @@
+"""`kill -9` of every process at every step of a round: the same commands, the same bits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.tiny_run import TinyRun
+from tests.federation.killing import SERVER_POINTS, SITE_POINTS
+from tests.federation.world import Federation, simulate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+VICTIMS = ("server", "superlink", "site", "supernode")
+ROUND = 2
+
+
+@pytest.fixture(scope="module")
+def expected(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The undisturbed result, from the simulation."""
+    folder = tmp_path_factory.mktemp("expected")
+    federation = Federation(folder, volumes, sites=("east", "north"))
+    federation.make(federation={"rounds": 3, "deadline_s": 200.0})
+    return (simulate(federation, folder) / "mixer.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("point", [*SITE_POINTS, *SERVER_POINTS])
+def test_a_killed_process_costs_time_and_nothing_else(
+    federation: Federation, expected: bytes, victim: str, point: str, tmp_path: Path
+) -> None:
+    federation.sites = ("east", "north")
+    federation.make(federation={"rounds": 3, "deadline_s": 200.0})
+    target = tmp_path / "victim"
+    striker = "server" if point in SERVER_POINTS else "east"
+    arguments = (point, str(ROUND), str(target))
+    federation.start_server(killing=arguments if striker == "server" else None)
+    federation.start_site("east", killing=arguments if striker == "east" else None)
+    federation.start_site("north")
+    name = "server" if victim in {"server", "superlink"} else "east"
+    child = victim in {"superlink", "supernode"}
+    pid = federation.processes[name].pid
+    target.write_text(f"{pid}\n{'child' if child else ''}\n", encoding="ascii")
+
+    _until_fired(target, federation)
+    if not child:
+        assert federation.processes[name].wait(30) == -9
+        # the same command again
+        if name == "server":
+            federation.start_server()
+        else:
+            federation.start_site("east")
+
+    assert federation.wait_server(250) == 0, federation.log("server")
+    assert (federation.out / "mixer.safetensors").read_bytes() == expected
+    records = federation.records()
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert all(set(record["counted"]) == {"east", "north"} for record in records)
+
+
+def _until_fired(target: Path, federation: Federation) -> None:
+    end = time.monotonic() + 120
+    while not target.with_suffix(".fired").exists():
+        assert time.monotonic() < end, federation.log("server") + federation.log("east")
+        assert federation.processes["server"].poll() is None, federation.log("server")
+        time.sleep(0.05)
