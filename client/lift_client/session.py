@@ -54,12 +54,13 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.randomness import derive_seed
-from lift.training import train_round
+from lift.training import draw_batches, train_round
 from lift.update import difference, is_finite
 from lift_client.cohort import SiteCohort, open_cohort
 
 logger = logging.getLogger(__name__)
-_CURVE_PATIENTS = 1
+_FEWEST_CURVE_PATIENTS = 2
+_CURVE_WINDOWS = 8
 _DRY_STEPS = 2
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (GeneratorError, FailureKind.POLICY),
@@ -251,14 +252,26 @@ class SiteSession:
         return Parcel(Kind.TRAIN, reply, {name: t.numpy() for name, t in sent.items()})
 
     def _validation_psnr_db(self, opened: _Opened, values: dict[str, Tensor]) -> float | None:
-        """Of the received mixer; on one patient, for the curve alone."""
-        patients = opened.cohort.part("validation")[:_CURVE_PATIENTS]
-        if not patients:
+        """Of the received mixer, over the same windows of the validation patients each round.
+
+        For the curve alone. It leaves the site, so one patient's figure is never given: None
+        below two validation patients.
+        """
+        patients = opened.cohort.part("validation")
+        if len(patients) < _FEWEST_CURVE_PATIENTS:
             return None
         opened.mixer.load_values(values)
-        return float(
-            np.mean([patient_psnr_db(f, mixed(opened.mixer, f, self._device)) for f in patients])
-        )
+        plan = opened.plan
+        count = max(_CURVE_WINDOWS, len(patients))
+        settings = plan.training.model_copy(update={"patients_per_step": count})
+        seed = (plan.seed, 0, f"{self.settings.name}/validation", 0)
+        squares = voxels = 0.0
+        with torch.no_grad():
+            for batch in draw_batches(opened.mixer, patients, settings, seed, self._device):
+                error = (opened.mixer(batch.inputs) - batch.target) * batch.inputs.mask
+                squares += float(error.double().square().sum())
+                voxels += float(batch.inputs.mask.sum())
+        return float(-10 * np.log10(max(squares / voxels, 1e-14))) if voxels else None
 
     def _guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         opened = self._find(body.plan_digest)

@@ -84,7 +84,8 @@ class TrainReply(Settings):
     round: int = Field(ge=1)
     loss: float
     validation_psnr_db: float | None
-    """Of the *received* mixer, on one of the site's validation patients; None without any."""
+    """Of the *received* mixer, over windows of the site's validation patients (the same in every
+    round); None below two of them, so that no patient's own figure leaves."""
 
 
 class GuardRequest(Settings):

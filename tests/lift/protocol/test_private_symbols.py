@@ -1,0 +1,131 @@
+"""Every name of Flower's that is not part of its public interface, in one list.
+
+When a new release of Flower moves one, this says which, and where the code leans on it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import lift.protocol.flower
+
+PUBLIC: Final = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+PRIVATE: Final = {
+    "flwr.cli.build": {"build_fab_from_files"},
+    "flwr.common.constant": {"ErrorCode"},
+    "flwr.common.serde": {
+        "context_from_proto",
+        "context_to_proto",
+        "fab_to_proto",
+        "run_from_proto",
+    },
+    "flwr.proto.control_pb2": {
+        "ListNodesRequest",
+        "ListRunsRequest",
+        "RegisterNodeRequest",
+        "StartRunRequest",
+        "StopRunRequest",
+        "UnregisterNodeRequest",
+    },
+    "flwr.proto.fleet_pb2": {"ActivateNodeRequest"},
+    "flwr.proto.node_pb2": {"NodeInfo"},
+    "flwr.proto.runtime_pb2": {
+        "AcquireTaskRequest",
+        "PullTaskInputRequest",
+        "PushTaskOutputRequest",
+    },
+    "flwr.supercore.auth": {"load_superexec_auth_secret"},
+    "flwr.supercore.control": {"ControlHttpClient"},
+    "flwr.supercore.error": {"ApiErrorCode", "FlowerError"},
+    "flwr.supercore.fab": {"Fab"},
+    "flwr.supercore.heartbeat": {"HeartbeatSender", "make_task_heartbeat_fn_http"},
+    "flwr.supercore.inflatable.inflatable_object": {"get_all_nested_objects"},
+    "flwr.supercore.inflatable.inflatable_utils": {"inflate_object_from_contents"},
+    "flwr.supercore.interceptors": {
+        "RuntimeTokenHttpInterceptor",
+        "RuntimeVersionHttpInterceptor",
+    },
+    "flwr.supercore.interceptors.http.superexec_auth": {"SuperExecAuthHttpInterceptor"},
+    "flwr.supercore.object_store": {"ObjectStoreFactory"},
+    "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes"},
+    "flwr.supercore.protobuf.client": {
+        "ProtobufCall",
+        "ProtobufClientInterceptor",
+        "ProtobufRequestContext",
+    },
+    "flwr.supercore.retry": {"RetryInvoker"},
+    "flwr.supercore.run": {"Run", "RunNotRunningException"},
+    "flwr.supercore.runtime": {"RuntimeHttpClient"},
+    "flwr.supercore.task_identity": {"TaskIdentity"},
+    "flwr.superlink.cli.flower_superlink": {"SuperLinkLifespan"},
+    "flwr.superlink.config_loader": {"SuperLinkLifespanConfig", "load_control_authn_plugin"},
+    "flwr.superlink.grid.http_grid": {"HttpGrid"},
+    "flwr.superlink.main": {"create_app"},
+    "flwr.supernode.fleet_http_client": {"FleetHttpClient"},
+    "flwr.supernode.node_auth_http_interceptor": {"NodeAuthHttpInterceptor"},
+    "flwr.supernode.nodestate": {"NodeStateFactory"},
+    "flwr.supernode.runtime.run_clientapp": {
+        "pull_task_input",
+        "push_message",
+        "push_task_output",
+    },
+}
+REPLACED: Final = {
+    "flwr.supernode.fleet_http_connection": {
+        "DeactivateNodeRequest",
+        "FleetHttpClient",
+        "HEARTBEAT_DEFAULT_INTERVAL",
+        "fab_from_proto",
+        "make_simple_http_retry_invoker",
+    },
+    "flwr.supernode.start_client_internal": {"_verify_fab", "start_client_internal", "time"},
+    "flwr.supernode.cli.flower_supernode": {
+        "SuperNodeLifespanConfig",
+        "_start_supernode_http_api",
+    },
+    "flwr.supercore.heartbeat": {"HEARTBEAT_DEFAULT_INTERVAL"},
+}
+"""What `lift.protocol.flower.supernode` replaces or calls inside Flower's own modules."""
+
+
+def _imported() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    folder = Path(inspect.getfile(lift.protocol.flower)).parent
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr"):
+                names = {alias.name for alias in node.names}
+                found.setdefault(node.module or "", set()).update(names)
+    return found
+
+
+def test_every_private_import_stands_in_the_list() -> None:
+    private = {module: names for module, names in _imported().items() if module not in PUBLIC}
+    assert private == PRIVATE
+
+
+@pytest.mark.parametrize("module", sorted({*PRIVATE, *REPLACED}))
+def test_flower_still_has_it(module: str) -> None:
+    there = importlib.import_module(module)
+    wanted = PRIVATE.get(module, set()) | REPLACED.get(module, set())
+    assert {name for name in wanted if not hasattr(there, name)} == set()
+
+
+def test_what_is_replaced_is_what_flower_calls() -> None:
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    source = inspect.getsource(loop)
+    # replacing a name helps only as long as Flower looks it up there
+    assert "_verify_fab(fab, trusted_entities)" in source
+    assert "time.sleep(" in source
+    assert 'fab.verifications.get("valid_license", "")' in source
+    connection = importlib.import_module("flwr.supernode.fleet_http_connection")
+    source = inspect.getsource(connection.http_request_response)
+    assert "FleetHttpClient.from_server_address(" in source
+    assert "heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL" in source
+    assert "retry_invoker = make_simple_http_retry_invoker()" in source
