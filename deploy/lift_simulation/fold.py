@@ -158,7 +158,11 @@ class Fold:
     def _train_alone(
         self, label: str, site: str, patients: list[Features], sums: NormalEquations
     ) -> dict[str, Tensor]:
-        """A federation of one: the same rounds and steps on one set of patients."""
+        """A federation of one on one set of patients.
+
+        The same rounds; a site alone takes the steps that it takes in the federation, the
+        `centralised` training as many as all sites together.
+        """
         path = self._folder / "baselines" / f"{label}.safetensors"
         digest = self._plan.digest()
         stored = _read_baseline(path, digest)
@@ -167,12 +171,17 @@ class Fold:
         mixer = plan_mixer(self._plan, self._generator)
         values = start_values(self._plan, self._generator, fit(sums, self._plan.mixer.ridge))
         rounds = self._plan.federation.rounds
+        plan = self._plan
+        if site == "centralised":
+            steps = plan.training.steps * len(self._sites)
+            training = plan.training.model_copy(update={"steps": steps})
+            plan = plan.model_copy(update={"training": training})
         for round_index in range(1, rounds + 1):
             values = train_round(
                 mixer,
                 values,
                 patients,
-                self._plan,
+                plan,
                 round_index=round_index,
                 site=site,
                 device=self._device,

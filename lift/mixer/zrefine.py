@@ -16,7 +16,7 @@ from lift.mixer.differences import (
     replicate_depth,
     z_differences,
 )
-from lift.mixer.layers import ZTaps, plane_conv, require_taps, volume_conv
+from lift.mixer.layers import ZTaps, apply_plane_conv, plane_conv, require_taps, volume_conv
 
 # differences are small beside the images: brought to their scale for the first convolution
 _DIFFERENCE_GAIN = 4.0
@@ -66,7 +66,7 @@ class ZRefine(Mixer):
         inside = mask.transpose(1, 2)
         h = self._first_hidden(inputs, of_pred) * inside
         h = (h + silu(self.second(replicate_depth(h, inputs.depth, 1)))) * inside
-        correction = self.z_taps(of_pred) + self.out(h).transpose(1, 2)
+        correction = self.z_taps(of_pred) + apply_plane_conv(self.out, h).transpose(1, 2)
         return inputs.pred + keep_inside(correction, mask)
 
     def start_from(self, taps: Tensor) -> None:
@@ -88,7 +88,7 @@ class ZRefine(Mixer):
             high = min(low + _SLICES_AT_ONCE, z)
             start, stop = max(0, low - reach), min(z, high + reach)
             x = self._first_inputs(inputs, of_pred, start, stop)
-            parts.append(silu(self.first(x[:, :, low - start : high - start])))
+            parts.append(silu(apply_plane_conv(self.first, x[:, :, low - start : high - start])))
         return torch.cat(parts, dim=2)
 
     def _first_inputs(self, inputs: MixerInputs, of_pred: Tensor, start: int, stop: int) -> Tensor:
@@ -162,9 +162,9 @@ class Control2D(Mixer):
         parts = [inputs.source, inputs.pred, *(inputs.taps[name] for name in self.tap_names)]
         x = torch.cat([keep_inside(part, mask) for part in parts], dim=2).transpose(1, 2)
         inside = mask.transpose(1, 2)
-        h = silu(self.first(x)) * inside
-        h = (h + silu(self.second(h))) * inside
-        return inputs.pred + keep_inside(self.out(h).transpose(1, 2), mask)
+        h = silu(apply_plane_conv(self.first, x)) * inside
+        h = (h + silu(apply_plane_conv(self.second, h))) * inside
+        return inputs.pred + keep_inside(apply_plane_conv(self.out, h).transpose(1, 2), mask)
 
 
 def _zero(layer: nn.Conv3d) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import io
@@ -23,8 +22,8 @@ import httpx
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import Context, Message, RecordDict
-from flwr.app.message.message import Metadata, make_message, remove_content_from_message
+from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID, TIMESTAMP_HEADER
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -194,46 +193,46 @@ class Outlaw:
         def look() -> bool:
             response = self.send("pull-messages", PullMessagesRequest(node=self.node))
             response.raise_for_status()
-            for proto in PullMessagesResponse.FromString(response.content).messages_list:
-                found.append(message_from_proto(proto).metadata)
+            pulled = PullMessagesResponse.FromString(response.content).messages_list
+            found.extend(message_from_proto(proto).metadata for proto in pulled)
             return bool(found)
 
         until(look, timeout_s, "a message for the site")
         return found[0]
 
-    def push(
-        self,
-        metadata: Metadata,
-        deflated: Deflated,
-    ) -> PushMessagesResponse:
+    def push(self, metadata: Metadata, deflated: Deflated) -> None:
         """Push a message with this outer description and these objects, whatever they are."""
-        head, contents, tree = deflated
-        outer = make_message(metadata=metadata, content=RecordDict())
-        proto = message_to_proto(remove_content_from_message(outer))
+        self.deliver(metadata.run_id, self.announce(metadata, deflated), deflated)
+
+    def announce(self, metadata: Metadata, deflated: Deflated) -> PushMessagesResponse:
+        """The first half of a push: what will come."""
+        head, _, tree = deflated
+        proto = message_to_proto(make_message(metadata=metadata, content=RecordDict()))
         proto.metadata.message_id = head
-        response = self.send(
-            "push-messages",
-            PushMessagesRequest(
-                node=self.node,
-                messages_list=[proto],
-                message_object_trees=[tree],
-                clientapp_runtime_list=[0.1],
-            ),
+        request = PushMessagesRequest(
+            node=self.node,
+            messages_list=[proto],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[0.1],
         )
+        response = self.send("push-messages", request)
         response.raise_for_status()
-        pushed = PushMessagesResponse.FromString(response.content)
+        pushed: PushMessagesResponse = PushMessagesResponse.FromString(response.content)
+        return pushed
+
+    def deliver(self, run_id: int, pushed: PushMessagesResponse, deflated: Deflated) -> None:
+        """The second half: the objects that the server asked for."""
         for identity in pushed.objects_to_push:
             request = PushObjectRequest(
                 node=self.node,
-                run_id=metadata.run_id,
+                run_id=run_id,
                 session_id=pushed.session_id,
                 object_id=identity,
-                object_content=contents[identity],
+                object_content=deflated[1][identity],
             )
             answer = self.send("push-object", request)
             answer.raise_for_status()
             assert PushObjectResponse.FromString(answer.content).stored
-        return pushed
 
 
 def reply_metadata(to: Metadata, **changes: Any) -> Metadata:
@@ -300,35 +299,6 @@ def status_of(answer: bytes) -> int:
     return int(parts[1]) if answer.startswith(b"HTTP/") and len(parts) > 2 else 0
 
 
-def ask(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> int:
-    """The status that an ASGI app gives, without a network between."""
-    sent: list[Mapping[str, Any]] = []
-    chunks = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Mapping[str, Any]:
-        return chunks.pop() if chunks else {"type": "http.disconnect"}
-
-    async def send(event: Mapping[str, Any]) -> None:
-        sent.append(event)
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "https",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 443),
-    }
-    asyncio.run(app(scope, receive, send))
-    return int(sent[0]["status"])
-
-
 def fab_of(files: Mapping[str, bytes]) -> bytes:
     """An app with these files."""
     packed = io.BytesIO()
@@ -374,9 +344,7 @@ class ChildApi:
         self._state, store = factory.state(), stores.store()
         run = Run.create_empty(7)
         run.fab_hash = hashlib.sha256(fab).hexdigest()
-        context = Context(
-            run_id=7, node_id=8, node_config={}, state=RecordDict(), run_config={}
-        )
+        context = Context(run_id=7, node_id=8, node_config={}, state=RecordDict(), run_config={})
         metadata = Metadata(
             run_id=7,
             message_id="",
