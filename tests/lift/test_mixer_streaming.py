@@ -34,7 +34,9 @@ def test_chunks_with_their_halo_give_the_whole_volume(kind: MixerKind, chunk: in
         whole = mixer(inputs)
         streamed = in_chunks(mixer, inputs, chunk, mixer.halo)
         assert not torch.equal(whole, inputs.pred)
-        torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
+        # other chunks may meet other float kernels: a bound relative to the largest value
+        bound = 1e-5 * max(1.0, float(whole.abs().max()))
+        torch.testing.assert_close(streamed, whole, rtol=0, atol=bound)
         if mixer.halo > 0:
             too_short = in_chunks(mixer, inputs, chunk, mixer.halo - 1)
             assert float((too_short - whole).abs().max()) > 1e-3
