@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -22,17 +21,6 @@ from lift.slices import to_slices
 
 Floats = NDArray[np.float32]
 Method = Callable[[Features], Floats]
-
-REFERENCES: Final = (
-    ("federated", "no_mixer"),
-    ("federated", "z_median"),
-    ("federated", "z_filter"),
-    ("federated", "z_filter_local"),
-    ("federated", "local_only"),
-    ("federated", "centralised"),
-    ("control_2d", "no_mixer"),
-    ("control_2d_z_filter", "z_filter"),
-)
 
 
 def no_mixer(features: Features) -> Floats:

@@ -34,7 +34,7 @@ from lift.report.page import write_report
 from lift.volume import write_volume
 from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
-from lift_simulation.methods import REFERENCES, Floats, HeldOut
+from lift_simulation.methods import Floats, HeldOut
 from lift_simulation.progress import Reporter
 from lift_simulation.record import RunRecord
 
@@ -208,7 +208,7 @@ def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
     rule = plan.preprocessing.rule(plan.task.target)
     protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
     seed = derive_seed(plan.seed, "intervals")
-    table = dict(summarise(merged, seed=seed, comparisons=REFERENCES, protocol=protocol))
+    table = dict(summarise(merged, seed=seed, protocol=protocol))
     if crossed:
         table["cross_site"] = {
             trained_at: {

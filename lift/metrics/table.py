@@ -74,6 +74,8 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("federated", "local_only"),
     ("federated", "centralised"),
     ("z_filter", "no_mixer"),
+    ("control_2d", "no_mixer"),
+    ("control_2d_z_filter", "z_filter"),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 

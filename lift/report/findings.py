@@ -131,6 +131,7 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
             "(no mixer): ",
         }[outcome("psnr_db", against_none)]
         paragraphs.append(join([Markup(opening), _gain(against_none, "federated - no_mixer")]))
+    paragraphs += _through_plane(comparisons)
     n = max((measure.n or 0 for measure in (against_filter, against_none) if measure), default=0)
     if 1 < n < _FEW_PATIENTS:
         paragraphs.append(
@@ -140,6 +141,30 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
             )
         )
     return paragraphs
+
+
+def _through_plane(comparisons: Comparisons) -> list[Markup]:
+    """How much of the gain a network without reach along depth has as well."""
+    alone = comparisons.pooled.get("control_2d - no_mixer", {}).get("psnr_db")
+    above = comparisons.pooled.get("federated - control_2d", {}).get("psnr_db")
+    if alone is None or alone.value is None or above is None or above.value is None:
+        return []
+    opening = {
+        "better": "Above that, <b>context along depth adds</b> to the federated mixer ",
+        "worse": "The federated mixer is <b>worse than that</b>: ",
+        None: "Above that, context along depth is <b>not shown to add</b> anything: ",
+    }[outcome("psnr_db", above)]
+    return [
+        join(
+            [
+                "A network of at least its size without reach along depth (2D control) gains ",
+                _gain(alone, "control_2d - no_mixer"),
+                " ",
+                Markup(opening),
+                _gain(above, "federated - control_2d"),
+            ]
+        )
+    ]
 
 
 def _gain(measure: Measure, comparison: str) -> Markup:

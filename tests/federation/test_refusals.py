@@ -19,6 +19,7 @@ import pytest
 import torch
 from fastapi.routing import iter_route_contexts
 from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, RecordDict
+from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
@@ -159,10 +160,8 @@ def federate(plan: Plan, folder: Path, trick: Trick, *, in_round: int) -> Finish
 
 
 def with_tensors(parcel: Parcel, **tensors: Any) -> Parcel:
-    kept = {name: value for name, value in {**parcel.tensors, **tensors}.items()}
-    return Parcel(
-        parcel.kind, parcel.body, {name: np.asarray(v) for name, v in kept.items() if v is not None}
-    )
+    kept = {n: np.asarray(v) for n, v in {**parcel.tensors, **tensors}.items() if v is not None}
+    return Parcel(parcel.kind, parcel.body, kept)
 
 
 def with_body(parcel: Parcel, **changes: Any) -> Parcel:
@@ -257,7 +256,7 @@ IMPOSSIBLE: dict[str, Trick] = {
     "squares above 1": lambda p, _: with_tensors(p, z_filter_a=HONEST_A << 18),
     "products above 1": lambda p, _: with_tensors(p, z_filter_b=np.full(6, 2**62)),
     "smallest number": lambda p, _: with_tensors(p, z_filter_b=np.full(6, -(2**63))),
-    "indefinite": lambda p, _: with_tensors(p, z_filter_a=HONEST_A * 0 + SCALE - 2 * HONEST_A),
+    "indefinite": lambda p, _: with_tensors(p, z_filter_a=HONEST_A + SCALE * 4),
     "sums of no patient": lambda p, _: with_body(p, train_patients=0),
 }
 
@@ -496,7 +495,7 @@ def test_the_executor_works_on_the_stub(tmp_path: Path) -> None:
 
 
 def coordinators_stub() -> bytes:
-    content, _ = coordinator_module.build_fab_from_files({"pyproject.toml": STUB_PYPROJECT})
+    content, _ = build_fab_from_files({"pyproject.toml": STUB_PYPROJECT})
     return bytes(content)
 
 
@@ -522,8 +521,13 @@ def first_reply(child: ChildApi, folder: Path, asked: list[Parcel]) -> Any:
         )
         work.start()
         found: list[Any] = []
+
+        def look() -> bool:
+            found.extend(child.replies())
+            return bool(found)
+
         with suppress(TimeoutError):
-            until(lambda: bool(found.extend(child.replies()) or found), 10, "a reply")
+            until(look, 5, "a reply")
         stop.set()
         work.join(20)
     return found[0] if found else None
@@ -572,8 +576,7 @@ def test_the_sites_child_refuses_the_app_before_anybody_sees_the_request(
 
 @pytest.mark.xfail(strict=True, reason="zlib.error and LZMAError pass through: the child dies")
 def test_whatever_the_archive_is_there_is_a_verdict() -> None:
-    rng = random_bytes = np.random.default_rng(5)
-    del random_bytes
+    rng = np.random.default_rng(5)
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", method) as archive:

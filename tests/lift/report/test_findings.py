@@ -1,0 +1,41 @@
+"""The sentence on what a network without reach along depth gains as well."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lift.report.findings import _through_plane
+from lift.report.read import Comparisons
+
+
+def comparisons(above: tuple[float, float, float]) -> Comparisons:
+    value, low, high = above
+    rows = {
+        "control_2d - no_mixer": {"value": 3.0, "low": 2.0, "high": 4.0, "n": 12, "wins": 12},
+        "federated - control_2d": {"value": value, "low": low, "high": high, "n": 12, "wins": 9},
+    }
+    return Comparisons.model_validate({"pooled": {k: {"psnr_db": row} for k, row in rows.items()}})
+
+
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        ((0.7, 0.2, 1.1), "context along depth adds"),
+        ((0.1, -0.3, 0.5), "not shown to add"),
+        ((-0.7, -1.0, -0.2), "worse than that"),
+    ],
+)
+def test_it_says_how_much_a_2d_control_gains_and_what_is_left(
+    above: tuple[float, float, float], words: str
+) -> None:
+    (sentence,) = _through_plane(comparisons(above))
+    text = re.sub(r"<[^>]+>", "", str(sentence))
+    assert "2D control" in text
+    assert "+3.00 dB" in text
+    assert words in text
+
+
+def test_without_the_control_it_says_nothing() -> None:
+    assert _through_plane(Comparisons()) == []
