@@ -39,10 +39,12 @@ class Atlas:
     Attributes:
         maps: tissue -> (x, y, z) map.
         affine: voxel -> mm.
+        support: where any map can have a say in linear interpolation.
     """
 
     maps: dict[str, Floats]
     affine: NDArray[np.float64]
+    support: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def load_atlas(*, whole_head: bool) -> Atlas:
             shell *= ~brain
             maps[tissue] = maps.get(tissue, np.zeros_like(wm)) + shell
             inner = outer
-    return Atlas({name: values.astype(np.float32) for name, values in maps.items()}, affine)
+    tissue = np.any([values > 0 for values in maps.values()], axis=0)
+    return Atlas(
+        {name: values.astype(np.float32) for name, values in maps.items()},
+        affine,
+        ndimage.binary_dilation(tissue, iterations=2, structure=np.ones((3, 3, 3), dtype=bool)),
+    )
 
 
 def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head:
@@ -117,10 +124,15 @@ def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head
     displacement, jacobian = _displacement(rng)
     moved = _affine(rng, points) + np.stack([_at(part, grid) for part in displacement])
     voxels = moved - atlas.affine[:3, 3].astype(np.float32)[:, None, None, None]
-    maps = {
-        name: ndimage.map_coordinates(values, voxels, order=1, mode="constant", prefilter=False)
-        for name, values in atlas.maps.items()
-    }
+    # more than half of the grid is air: every map is 0 there
+    inside = _is_near(atlas.support, voxels)
+    places = voxels[:, inside]
+    maps = {}
+    for name, values in atlas.maps.items():
+        maps[name] = np.zeros(grid.shape, dtype=np.float32)
+        maps[name][inside] = ndimage.map_coordinates(
+            values, places, order=1, mode="constant", prefilter=False
+        )
     # the rest of the brain is fluid; around a whole head's brain there is fluid as well
     brain = maps["wm"] + maps["gm"]
     if not whole_head:
@@ -128,6 +140,15 @@ def make_head(grid: Grid, rng: np.random.Generator, *, whole_head: bool) -> Head
     texture = _smooth_noise(rng, grid, correlation_mm=5.0)
     _add_lesions(maps, points, grid, rng)
     return Head(maps, brain, texture, smooth_polynomial(grid, rng), jacobian)
+
+
+def _is_near(support: NDArray[np.bool_], voxels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether the voxel nearest to each place is in `support`; False beyond its ends."""
+    nearest = np.rint(voxels).astype(np.int32)
+    limits = np.array(support.shape, dtype=np.int32)[:, None, None, None] - 1
+    clipped = np.clip(nearest, 0, limits)
+    found: NDArray[np.bool_] = support[clipped[0], clipped[1], clipped[2]]
+    return found
 
 
 def smooth_polynomial(grid: Grid, rng: np.random.Generator) -> Floats:
@@ -234,44 +255,63 @@ def _add_lesions(
     for _ in range(int(rng.poisson(6))):
         centre = candidates[rng.integers(len(candidates))]
         radii = rng.uniform(2.0, 5.0, 3)
-        _replace(maps, "hyperintensity", _blob(points, grid, centre, radii, None, 0.0))
+        box = _box(grid, centre, float(radii.max()))
+        _replace(maps, "hyperintensity", box, _blob(points, box, centre, radii, None, 0.0))
     centre = candidates[rng.integers(len(candidates))]
     rough = _smooth_noise(rng, grid, correlation_mm=8.0)
     core, rim, around = rng.uniform(5, 11), rng.uniform(2.5, 4.5), rng.uniform(6, 14)
-    oedema = _blob(points, grid, centre, np.full(3, core + rim + around), rough, 3.0)
+    largest = core + rim + around
+    # the rough border reaches as far as its field is large
+    box = _box(grid, centre, largest + 3.0 * float(np.abs(rough).max()))
+    oedema = _blob(points, box, centre, np.full(3, largest), rough, 3.0)
     # oedema follows white matter
-    _replace(maps, "oedema", oedema * np.clip(maps["wm"] * 1.5, 0, 1))
-    _replace(maps, "enhancing", _blob(points, grid, centre, np.full(3, core + rim), rough, 1.5))
-    _replace(maps, "necrosis", _blob(points, grid, centre, np.full(3, core), rough, 1.5))
+    _replace(maps, "oedema", box, oedema * np.clip(maps["wm"][box] * 1.5, 0, 1))
+    enhancing = _blob(points, box, centre, np.full(3, core + rim), rough, 1.5)
+    _replace(maps, "enhancing", box, enhancing)
+    _replace(maps, "necrosis", box, _blob(points, box, centre, np.full(3, core), rough, 1.5))
+
+
+Box = tuple[slice, slice, slice]
+
+
+def _box(grid: Grid, centre: NDArray[np.int64], radius_mm: float) -> Box:
+    """The part of the grid within `radius_mm` (and an edge) of a voxel, along each axis."""
+    sides = []
+    for middle, n, spacing in zip(centre, grid.shape, grid.spacing_mm, strict=True):
+        reach = int(np.ceil((radius_mm + 2.0) / spacing))
+        sides.append(slice(max(0, int(middle) - reach), min(n, int(middle) + reach + 1)))
+    return sides[0], sides[1], sides[2]
 
 
 def _blob(
     points: NDArray[np.float32],
-    grid: Grid,
+    box: Box,
     centre: NDArray[np.int64],
     radii_mm: NDArray[np.float64],
     rough: Floats | None,
     roughness_mm: float,
 ) -> Floats:
-    """An ellipsoid's map with an edge of 1.5 mm, its border moved by the field `rough`."""
+    """An ellipsoid's map in `box` with an edge of 1.5 mm, its border moved by the field `rough`."""
     i, j, k = (int(index) for index in centre)
     middle = points[:, i, j, k]
     radii = radii_mm.astype(np.float32)[:, None, None, None]
-    scaled = (points - middle[:, None, None, None]) / radii
+    scaled = (points[(slice(None), *box)] - middle[:, None, None, None]) / radii
     mean_radius = float(radii_mm.mean())
     outside_mm = (np.sqrt((scaled**2).sum(0)) - 1) * mean_radius
     if rough is not None:
-        outside_mm = outside_mm + roughness_mm * rough
+        outside_mm = outside_mm + roughness_mm * rough[box]
     return np.asarray(np.clip(0.5 - outside_mm / 1.5, 0, 1), dtype=np.float32)
 
 
-def _replace(maps: dict[str, Floats], tissue: str, share: Floats) -> None:
-    """Put `share` of a new tissue inside the brain in place of what was there."""
-    inside = share * np.clip(sum(maps[name] for name in _BRAIN if name in maps), 0, 1)
+def _replace(maps: dict[str, Floats], tissue: str, box: Box, share: Floats) -> None:
+    """Put `share` of a new tissue inside the brain, in `box`, in place of what was there."""
+    inside = share * np.clip(sum(maps[name][box] for name in _BRAIN if name in maps), 0, 1)
     for name in _BRAIN:
         if name in maps:
-            maps[name] = maps[name] * (1 - share)
-    maps[tissue] = maps.get(tissue, np.zeros_like(share)) + inside
+            maps[name][box] = maps[name][box] * (1 - share)
+    if tissue not in maps:
+        maps[tissue] = np.zeros_like(maps["wm"])
+    maps[tissue][box] += inside
 
 
 _BRAIN: Final = ("wm", "gm", "csf", "hyperintensity", "oedema", "enhancing", "necrosis")
