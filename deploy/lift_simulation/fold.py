@@ -258,12 +258,11 @@ class Fold:
                 continue
             row = result.cross_site.setdefault(trained_at, {}).setdefault(held_out.site, {})
             if trained_at == held_out.site:
-                row[held_out.patient] = result.metrics[held_out.site]["local_only"][
-                    held_out.patient
-                ]
+                own = result.metrics[held_out.site]["local_only"][held_out.patient]
+                row[held_out.patient] = {m: own[m] for m in ("psnr_db", "dz_corr") if m in own}
                 continue
             prediction = with_mixer(mixer, trained[trained_at], self._device)(held_out.features)
-            row[held_out.patient] = measure(held_out, prediction, self._plan)
+            row[held_out.patient] = measure(held_out, prediction, self._plan, brief=True)
 
     def _gain_over(
         self,

@@ -61,8 +61,10 @@ class HeldOut:
     prepared: Prepared
 
 
-def measure(held_out: HeldOut, prediction: Floats, plan: Plan) -> PatientMetrics:
-    """All metrics of one prediction, on the patient's whole grid.
+def measure(
+    held_out: HeldOut, prediction: Floats, plan: Plan, *, brief: bool = False
+) -> PatientMetrics:
+    """All metrics (`brief`: two) of one prediction, on the patient's whole grid.
 
     Outside the mask both volumes hold the background (0 normalised), as cWDM's sampling sets
     it; CT is measured in HU.
@@ -86,4 +88,5 @@ def measure(held_out: HeldOut, prediction: Floats, plan: Plan) -> PatientMetrics
         range=CT_RANGE if is_ct else MR_RANGE,
         spacing_mm=prepared.spacing_mm,
         protocol="ct" if is_ct else "mr",
+        brief=brief,
     )

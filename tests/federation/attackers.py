@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
-from lift.protocol.flower.executor import SuperNode
+from lift.protocol.flower.executor import SuperNode, answer_requests
 from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import SuperLinkSettings
-from lift.protocol.messages import Answer, Parcel
+from lift.protocol.flower.supernode import SuperNodeSettings
+from lift.protocol.messages import Answer, Failure, FailureKind, Parcel
 from lift.protocol.transport import Transport
 from lift_server.provisioning import init_folder
 from tests.federation.world import free_port, until
@@ -119,7 +121,13 @@ class Server:
             return answers[0]
 
         with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(run)
+            answer = pool.submit(run)
+            try:
+                yield answer
+            except TimeoutError:
+                # nobody was asked: the reason is the other thread's
+                answer.result(60)
+                raise
 
 
 @contextlib.contextmanager
@@ -164,10 +172,18 @@ class Outlaw:
         return public_key_to_bytes(self.key.public_key())
 
     def send(
-        self, name: str, request: Any, *, late_by: timedelta = timedelta(), **headers: str
+        self,
+        name: str,
+        request: Any,
+        *,
+        late_by: timedelta = timedelta(),
+        changed: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """Post one signed request; `late_by` moves the time that is signed into the past."""
-        stamp = signature_of(self.key, now() - late_by) | headers
+        """Post one signed request.
+
+        `late_by` moves the time that is signed into the past; `changed` replaces headers.
+        """
+        stamp = signature_of(self.key, now() - late_by) | dict(changed or {})
         with httpx.Client(
             verify=ssl.create_default_context(cafile=str(self._ca)), trust_env=False, timeout=10
         ) as client:
@@ -375,7 +391,9 @@ class ChildApi:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """It answers inside the block."""
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=self.port, log_level="error")
+        config = uvicorn.Config(
+            self.app, host="127.0.0.1", port=self.port, log_level="error", ws="none"
+        )
         server = uvicorn.Server(config)
         with in_background(server.run):
             until(lambda: server.started, 10, "the API answers")
@@ -393,3 +411,40 @@ def in_background(work: Callable[[], None]) -> Iterator[None]:
     finally:
         thread.join(20)
         assert not thread.is_alive()
+
+
+def first_reply(child: ChildApi, folder: Path, asked: list[Parcel]) -> Any:
+    """What the real executor hands back to this API, or None; `asked` takes what it worked on."""
+
+    def handle(request: Parcel) -> Parcel | Failure:
+        asked.append(request)
+        return Failure(FailureKind.DATA)
+
+    stop = threading.Event()
+    settings = site_settings(folder, f"localhost:{free_port()}", local_port=child.port)
+    work = partial(answer_requests, StandIn(), settings, handle, stop)
+    with child.running(), in_background(work):
+        found: list[Any] = []
+
+        def look() -> bool:
+            found.extend(child.replies())
+            return bool(found)
+
+        with contextlib.suppress(TimeoutError):
+            until(look, 5, "a reply")
+        stop.set()
+    return found[0] if found else None
+
+
+def site_settings(
+    folder: Path, address: str, *, local_port: int | None = None
+) -> SuperNodeSettings:
+    """Of a site whose folder lies in its coordinator's."""
+    return SuperNodeSettings(
+        address=address,
+        ca=str(folder / "certificates" / "ca.pem"),
+        key=str(folder / "site" / "site.key"),
+        local_port=free_port() if local_port is None else local_port,
+        secret=str(folder / "executor.secret"),
+        node_file=str(folder / "node"),
+    )
