@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lift.config.kit import CA_FILE, Kit
+from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
-from lift.errors import ConfigError, LiftError, RecordError
+from lift.errors import ConfigError, LiftError, PolicyError, RecordError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
@@ -98,6 +99,7 @@ class Release:
         self._kit = kit
         self._journal = journal
         self._last: tuple[str, Parcel] | None = None
+        self._plans: dict[str, Plan] = {}
 
     def __call__(self, request: Parcel) -> Parcel | Failure:
         """The answer to one request.
@@ -117,8 +119,7 @@ class Release:
             return self._failed(request, FailureKind.INTERNAL)
 
     def _answer(self, request: Parcel) -> Parcel | Failure:
-        if isinstance(request.body, StatisticsRequest):
-            check_plan(request.body.plan, self._config.policy, self._kit, parameters=None)
+        self._allow(request)
         asked = _digest(request)
         answer: Parcel | Failure
         if self._last is not None and self._last[0] == asked:
@@ -131,6 +132,37 @@ class Release:
         self._note(request, answer)
         self._last = (asked, answer)
         return answer
+
+    def _allow(self, request: Parcel) -> None:
+        """The policy, on the plan that the request belongs to and on the round it asks for."""
+        body = request.body
+        if isinstance(body, StatisticsRequest):
+            check_plan(body.plan, self._config.policy, self._kit, parameters=None)
+            self._plans[body.plan.digest()] = body.plan
+            return
+        digest = _plan_digest(request)
+        if digest not in self._plans:
+            # after a restart: the stored plan has to pass the policy of today
+            stored = self._config.folder / "plan.json"
+            if not stored.is_file():
+                return
+            plan = Plan.model_validate_json(stored.read_bytes())
+            if plan.digest() != digest:
+                return
+            check_plan(plan, self._config.policy, self._kit, parameters=None)
+            self._plans[digest] = plan
+        rounds = self._plans[digest].federation.rounds
+        if isinstance(body, TrainRequest) and body.round > rounds:
+            raise PolicyError(
+                "the server asks for more rounds than the plan has",
+                where="federation.rounds",
+                seen=f"round {body.round} of {rounds}",
+                remedy="Nothing was computed. Tell the coordinator.",
+            )
+
+    def unreadable(self, kind: FailureKind) -> None:
+        """Note that a request could not be read, before the refusal leaves."""
+        self._journal.append(self._failure_entry("", 0, kind))
 
     def _note(self, request: Parcel, answer: Parcel) -> None:
         self._journal.append(
@@ -148,19 +180,21 @@ class Release:
 
     def _failed(self, request: Parcel, kind: FailureKind) -> Failure:
         """A failure leaves as its class alone, and that, too, stands in the journal."""
-        self._journal.append(
-            Entry(
-                run=_plan_digest(request),
-                round=_round(request),
-                kind="failure",
-                tensors=(),
-                bytes=0,
-                sha256=hashlib.sha256(kind.value.encode()).hexdigest(),
-                receiver=self._kit.address,
-                purpose=f"Says that the request was not answered, and the class: {kind.value}.",
-            )
-        )
+        entry = self._failure_entry(_plan_digest(request), _round(request), kind)
+        self._journal.append(entry)
         return Failure(kind)
+
+    def _failure_entry(self, run: str, round_index: int, kind: FailureKind) -> Entry:
+        return Entry(
+            run=run,
+            round=round_index,
+            kind="failure",
+            tensors=(),
+            bytes=0,
+            sha256=hashlib.sha256(kind.value.encode()).hexdigest(),
+            receiver=self._kit.address,
+            purpose=f"Says that the request was not answered, and the class: {kind.value}.",
+        )
 
 
 def _digest(parcel: Parcel) -> str:

@@ -22,6 +22,9 @@ from lift.protocol.messages import PROTOCOL_VERSION, REPLIES, REQUESTS, Body, Ki
 LARGEST_BODY_BYTES: Final = 1 << 20
 LARGEST_TENSOR_BYTES: Final = 64 << 20
 MOST_TENSORS: Final = 4096
+MOST_AXES: Final = 8
+LARGEST_HEADER_BYTES: Final = 1 << 20
+_LENGTH_BYTES: Final = 8
 _DTYPES: Final = frozenset({"float16", "float32", "float64", "int64"})
 
 
@@ -50,7 +53,7 @@ def encode(parcel: Parcel) -> Encoded:
         separators=(",", ":"),
         allow_nan=False,
     )
-    tensors = {name: np.ascontiguousarray(parcel.tensors[name]) for name in sorted(parcel.tensors)}
+    tensors = {name: np.asarray(parcel.tensors[name], order="C") for name in sorted(parcel.tensors)}
     return Encoded(text, safetensors.numpy.save(tensors))
 
 
@@ -95,18 +98,35 @@ def _decode(encoded: Encoded, schemas: Mapping[Kind, type[Settings]]) -> Parcel:
 
 
 def _decode_tensors(block: bytes) -> dict[str, np.ndarray]:
+    _check_header(block)
     try:
         tensors = safetensors.numpy.load(block)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         raise _refusal("the tensors are not a safetensors block") from None
-    if len(tensors) > MOST_TENSORS:
-        raise _refusal(f"{len(tensors)} tensors; at most {MOST_TENSORS} are read")
     for name, tensor in tensors.items():
         if tensor.dtype.name not in _DTYPES:
             raise _refusal(
                 f"a tensor of type {tensor.dtype.name} (its name has {len(name)} letters)"
             )
     return dict(tensors)
+
+
+def _check_header(block: bytes) -> None:
+    """Refuse a block whose header is large, before anything is made of it."""
+    size = int.from_bytes(block[:_LENGTH_BYTES], "little")
+    if len(block) < _LENGTH_BYTES or size > min(LARGEST_HEADER_BYTES, len(block) - _LENGTH_BYTES):
+        raise _refusal(f"the tensors' header is not within {LARGEST_HEADER_BYTES} bytes")
+    try:
+        header = json.loads(block[_LENGTH_BYTES : _LENGTH_BYTES + size])
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        axes = max((len(shape) for shape in shapes), default=0)
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise _refusal("the tensors are not a safetensors block") from None
+    if len(shapes) > MOST_TENSORS or axes > MOST_AXES:
+        raise _refusal(
+            f"{len(shapes)} tensors of up to {axes} axes; at most {MOST_TENSORS} of "
+            f"{MOST_AXES} are read"
+        )
 
 
 def _refuse_constant(name: str) -> float:

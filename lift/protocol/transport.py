@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from lift.protocol.messages import Answer, Failure, Parcel
+from lift.protocol.messages import Answer, Failure, FailureKind, Parcel
 
 SiteHandler = Callable[[Parcel], Parcel | Failure]
 """What a site does with a request. It never raises: a failure is an answer."""
+
+
+@runtime_checkable
+class NotesRefusals(Protocol):
+    """A handler that keeps a record of what leaves, the refusal of unreadable requests too."""
+
+    def unreadable(self, kind: FailureKind) -> None:
+        """Called before the refusal leaves."""
+        ...
 
 
 class Transport(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lift.errors import UpdateRejectedError
-from lift.mixer.z_filter import NormalEquations
+from lift.mixer.z_filter import SCALE, NormalEquations
 from lift.protocol.messages import Parcel, StatisticsReply, TrainReply
 from lift.update import Values, is_finite, norm
 
@@ -32,6 +32,13 @@ def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply
     if a.dtype != np.int64 or b.dtype != np.int64 or a.shape != (6, 6) or b.shape != (6,):
         raise _rejected("the z-filter's sums are not 6 x 6 and 6 fixed-point numbers")
     if not np.array_equal(a, a.T) or (np.diag(a) < 0).any():
+        raise _rejected("the z-filter's matrix is not a sum of squares")
+    # normalised volumes: a patient's mean product of two differences is at most 1
+    most = body.train_patients * SCALE
+    if any(int(np.max(part)) > most or int(np.min(part)) < -most for part in (a, b)):
+        raise _rejected("the z-filter's sums are larger than its patients can have")
+    eigenvalues = np.linalg.eigvalsh(a.astype(np.float64))
+    if eigenvalues[0] < -1e-6 * max(float(eigenvalues[-1]), 1.0):
         raise _rejected("the z-filter's matrix is not a sum of squares")
     sums = NormalEquations.from_fixed_point(
         torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients

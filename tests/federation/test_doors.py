@@ -241,11 +241,6 @@ def test_a_route_that_flower_adds_is_closed_until_somebody_opens_it() -> None:
     assert not witness.reached
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the door answers a WebSocket with an HTTP event: 500",
-)
 def test_a_websocket_is_refused_in_its_own_words() -> None:
     events = ask(Door(Witness(), OPEN_PATHS), "GET", "/health", {}, kind="websocket")
     assert events[0]["type"] in {"websocket.close", "websocket.http.response.start"}
@@ -758,9 +753,6 @@ def test_the_site_says_nothing_without_tls(enrolled: Path, tmp_path: Path) -> No
     assert not any(b"fleet" in content for content in trap.seen)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="Flower's client follows redirects, to any address"
-)
 def test_the_site_dials_no_other_address_whatever_the_server_says(
     enrolled: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ module         what runs there
 `in_process`   all of it in one process, through Flower's own serialisation
 `superlink`    the server's child process: one app behind two listeners
 `coordinator`  starts that child, admits sites, opens a run, hands out its Grid
+`collecting`   the Grid that the run uses: no reply holds it up or ends it
 `supernode`    the site's child process: the connection to the server
 `executor`     the site's own process answers requests: no code ever arrives
 =============  =====================================================================

@@ -18,7 +18,7 @@ from lift.errors import ProtocolError, VersionMismatchError
 from lift.protocol.codec import decode_reply, decode_request, encode
 from lift.protocol.flower.records import pack, unpack
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
-from lift.protocol.transport import SiteHandler, Transport
+from lift.protocol.transport import NotesRefusals, SiteHandler, Transport
 
 logger = logging.getLogger(__name__)
 _FAILURE: Final = "lift.failure"
@@ -26,6 +26,10 @@ _MESSAGE_TYPE: Final = {Kind.STATISTICS: "query", Kind.TRAIN: "train", Kind.GUAR
 _LOOK_EVERY_S: Final = 0.5
 _SLOWEST_POLL_S: Final = 0.5
 # errors that Flower itself answers with for a site that is gone: the request was not worked on
+_ERRORS: Final = {
+    ErrorCode.INVALID_FAB: FailureKind.POLICY,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: FailureKind.PROTOCOL,
+}
 _LOST: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
@@ -33,14 +37,19 @@ def make_client_app(handler: SiteHandler) -> ClientApp:
     """Flower's ClientApp around a site's handler; no exception text ever leaves it."""
     app = ClientApp()
 
+    def unreadable(kind: FailureKind) -> Failure:
+        if isinstance(handler, NotesRefusals):
+            handler.unreadable(kind)
+        return Failure(kind)
+
     def answer(message: Message, context: Context) -> Message:
         del context
         try:
             outcome = handler(decode_request(unpack(message.content)))
         except VersionMismatchError:
-            outcome = Failure(FailureKind.VERSION)
+            outcome = unreadable(FailureKind.VERSION)
         except ProtocolError:
-            outcome = Failure(FailureKind.PROTOCOL)
+            outcome = unreadable(FailureKind.PROTOCOL)
         if isinstance(outcome, Failure):
             record = ConfigRecord({"kind": outcome.kind.value})
             return Message(RecordDict({_FAILURE: record}), reply_to=message)
@@ -206,8 +215,7 @@ class GridTransport:
 
 def _read_answer(reply: Message, kind: Kind) -> Answer:
     if reply.has_error():
-        refused = reply.error.code == ErrorCode.INVALID_FAB
-        return Answer(Failure(FailureKind.POLICY if refused else FailureKind.INTERNAL), 0)
+        return Answer(Failure(_ERRORS.get(reply.error.code, FailureKind.INTERNAL)), 0)
     size = sum(len(part.deflate()) for part in get_all_nested_objects(reply).values())
     content = reply.content
     if set(content) == {_FAILURE}:

@@ -46,11 +46,11 @@ from flwr.supercore.protobuf.client import (
 from flwr.supercore.retry import RetryInvoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from lift.errors import ProtocolError
 from lift.files import write_atomically
 from lift.protocol.flower.apps import Connected, make_server_app
+from lift.protocol.flower.collecting import CollectingGrid
 from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import SECRET_HEADER, SuperLinkSettings
 from lift.protocol.transport import Transport
@@ -245,8 +245,8 @@ class Coordinator:
         content, _ = build_fab_from_files({"pyproject.toml": STUB_PYPROJECT})
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         self._control.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
-        grid = HttpGrid(self._address, False, self._ca, token=self._acquire())
-        token = grid._token  # noqa: SLF001
+        token = self._acquire()
+        grid = CollectingGrid(self._address, self._ca, token)
         # the Grid's own client would not carry the secret, and would retry without an end
         client = self._runtime([RuntimeTokenHttpInterceptor(token)])
         grid._client = client  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from typing import Final
 
@@ -36,7 +37,7 @@ def unpack(content: RecordDict) -> Encoded:
         if set(content) != {_TEXT, _BLOCK}:
             raise KeyError
         text = content.config_records[_TEXT]["json"]
-        block = content.array_records[_BLOCK]["safetensors"].numpy()
+        block = _read_array(content.array_records[_BLOCK]["safetensors"].data)
         if not isinstance(text, str) or block.dtype != np.uint8 or block.ndim != 1:
             raise TypeError
         tensors = _inflated(block.tobytes())
@@ -47,6 +48,24 @@ def unpack(content: RecordDict) -> Encoded:
             remedy="Nothing of it was used. Check that both sides run the same version.",
         ) from None
     return Encoded(text, tensors)
+
+
+def _read_array(data: bytes) -> np.ndarray:
+    """The bytes of a one-dimensional array in numpy's format, and of no other.
+
+    Raises:
+        ValueError: the data is anything else.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
+        raise ValueError("not an array") from error
+    content = data[stream.tell() :]
+    if version != (1, 0) or dtype != np.uint8 or shape != (len(content),):
+        raise ValueError("not one row of bytes")
+    return np.frombuffer(content, dtype=np.uint8)
 
 
 def _inflated(packed: bytes) -> bytes:

@@ -104,6 +104,9 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
         path = scope.get("path", "")
         if scope["type"] != "http" or path not in self._paths:
             await _answer(send, 404)
@@ -190,6 +193,7 @@ async def serve(settings: SuperLinkSettings) -> None:
                 access_log=False,
                 server_header=False,
                 log_level="warning",
+                ws="none",
                 h11_max_incomplete_event_size=64 << 10,
             )
         )
