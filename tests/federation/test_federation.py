@@ -85,6 +85,7 @@ def _gone(path: Path) -> bool:
     return not path.exists()
 
 
+@pytest.mark.slow
 def test_a_site_that_stays_away_is_named_and_the_round_closes_at_the_deadline(
     federation: Federation,
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_site_that_stays_away_is_named_and_the_round_closes_at_the_deadline(
     assert "west (no_answer)" in federation.log("server")
 
 
+@pytest.mark.slow
 def test_below_the_quorum_nothing_is_aggregated(federation: Federation) -> None:
     federation.make(federation={"rounds": 1, "deadline_s": 5.0})
     settings = federation.server_settings()
@@ -124,6 +126,7 @@ def test_below_the_quorum_nothing_is_aggregated(federation: Federation) -> None:
     assert not federation.records()
 
 
+@pytest.mark.slow
 def test_a_removed_site_is_out_from_the_next_round_on(federation: Federation) -> None:
     federation.make(
         federation={
@@ -146,6 +149,7 @@ def test_a_removed_site_is_out_from_the_next_round_on(federation: Federation) ->
     assert all(record["asked"] == ["east", "north"] for record in later)
 
 
+@pytest.mark.slow
 def test_it_works_through_a_connect_proxy(federation: Federation, proxy: ConnectProxy) -> None:
     federation.sites = ("east", "north")
     federation.make(federation={"rounds": 1, "deadline_s": 60.0})
@@ -157,6 +161,7 @@ def test_it_works_through_a_connect_proxy(federation: Federation, proxy: Connect
     assert proxy.targets == {federation.server_settings()["address"]}
 
 
+@pytest.mark.slow
 def test_a_sites_failure_leaves_as_its_class_alone(federation: Federation, tap: TlsTap) -> None:
     federation.sites = ("east", "north")
     federation.make(
@@ -180,6 +185,7 @@ def test_a_sites_failure_leaves_as_its_class_alone(federation: Federation, tap: 
         assert secret.encode() not in (federation.server / "state" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_dead_site_is_named_in_time(federation: Federation) -> None:
     federation.make(federation={"rounds": 1, "deadline_s": 100.0})
     federation.write_server(federation.server_settings() | {"wait_for_sites_s": 200.0})

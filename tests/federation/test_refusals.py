@@ -284,7 +284,9 @@ IMPOSSIBLE: dict[str, Trick] = {
     "squares above 1": lambda p, _: with_tensors(p, z_filter_a=HONEST_A << 18),
     "products above 1": lambda p, _: with_tensors(p, z_filter_b=np.full(6, 2**62)),
     "smallest number": lambda p, _: with_tensors(p, z_filter_b=np.full(6, -(2**63))),
-    "indefinite": lambda p, _: with_tensors(p, z_filter_a=HONEST_A + SCALE * 4),
+    "indefinite": lambda p, _: with_tensors(
+        p, z_filter_a=HONEST_A + (1 - np.eye(6, dtype=np.int64)) * SCALE * 2
+    ),
     "sums of no patient": lambda p, _: with_body(p, train_patients=0),
 }
 
@@ -737,7 +739,7 @@ class Real:
 
     def desk(self, policy: PolicySettings) -> Desk:
         """As after a start of the program."""
-        config = self.config.model_copy(update={"policy": policy})
+        config = self.config.model_copy(update={"policy": policy, "folder": self.folder})
         session = SiteSession(config, self.generator, self.folder)
         return Desk(self.folder, kit=self.kit, handler=session.handle, config=config)
 

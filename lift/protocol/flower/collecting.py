@@ -47,7 +47,9 @@ class CollectingGrid(HttpGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages that are whole by now; an unreadable one is an error."""
         wanted = list(message_ids)
-        request = PullAppMessagesRequest(message_ids=wanted)
+        # Flower names a reply once: asked again, it says that there is none
+        fresh = [identity for identity in wanted if identity not in self._announced]
+        request = PullAppMessagesRequest(message_ids=fresh)
         response = self._runtime_client.PullMessages(request)
         for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             parts = [node.object_id for node in iterate_object_tree(tree)]
