@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
-import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from lift.config.kit import CA_FILE, Kit
@@ -17,10 +13,12 @@ from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
 from lift.errors import ConfigError, LiftError, PolicyError, RecordError
+from lift.files import held_alone
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
+from lift.protocol.flower.children import keep_loopback_direct
 from lift.protocol.flower.executor import SuperNode, answer_requests
 from lift.protocol.flower.supernode import SuperNodeSettings
 from lift.protocol.messages import (
@@ -51,12 +49,15 @@ def serve(config: SiteConfig) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    # our own requests to 127.0.0.1 never go through a proxy
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    keep_loopback_direct()
     kit = read_kit(config.kit, site=config.name)
     check_key(config.key)
     work = config.folder
-    with _alone(work / "lock"), log_to_file(work / "log.txt"), log_to_terminal():
+    with (
+        held_alone(work / "lock", _already_running(work)),
+        log_to_file(work / "log.txt"),
+        log_to_terminal(),
+    ):
         journal = Journal(work / JOURNAL_FILE)
         generator = load_bundle(
             bundle_folder(config.generator),
@@ -220,18 +221,10 @@ def _log_step(what: str, done: int, total: int) -> None:
         logger.info("event=step_done step=%s of=%d", what.replace(" ", "_"), total)
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Only one client on a work folder; the lock ends with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                "a client is already running for this site",
-                where=str(path.parent),
-                seen="its lock is held",
-                remedy="Stop that one first, or give this one another `folder`.",
-            ) from None
-        yield
+def _already_running(folder: Path) -> ConfigError:
+    return ConfigError(
+        "a client is already running for this site",
+        where=str(folder),
+        seen="its lock is held",
+        remedy="Stop that one first, or give this one another `folder`.",
+    )

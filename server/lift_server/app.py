@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,12 +19,13 @@ from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
-from lift.files import write_json
+from lift.files import held_alone, write_json
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
 from lift.logs import log_to_file
 from lift.protocol.flower.apps import Connected
+from lift.protocol.flower.children import keep_loopback_direct
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
@@ -49,10 +47,12 @@ def serve(config: ServerConfig, console: Console) -> None:
     Raises:
         LiftError: see the message; nothing that was finished is lost.
     """
-    # our own requests to 127.0.0.1 never go through a proxy
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    keep_loopback_direct()
     signal.signal(signal.SIGTERM, _stop)
-    with _alone(config.state / "lock"), log_to_file(config.state / "log.txt"):
+    with (
+        held_alone(config.state / "lock", _already_running(config.state)),
+        log_to_file(config.state / "log.txt"),
+    ):
         generator = load_bundle(
             bundle_folder(config.generator),
             expected_fingerprint=config.plan.generator_fingerprint,
@@ -273,21 +273,13 @@ def _read_record(out: Path, plan: Plan) -> dict[str, object]:
     return dict(record)
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Only one server on a state folder; the lock ends with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                "a server is already running on this state folder",
-                where=str(path.parent),
-                seen="its lock is held",
-                remedy="See `lift-server status`; stop that server first, or use another folder.",
-            ) from None
-        yield
+def _already_running(folder: Path) -> ConfigError:
+    return ConfigError(
+        "a server is already running on this state folder",
+        where=str(folder),
+        seen="its lock is held",
+        remedy="See `lift-server status`; stop that server first, or use another folder.",
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import secrets
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,8 +46,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from lift.errors import ProtocolError
-from lift.files import write_atomically
 from lift.protocol.flower.apps import Connected, make_server_app
+from lift.protocol.flower.children import end_child, start_child, write_secret
 from lift.protocol.flower.collecting import CollectingGrid
 from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import SECRET_HEADER, SuperLinkSettings
@@ -58,7 +56,6 @@ from lift.protocol.transport import Transport
 logger = logging.getLogger(__name__)
 _START_S: Final = 60.0
 _RESTARTED_WITHIN_S: Final = 120.0
-_STOP_S: Final = 10.0
 _KEY_IN_USE: Final = 23
 _GONE: Final = ("unregistered",)
 _FINISHED: Final = "finished"
@@ -68,8 +65,7 @@ def make_secret(path: Path) -> None:
     """A new secret in a file of mode 0600; one that is there is kept."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
+    write_secret(path)
 
 
 class SuperLink:
@@ -110,18 +106,8 @@ class SuperLink:
             self._stop()
 
     def _start(self) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "lift.protocol.flower.superlink",
-            self._settings.to_json(),
-        ]
-        with self._log.open("ab") as output:
-            # its standard input is a pipe that only we hold: it closes when this process ends
-            self._child = subprocess.Popen(  # noqa: S603  # our own module, no shell
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output
-            )
+        settings = self._settings.to_json()
+        self._child = start_child("lift.protocol.flower.superlink", settings, self._log)
 
     def _wait(self) -> None:
         context = ssl.create_default_context(cafile=self._settings.ca)
@@ -160,17 +146,8 @@ class SuperLink:
             self._stopping.wait(0.2)
 
     def _stop(self) -> None:
-        child = self._child
-        if child is None:
-            return
-        child.terminate()
-        try:
-            child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        if child.stdin is not None:
-            child.stdin.close()
+        if self._child is not None:
+            end_child(self._child)
 
 
 class Coordinator:
@@ -329,12 +306,12 @@ class _Secret:
 def _retries() -> RetryInvoker:
     """Patience for as long as a restart of the child may take; then the error."""
 
-    def half_a_second() -> Iterator[float]:
+    def pauses() -> Iterator[float]:
         while True:
             yield 0.3
 
     return RetryInvoker(
-        half_a_second,  # type: ignore[arg-type]  # an iterator is all it uses
+        pauses,  # type: ignore[arg-type]  # an iterator is all it uses
         httpx.TransportError,
         max_tries=None,
         max_time=_RESTARTED_WITHIN_S,

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +30,8 @@ from flwr.supernode.runtime.run_clientapp import (
     push_task_output,
 )
 
-from lift.files import write_atomically
 from lift.protocol.flower.apps import make_client_app
+from lift.protocol.flower.children import end_child, start_child, write_secret
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.supernode import SuperNodeSettings
 from lift.protocol.transport import SiteHandler
@@ -42,7 +40,6 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
 _STABLE_S: Final = 60.0
-_STOP_S: Final = 10.0
 
 
 class SuperNode:
@@ -87,29 +84,13 @@ class SuperNode:
         """End the child; it tells the server that it leaves."""
         if self._child is None:
             return
-        self._child.terminate()
-        try:
-            self._child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._close()
+        end_child(self._child)
+        self._child = None
 
     def _start(self) -> None:
-        secret = secrets.token_hex(32).encode()
-        write_atomically(Path(self._settings.secret), secret, mode=0o600)
-        command = [
-            sys.executable,
-            "-m",
-            "lift.protocol.flower.supernode",
-            self._settings.to_json(),
-        ]
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as output:
-            # its standard input is a pipe that only we hold: it closes when this process ends
-            self._child = subprocess.Popen(  # noqa: S603  # our own module, no shell
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output
-            )
+        write_secret(Path(self._settings.secret))
+        settings = self._settings.to_json()
+        self._child = start_child("lift.protocol.flower.supernode", settings, self._log)
         self._began = monotonic()
         logger.info("event=connecting pid=%d", self._child.pid)
 
