@@ -110,6 +110,18 @@ class SiteSession:
 
     def handle(self, request: Parcel) -> Parcel | Failure:
         """The answer to one request; it never raises."""
+        began = monotonic()
+        outcome = self._answer(request)
+        logger.info(
+            "event=answered site=%s kind=%s outcome=%s seconds=%.3f",
+            self.settings.name,
+            request.kind.value,
+            "failure" if isinstance(outcome, Failure) else "reply",
+            monotonic() - began,
+        )
+        return outcome
+
+    def _answer(self, request: Parcel) -> Parcel | Failure:
         try:
             body = request.body
             if isinstance(body, StatisticsRequest):

@@ -40,6 +40,7 @@ from lift_simulation.methods import (
     z_filter,
     z_median,
 )
+from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 
 SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter", "federated")
@@ -79,7 +80,9 @@ class Fold:
         compare: tuple[str, ...],
         device: torch.device,
         reporter: Reporter,
+        participation: Participation | None = None,
     ) -> None:
+        self._participation = participation
         self._sites = dict(sorted(sites.items()))
         self._plan = plan
         self._generator = generator
@@ -114,15 +117,22 @@ class Fold:
 
     def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
         results: list[FinishedRun] = []
+        store = RunStore(folder, plan.digest())
+        repeated = self._participation
+
+        def next_round() -> int:
+            return len(store.records)
 
         def main(transport: Transport) -> None:
             results.append(
                 run_rounds(
                     plan,
-                    transport,
-                    RunStore(folder, plan.digest()),
+                    transport if repeated is None else repeated.replayed(transport, next_round),
+                    store,
                     lambda taps: start_values(plan, self._generator, taps),
-                    roster=lambda: list(self._sites),
+                    roster=lambda: (
+                        list(self._sites) if repeated is None else repeated.asked(next_round())
+                    ),
                     on_round=self._reporter.round_done,
                     with_guard=guard,
                 )

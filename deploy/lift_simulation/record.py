@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from lift.assembly import describe_run
 from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
-from lift.files import write_json
+from lift.files import file_digest, write_json
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.intervals import bootstrap_mean
 from lift.randomness import derive_seed
@@ -27,6 +28,9 @@ class RunRecord:
         self._config = config
         self._data: dict[str, Any] = {}
         digest = config.digest()
+        if config.participation is not None and config.participation.is_file():
+            both = f"{digest} {file_digest(config.participation)}"
+            digest = hashlib.sha256(both.encode()).hexdigest()
         if self._path.is_file():
             try:
                 self._data = json.loads(self._path.read_text(encoding="utf-8"))

@@ -35,6 +35,7 @@ from lift.volume import write_volume
 from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
 from lift_simulation.methods import Floats, HeldOut
+from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 from lift_simulation.record import RunRecord
 
@@ -64,6 +65,11 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         sites = _open_sites(config, out / "cache", out / "cohorts", reporter, _phantoms(config))
     record.keep_seconds(reporter.seconds)
 
+    participation = (
+        Participation(config.participation, sorted(sites), plan.federation.rounds)
+        if config.participation is not None
+        else None
+    )
     results: list[FoldResult] = []
     folds = _folds(config, plan, sites)
     for folder, fold_plan in folds:
@@ -77,6 +83,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
             compare=config.compare,
             device=device,
             reporter=reporter,
+            participation=participation,
         )
         count = 10**9 if config.leave_one_out else config.synthesis_patients
         result = fold.run(synthesis_patients=count)

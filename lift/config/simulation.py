@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -55,6 +56,8 @@ class SimulationConfig(Settings):
     """Rows beside no_mixer, z_median, z_filter and federated, which are always there."""
     leave_one_out: bool = False
     """Every patient is held out once, in a federation of its own."""
+    participation: Path | None = None
+    """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
     cache: CacheSettings = CacheSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -70,6 +73,10 @@ class SimulationConfig(Settings):
             raise ValueError("site names must be distinct")
         if self.clean_phantom is not None and not self.phantom:
             raise ValueError("clean_phantom needs phantom sites only")
+        if self.participation is not None and (self.leave_one_out or self.clean_phantom):
+            raise ValueError(
+                "participation repeats one run: leave out leave_one_out and clean_phantom"
+            )
         if self.leave_one_out and self.plan.split.held_out:
             raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
         return self

@@ -151,7 +151,9 @@ class Answer:
     Attributes:
         content: the reply, or why there is none.
         size_bytes: bytes of the reply as they crossed the wire.
+        sent: how often the request was sent: again to each new connection of the site.
     """
 
     content: Parcel | Failure
     size_bytes: int
+    sent: int = 1

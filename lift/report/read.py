@@ -135,6 +135,7 @@ class RoundRecord(_Record):
     answered: tuple[str, ...] = ()
     counted: dict[str, float] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict)
+    joined: dict[str, int] = Field(default_factory=dict)
     bytes: dict[str, int] = Field(default_factory=dict)
     seconds: float | None = None
     loss: dict[str, float | None] = Field(default_factory=dict)
@@ -224,7 +225,7 @@ def read_run(run: Path) -> Run:
         DataError: `run.json` is missing, or a file is damaged or does not fit.
     """
     record = _parse(RunRecord, _read_text(run / RUN_FILE), RUN_FILE)
-    rounds, lost = _read_rounds(run / ROUNDS_FILE)
+    rounds, lost = read_rounds(run / ROUNDS_FILE)
     metrics = None
     if (run / METRICS_FILE).is_file():
         metrics = _parse(Metrics, _read_text(run / METRICS_FILE), METRICS_FILE)
@@ -302,7 +303,12 @@ def _read_text(path: Path) -> bytes:
         ) from None
 
 
-def _read_rounds(path: Path) -> tuple[tuple[RoundRecord, ...], bool]:
+def read_rounds(path: Path) -> tuple[tuple[RoundRecord, ...], bool]:
+    """The lines of `rounds.jsonl`, and whether its last one was cut off and left out.
+
+    Raises:
+        DataError: a line is not what a run writes.
+    """
     if not path.is_file():
         return (), False
     content = _read_text(path)

@@ -69,6 +69,7 @@ class _Tally:
     answered: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     size_bytes: dict[str, int] = field(default_factory=dict)
+    sent_again: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def record(self, round_index: int, kind: Kind, **more: object) -> dict[str, object]:
@@ -80,6 +81,7 @@ class _Tally:
             "counted": self.counted,
             "refused": self.refused,
             "bytes": self.size_bytes,
+            "sent_again": self.sent_again,
             "seconds": round(self.seconds, 3),
             **more,
             "epsilon": None,
@@ -140,6 +142,7 @@ class _Rounds:
         self._on_ask = on_ask
         self._patients: dict[str, int] = {}
         self._slowest_round_s = 0.0
+        self._resumed_at: int | None = None
 
     def run(self, *, with_guard: bool) -> FinishedRun:
         resumed = self._store.resume()
@@ -150,6 +153,7 @@ class _Rounds:
             done, state, taps = resumed
             self._patients = _patients_of(self._store.records)
             logger.info("event=resumed round=%d", done)
+            self._resumed_at = done + 1
             self._inform(done + 1)
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
             self._roster = sorted(self._read_roster())
@@ -279,6 +283,7 @@ class _Rounds:
                     site: reply.validation_psnr_db for site, reply in replies.items()
                 },
                 joined=dict(joined),
+                resumed=round_index == self._resumed_at,
             ),
         )
         return after
@@ -312,6 +317,8 @@ class _Rounds:
         for site in sorted(answers):
             answer = answers[site]
             tally.size_bytes[site] = answer.size_bytes
+            if answer.sent > 1:
+                tally.sent_again[site] = answer.sent - 1
             if isinstance(answer.content, Failure):
                 tally.refused[site] = answer.content.kind.value
                 if answer.content.kind is not FailureKind.NO_ANSWER:

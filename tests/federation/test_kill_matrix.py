@@ -9,7 +9,7 @@ import pytest
 
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.killing import SERVER_POINTS, SITE_POINTS
-from tests.federation.world import Federation, simulate
+from tests.federation.world import Federation, simulate, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 VICTIMS = ("server", "superlink", "site", "supernode")
@@ -57,6 +57,64 @@ def test_a_killed_process_costs_time_and_nothing_else(
     records = federation.records()
     assert [record["round"] for record in records] == [0, 1, 2, 3]
     assert all(set(record["counted"]) == {"east", "north"} for record in records)
+    _check_that_it_shows(federation, victim, point)
+
+
+def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.make(
+        federation={
+            "rounds": 4,
+            "deadline_s": 15.0,
+            "quorum_sites": 2,
+            "quorum_patients": 0.5,
+        }
+    )
+    target = tmp_path / "victim"
+    federation.start_server()
+    federation.start_site("east", killing=("while_training", str(ROUND), str(target)))
+    federation.start_site("north")
+    target.write_text(f"{federation.processes['east'].pid}\n", encoding="ascii")
+    # west comes when the first round is over
+    until(lambda: len(federation.records()) >= 2, 120, "two records")
+    federation.start_site("west")
+    _until_fired(target, federation)
+    until(lambda: len(federation.records()) >= 3, 60, "the round without the killed site")
+    federation.start_site("east")
+
+    assert federation.wait_server(250) == 0, federation.log("server")
+    records = federation.records()
+    assert records[0]["refused"] == {"west": "no_answer"}
+    assert records[ROUND]["refused"]["east"] == "no_answer"
+    assert any("west" in record["counted"] for record in records)
+    repeated = simulate(federation, tmp_path, participation=federation.out / "rounds.jsonl")
+    expected = (repeated / "mixer.safetensors").read_bytes()
+    assert (federation.out / "mixer.safetensors").read_bytes() == expected
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    everyone = simulate(federation, undisturbed)
+    assert expected != (everyone / "mixer.safetensors").read_bytes()
+
+
+def _check_that_it_shows(federation: Federation, victim: str, point: str) -> None:
+    """What happened stands in the record or the log of those who had to do with it."""
+    records = federation.records()
+    log = (federation.server / "state" / "log.txt").read_text(encoding="utf-8")
+    if victim == "server":
+        # killed inside a round, it begins that round again
+        assert [bool(record.get("resumed")) for record in records] == [False, False, True, False]
+    elif victim == "superlink":
+        assert "event=superlink_restarted" in log
+        assert not any(record.get("resumed") for record in records)
+    elif victim == "site":
+        assert "event=site_lost site=east" in log
+    else:
+        site_log = (federation.site("east") / "work" / "log.txt").read_text(encoding="utf-8")
+        assert "event=connection_ended" in site_log
+    if victim in {"site", "supernode"} and point in {"before_training", "while_training"}:
+        # what was in flight to the old connection was lost
+        assert records[ROUND]["sent_again"] == {"east": 1}
 
 
 def _until_fired(target: Path, federation: Federation) -> None:

@@ -160,9 +160,10 @@ class Federation:
 
     def close(self) -> None:
         """End everything that is still there."""
-        for name, process in self.processes.items():
+        for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()
+        for name, process in self.processes.items():
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -217,7 +218,7 @@ def tiny_plan() -> dict[str, object]:
     }
 
 
-def simulate(federation: Federation, folder: Path) -> Path:
+def simulate(federation: Federation, folder: Path, *, participation: Path | None = None) -> Path:
     """The same plan on the same volumes in one process; its output folder."""
     settings = {
         "name": "same",
@@ -231,6 +232,7 @@ def simulate(federation: Federation, folder: Path) -> Path:
         "compare": [],
         "synthesis_patients": 0,
         "device": "cpu",
+        "participation": None if participation is None else str(participation),
     }
     path = folder / "simulation.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

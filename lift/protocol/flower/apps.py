@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from typing import Final
 
@@ -25,11 +26,11 @@ _FAILURE: Final = "lift.failure"
 _MESSAGE_TYPE: Final = {Kind.STATISTICS: "query", Kind.TRAIN: "train", Kind.GUARD: "evaluate"}
 _LOOK_EVERY_S: Final = 0.5
 _SLOWEST_POLL_S: Final = 0.5
-# errors that Flower itself answers with for a site that is gone: the request was not worked on
 _ERRORS: Final = {
     ErrorCode.INVALID_FAB: FailureKind.POLICY,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: FailureKind.PROTOCOL,
 }
+# errors that Flower itself answers with for a site that is gone: the request was not worked on
 _LOST: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
@@ -101,6 +102,7 @@ class _Asked:
     answers: dict[str, Answer] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     sent_to: dict[str, Connected] = field(default_factory=dict)
+    sent: Counter[str] = field(default_factory=Counter)
     # encoded once by parcel, not by site: the same mixer goes to all of them
     packed: dict[int, RecordDict] = field(default_factory=dict)
 
@@ -172,7 +174,10 @@ class GridTransport:
                 self._send(asked)
         for site in asked.open_sites:
             asked.answers[site] = Answer(Failure(FailureKind.NO_ANSWER), 0)
-        return {site: asked.answers[site] for site in sorted(asked.answers)}
+        return {
+            site: replace(asked.answers[site], sent=asked.sent[site])
+            for site in sorted(asked.answers)
+        }
 
     def _send(self, asked: _Asked) -> None:
         """Send to every site without an answer that is connected anew since it was sent to."""
@@ -193,7 +198,8 @@ class GridTransport:
             for identity in self._grid.push_messages([message]):
                 if not identity:
                     continue
-                if site in asked.sent_to:
+                asked.sent[site] += 1
+                if asked.sent[site] > 1:
                     logger.info("event=sent_again site=%s kind=%s", site, parcel.kind.value)
                 asked.messages[identity] = site
                 asked.sent_to[site] = here
