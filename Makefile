@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: demo test test-federation lint bench real clean help
+.PHONY: demo test test-federation test-fuzz lint bench bench-federation real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,11 @@ demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its 
 test: $(STAMP) lint  ## lint, types, import contracts, tests
 	$(BIN)/python -m pytest
 
-test-federation: $(STAMP)  ## kill -9 of every process at every step of a round
+test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
+
+test-fuzz: $(STAMP)  ## 100,000 mutated messages, and longer property tests of rounds
+	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=400 $(BIN)/python -m pytest -m "" tests/lift/protocol tests/server
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .
@@ -33,6 +36,9 @@ lint: $(STAMP)  ## style, types and import contracts alone
 
 bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table and bench.json
 	$(BIN)/python -m lift_simulation.bench
+
+bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
+	$(BIN)/python -m tests.federation.measure
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair

@@ -68,6 +68,8 @@ def read_checkpoints(folder: Path, plan_digest: str) -> list[Checkpoint]:
     """All whole checkpoints from round 0 up to the latest, without a gap.
 
     A damaged one ends the list, with a warning in the log: the run goes on from the one before.
+    Those after it are set aside under names that end in `.stale`: they follow a round that will
+    be done anew, perhaps with other sites.
 
     Raises:
         CheckpointError: the folder holds the checkpoints of another plan.
@@ -77,12 +79,22 @@ def read_checkpoints(folder: Path, plan_digest: str) -> list[Checkpoint]:
     while True:
         stem = f"round-{len(found):04d}"
         if not (folder / f"{stem}.json").is_file():
-            return found
+            break
         checkpoint = _read(folder, stem, plan_digest)
         if checkpoint is None:
             logger.warning("event=checkpoint_damaged file=%s.safetensors", stem)
-            return found
+            break
         found.append(checkpoint)
+    _set_aside(folder, after=len(found))
+    return found
+
+
+def _set_aside(folder: Path, *, after: int) -> None:
+    for path in sorted(folder.glob("round-*.json")):
+        number = path.stem.removeprefix("round-")
+        if number.isdigit() and int(number) > after:
+            logger.warning("event=checkpoint_set_aside file=%s", path.name)
+            path.replace(path.with_suffix(".json.stale"))
 
 
 def _read(folder: Path, stem: str, plan_digest: str) -> Checkpoint | None:

@@ -61,7 +61,8 @@ def fix_threads(threads: int) -> None:
     # cuBLAS reads this when it starts; without it, deterministic matrix products are refused
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # the same switch as `use_deterministic_algorithms`, which would import torch's compiler
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     # nothing here reads memory before writing it; filling it would cost a pass by tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module object
     _keep_freed_memory()

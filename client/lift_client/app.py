@@ -71,6 +71,8 @@ def serve(config: SiteConfig) -> None:
             key=str(config.key),
             local_port=config.local_port,
             secret=str(work / "executor.secret"),
+            local_certificate=str(work / "local.pem"),
+            local_key=str(work / "local.key"),
             node_file=str(work / "node"),
         )
         logger.info("event=started site=%s server=%s", config.name, kit.address)

@@ -72,6 +72,8 @@ policy:
   # A plan with more rounds, or more training steps in a round, is refused.
   most_rounds: 1000
   most_steps_per_round: 10000
+  # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
+  least_patient_count_step: 5
   # No single answer may hold more bytes of numbers than this.
   largest_update_bytes: 1000000
 """

@@ -59,6 +59,16 @@ def check_plan(plan: Plan, policy: PolicySettings, kit: Kit, *, parameters: int 
             f"the plan has {plan.training.steps} steps a round; "
             f"at most {policy.most_steps_per_round}"
         )
+    if plan.federation.patient_count_step < policy.least_patient_count_step:
+        offences["least_patient_count_step"] = (
+            f"the plan rounds numbers of patients to {plan.federation.patient_count_step}; "
+            f"at least {policy.least_patient_count_step}"
+        )
+    if plan.split.held_out:
+        # sums with and without a patient of the server's choice would tell that patient's share
+        offences["split"] = (
+            f"the plan names {len(plan.split.held_out)} patients to hold out; only a simulation may"
+        )
     if plan.privacy.mode not in policy.privacy_modes:
         offences["privacy_modes"] = (
             f"the plan's mode is {plan.privacy.mode}; allowed: {', '.join(policy.privacy_modes)}"

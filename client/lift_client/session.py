@@ -196,12 +196,17 @@ class SiteSession:
         opened = self._open(plan)
         cohort, spacings = opened.cohort, opened.cohort.slice_spacings_mm
         a, b = opened.z_filter_sums.to_fixed_point()
+        step = plan.federation.patient_count_step
+
+        def rounded(patients: int) -> int:
+            return -(-patients // step) * step
+
         reply = StatisticsReply(
             plan_digest=plan.digest(),
-            train_patients=len(cohort.split.train),
-            validation_patients=len(cohort.split.validation),
-            test_patients=len(cohort.split.test),
-            refused_volumes=len(cohort.refusals),
+            train_patients=rounded(len(cohort.split.train)),
+            validation_patients=rounded(len(cohort.split.validation)),
+            test_patients=rounded(len(cohort.split.test)),
+            refused_volumes=rounded(len(cohort.refusals)),
             lowest_slice_spacing_mm=round(min(spacings), 2),
             highest_slice_spacing_mm=round(max(spacings), 2),
             round_estimate_s=self._round_estimate_s(opened),

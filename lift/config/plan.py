@@ -195,6 +195,8 @@ class FederationPlan(Settings):
     deadline_s: Positive | None = 3600.0
     """Seconds after which a round closes with those who answered; null derives them from the
     sites' timed dry runs (three times the slowest, and a minute), and gives round 0 a day."""
+    patient_count_step: int = Field(default=1, ge=1, le=1000)
+    """Numbers of patients leave a site rounded up to a multiple of this; weights follow them."""
     update_dtype: Literal["float32", "float16"] = "float32"
     """Number format in which updates travel."""
     largest_update_norm: Positive = 1e3

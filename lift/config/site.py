@@ -45,6 +45,8 @@ class PolicySettings(Settings):
     """Fingerprints of generators that may run here; empty: the kit's alone."""
     most_rounds: int = Field(default=1000, ge=1)
     most_steps_per_round: int = Field(default=10_000, ge=1)
+    least_patient_count_step: int = Field(default=5, ge=1)
+    """A plan whose numbers of patients are rounded less than this is refused."""
     largest_update_bytes: int = Field(default=1_000_000, ge=1)
     """Bytes of tensors in one answer, before compression."""
 

@@ -58,6 +58,7 @@ plan:
     rounds: 20
     quorum_sites: 0            # sites that must answer in each round; 0 means all
     quorum_patients: 1.0       # share of all training patients that must have answered
+    patient_count_step: 5      # sites round their numbers of patients up to a multiple of this
     deadline_s: 3600           # a round closes after this with those who answered; null derives
                                # it from the sites' timed dry runs
   # Required, and a choice: with `none` nobody adds noise to what the sites send, so the updates

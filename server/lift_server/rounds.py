@@ -39,6 +39,7 @@ from lift_server.store import RunStore
 
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
+_REMINDER_S = 60.0
 _DEADLINE_FACTOR = 3.0
 _DEADLINE_MARGIN_S = 60.0
 
@@ -152,6 +153,7 @@ class _Rounds:
         else:
             done, state, taps = resumed
             self._patients = _patients_of(self._store.records)
+            self._slowest_round_s = _slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
             self._resumed_at = done + 1
             self._inform(done + 1)
@@ -194,25 +196,32 @@ class _Rounds:
         return state, taps
 
     def _inform(self, round_index: int) -> None:
-        """After a resume the sites get the plan again: they may have restarted as well."""
+        """After a resume the sites get the plan again: they may have lost it meanwhile.
+
+        Nobody waits long for the answers, which are known already.
+        """
         request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
-        answers, _ = self._ask(
-            round_index, request, sorted(set(self._roster) & set(self._patients))
+        self._ask(
+            round_index,
+            request,
+            sorted(set(self._roster) & set(self._patients)),
+            deadline_s=min(_REMINDER_S, self._deadline_s(Kind.TRAIN)),
         )
-        self._note_estimates(self._reviewed(answers))
 
     def _let_in(self, round_index: int) -> dict[str, int]:
         """Training patients of sites that are connected for the first time since round 0.
 
         They take part from this round on. The z-filter's taps stay those of round 0: they are
-        where the mixer started.
+        where the mixer started. Who needs longer than a round for its statistics is asked again
+        before the next one: it has gone on with them.
         """
         connected = set(self._transport.sites())
         late = [s for s in self._roster if s not in self._patients and s in connected]
         if not late:
             return {}
         request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
-        answers, _ = self._ask(round_index, request, late)
+        deadline_s = self._deadline_s(Kind.TRAIN)
+        answers, _ = self._ask(round_index, request, late, deadline_s=deadline_s)
         replies = self._reviewed(answers)
         self._note_estimates(replies)
         joined = {site: reply.train_patients for site, reply in replies.items()}
@@ -302,10 +311,16 @@ class _Rounds:
         }
 
     def _ask(
-        self, round_index: int, request: Parcel, sites: Sequence[str] | None = None
+        self,
+        round_index: int,
+        request: Parcel,
+        sites: Sequence[str] | None = None,
+        *,
+        deadline_s: float | None = None,
     ) -> tuple[dict[str, Parcel], _Tally]:
         asked = sorted(self._roster if sites is None else sites)
-        deadline_s = self._deadline_s(request.kind)
+        if deadline_s is None:
+            deadline_s = self._deadline_s(request.kind)
         if self._on_ask is not None:
             self._on_ask(round_index, asked, deadline_s)
         began = monotonic()
@@ -329,12 +344,13 @@ class _Rounds:
         return parcels, tally
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: _Tally) -> None:
-        """By sites, and by the share of all training patients known from round 0."""
+        """By sites, and by the share of all training patients that the roster's sites told of."""
         trained = [site for site in present if self._patients.get(site, 0) > 0]
         known = [site for site in self._roster if self._patients.get(site, 0) > 0]
         everyone = self._roster if round_index == 0 else known
         needed = self._plan.federation.quorum_sites or len(everyone)
-        total = sum(self._patients.values())
+        # a removed site's patients are nobody's to wait for
+        total = sum(self._patients[site] for site in known)
         share = sum(self._patients[site] for site in trained) / total if total else 0.0
         enough_patients = share >= self._plan.federation.quorum_patients - 1e-9
         if len(present) >= needed and trained and enough_patients:
@@ -358,6 +374,13 @@ class _Rounds:
         logger.info("event=round_done round=%d", round_index)
         if self._on_round is not None:
             self._on_round(self._store.records[-1])
+
+
+def _slowest_round_s(records: Sequence[Mapping[str, object]]) -> float:
+    """The longest round that a site expects, as round 0 recorded it."""
+    found = records[0]["statistics"]
+    assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
+    return max((float(reply["round_estimate_s"]) for reply in found.values()), default=0.0)
 
 
 def _patients_of(records: Sequence[Mapping[str, object]]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lift.config.kit import Kit, TaskRule
-from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
+from lift.config.plan import FederationPlan, NoPrivacy, Plan, SplitPlan, TaskPlan, TrainingPlan
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 from lift_client.policy import check_outgoing, check_plan
@@ -29,7 +29,11 @@ PLAN = Plan(
     privacy=NoPrivacy(mode="none"),
 )
 POLICY = PolicySettings(
-    privacy_modes=("none",), most_rounds=6, most_steps_per_round=40, largest_update_bytes=4000
+    privacy_modes=("none",),
+    most_rounds=6,
+    most_steps_per_round=40,
+    least_patient_count_step=1,
+    largest_update_bytes=4000,
 )
 
 
@@ -55,6 +59,8 @@ def test_a_plan_at_every_limit_is_allowed() -> None:
         ("generators", {}, {"generators": ("b" * 64,)}, 1),
         ("most_rounds", {"federation": FederationPlan(rounds=7)}, {}, 1),
         ("most_steps_per_round", {"training": TrainingPlan(steps=41)}, {}, 1),
+        ("least_patient_count_step", {}, {"least_patient_count_step": 2}, 1),
+        ("split", {"split": SplitPlan(held_out=("north/one",))}, {}, 1),
         ("privacy_modes", {}, {"privacy_modes": ("other",)}, 1),
         ("largest_update_bytes", {}, {}, 1001),
     ],

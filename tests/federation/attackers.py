@@ -52,17 +52,19 @@ from flwr.supercore.run import Run
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
+from lift.protocol.flower.children import write_local_certificate
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.executor import SuperNode, answer_requests
 from lift.protocol.flower.stub import STUB_PYPROJECT
-from lift.protocol.flower.superlink import SuperLinkSettings
-from lift.protocol.flower.supernode import SuperNodeSettings
+from lift.protocol.flower.superlink import Door, SuperLinkSettings
+from lift.protocol.flower.supernode import CHILD_PATHS, SuperNodeSettings
 from lift.protocol.messages import Answer, Failure, FailureKind, Parcel
 from lift.protocol.transport import Transport
 from lift_server.provisioning import init_folder
 from tests.federation.world import free_port, until
 
 SITES = ("east", "north", "west")
+LOCAL_CERTIFICATE, LOCAL_KEY = "local.pem", "local.key"
 Deflated = tuple[str, dict[str, bytes], ObjectTree]
 """Identity of the head, contents by identity, tree of identities."""
 
@@ -333,7 +335,7 @@ class StandIn(SuperNode):
     """In the place of the site's child, which somebody else runs."""
 
     def __init__(self) -> None:
-        pass
+        self.starts = 1
 
     def look_after(self) -> bool:
         """It is always there."""
@@ -349,11 +351,16 @@ class ChildApi:
     Args:
         fab: the app.
         content: the request.
+        folder: gets its certificate; only the site's own work folder holds the true one.
         secret: what the API asks for; None: nothing, as an impostor's would.
     """
 
-    def __init__(self, fab: bytes, content: RecordDict, *, secret: bytes | None) -> None:
+    def __init__(
+        self, fab: bytes, content: RecordDict, folder: Path, *, secret: bytes | None
+    ) -> None:
         self.port = free_port()
+        self.certificate, self._key = folder / LOCAL_CERTIFICATE, folder / LOCAL_KEY
+        write_local_certificate(self.certificate, self._key)
         stores = ObjectStoreFactory()
         factory = NodeStateFactory(objectstore_factory=stores)
         self.app = create_app(factory, secret)
@@ -384,6 +391,13 @@ class ChildApi:
             store.put(name, part.deflate())
         self._state.store_message(remove_content_from_message(message))
 
+    def http(self) -> httpx.Client:
+        """A client that trusts it."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}", verify=context, trust_env=False
+        )
+
     def replies(self) -> list[Message]:
         """What the executor handed back."""
         return list(self._state.get_messages_legacy(is_reply=True))
@@ -392,7 +406,13 @@ class ChildApi:
     def running(self) -> Iterator[None]:
         """It answers inside the block."""
         config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self.port, log_level="error", ws="none"
+            Door(self.app, CHILD_PATHS),
+            host="127.0.0.1",
+            port=self.port,
+            log_level="error",
+            ws="none",
+            ssl_certfile=self.certificate,
+            ssl_keyfile=self._key,
         )
         server = uvicorn.Server(config)
         with in_background(server.run):
@@ -446,5 +466,7 @@ def site_settings(
         key=str(folder / "site" / "site.key"),
         local_port=free_port() if local_port is None else local_port,
         secret=str(folder / "executor.secret"),
+        local_certificate=str(folder / LOCAL_CERTIFICATE),
+        local_key=str(folder / LOCAL_KEY),
         node_file=str(folder / "node"),
     )

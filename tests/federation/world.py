@@ -31,6 +31,7 @@ from tests.end_to_end.tiny_run import (
 PROJECT = Path(__file__).parents[2]
 SITES = ("east", "north", "west")
 NORTH_PATIENTS = 5
+PATIENT_COUNT_STEP = 5
 
 
 def free_port() -> int:
@@ -75,6 +76,8 @@ class Federation:
             "wait_for_sites_s": 120.0,
             "plan": changed(tiny_plan(), plan),
         }
+        # what an enrolled site's policy asks for
+        settings["plan"]["federation"] |= {"patient_count_step": PATIENT_COUNT_STEP}
         settings["listen_host"] = "127.0.0.1"
         settings["listen_port"] = int(settings["address"].split(":")[1])
         self.write_server(settings)

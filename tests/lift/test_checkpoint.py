@@ -172,3 +172,13 @@ def test_a_newer_card_with_other_keys_is_another_version_and_not_damage(tmp_path
     rewrite_card(tmp_path, 0, newer)
     with pytest.raises(VersionMismatchError):
         read_checkpoints(tmp_path, PLAN)
+
+
+def test_those_after_a_damaged_one_never_come_back(tmp_path: Path) -> None:
+    write_rounds(tmp_path, 4)
+    (tmp_path / "round-0002.safetensors").write_bytes(b"damaged")
+    assert len(read_checkpoints(tmp_path, PLAN)) == 2
+    # the run goes on from there, and dies after the round that was damaged
+    write_checkpoint(tmp_path, checkpoint(2))
+    assert len(read_checkpoints(tmp_path, PLAN)) == 3
+    assert (tmp_path / "round-0003.json.stale").is_file()

@@ -228,3 +228,74 @@ def test_the_transport_passes_over_sites_that_it_does_not_know(tmp_path: Path) -
         assert isinstance(answers["north"].content, Parcel)
 
     run_in_process(main, sites)
+
+
+class Deadlines:
+    """A transport that notes how long each exchange may last."""
+
+    def __init__(self, inner: Transport, seen: list[tuple[Kind, float]]) -> None:
+        self._inner = inner
+        self._seen = seen
+
+    def sites(self) -> list[str]:
+        return self._inner.sites()
+
+    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+        self._seen += [(parcel.kind, deadline_s) for parcel in list(requests.values())[:1]]
+        return self._inner.exchange(requests, deadline_s=deadline_s)
+
+
+def test_after_a_resume_nobody_waits_a_day_for_an_absent_site(tmp_path: Path) -> None:
+    chosen = plan(rounds=2, deadline_s=None, quorum_sites=2, quorum_patients=0.5)  # type: ignore[arg-type]  # null derives it
+    seen: list[tuple[Kind, float]] = []
+
+    def run(stop_after: int) -> None:
+        def stop(record: Mapping[str, object]) -> None:
+            if record["round"] == stop_after:
+                raise InterruptedError
+
+        def main(transport: Transport) -> None:
+            store = RunStore(tmp_path, chosen.digest())
+            run_rounds(
+                chosen,
+                Deadlines(transport, seen),
+                store,
+                lambda taps: {"w": torch.zeros(3)},
+                roster=lambda: list(PATIENTS),
+                on_round=stop,
+            )
+
+        run_in_process(main, dict(scripted()))
+
+    with pytest.raises(InterruptedError):
+        run(stop_after=1)
+    assert [deadline for kind, deadline in seen if kind is Kind.STATISTICS] == [86_400]
+    seen.clear()
+    run(stop_after=99)
+    assert seen
+    assert max(deadline for _, deadline in seen) <= 60
+
+
+def test_a_removed_sites_patients_are_nobodys_to_wait_for(tmp_path: Path) -> None:
+    chosen = plan(rounds=2)
+    roster = list(PATIENTS)
+    finished: list[FinishedRun] = []
+
+    def main(transport: Transport) -> None:
+        finished.append(
+            run_rounds(
+                chosen,
+                transport,
+                RunStore(tmp_path, chosen.digest()),
+                lambda taps: {"w": torch.zeros(3)},
+                roster=lambda: list(roster),
+                on_round=lambda record: roster.remove("valley") if record["round"] == 1 else None,
+            )
+        )
+
+    run_in_process(main, dict(scripted()))
+    assert [list(record["counted"]) for record in finished[0].records] == [  # type: ignore[call-overload]  # a dict
+        ["harbour", "north", "valley"],
+        ["harbour", "north", "valley"],
+        ["harbour", "north"],
+    ]

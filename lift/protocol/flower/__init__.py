@@ -1,7 +1,7 @@
 """Flower 1.41: the only package that imports it.
 
-A parcel becomes a Flower `Message` with one `ConfigRecord` (the JSON text) and one
-`ArrayRecord` (the safetensors block, compressed).
+A parcel becomes a Flower `Message` with one `ConfigRecord`: the JSON text, and the safetensors
+block, compressed.
 
 =============  =====================================================================
 module         what runs there

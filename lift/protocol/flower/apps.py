@@ -24,7 +24,7 @@ from lift.protocol.transport import NotesRefusals, SiteHandler, Transport
 logger = logging.getLogger(__name__)
 _FAILURE: Final = "lift.failure"
 _MESSAGE_TYPE: Final = {Kind.STATISTICS: "query", Kind.TRAIN: "train", Kind.GUARD: "evaluate"}
-_LOOK_EVERY_S: Final = 0.5
+_LOOK_EVERY_S: Final = 1.0
 _SLOWEST_POLL_S: Final = 0.5
 _ERRORS: Final = {
     ErrorCode.INVALID_FAB: FailureKind.POLICY,
@@ -65,7 +65,7 @@ def make_client_app(handler: SiteHandler) -> ClientApp:
 def make_server_app(
     main: Callable[[Transport], None],
     *,
-    poll_s: float = 0.05,
+    poll_s: float = 0.1,
     on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
 ) -> ServerApp:
     """Flower's ServerApp around LiFT's own round loop."""
@@ -100,7 +100,8 @@ class _Asked:
     requests: Mapping[str, Parcel]
     end: float
     answers: dict[str, Answer] = field(default_factory=dict)
-    messages: dict[str, str] = field(default_factory=dict)
+    # by the message's identity: the site, and the connection that it was sent to
+    messages: dict[str, tuple[str, Connected]] = field(default_factory=dict)
     sent_to: dict[str, Connected] = field(default_factory=dict)
     sent: Counter[str] = field(default_factory=Counter)
     # encoded once by parcel, not by site: the same mixer goes to all of them
@@ -182,6 +183,7 @@ class GridTransport:
     def _send(self, asked: _Asked) -> None:
         """Send to every site without an answer that is connected anew since it was sent to."""
         connected = self.connected()
+        messages: dict[str, Message] = {}
         for site in asked.open_sites:
             here = connected.get(site)
             if here is None or asked.sent_to.get(site) == here:
@@ -189,32 +191,38 @@ class GridTransport:
             parcel = asked.requests[site]
             if id(parcel) not in asked.packed:
                 asked.packed[id(parcel)] = pack(encode(parcel))
-            message = Message(
+            messages[site] = Message(
                 asked.packed[id(parcel)],
                 here.node,
                 _MESSAGE_TYPE[parcel.kind],
                 ttl=max(asked.end - self._clock(), 1.0),
             )
-            for identity in self._grid.push_messages([message]):
-                if not identity:
-                    continue
-                asked.sent[site] += 1
-                if asked.sent[site] > 1:
-                    logger.info("event=sent_again site=%s kind=%s", site, parcel.kind.value)
-                asked.messages[identity] = site
-                asked.sent_to[site] = here
+        if not messages:
+            return
+        # all in one request; what the Grid could not send has no identity, or is left out
+        identities = self._grid.push_messages(list(messages.values()))
+        for site, identity in zip(messages, identities, strict=False):
+            if not identity:
+                continue
+            asked.sent[site] += 1
+            if asked.sent[site] > 1:
+                kind = asked.requests[site].kind.value
+                logger.info("event=sent_again site=%s kind=%s", site, kind)
+            asked.messages[identity] = site, connected[site]
+            asked.sent_to[site] = connected[site]
 
     def _collect(self, asked: _Asked) -> None:
         if not asked.messages:
             return
         for reply in self._grid.pull_messages(list(asked.messages)):
-            site = asked.messages.pop(reply.metadata.reply_to_message_id, None)
-            if site is None or site in asked.answers:
+            site, sent_to = asked.messages.pop(reply.metadata.reply_to_message_id, ("", None))
+            if not site or site in asked.answers:
                 # a second reply to one message, or to a message that was sent twice
                 continue
             if reply.has_error() and reply.error.code in _LOST:
                 logger.warning("event=request_lost site=%s", site)
-                asked.sent_to.pop(site, None)
+                if asked.sent_to.get(site) == sent_to:
+                    del asked.sent_to[site]
                 continue
             asked.answers[site] = _read_answer(reply, asked.requests[site].kind)
 

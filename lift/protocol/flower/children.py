@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from lift.files import write_atomically
 
 _STOP_S: Final = 10.0
+_CERTIFICATE_DAYS: Final = 3650
 
 
 def keep_loopback_direct() -> None:
@@ -22,6 +25,48 @@ def keep_loopback_direct() -> None:
 def write_secret(path: Path) -> None:
     """A new secret in a file of mode 0600, in place of the one before."""
     write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
+
+
+def write_local_certificate(certificate: Path, key: Path) -> None:
+    """A new key (mode 0600) and a certificate for 127.0.0.1 that it signs itself.
+
+    Whoever trusts this certificate alone talks to the holder of this key, and to nobody else
+    who may have taken the port.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    identifier = x509.SubjectKeyIdentifier.from_public_key(private.public_key())
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        # a clock that is set back meanwhile must not cut this process off from its child
+        .not_valid_before(now - timedelta(days=_CERTIFICATE_DAYS))
+        .not_valid_after(now + timedelta(days=_CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    write_atomically(
+        key,
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        mode=0o600,
+    )
+    write_atomically(certificate, made.public_bytes(Encoding.PEM))
 
 
 def start_child(module: str, settings: str, log: Path) -> subprocess.Popen[bytes]:

@@ -49,12 +49,8 @@ class CollectingGrid(HttpGrid):
         wanted = list(message_ids)
         # Flower names a reply once: asked again, it says that there is none
         fresh = [identity for identity in wanted if identity not in self._announced]
-        request = PullAppMessagesRequest(message_ids=fresh)
-        response = self._runtime_client.PullMessages(request)
-        for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            parts = [node.object_id for node in iterate_object_tree(tree)]
-            announced = _Announced(proto.metadata.message_id, parts)
-            self._announced[proto.metadata.reply_to_message_id] = announced
+        if fresh:
+            self._note(fresh)
         replies = []
         for asked, reply in list(self._announced.items()):
             if asked not in wanted:
@@ -68,6 +64,14 @@ class CollectingGrid(HttpGrid):
                 continue
             del self._announced[asked]
         return replies
+
+    def _note(self, asked: list[str]) -> None:
+        """Which replies to these messages Flower names now."""
+        response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+            parts = [node.object_id for node in iterate_object_tree(tree)]
+            announced = _Announced(proto.metadata.message_id, parts)
+            self._announced[proto.metadata.reply_to_message_id] = announced
 
     def _take(self, asked: str, reply: _Announced) -> Message:
         run_id = self.run.run_id

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -20,10 +21,12 @@ from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.interceptors.http.superexec_auth import SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import (
     pull_task_input,
     push_message,
@@ -31,10 +34,16 @@ from flwr.supernode.runtime.run_clientapp import (
 )
 
 from lift.protocol.flower.apps import make_client_app
-from lift.protocol.flower.children import end_child, start_child, write_secret
+from lift.protocol.flower.children import (
+    end_child,
+    start_child,
+    write_local_certificate,
+    write_secret,
+)
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.supernode import SuperNodeSettings
-from lift.protocol.transport import SiteHandler
+from lift.protocol.messages import FailureKind
+from lift.protocol.transport import NotesRefusals, SiteHandler
 
 logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
@@ -57,6 +66,8 @@ class SuperNode:
         self._began = 0.0
         self._pause = 0.5
         self._next_start = 0.0
+        self.starts = 0
+        """How often it was started: each start has a secret and a certificate of its own."""
 
     @property
     def pid(self) -> int:
@@ -89,9 +100,13 @@ class SuperNode:
 
     def _start(self) -> None:
         write_secret(Path(self._settings.secret))
+        write_local_certificate(
+            Path(self._settings.local_certificate), Path(self._settings.local_key)
+        )
         settings = self._settings.to_json()
         self._child = start_child("lift.protocol.flower.supernode", settings, self._log)
         self._began = monotonic()
+        self.starts += 1
         logger.info("event=connecting pid=%d", self._child.pid)
 
     def _close(self) -> None:
@@ -104,41 +119,91 @@ def answer_requests(
     supernode: SuperNode, settings: SuperNodeSettings, handler: SiteHandler, stop: threading.Event
 ) -> None:
     """Keep the child alive and answer its requests until `stop` is set."""
+    _look_often()
     app = make_client_app(handler)
-    address = f"127.0.0.1:{settings.local_port}"
+    child: _Child | None = None
     try:
         while not stop.is_set():
             if not supernode.look_after():
                 stop.wait(_POLL_S)
                 continue
-            token = _acquire(address, Path(settings.secret))
+            if child is None or child.start != supernode.starts:
+                if child is not None:
+                    child.close()
+                child = _Child(settings, supernode.starts)
+            token = child.acquire()
             if token is None:
                 stop.wait(_POLL_S)
                 continue
             with (
                 contextlib.suppress(httpx.HTTPError),
-                _client(address, [RuntimeTokenHttpInterceptor(token)]) as client,
+                child.client([RuntimeTokenHttpInterceptor(token)]) as client,
             ):
-                _work(client, app)
+                _work(client, app, handler)
     finally:
+        if child is not None:
+            child.close()
         supernode.stop()
 
 
-def _acquire(address: str, secret: Path) -> str | None:
-    """The token of the next request, or None."""
-    proof = SuperExecAuthHttpInterceptor(
-        master_secret=secret.read_bytes(), protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+def _look_often() -> None:
+    """A request is named before all its parts are there: do not wait whole seconds for them."""
+    run_clientapp.__dict__["pull_and_inflate_object_from_tree"] = partial(
+        pull_and_inflate_object_from_tree,
+        initial_backoff=_POLL_S / 2,
+        backoff_cap=2.0,
     )
-    try:
-        with _client(address, [proof]) as client:
+
+
+class _Child:
+    """The API of one start of the child: its certificate is the only one that is trusted.
+
+    Args:
+        settings: where its secret and its certificate lie.
+        start: which start of the child it is.
+    """
+
+    def __init__(self, settings: SuperNodeSettings, start: int) -> None:
+        self.start = start
+        self._address = f"127.0.0.1:{settings.local_port}"
+        self._certificate = Path(settings.local_certificate).read_bytes()
+        proof = SuperExecAuthHttpInterceptor(
+            master_secret=Path(settings.secret).read_bytes(),
+            protected_methods=["/flwr.proto.Runtime/AcquireTask"],
+        )
+        # one connection for all polls: making one costs more than a poll
+        self._open = contextlib.ExitStack()
+        self._client = self._open.enter_context(self.client([proof]))
+
+    def acquire(self) -> str | None:
+        """The token of the next request, or None."""
+        try:
             request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
-            return str(client.AcquireTask(request).token) or None
-    except httpx.HTTPError:
-        # the child is starting, or has just died: the next look will say
-        return None
+            return str(self._client.AcquireTask(request).token) or None
+        except httpx.HTTPError:
+            # the child is starting, or has just died: the next look will say
+            return None
+
+    @contextlib.contextmanager
+    def client(self, interceptors: list[ProtobufClientInterceptor]) -> Iterator[RuntimeHttpClient]:
+        """A client of the child's API inside the block."""
+        client = RuntimeHttpClient.from_server_address(
+            self._address,
+            insecure=False,
+            root_certificates=self._certificate,
+            interceptors=[RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._open.close()
 
 
-def _work(client: RuntimeHttpClient, app: object) -> None:
+def _work(client: RuntimeHttpClient, app: object, handler: SiteHandler) -> None:
     heartbeats = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeats.start()
     context: Context | None = None
@@ -150,6 +215,8 @@ def _work(client: RuntimeHttpClient, app: object) -> None:
             status, details = "completed", ""
         else:
             logger.error("event=app_refused reason=it_is_not_the_stub")
+            if isinstance(handler, NotesRefusals):
+                handler.unreadable(FailureKind.POLICY)
             reply = Message(Error(ErrorCode.INVALID_FAB, "refused"), reply_to=message)
             details = "refused"
         push_message(client, reply, context)
@@ -160,19 +227,3 @@ def _work(client: RuntimeHttpClient, app: object) -> None:
         with contextlib.suppress(httpx.HTTPError):
             push_task_output(client=client, context=context, sub_status=status, details=details)
         heartbeats.stop()
-
-
-@contextlib.contextmanager
-def _client(
-    address: str, interceptors: list[ProtobufClientInterceptor]
-) -> Iterator[RuntimeHttpClient]:
-    client = RuntimeHttpClient.from_server_address(
-        address,
-        insecure=True,
-        root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor("flwr-clientapp"), *interceptors],
-    )
-    try:
-        yield client
-    finally:
-        client.close()

@@ -1,30 +1,27 @@
-"""Parcels as Flower records."""
+"""Parcels as Flower records.
+
+One record holds the whole parcel: Flower sends every part of a message in a request of its own.
+"""
 
 from __future__ import annotations
 
-import io
 import zlib
 from typing import Final
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from lift.errors import ProtocolError
 from lift.protocol.codec import LARGEST_TENSOR_BYTES, Encoded
 
-_TEXT: Final = "lift.body"
-_BLOCK: Final = "lift.tensors"
+_PARCEL: Final = "lift.parcel"
+_TEXT: Final = "json"
+_BLOCK: Final = "safetensors"
 
 
 def pack(encoded: Encoded) -> RecordDict:
     """The Flower form of an encoded parcel; the tensors are compressed (zlib)."""
-    block = np.frombuffer(zlib.compress(encoded.block), dtype=np.uint8)
-    return RecordDict(
-        {
-            _TEXT: ConfigRecord({"json": encoded.text}),
-            _BLOCK: ArrayRecord({"safetensors": Array(block)}),
-        }
-    )
+    record = ConfigRecord({_TEXT: encoded.text, _BLOCK: zlib.compress(encoded.block)})
+    return RecordDict({_PARCEL: record})
 
 
 def unpack(content: RecordDict) -> Encoded:
@@ -34,38 +31,22 @@ def unpack(content: RecordDict) -> Encoded:
         ProtocolError: a record is missing, is extra or has another type.
     """
     try:
-        if set(content) != {_TEXT, _BLOCK}:
+        if set(content) != {_PARCEL}:
             raise KeyError
-        text = content.config_records[_TEXT]["json"]
-        block = _read_array(content.array_records[_BLOCK]["safetensors"].data)
-        if not isinstance(text, str) or block.dtype != np.uint8 or block.ndim != 1:
+        record = content.config_records[_PARCEL]
+        if set(record) != {_TEXT, _BLOCK}:
+            raise KeyError
+        text, block = record[_TEXT], record[_BLOCK]
+        if not isinstance(text, str) or not isinstance(block, bytes):
             raise TypeError
-        tensors = _inflated(block.tobytes())
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error):
+        tensors = _inflated(block)
+    except (KeyError, TypeError, ValueError, zlib.error):
         raise ProtocolError(
             "cannot read a message",
-            seen="its records are not one JSON text and one block of tensors",
+            seen="its record is not one JSON text and one block of tensors",
             remedy="Nothing of it was used. Check that both sides run the same version.",
         ) from None
     return Encoded(text, tensors)
-
-
-def _read_array(data: bytes) -> np.ndarray:
-    """The bytes of a one-dimensional array in numpy's format, and of no other.
-
-    Raises:
-        ValueError: the data is anything else.
-    """
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
-        raise ValueError("not an array") from error
-    content = data[stream.tell() :]
-    if version != (1, 0) or dtype != np.uint8 or shape != (len(content),):
-        raise ValueError("not one row of bytes")
-    return np.frombuffer(content, dtype=np.uint8)
 
 
 def _inflated(packed: bytes) -> bytes:

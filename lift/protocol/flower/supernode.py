@@ -4,9 +4,10 @@ It holds the connection to the server and nothing else: requests wait in it unti
 own process (`executor`) takes them over 127.0.0.1, which needs the secret. No app is ever
 unpacked or loaded; a run whose app is not the stub is refused with Flower's code for it.
 
-What differs from the stock program: polls of a tenth of a second, a lease of 20 s instead of
-60 s, and a start that first gives up the lease of the process before it, so that a site that
-was killed is back at once instead of when its old lease ends.
+What differs from the stock program: polls of a tenth of a second while there is something to
+expect, and rarer ones later; a lease of 20 s instead of 60 s; and a start that first gives up
+the lease of the process before it, so that a site that was killed is back at once instead of
+when its old lease ends.
 """
 
 from __future__ import annotations
@@ -19,15 +20,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 from lift.files import write_atomically
 from lift.protocol.flower.stub import is_stub
-from lift.protocol.flower.superlink import end_with_parent
+from lift.protocol.flower.superlink import Door, end_with_parent
 
+CHILD_PATHS: Final = frozenset(
+    {
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/send-task-heartbeat",
+        "/v1/runtime/pull-task-input",
+        "/v1/runtime/push-task-output",
+        "/v1/runtime/push-object",
+        "/v1/runtime/pull-object",
+        "/v1/runtime/confirm-message-received",
+        "/v1/runtime/push-messages",
+        "/v1/runtime/pull-messages",
+    }
+)
+"""What the API on 127.0.0.1 answers: to the holder of the secret, or of a request's token."""
 POLL_S: Final = 0.1
+LONGEST_POLL_S: Final = 2.0
+_POLL_SHARE: Final = 0.05
+"""Of the time since the server was last heard: how long the next poll may wait."""
 HEARTBEAT_S: Final = 10
 """Flower's shortest; a site counts as gone after two of them."""
 # any name: a run's app is compared with the stub, not with a signer
@@ -43,12 +62,42 @@ class SuperNodeSettings:
     key: str
     local_port: int
     secret: str
+    local_certificate: str
+    """Of the API on 127.0.0.1; made anew for each start, as its key and the secret are."""
+    local_key: str
     node_file: str
     """Keeps the number of the site's node between starts."""
 
     def to_json(self) -> str:
         """For the child's command line."""
         return json.dumps(asdict(self))
+
+
+class Polls:
+    """When to ask the server for a message: often while one may come soon, rarely after that.
+
+    A poll costs the server several milliseconds, and a site waits for minutes while it trains
+    or while others do. The wait grows with the time since the server was last heard, so what
+    it adds stays a small share of that time.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._heard = self._next = clock()
+
+    def due(self) -> bool:
+        """Whether to ask now."""
+        return self._clock() >= self._next
+
+    def done(self, *, heard: bool) -> None:
+        """Note that the server was asked or told something, and whether that was news."""
+        now = self._clock()
+        if heard:
+            self._heard = now
+        self._next = now + min(_POLL_SHARE * (now - self._heard), LONGEST_POLL_S)
 
 
 def run(settings: SuperNodeSettings) -> None:
@@ -89,23 +138,41 @@ def run(settings: SuperNodeSettings) -> None:
         **common,
         host="127.0.0.1",
         port=settings.local_port,
-        runtime_ssl_certfile=None,
-        runtime_ssl_keyfile=None,
+        runtime_ssl_certfile=settings.local_certificate,
+        runtime_ssl_keyfile=settings.local_key,
     )
+    close_local_paths()
     command._start_supernode_http_api(config, states)  # noqa: SLF001
     loop.start_client_internal(
         state_factory=states, runtime_api_address=f"127.0.0.1:{settings.local_port}", **common
     )
 
 
+def close_local_paths() -> None:
+    """Put a door before Flower's API on 127.0.0.1: open is what the executor needs."""
+    import flwr.supernode.main as module
+
+    plain: Callable[..., Any] = module.create_app
+
+    def create_app(*args: Any, **kwargs: Any) -> Door:
+        return Door(plain(*args, **kwargs), CHILD_PATHS)
+
+    module.__dict__["create_app"] = create_app
+
+
 def _replace_loop(loop: Any) -> None:
-    """Short polls, and the stub instead of signatures."""
+    """Short polls, short waits for the parts of a request, the stub instead of signatures."""
+    loop.pull_objects = partial(
+        loop.pull_objects, initial_backoff=POLL_S / 2, backoff_cap=LONGEST_POLL_S
+    )
     loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))
     loop._verify_fab = lambda fab, trusted: is_stub(fab.content)  # noqa: SLF001
 
 
 def _replace_connection(connection: Any, node_file: Path) -> None:
     """Quick retries, a short lease, and the old lease given up before a new one is taken."""
+    from flwr.proto.fleet_pb2 import PullMessagesResponse
+
     connection.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
     # what is announced, and how often it is done, are two names in Flower
     importlib.import_module("flwr.supercore.heartbeat").__dict__["HEARTBEAT_DEFAULT_INTERVAL"] = (
@@ -126,6 +193,20 @@ def _replace_connection(connection: Any, node_file: Path) -> None:
             super().__init__(*args, **kwargs)
             # the kit's address is the only one that this site dials, whatever an answer says
             self._client.follow_redirects = False
+            self._polls = Polls(time.monotonic)
+
+        def PullMessages(self, request: Any) -> Any:  # noqa: N802
+            if not self._polls.due():
+                return PullMessagesResponse()
+            response = super().PullMessages(request)
+            self._polls.done(heard=bool(response.messages_list))
+            return response
+
+        def PushMessages(self, request: Any) -> Any:  # noqa: N802
+            response = super().PushMessages(request)
+            # the next request comes when the slowest site has answered
+            self._polls.done(heard=True)
+            return response
 
         def ActivateNode(self, request: Any) -> Any:  # noqa: N802
             old = _read_node(node_file)

@@ -33,7 +33,7 @@ PRIVATE: Final = {
         "StopRunRequest",
         "UnregisterNodeRequest",
     },
-    "flwr.proto.fleet_pb2": {"ActivateNodeRequest"},
+    "flwr.proto.fleet_pb2": {"ActivateNodeRequest", "PullMessagesResponse"},
     "flwr.app.message": {"make_message"},
     "flwr.proto.message_pb2": {"ConfirmMessageReceivedRequest"},
     "flwr.proto.node_pb2": {"NodeInfo"},
@@ -58,6 +58,7 @@ PRIVATE: Final = {
     "flwr.supercore.inflatable.inflatable_utils": {
         "ObjectPullError",
         "inflate_object_from_contents",
+        "pull_and_inflate_object_from_tree",
         "pull_objects",
     },
     "flwr.supercore.interceptors": {
@@ -76,13 +77,16 @@ PRIVATE: Final = {
     "flwr.supercore.run": {"Run", "RunNotRunningException"},
     "flwr.supercore.runtime": {"RuntimeHttpClient"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
+    "flwr.server.superlink.linkstate.sql_linkstate": {"SqlLinkState"},
     "flwr.superlink.cli.flower_superlink": {"SuperLinkLifespan"},
     "flwr.superlink.config_loader": {"SuperLinkLifespanConfig", "load_control_authn_plugin"},
     "flwr.superlink.grid.http_grid": {"HttpGrid"},
     "flwr.superlink.main": {"create_app"},
+    "flwr.superlink.servicer.fleet": {"fleet_handlers"},
     "flwr.supernode.fleet_http_client": {"FleetHttpClient"},
     "flwr.supernode.node_auth_http_interceptor": {"NodeAuthHttpInterceptor"},
     "flwr.supernode.nodestate": {"NodeStateFactory"},
+    "flwr.supernode.runtime": {"run_clientapp"},
     "flwr.supernode.runtime.run_clientapp": {
         "pull_task_input",
         "push_message",
