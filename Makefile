@@ -26,7 +26,8 @@ test-federation: $(STAMP)  ## real federations: kill -9 of every process at ever
 	$(BIN)/python -m pytest -m slow tests/federation
 
 test-fuzz: $(STAMP)  ## 100,000 mutated messages, and longer property tests of rounds
-	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=400 $(BIN)/python -m pytest -m "" tests/lift/protocol tests/server
+	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=200 $(BIN)/python -m pytest -o timeout=1800 \
+		tests/federation/test_messages.py tests/server/test_round_machine.py
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 _FEWEST_CURVE_PATIENTS = 2
 _CURVE_WINDOWS = 8
 _DRY_STEPS = 2
+_LONGEST_ROUND_S = 86_400.0
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (GeneratorError, FailureKind.POLICY),
     (DataError, FailureKind.DATA),
@@ -231,7 +232,8 @@ class SiteSession:
             site=self.settings.name,
             device=self._device,
         )
-        return round((monotonic() - began) / _DRY_STEPS * plan.training.steps, 1)
+        estimate = (monotonic() - began) / _DRY_STEPS * plan.training.steps
+        return round(min(estimate, _LONGEST_ROUND_S), 1)
 
     def _train(self, body: TrainRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         opened = self._find(body.plan_digest)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lift.errors import ConfigError
 
+_MOST_SHOWN = 20
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
 
 
@@ -40,7 +41,7 @@ class Settings(BaseModel):
             raise ConfigError(
                 "cannot use the settings",
                 where=where,
-                seen="\n".join(_explain(cls, item) for item in _root_causes(error)),
+                seen=_explanations(cls, error),
                 remedy="Correct the file; nothing was started or changed.",
             ) from None
         except TypeError as error:
@@ -150,6 +151,15 @@ def _root_causes(error: ValidationError) -> list[Any]:
             for other in items
         )
     ]
+
+
+def _explanations(model: type[BaseModel], error: ValidationError) -> str:
+    """One line for each error, the first ones only: a stranger's message may hold thousands."""
+    causes = _root_causes(error)
+    lines = [_explain(model, item) for item in causes[:_MOST_SHOWN]]
+    if len(causes) > _MOST_SHOWN:
+        lines.append(f"and {len(causes) - _MOST_SHOWN} more")
+    return "\n".join(lines)
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

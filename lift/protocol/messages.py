@@ -66,7 +66,7 @@ class StatisticsReply(Settings):
     refused_volumes: Count
     lowest_slice_spacing_mm: float = Field(ge=0, le=100)
     highest_slice_spacing_mm: float = Field(ge=0, le=100)
-    round_estimate_s: float = Field(default=0.0, ge=0, le=1e7)
+    round_estimate_s: float = Field(default=0.0, ge=0, le=86_400)
     """What a round should take here, from a timed dry run; 0 where the deadline is fixed."""
 
 

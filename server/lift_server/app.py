@@ -73,7 +73,7 @@ class _Server:
         self._generator = generator
         self._console = console
         self._status = StatusFile(config.state / STATUS_FILE, plan.federation.rounds)
-        self._online: set[str] = set()
+        self._online: dict[str, Connected] = {}
 
     def run(self) -> None:
         config, plan = self._config, self._plan
@@ -156,14 +156,18 @@ class _Server:
 
     def _see(self, connected: Mapping[str, Connected]) -> None:
         """Name who came and who went."""
-        now = set(connected)
-        for site in sorted(now - self._online):
-            logger.info("event=site_connected site=%s", site)
-        for site in sorted(self._online - now):
+        before, now = self._online, dict(connected)
+        for site in sorted(now):
+            if site not in before:
+                logger.info("event=site_connected site=%s", site)
+            elif now[site] != before[site]:
+                # it was away for less than its lease
+                logger.info("event=site_reconnected site=%s", site)
+        for site in sorted(set(before) - set(now)):
             logger.warning("event=site_lost site=%s", site)
             self._say(f"lost: {site}")
         self._online = now
-        self._status.connected(now)
+        self._status.connected(set(now))
 
     def _round_done(self, record: Mapping[str, object]) -> None:
         counted, refused = record["counted"], record["refused"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lift.protocol.flower.superlink import make_app
 from tests.end_to_end.tiny_run import TinyRun, make_tiny_run
+from tests.federation.attackers import Server, running_server
 from tests.federation.network import ConnectProxy, TlsTap
 from tests.federation.world import Federation, add_north
 
@@ -56,3 +61,20 @@ def tap() -> Iterator[TlsTap]:
     made = TlsTap()
     with made.running():
         yield made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A SuperLink that runs and admits three sites."""
+    with running_server(tmp_path_factory.mktemp("doors")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def app(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same app in this process, with a state of its own."""
+    database = tmp_path_factory.mktemp("app") / "superlink.db"
+    with warnings.catch_warnings():
+        # Flower's way of calling its migrations
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return make_app(dataclasses.replace(server.settings, database=str(database)))

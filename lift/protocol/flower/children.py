@@ -19,7 +19,9 @@ _CERTIFICATE_DAYS: Final = 3650
 
 def keep_loopback_direct() -> None:
     """Our own requests to 127.0.0.1 never go through a proxy, whatever the environment names."""
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    # both spellings are read, by some programs one and by some the other
+    named = [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1"]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(dict.fromkeys(filter(None, named)))
 
 
 def write_secret(path: Path) -> None:
