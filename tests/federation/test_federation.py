@@ -165,7 +165,7 @@ def test_it_works_through_a_connect_proxy(federation: Federation, proxy: Connect
 def test_a_sites_failure_leaves_as_its_class_alone(federation: Federation, tap: TlsTap) -> None:
     federation.sites = ("east", "north")
     federation.make(
-        federation={"rounds": 1, "deadline_s": 30.0, "quorum_sites": 1, "quorum_patients": 0.0}
+        federation={"rounds": 1, "deadline_s": 90.0, "quorum_sites": 1, "quorum_patients": 0.0}
     )
     secret = "ward7-MUELLER-19480311"  # noqa: S105  # a made-up name
     federation.break_site("north", secret)

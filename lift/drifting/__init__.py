@@ -1,0 +1,1 @@
+"""The tri-planar drifting loss: groups, frozen features, additive statistics, forces."""
