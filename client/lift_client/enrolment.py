@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from lift.config.kit import CA_FILE, KIT_FILE, Kit
 from lift.config.plan import Name
 from lift.errors import ConfigError
+from lift.keys import key_fingerprint
 
 KEY_FILE: Final = "site.key"
 PUBLIC_FILE: Final = "site.pub"
@@ -131,20 +131,13 @@ def enrol(folder: Path, name: str) -> Enrolled:
         folder / KEY_FILE,
         folder / PUBLIC_FILE,
         folder / SETTINGS_FILE,
-        key_fingerprint(key.public_key()),
+        key_fingerprint(public_text(key.public_key()).decode()),
     )
 
 
 def public_text(key: ec.EllipticCurvePublicKey) -> bytes:
     """The public key as one OpenSSH line: what the coordinator gets."""
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-
-
-def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """`SHA256:...` of a public key, as OpenSSH writes it: to be compared by telephone."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(base64.b64decode(public_text(key).split()[1]))
-    return f"SHA256:{base64.b64encode(digest.finalize()).decode().rstrip('=')}"
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -191,7 +184,7 @@ def check_key(path: Path) -> str:
             seen=f"'{public.name}' belongs to another key",
             remedy="Find out which one the coordinator has admitted, and put its pair here.",
         )
-    return key_fingerprint(key)
+    return key_fingerprint(public_text(key).decode())
 
 
 def read_kit(folder: Path, *, site: str | None = None) -> Kit:

@@ -256,4 +256,5 @@ def _write(*lines: str) -> None:
 
 
 def _next(text: str) -> None:
-    _write(f"next: {text}")
+    # advice, not the result
+    sys.stderr.write(f"next: {text}\n")

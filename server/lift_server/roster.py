@@ -5,9 +5,6 @@ Admitting or removing one site changes no byte of another one's kit.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -30,6 +27,7 @@ from lift.config.server import ServerConfig
 from lift.errors import ConfigError, GeneratorError
 from lift.files import write_atomically, write_json
 from lift.generator.card import bundle_folder, read_card
+from lift.keys import key_fingerprint
 from lift_server.certificates import pem, read_certificate
 
 ROSTER_FILE: Final = "sites.json"
@@ -255,19 +253,6 @@ def read_public_key(path: Path) -> str:
         seen=f"{seen}; needed: one line `{_KEY_TYPE} ...`",
         remedy="Nothing was admitted. Ask the site for the site.pub of `lift-client enroll`.",
     )
-
-
-def key_fingerprint(public_key: str) -> str:
-    """`SHA256:` and 43 characters, as `ssh-keygen -l -f site.pub` writes it.
-
-    Raises:
-        ValueError: the text is not an OpenSSH public key.
-    """
-    try:
-        blob = base64.b64decode(public_key.split()[1], validate=True)
-    except (IndexError, binascii.Error):
-        raise ValueError("the public key is not in OpenSSH form") from None
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def plan_fingerprint(config: ServerConfig) -> str:

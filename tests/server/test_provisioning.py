@@ -25,6 +25,7 @@ from lift.config.server import ServerConfig
 from lift.errors import ConfigError, GeneratorError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import builtin_bundle, bundle_folder, check_task, read_card
+from lift.keys import key_fingerprint
 from lift_server import provisioning
 from lift_server.certificates import (
     certificate_hosts,
@@ -37,7 +38,6 @@ from lift_server.provisioning import init_folder
 from lift_server.roster import (
     Roster,
     add_site,
-    key_fingerprint,
     read_public_key,
     remove_site,
 )

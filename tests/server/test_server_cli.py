@@ -212,7 +212,7 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     folder = tmp_path / "fed"
     made = run("init", folder, "--host", "lift.example.org", "--host", "192.0.2.7", "--name", "f")
     assert made.code == 0
-    assert "next: edit" in made.stdout
+    assert "next: edit" in made.stderr
     assert ca_fingerprint(folder / "certificates") in made.stdout
     again = run("init", folder, "--host", "lift.example.org", "--name", "f")
     assert again.code == 2
@@ -221,9 +221,10 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     assert added.code == 0
     assert f"kit: {folder / 'kits' / 'north'}" in added.stdout
     assert "SHA256:" in added.stdout
-    assert "next: send the folder" in added.stdout
+    assert "next: send the folder" in added.stderr
     removed = run("remove-site", folder, "north")
-    assert removed.stdout.startswith("removed: north\nnext: lift-server check")
+    assert removed.stdout == "removed: north\n"
+    assert removed.stderr.startswith("next: lift-server check")
     assert "removed before" in run("remove-site", folder, "north").stdout
     assert run("remove-site", folder, "south").code == 2
 
@@ -241,7 +242,7 @@ def test_a_private_key_is_refused_with_words_that_an_operator_understands(
     done = run("add-site", folder, "harbour", key)
     assert done.code == 2
     assert "must never leave its site" in done.stderr
-    assert "next:" not in done.stdout
+    assert "next:" not in done.stderr
 
 
 def test_check_finds_a_whole_folder_well_and_changes_nothing(run: Run, folder: Path) -> None:
@@ -265,7 +266,7 @@ def test_check_finds_a_whole_folder_well_and_changes_nothing(run: Run, folder: P
         "generator",
     }
     assert "problem" not in verdicts(done).values()
-    assert done.stdout.splitlines()[-1].startswith("next: lift-server --config ")
+    assert done.stderr.splitlines()[-1].startswith("next: lift-server --config ")
     assert stamps() == before
 
 
@@ -438,7 +439,7 @@ def test_status_without_a_server_says_not_running(run: Run, folder: Path) -> Non
     assert all(site["online"] is None for site in data["sites"].values())
     shown = run("status", folder)
     assert shown.stdout.startswith("trial: not running\n")
-    assert "next: lift-server check" in shown.stdout
+    assert "next: lift-server check" in shown.stderr
 
 
 def test_status_of_a_waiting_server_counts_who_is_there(run: Run, folder: Path) -> None:
