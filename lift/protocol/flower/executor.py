@@ -21,7 +21,10 @@ from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.interceptors.http.superexec_auth import SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
@@ -209,7 +212,12 @@ def _work(client: RuntimeHttpClient, app: object, handler: SiteHandler) -> None:
     context: Context | None = None
     status, details = "failed", "the request could not be read"
     try:
-        message, context, _, fab = pull_task_input(client)
+        try:
+            message, context, _, fab = pull_task_input(client)
+        except (ObjectPullError, RuntimeError) as error:
+            # its parts never came: the round closes without this answer, the site stays up
+            logger.warning("event=request_incomplete reason=%s", type(error).__name__)
+            return
         if is_stub(fab.content):
             reply = app(message=message, context=context)  # type: ignore[operator]  # a ClientApp
             status, details = "completed", ""
