@@ -19,7 +19,7 @@ def whole(tiny: TinyRun) -> Path:
     """A run in which everybody counted, always."""
     done = _simulate(tiny, "whole")
     assert done.code == 0, done
-    return tiny.folder / "whole"
+    return tiny.folder / "participation-whole"
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def repeated(whole: Path, tiny: TinyRun) -> Path:
     record = _record(tiny, whole, "away", away=AWAY)
     done = _simulate(tiny, "repeated", participation=str(record))
     assert done.code == 0, done
-    return tiny.folder / "repeated"
+    return tiny.folder / "participation-repeated"
 
 
 def test_a_record_without_absences_gives_the_same_mixer(whole: Path, tiny: TinyRun) -> None:
     done = _simulate(tiny, "same", participation=str(whole / "rounds.jsonl"))
 
     assert done.code == 0, done
-    same = (tiny.folder / "same" / "mixer.safetensors").read_bytes()
+    same = (tiny.folder / "participation-same" / "mixer.safetensors").read_bytes()
     assert same == (whole / "mixer.safetensors").read_bytes()
 
 
@@ -84,8 +84,11 @@ def test_a_record_of_other_rounds_or_sites_is_refused(whole: Path, tiny: TinyRun
 
 
 def _simulate(tiny: TinyRun, out: str, **changes: object) -> Outcome:
+    """Into a folder of this module's own: the tiny run is shared by all tests."""
     federation = {"rounds": ROUNDS, "quorum_sites": 1, "quorum_patients": 0.0}
-    return tiny.simulate(out, plan__federation=federation, synthesis_patients=0, **changes)
+    return tiny.simulate(
+        f"participation-{out}", plan__federation=federation, synthesis_patients=0, **changes
+    )
 
 
 def _record(tiny: TinyRun, whole: Path, name: str, *, away: int) -> Path:
