@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +90,29 @@ class ScriptedSite:
         return Parcel(Kind.GUARD, guard)
 
 
+class Deadlines:
+    """A transport that notes how long each exchange may last."""
+
+    def __init__(self, inner: Transport, seen: list[tuple[Kind, float]]) -> None:
+        self._inner = inner
+        self._seen = seen
+
+    def sites(self) -> list[str]:
+        return self._inner.sites()
+
+    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+        self._seen += [(parcel.kind, deadline_s) for parcel in list(requests.values())[:1]]
+        return self._inner.exchange(requests, deadline_s=deadline_s)
+
+
 def federate(
     chosen: Plan,
     folder: Path,
     sites: Mapping[str, SiteHandler],
     on_round: Callable[[Mapping[str, object]], None] | None = None,
+    *,
+    roster: Sequence[str] = tuple(PATIENTS),
+    seen: list[tuple[Kind, float]] | None = None,
 ) -> FinishedRun:
     results: list[FinishedRun] = []
 
@@ -102,10 +120,10 @@ def federate(
         results.append(
             run_rounds(
                 chosen,
-                transport,
+                Deadlines(transport, [] if seen is None else seen),
                 RunStore(folder, chosen.digest()),
                 lambda taps: {"w": torch.zeros(3)},
-                roster=lambda: list(PATIENTS),
+                roster=lambda: list(roster),
                 on_round=on_round,
             )
         )
@@ -230,71 +248,32 @@ def test_the_transport_passes_over_sites_that_it_does_not_know(tmp_path: Path) -
     run_in_process(main, sites)
 
 
-class Deadlines:
-    """A transport that notes how long each exchange may last."""
-
-    def __init__(self, inner: Transport, seen: list[tuple[Kind, float]]) -> None:
-        self._inner = inner
-        self._seen = seen
-
-    def sites(self) -> list[str]:
-        return self._inner.sites()
-
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
-        self._seen += [(parcel.kind, deadline_s) for parcel in list(requests.values())[:1]]
-        return self._inner.exchange(requests, deadline_s=deadline_s)
-
-
 def test_after_a_resume_nobody_waits_a_day_for_an_absent_site(tmp_path: Path) -> None:
     chosen = plan(rounds=2, deadline_s=None, quorum_sites=2, quorum_patients=0.5)  # type: ignore[arg-type]  # null derives it
     seen: list[tuple[Kind, float]] = []
 
-    def run(stop_after: int) -> None:
-        def stop(record: Mapping[str, object]) -> None:
-            if record["round"] == stop_after:
-                raise InterruptedError
-
-        def main(transport: Transport) -> None:
-            store = RunStore(tmp_path, chosen.digest())
-            run_rounds(
-                chosen,
-                Deadlines(transport, seen),
-                store,
-                lambda taps: {"w": torch.zeros(3)},
-                roster=lambda: list(PATIENTS),
-                on_round=stop,
-            )
-
-        run_in_process(main, dict(scripted()))
+    def stop(record: Mapping[str, object]) -> None:
+        if record["round"] == 1:
+            raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        run(stop_after=1)
+        federate(chosen, tmp_path, scripted(), stop, seen=seen)
     assert [deadline for kind, deadline in seen if kind is Kind.STATISTICS] == [86_400]
     seen.clear()
-    run(stop_after=99)
+    federate(chosen, tmp_path, scripted(), seen=seen)
     assert seen
     assert max(deadline for _, deadline in seen) <= 60
 
 
 def test_a_removed_sites_patients_are_nobodys_to_wait_for(tmp_path: Path) -> None:
-    chosen = plan(rounds=2)
     roster = list(PATIENTS)
-    finished: list[FinishedRun] = []
 
-    def main(transport: Transport) -> None:
-        finished.append(
-            run_rounds(
-                chosen,
-                transport,
-                RunStore(tmp_path, chosen.digest()),
-                lambda taps: {"w": torch.zeros(3)},
-                roster=lambda: list(roster),
-                on_round=lambda record: roster.remove("valley") if record["round"] == 1 else None,
-            )
-        )
+    def remove(record: Mapping[str, object]) -> None:
+        if record["round"] == 1:
+            roster.remove("valley")
 
-    run_in_process(main, dict(scripted()))
-    assert [list(record["counted"]) for record in finished[0].records] == [  # type: ignore[call-overload]  # a dict
+    finished = federate(plan(rounds=2), tmp_path, scripted(), remove, roster=roster)
+    assert [list(record["counted"]) for record in finished.records] == [  # type: ignore[call-overload]  # a dict
         ["harbour", "north", "valley"],
         ["harbour", "north", "valley"],
         ["harbour", "north"],
