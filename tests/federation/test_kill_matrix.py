@@ -107,7 +107,9 @@ def _check_that_it_shows(federation: Federation, victim: str, point: str) -> Non
     else:
         assert "event=site_reconnected site=east" in log
         site_log = (federation.site("east") / "work" / "log.txt").read_text(encoding="utf-8")
-        again = "event=connection_ended" if victim == "supernode" else "event=started"
+        # the code is the signal's: a child that came before the server ends by itself, with 1
+        killed = "event=connection_ended code=-9"
+        again = killed if victim == "supernode" else "event=started"
         assert site_log.count(again) == (1 if victim == "supernode" else 2)
     if victim in {"site", "supernode"} and point in {"before_training", "while_training"}:
         # what was in flight to the old connection was lost
