@@ -19,11 +19,14 @@ from lift.config.plan import Plan
 from lift.errors import CheckpointError, VersionMismatchError
 from lift.files import write_atomically
 from lift.generator.base import SliceGenerator
-from lift.generator.networks import FrozenGenerator
 from lift.guard import SiteProfile
 from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.build import build_mixer
+from lift.mixer.trained import TrainedPart
 from lift.randomness import derive_seed
+from lift.unconditional.bundle import AnyGenerator
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.learning import plan_mapper
 
 MIXER_FILE_VERSION: Final = 1
 _PACKAGES: Final = (
@@ -55,6 +58,13 @@ def plan_mixer(plan: Plan, generator: SliceGenerator) -> Mixer:
     return build_mixer(plan.mixer, frozen_parts(generator), seed=derive_seed(plan.seed, "mixer"))
 
 
+def trained_part(plan: Plan, generator: AnyGenerator) -> TrainedPart:
+    """What the plan trains around a generator: a mixer, or the trajectory mapper."""
+    if isinstance(generator, FrozenDecoder):
+        return plan_mapper(plan, generator)
+    return plan_mixer(plan, generator)
+
+
 def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[str, Tensor]:
     """The mixer's numbers at the start of training: exactly the fitted z-filter, or identity."""
     mixer = plan_mixer(plan, generator)
@@ -62,7 +72,7 @@ def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[st
     return mixer.values()
 
 
-def describe_run(plan: Plan, generator: FrozenGenerator) -> dict[str, object]:
+def describe_run(plan: Plan, generator: AnyGenerator) -> dict[str, object]:
     """What `run.json` says of any run before it computes: plan, digests, versions."""
     card = generator.card
     return {
@@ -76,7 +86,7 @@ def describe_run(plan: Plan, generator: FrozenGenerator) -> dict[str, object]:
         },
         "mixer": {
             "kind": plan.mixer.kind,
-            "parameters": plan_mixer(plan, generator).parameter_count(),
+            "parameters": trained_part(plan, generator).parameter_count(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -91,7 +101,7 @@ class FinishedMixer:
 
     Attributes:
         values: trained tensors by name.
-        taps: the shared z-filter, (6,).
+        taps: the shared z-filter, (6,); empty for an unconditional task.
         plan: the plan it was trained under; it names the generator's fingerprint.
         sites: the guard's verdicts with the profiles they hold for, without site names.
         phantom: whether it was trained on phantom data alone.

@@ -19,6 +19,8 @@ from lift.errors import ConfigError
 
 if TYPE_CHECKING:
     from lift.assembly import FinishedMixer
+    from lift.config.decoder import DecoderCard
+    from lift.config.generator import GeneratorCard
 
 PROGRAM = "lift"
 app = typer.Typer(
@@ -70,8 +72,11 @@ def pretrain(
 ) -> None:
     """Make a frozen generator's bundle from public slices, or from a state dict of your own.
 
-    Run the same command again to resume.
+    With `kind: unconditional` the settings describe a slice decoder for `lift generate`. Run the
+    same command again to resume.
     """
+    from lift.config.base import read_yaml
+    from lift.config.decoder import DecoderPretrainConfig
     from lift.config.generator import GeneratorDescription, PretrainConfig
 
     console = Console(stderr=True)
@@ -82,9 +87,14 @@ def pretrain(
         import_state_dict(import_, description, output)
         sys.stdout.write(f"bundle: {output}\n")
         return
-    settings = PretrainConfig.from_yaml(config)
+    data = read_yaml(config)
+    unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
+    settings: PretrainConfig | DecoderPretrainConfig
+    if unconditional:
+        settings = DecoderPretrainConfig.from_data(data, str(config))
+    else:
+        settings = PretrainConfig.from_data(data, str(config))
     from lift.device import resolve_device
-    from lift.generator.pretraining import pretrain as run
 
     lines = not console.is_terminal
     with Progress(console=console, disable=lines) as progress:
@@ -96,9 +106,16 @@ def pretrain(
                 console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
 
         folder = work or output.with_name(f"{output.name}.work")
-        card = run(
-            settings, output, work=folder, device=resolve_device(device.value), report=report
-        )
+        chosen = resolve_device(device.value)
+        card: GeneratorCard | DecoderCard
+        if isinstance(settings, DecoderPretrainConfig):
+            from lift.unconditional.pretraining import pretrain_decoder
+
+            card = pretrain_decoder(settings, output, work=folder, device=chosen, report=report)
+        else:
+            from lift.generator.pretraining import pretrain as run
+
+            card = run(settings, output, work=folder, device=chosen, report=report)
     sys.stdout.write(f"bundle: {output}\nfingerprint: {card.fingerprint}\n")
 
 
@@ -128,6 +145,7 @@ def translate(
     from lift.translation import translate as run
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    _check_kind(finished, "paired", "generate")
     chosen = resolve_device(device.value)
     bundle = generator or _shipped_bundle(finished)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=chosen)
@@ -150,6 +168,67 @@ def translate(
         action = "the mixer was left out" if done.method == "no_mixer" else "check the result"
         console.print(f"warning: {done.concern}; {action}", highlight=False, soft_wrap=True)
     sys.stdout.write(f"{output}\n")
+
+
+@app.command()
+def generate(
+    mixer: Annotated[Path, typer.Option(help="A run's output folder, or its mixer.safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the volumes.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many volumes.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="One seed and number in the series are one volume.")
+    ] = 0,
+    slices: Annotated[
+        int | None, typer.Option(min=2, max=2048, help="Slices of a volume; default: the plan's.")
+    ] = None,
+    spacing: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=50,
+            help="Distance of slices in mm; default: the body's length over the slices.",
+        ),
+    ] = None,
+    generator: Annotated[
+        Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
+    ] = None,
+    device: Annotated[DeviceName, typer.Option(help="Where to run.")] = DeviceName.AUTO,
+) -> None:
+    """Make new volumes that are nobody's, as NIfTI files, one after the other.
+
+    Volumes that are there already are kept: run the same command again to go on.
+    """
+    from lift.assembly import read_mixer
+    from lift.device import resolve_device
+    from lift.unconditional.bundle import load_decoder
+    from lift.unconditional.sampling import write_series
+
+    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    _check_kind(finished, "unconditional", "translate")
+    chosen = resolve_device(device.value)
+    frozen = load_decoder(
+        generator or _shipped_bundle(finished),
+        expected_fingerprint=finished.plan.generator_fingerprint,
+        device=chosen,
+    )
+    console = Console(stderr=True)
+    if finished.phantom:
+        console.print("note: this mixer was trained on phantom data alone", highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("volumes", total=number)
+        for path in write_series(
+            output,
+            finished.values,
+            frozen,
+            finished.plan,
+            number=number,
+            seed=seed,
+            slices=slices,
+            slice_spacing_mm=spacing,
+            device=chosen,
+        ):
+            progress.update(task, advance=1)
+            sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -200,6 +279,17 @@ def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
         seen=f"given: {given}; needed: {', '.join(sources)}",
         remedy="Give one file for each source, as NAME=FILE or in this order.",
     )
+
+
+def _check_kind(finished: FinishedMixer, needed: str, other: str) -> None:
+    kind = finished.plan.task.kind
+    if kind != needed:
+        raise ConfigError(
+            "the mixer is for another command",
+            where="--mixer",
+            seen=f"its task is {kind}; needed: {needed}",
+            remedy=f"Use `lift {other}`.",
+        )
 
 
 def _shipped_bundle(finished: FinishedMixer) -> Path:

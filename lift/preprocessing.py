@@ -79,7 +79,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         patient: files by channel.
         plan: task and preprocessing rules.
         root: the data folder that messages name files relative to.
-        with_target: read the target channel too.
+        with_target: read the target channel too; in an unconditional task it is the source.
 
     Raises:
         VolumeError: a file cannot be used, or the mask is (nearly) empty.
@@ -87,9 +87,10 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         SpacingError: the through-plane spacing lies outside the plan's range.
     """
     rules = plan.preprocessing
-    names = [*plan.task.source, *([plan.task.target] if with_target else [])]
+    inputs = plan.task.inputs
+    names = [*inputs, *([plan.task.target] if with_target and plan.task.source else [])]
     volumes = {name: read_volume(patient.channels[name], root=root) for name in names}
-    reference = volumes[plan.task.source[0]]
+    reference = volumes[inputs[0]]
     files = {name: _relative(patient.channels[name], root) for name in names}
     for name in names[1:]:
         check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
@@ -98,7 +99,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
     normalised: dict[str, tuple[Floats, tuple[float, float]]] = {}
     for name in names:
         normalised[name] = normalise(volumes[name].voxels, rules.rule(name), files[name])
-    sources = [normalised[name][0] for name in plan.task.source]
+    sources = [normalised[name][0] for name in inputs]
     axis = _DEPTH_AXIS[rules.plane]
     if rules.mask == "file":
         if patient.mask is None:
@@ -113,7 +114,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         check_same_grid(reference, own, (files[names[0]], mask_name))
         inside = own.voxels > 0
     elif rules.mask == "nonzero":
-        inside = nonzero_mask([volumes[name].voxels for name in plan.task.source], axis)
+        inside = nonzero_mask([volumes[name].voxels for name in inputs], axis)
     else:
         inside = body_mask(sources, reference.spacing_mm, axis)
     if inside.mean() < _SMALLEST_MASK:
@@ -133,7 +134,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
         return padded
 
-    target = normalised.get(plan.task.target)
+    target = normalised[plan.task.target] if len(names) > len(inputs) else None
     return Prepared(
         source=np.stack([cut(voxels) for voxels in sources], axis=1),
         target=None if target is None else cut(target[0])[:, None],

@@ -21,6 +21,7 @@ from lift.errors import DataError
 from lift.features import Features
 from lift.losses import paired_loss
 from lift.mixer.base import Mixer
+from lift.mixer.trained import TrainedPart
 from lift.randomness import derive_seed
 from lift.windows import Batch, draw_window, make_batch
 
@@ -70,9 +71,39 @@ def train_round(
             remedy="Add patients or change the split; nothing was sent.",
         )
     settings = plan.training
-    mixer.to(device)
-    mixer.load_values(start)
-    trained = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+
+    def step_loss(step: int) -> Tensor:
+        seed = (plan.seed, round_index, site, step)
+        batches = draw_batches(mixer, patients, settings, seed, device)
+        return torch.stack([batch_loss(mixer, batch, settings) for batch in batches]).mean()
+
+    return take_steps(mixer, start, plan, step_loss, round_index, device, report)
+
+
+def take_steps(
+    part: TrainedPart,
+    start: dict[str, Tensor],
+    plan: Plan,
+    step_loss: Callable[[int], Tensor],
+    round_index: int,
+    device: torch.device,
+    report: Callable[[int, float], None] | None = None,
+) -> TrainedRound:
+    """The optimiser steps of one round: what paired and unconditional training share.
+
+    Args:
+        part: what is trained; its numbers are overwritten.
+        start: the received numbers.
+        plan: the run's plan.
+        step_loss: the loss of a step (from 0) with the part's numbers as they are.
+        round_index: 1 for the first training round.
+        device: where to train.
+        report: called after each step with its number (from 1) and its loss.
+    """
+    settings = plan.training
+    part.to(device)
+    part.load_values(start)
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     anchors = [parameter.detach().clone() for parameter in trained]
     optimiser = torch.optim.AdamW(
         trained,
@@ -85,10 +116,8 @@ def train_round(
         position = (round_index - 1) * settings.steps + step
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(settings, position, plan.total_steps)
-        seed = (plan.seed, round_index, site, step)
-        batches = draw_batches(mixer, patients, settings, seed, device)
         optimiser.zero_grad(set_to_none=True)
-        loss = torch.stack([batch_loss(mixer, batch, settings) for batch in batches]).mean()
+        loss = step_loss(step)
         if settings.proximal > 0:
             distance = sum(
                 ((p - a).square().sum() for p, a in zip(trained, anchors, strict=True)),
@@ -101,7 +130,7 @@ def train_round(
         losses.append(float(loss.detach()))
         if report is not None:
             report(step + 1, losses[-1])
-    return TrainedRound(mixer.values(), float(np.mean(losses)))
+    return TrainedRound(part.values(), float(np.mean(losses)))
 
 
 def draw_batches(

@@ -10,32 +10,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import nibabel
 import numpy as np
-from nibabel.orientations import (
-    OrientationError,
-    apply_orientation,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
-from nibabel.spatialimages import HeaderDataError
+from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
-from lift.errors import AffineError, VolumeError
+from lift.errors import AffineError
 from lift.files import write_atomically
+from lift.nifti import LARGEST_VOLUME_BYTES, Refusal, check_values, decoded, placed, scaling
 
 SUFFIXES: Final = (".nii", ".nii.gz")
-LARGEST_VOLUME_BYTES: Final = 4 << 30
 GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
-_FEWEST_VOXELS: Final = 2
-_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
         AffineError: its affine is singular or not finite.
     """
     name = _relative(path, root)
-    refuse = _Refusal(name, root)
+    refuse = Refusal(name, root)
     if not path.name.endswith(SUFFIXES):
         raise refuse("it is not a .nii or .nii.gz file", "Convert it to NIfTI.")
     if not path.is_file():
@@ -113,15 +102,13 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
         ) from None
     if stored is None:
         raise refuse(f"the file is larger than {LARGEST_VOLUME_BYTES >> 30} GiB", "Crop it.")
-    if not stored:
-        raise refuse("the file is empty", _COPY_AGAIN)
-    header, shape, data = _decoded(stored, path.name.endswith(".gz"), refuse)
-    affine, orientation = _placed(header, refuse)
-    slope, inter = _scaling(header, refuse)
+    header, shape, data = decoded(stored, refuse, compressed=path.name.endswith(".gz"))
+    affine, orientation = placed(header, refuse)
+    slope, inter = scaling(header, refuse)
     if (slope, inter) != (1.0, 0.0):
         with np.errstate(over="ignore", invalid="ignore"):  # the check of values refuses these
             data = data.astype(np.float64) * slope + inter
-    _check_values(data, refuse)
+    check_values(data, refuse)
     # a copy always: a view would be read-only and would keep the whole file in memory
     voxels = np.array(apply_orientation(data, orientation), order="C")
     grid = FileGrid(
@@ -166,7 +153,7 @@ def write_volume(
     """
     if voxels.shape != like.voxels.shape:
         raise ValueError(f"shape {voxels.shape} is not that of the grid, {like.voxels.shape}")
-    refuse = _Refusal(path.name, path.parent, verb="write")
+    refuse = Refusal(path.name, path.parent, verb="write")
     if not path.name.endswith(SUFFIXES):
         raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
     grid = like.grid
@@ -218,10 +205,8 @@ def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) ->
 
 
 _CANONICAL: Final = np.array([[0, 1], [1, 1], [2, 1]])
-_FLATTEST: Final = 1e-3
 _WHOLE: Final = 1e-2
 """A stored step: values this close to a whole number of steps are one (float32 arithmetic)."""
-_COPY_AGAIN: Final = "Copy it again from where it came, or take the patient out."
 _GEOMETRY: Final = (
     "pixdim",
     "qform_code",
@@ -239,137 +224,14 @@ _GEOMETRY: Final = (
 )
 
 
-class _Refusal:
-    """Makes the error for one file: who it is and where it lies are always the same."""
-
-    def __init__(self, name: str, root: Path | None, *, verb: str = "use") -> None:
-        self.where = "the file given" if root in {None, Path()} else str(root)
-        self.what = f"cannot {verb} volume '{name}'"
-
-    def __call__(self, seen: str, remedy: str) -> VolumeError:
-        return VolumeError(self.what, where=self.where, seen=seen, remedy=remedy)
-
-
 def _relative(path: Path, root: Path | None) -> str:
     if root is not None and path.is_relative_to(root):
         return str(path.relative_to(root))
     return path.name
 
 
-def _decoded(
-    stored: bytes, compressed: bool, refuse: _Refusal
-) -> tuple[Any, tuple[int, int, int], NDArray[Any]]:
-    """Header, shape and unscaled voxels of a whole file; memory is asked for after the checks."""
-    try:
-        stream = gzip.GzipFile(fileobj=io.BytesIO(stored)) if compressed else io.BytesIO(stored)
-        start = stream.read(nibabel.Nifti2Header.template_dtype.itemsize)
-        kind = _header_class(start)
-        if kind is None:
-            raise refuse("it is not a NIfTI image", "Convert it to NIfTI, or take it out.")
-        # the fixed block alone: extensions may hold anything about the patient
-        header = kind(start[: kind.sizeof_hdr])
-        shape = tuple(int(n) for n in header.get_data_shape())
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        _check_header(header, shape, refuse)
-        offset, dtype = int(header.get_data_offset()), header.get_data_dtype()
-        count = int(np.prod(shape, dtype=np.int64))
-        wanted = offset + count * dtype.itemsize
-        if wanted > LARGEST_VOLUME_BYTES:
-            raise refuse("its voxels start beyond any file's end", _COPY_AGAIN)
-        content = start + stream.read(max(0, wanted - len(start)))
-        _drain(stream, refuse)
-    except (HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error):
-        raise refuse("it ends early or is damaged inside", _COPY_AGAIN) from None
-    if len(content) < wanted:
-        raise refuse(
-            f"it ends early: {len(content)} of {wanted} bytes that its header claims", _COPY_AGAIN
-        )
-    data = np.frombuffer(content, dtype, count, offset).reshape(shape, order="F")
-    return header, (shape[0], shape[1], shape[2]), data
-
-
-def _header_class(start: bytes) -> Any:
-    """The NIfTI version that the first bytes claim, or None (a header apart from its data too)."""
-    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
-    if nibabel.Nifti1Header.sizeof_hdr in size and start[344:348] == b"n+1\0":
-        return nibabel.Nifti1Header
-    if nibabel.Nifti2Header.sizeof_hdr in size and start[4:8] == b"n+2\0":
-        return nibabel.Nifti2Header
-    return None
-
-
-def _drain(stream: io.BufferedIOBase | gzip.GzipFile, refuse: _Refusal) -> None:
-    """Read to the end: only there does gzip compare its checksum."""
-    extra = 0
-    while block := stream.read(_BLOCK):
-        extra += len(block)
-        if extra > LARGEST_VOLUME_BYTES:
-            raise refuse("it holds far more bytes than its header claims", _COPY_AGAIN)
-
-
-def _placed(header: Any, refuse: _Refusal) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The file's affine, and the orientation that brings its axes to RAS+."""
-    try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        if np.isfinite(affine).all():
-            # of unit columns: 1 for orthogonal axes, 0 for axes in one plane, whatever the spacing
-            norms = np.linalg.norm(affine[:3, :3], axis=0)
-            if norms.all() and abs(np.linalg.det(affine[:3, :3] / norms)) > _FLATTEST:
-                return affine, np.asarray(io_orientation(affine), dtype=np.float64)
-    except (HeaderDataError, OrientationError, ValueError):
-        pass
-    raise AffineError(
-        refuse.what,
-        where=refuse.where,
-        seen="its affine is singular or not finite; voxels have no place in the patient",
-        remedy="Mend the header (qform or sform), or take the patient out.",
-    )
-
-
-def _scaling(header: Any, refuse: _Refusal) -> tuple[float, float]:
-    try:
-        slope, inter = header.get_slope_inter()
-    except HeaderDataError:
-        raise refuse("its scale factor is not finite", _COPY_AGAIN) from None
-    return (1.0, 0.0) if slope is None else (float(slope), float(inter))
-
-
-def _check_header(header: Any, shape: tuple[int, ...], refuse: _Refusal) -> None:
-    """Everything that must hold before a voxel is read (or memory is asked for)."""
-    dtype = header.get_data_dtype()
-    if len(shape) != 3:
-        raise refuse(
-            f"it has {len(shape)} axes longer than 1 ({' x '.join(map(str, shape))}); 3 are needed",
-            "Export one time point or channel as a 3D volume.",
-        )
-    if min(shape) < _FEWEST_VOXELS:
-        raise refuse(
-            f"it has {' x '.join(map(str, shape))} voxels; at least {_FEWEST_VOXELS} on each "
-            "axis are needed",
-            "Give a 3D volume.",
-        )
-    if dtype.kind not in "iuf":
-        kind = "colour" if dtype.kind == "V" else "complex" if dtype.kind == "c" else str(dtype)
-        raise refuse(f"its voxels are {kind}, not plain numbers", "Export a grey-scale volume.")
-    size = int(np.prod(shape, dtype=np.float64)) * max(dtype.itemsize, 8)
-    if size > LARGEST_VOLUME_BYTES:
-        raise refuse(
-            f"its header claims {size / 2**30:.1f} GiB in memory; at most "
-            f"{LARGEST_VOLUME_BYTES >> 30} GiB are read",
-            "Check the header; crop or resample a volume that is really this large.",
-        )
-
-
-def _check_values(data: NDArray[Any], refuse: _Refusal) -> None:
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
-        raise refuse("it holds NaN or infinity", "Replace them (background is 0), or take it out.")
-    if data.min() == data.max():
-        raise refuse(f"every voxel is {data.flat[0]:g}", "Export it again: it shows nothing.")
-
-
 def _stored(
-    data: NDArray[Any], grid: FileGrid, dtype: np.dtype[Any] | None, refuse: _Refusal
+    data: NDArray[Any], grid: FileGrid, dtype: np.dtype[Any] | None, refuse: Refusal
 ) -> tuple[NDArray[Any], float, float]:
     """The numbers that go into the file, with scale factor and offset."""
     if not np.isfinite(data).all():

@@ -14,7 +14,6 @@ from lift.config.site import SiteConfig
 from lift.device import resolve_device
 from lift.errors import ConfigError, LiftError, PolicyError, RecordError
 from lift.files import held_alone
-from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
@@ -29,6 +28,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
+from lift.unconditional.bundle import load_generator
 from lift_client.enrolment import check_key, read_kit
 from lift_client.journal import JOURNAL_FILE, PURPOSE, Entry, Journal, describe_tensors
 from lift_client.policy import check_outgoing, check_plan
@@ -59,7 +59,7 @@ def serve(config: SiteConfig) -> None:
         log_to_terminal(),
     ):
         journal = Journal(work / JOURNAL_FILE)
-        generator = load_bundle(
+        generator = load_generator(
             bundle_folder(config.generator),
             expected_fingerprint=kit.generator_fingerprint,
             device=resolve_device(config.device),

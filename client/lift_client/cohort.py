@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from lift.preprocessing import Prepared, prepare, preprocessing_digest
 
 logger = logging.getLogger(__name__)
 Part = Literal["train", "validation", "test"]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,60 @@ def open_cohort(
     Raises:
         DataError: no patient can be used, or one cannot and the policy says stop.
     """
-    channels = [*plan.task.source, plan.task.target]
-    needs_mask = plan.preprocessing.mask == "file"
-    found, refusals = list_patients(settings.data, channels, needs_mask=needs_mask)
     cache = FeatureCache(
         settings.cache.folder or work / "cache", largest_gb=settings.cache.largest_gb
     )
-    features: dict[str, Features] = {}
-    usable: list[Patient] = []
+
+    def read(patient: Patient) -> Features:
+        return _features_of(
+            patient, plan, generator, mixer, cache, root=settings.data.root, device=device
+        )
+
+    usable = read_patients(settings, plan, read, report)
+    split = split_patients(list(usable.patients.values()), plan.split, settings.name)
+    write_split(work / "split.json", split)
+    return SiteCohort(settings.name, split, usable.patients, usable.content, tuple(usable.refusals))
+
+
+@dataclass(frozen=True)
+class Usable(Generic[Content]):
+    """The patients of a site that can be used, and those that cannot.
+
+    Attributes:
+        patients: id -> files, in the order of the ids.
+        content: id -> what was read of the patient.
+        refusals: what could not be used, by name, with reason and remedy.
+    """
+
+    patients: dict[str, Patient]
+    content: dict[str, Content]
+    refusals: list[Refusal]
+
+
+def read_patients(
+    settings: SiteSettings,
+    plan: Plan,
+    read: Callable[[Patient], Content],
+    report: Callable[[int, int], None] | None = None,
+) -> Usable[Content]:
+    """Read every patient of a site; one that cannot be used is refused by name.
+
+    Args:
+        settings: the site's settings.
+        plan: names the channels.
+        read: one patient's files -> what is kept of them.
+        report: called after each patient with the number done and the number of all.
+
+    Raises:
+        DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop.
+    """
+    needs_mask = plan.preprocessing.mask == "file"
+    found, refusals = list_patients(settings.data, plan.task.channels, needs_mask=needs_mask)
+    usable: Usable[Content] = Usable({}, {}, refusals)
     for done, patient in enumerate(found, start=1):
         try:
-            features[patient.id] = _features_of(
-                patient, plan, generator, mixer, cache, root=settings.data.root, device=device
-            )
-            usable.append(patient)
+            usable.content[patient.id] = read(patient)
+            usable.patients[patient.id] = patient
         except DataError as error:
             if settings.data.on_bad_file == "stop" or error.where.startswith("cache."):
                 raise
@@ -104,7 +145,7 @@ def open_cohort(
     for refusal in refusals:
         # the operator's own log, at the site: names of files are its business
         logger.warning("event=patient_refused site=%s reason=%s", settings.name, refusal.reason)
-    if not usable:
+    if not usable.patients:
         first = refusals[0].reason if refusals else None
         raise DataError(
             "no patient can be used",
@@ -112,20 +153,32 @@ def open_cohort(
             seen=f"{len(refusals)} refused; the first: {first}" if first else "the folder is empty",
             remedy="Mend or remove the named files and run the same command again.",
         )
-    split = split_patients(usable, plan.split, settings.name)
-    write_split(work / "split.json", split)
-    return SiteCohort(
-        settings.name,
-        split,
-        {patient.id: patient for patient in usable},
-        features,
-        tuple(refusals),
-    )
+    return usable
 
 
 def prepare_patient(cohort: SiteCohort, patient: str, plan: Plan, root: Path) -> Prepared:
     """One patient read again from its files: what writing on its own grid needs."""
     return prepare(cohort.patients[patient], plan, root=root, with_target=True)
+
+
+def file_digests(patient: Patient, plan: Plan, root: Path) -> tuple[str, ...]:
+    """SHA-256 of every file of a patient that the plan uses.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    paths: Sequence[Path] = [patient.channels[channel] for channel in plan.task.channels]
+    if patient.mask is not None:
+        paths = [*paths, patient.mask]
+    try:
+        return tuple(file_digest(path) for path in paths)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the files of patient '{patient.id}'",
+            where=str(root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Check that the files exist and may be read, then run again.",
+        ) from None
 
 
 def _features_of(
@@ -138,19 +191,7 @@ def _features_of(
     root: Path,
     device: torch.device,
 ) -> Features:
-    channels = [*plan.task.source, plan.task.target]
-    paths: Sequence[Path] = [patient.channels[channel] for channel in channels]
-    if patient.mask is not None:
-        paths = [*paths, patient.mask]
-    try:
-        digests = tuple(file_digest(path) for path in paths)
-    except OSError as error:
-        raise DataError(
-            f"cannot read the files of patient '{patient.id}'",
-            where=str(root),
-            seen=error.strerror or type(error).__name__,
-            remedy="Check that the files exist and may be read, then run again.",
-        ) from None
+    digests = file_digests(patient, plan, root)
     key = feature_key(
         digests,
         generator.fingerprint,

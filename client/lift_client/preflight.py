@@ -346,13 +346,13 @@ def _device(config: SiteConfig) -> Verdict:
 def _generator(config: SiteConfig, kit: Kit) -> Verdict:
     import torch
 
-    from lift.generator.bundle import load_bundle
     from lift.generator.card import bundle_folder
+    from lift.unconditional.bundle import load_generator
 
     try:
         cpu = torch.device("cpu")
         folder = bundle_folder(config.generator)
-        load_bundle(folder, expected_fingerprint=kit.generator_fingerprint, device=cpu)
+        load_generator(folder, expected_fingerprint=kit.generator_fingerprint, device=cpu)
     except LiftError as error:
         return _problem("generator", error)
     return Verdict("generator", "ok", f"fingerprint {kit.generator_fingerprint[:16]}..., the kit's")

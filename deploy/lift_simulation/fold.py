@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -30,6 +29,8 @@ from lift_client.cohort import SiteCohort, prepare_patient
 from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
+from lift_server.tasks import run_task
+from lift_simulation.baselines import read_baseline
 from lift_simulation.methods import (
     Floats,
     HeldOut,
@@ -129,7 +130,7 @@ class Fold:
                     plan,
                     transport if repeated is None else repeated.replayed(transport, next_round),
                     store,
-                    lambda taps: start_values(plan, self._generator, taps),
+                    run_task(plan, self._generator),
                     roster=lambda: (
                         list(self._sites) if repeated is None else repeated.asked(next_round())
                     ),
@@ -175,7 +176,7 @@ class Fold:
         """
         path = self._folder / "baselines" / f"{label}.safetensors"
         digest = self._plan.digest()
-        stored = _read_baseline(path, digest)
+        stored = read_baseline(path, digest)
         if stored is not None:
             return stored
         mixer = plan_mixer(self._plan, self._generator)
@@ -308,15 +309,3 @@ class Fold:
 def _with_mixer(plan: Plan, kind: str) -> Plan:
     mixer = plan.mixer.model_copy(update={"kind": kind})
     return plan.model_copy(update={"mixer": mixer})
-
-
-def _read_baseline(path: Path, digest: str) -> dict[str, Tensor] | None:
-    if not path.is_file():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            if (stream.metadata() or {}).get("plan_digest") != digest:
-                return None
-            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError):
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
 from lift.files import file_digest, write_json
-from lift.generator.networks import FrozenGenerator
 from lift.metrics.intervals import bootstrap_mean
 from lift.randomness import derive_seed
+from lift.unconditional.bundle import AnyGenerator
+from lift_client.unconditional import UnconditionalWork
+from lift_server.rounds import FinishedRun
 from lift_simulation.fold import FoldResult
 
 
@@ -76,7 +78,7 @@ class RunRecord:
         """Seconds by stage, of this start and those before."""
         return dict(self._data.get("seconds", {}))
 
-    def describe(self, plan: Plan, generator: FrozenGenerator) -> None:
+    def describe(self, plan: Plan, generator: AnyGenerator) -> None:
         """Plan, digests, versions: known before anything is computed."""
         self._data |= describe_run(plan, generator)
         write_json(self._path, self._data)
@@ -98,6 +100,42 @@ class RunRecord:
             if len(results) > 1
             else [],
             "update_bytes": _update_bytes(results),
+            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+        }
+        write_json(self._path, self._data)
+
+    def finish_unconditional(
+        self,
+        works: Mapping[str, UnconditionalWork],
+        runs: Mapping[str, FinishedRun],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """As `finish`, of a run that makes new volumes."""
+        described = {site.name: site.description for site in self._config.sites}
+        records = runs["federated"].records
+        self._data |= {
+            "finished": _now(),
+            "complete": True,
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "sites": [
+                {
+                    "name": name,
+                    "description": described[name],
+                    "patients": {
+                        "train": work.counts.train,
+                        "validation": work.counts.validation,
+                        "test": work.counts.test,
+                    },
+                    "refused": work.counts.refused,
+                    "slice_spacing_mm": [
+                        round(min(work.counts.slice_spacings_mm), 3),
+                        round(max(work.counts.slice_spacings_mm), 3),
+                    ],
+                }
+                for name, work in sorted(works.items())
+            ],
+            "update_bytes": _most_bytes(records, "train"),
+            "statistics_bytes": _most_bytes(records, "statistics"),
             "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
         }
         write_json(self._path, self._data)
@@ -141,12 +179,16 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
 
 def _update_bytes(results: list[FoldResult]) -> int:
     """The largest message of one site in one training round, as it crossed the wire."""
+    return max((_most_bytes(result.finished.records, "train") for result in results), default=0)
+
+
+def _most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:
+    """The largest answer of one site in exchanges of this kind."""
     largest = 0
-    for result in results:
-        for record in result.finished.records:
-            sizes = record["bytes"]
-            if record["kind"] == "train" and isinstance(sizes, dict):
-                largest = max(largest, *sizes.values())
+    for record in records:
+        sizes = record["bytes"]
+        if record["kind"] == kind and isinstance(sizes, dict):
+            largest = max([largest, *sizes.values()])
     return largest
 
 

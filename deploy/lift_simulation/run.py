@@ -15,9 +15,7 @@ import numpy as np
 
 from lift.assembly import plan_mixer
 from lift.cohort.layouts import list_patients
-from lift.cohort.phantom.write import write_phantom_cohorts
-from lift.config.cohort import BratsData, SynthradData
-from lift.config.phantom import PhantomCohortConfig
+from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
@@ -38,6 +36,8 @@ from lift_simulation.methods import Floats, HeldOut
 from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 from lift_simulation.record import RunRecord
+from lift_simulation.sites import open_sites, phantoms_of
+from lift_simulation.unconditional import dry_run_unconditional, simulate_unconditional
 
 
 def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
@@ -47,13 +47,15 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
+    if config.plan.task.kind == "unconditional":
+        return simulate_unconditional(config, out, reporter, command=command)
     record = RunRecord(out, config, command)
     if record.complete:
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
     reporter.seconds.update(record.seconds)
     device = resolve_device(config.device)
-    bundle = bundle_folder(config.generator)
+    bundle = bundle_folder(_generator_of(config))
     generator = load_bundle(
         bundle, expected_fingerprint=config.plan.generator_fingerprint, device=device
     )
@@ -62,7 +64,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     fix_threads(plan.threads)
     record.describe(plan, generator)
     with reporter.stage("cohorts"):
-        sites = _open_sites(config, out / "cache", out / "cohorts", reporter, _phantoms(config))
+        sites = open_sites(config, out / "cache", out / "cohorts", reporter, phantoms_of(config))
     record.keep_seconds(reporter.seconds)
 
     participation = (
@@ -117,7 +119,9 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
 
 def dry_run(config: SimulationConfig) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
-    bundle = bundle_folder(config.generator)
+    if config.plan.task.kind == "unconditional":
+        return dry_run_unconditional(config)
+    bundle = bundle_folder(_generator_of(config))
     generator = load_bundle(
         bundle,
         expected_fingerprint=config.plan.generator_fingerprint,
@@ -138,43 +142,10 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
     }
 
 
-def _open_sites(
-    config: SimulationConfig,
-    cache: Path,
-    cohorts: Path,
-    reporter: Reporter,
-    phantoms: Mapping[str, PhantomCohortConfig],
-) -> dict[str, SiteSettings]:
-    """Each site's settings; phantom cohorts are written as files first.
-
-    Args:
-        config: the simulation's settings.
-        cache: default folder of the feature cache.
-        cohorts: where phantom cohorts go, a folder by site.
-        reporter: shows the progress.
-        phantoms: site -> its phantom cohort.
-    """
-    write_phantom_cohorts(
-        {cohorts / name: phantom for name, phantom in phantoms.items()},
-        progress=lambda done, total: reporter.step("phantom patients", done, total),
-    )
-    settings = config.cache.model_copy(update={"folder": config.cache.folder or cache})
-    opened = {}
-    for site in config.sites:
-        data = site.data
-        if isinstance(data, PhantomCohortConfig):
-            layout = SynthradData if "ct" in data.channels else BratsData
-            data = layout(root=cohorts / site.name)
-        opened[site.name] = SiteSettings(
-            name=site.name, data=data, cache=settings, device=config.device
-        )
-    return opened
-
-
-def _phantoms(config: SimulationConfig) -> dict[str, PhantomCohortConfig]:
-    return {
-        site.name: site.data for site in config.sites if isinstance(site.data, PhantomCohortConfig)
-    }
+def _generator_of(config: SimulationConfig) -> GeneratorChoice:
+    if config.generator is None:
+        raise ValueError("a paired task has a generator")
+    return config.generator
 
 
 def _folds(
@@ -238,10 +209,10 @@ def _clean_phantom(
         raise ValueError("clean_phantom is not set")
     phantoms = {
         name: phantom.model_copy(update={"corruption": False, "patients": clean.patients})
-        for name, phantom in _phantoms(config).items()
+        for name, phantom in phantoms_of(config).items()
     }
     own = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": None})})
-    sites = _open_sites(own, out / "cache", out / "cohorts", reporter, phantoms)
+    sites = open_sites(own, out / "cache", out / "cohorts", reporter, phantoms)
     federation = plan.federation.model_copy(update={"rounds": clean.rounds})
     quiet = Reporter(reporter.console, {}, quiet=True)
     result = Fold(

@@ -18,7 +18,8 @@ Address = Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):[0
 class TaskRule(Settings):
     """A task by its channels."""
 
-    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
+    source: tuple[Name, ...] = Field(default=(), max_length=8)
+    """None: new volumes of the target."""
     target: Name
 
 

@@ -17,7 +17,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-MixerKind = Literal["zrefine", "zrefine_lite", "zdiff", "zconv", "pooled_bigru", "control_2d"]
+MixerKind = Literal[
+    "zrefine", "zrefine_lite", "zdiff", "zconv", "pooled_bigru", "control_2d", "trajectory_mapper"
+]
 
 
 class PercentileRule(Settings):
@@ -60,11 +62,29 @@ NormalisationRule = Annotated[PercentileRule | WindowRule, Field(discriminator="
 class TaskPlan(Settings):
     """Which channels go in and which one comes out."""
 
-    kind: Literal["paired"] = "paired"
-    source: tuple[Name, ...] = Field(min_length=1, max_length=8)
-    """Channel names in the order in which the generator takes them."""
+    kind: Literal["paired", "unconditional"] = "paired"
+    """paired: the target from its registered sources; unconditional: new volumes of the target."""
+    source: tuple[Name, ...] = Field(default=(), max_length=8)
+    """Channel names in the order in which the generator takes them; none when unconditional."""
     target: Name
     """Name of the channel to synthesise."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Channels that a patient's volume is read from: the sources, or the target itself."""
+        return self.source or (self.target,)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Every channel that a patient must have."""
+        return (*self.source, self.target)
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        if (self.kind == "paired") != bool(self.source):
+            needed = "at least one source" if self.kind == "paired" else "no source"
+            raise ValueError(f"a task of kind {self.kind} has {needed} (seen: {len(self.source)})")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -166,6 +186,56 @@ class TrainingPlan(Settings):
         return self
 
 
+class MapperPlan(Settings):
+    """Sizes of the trajectory mapper (method 5.3)."""
+
+    latent: int = Field(default=64, ge=1, le=1024)
+    """Numbers of a volume's one latent vector."""
+    width: int = Field(default=256, ge=8, le=2048)
+    """Hidden units of each layer."""
+    layers: int = Field(default=3, ge=1, le=8)
+    """Hidden layers."""
+    octaves: int = Field(default=4, ge=1, le=8)
+    """Fourier octaves of the position along the body."""
+    variation_channels: int = Field(default=8, ge=0, le=64)
+    """Channels of the slow random variation along the body; 0 leaves it out."""
+    variation_length: float = Field(default=0.15, gt=0, le=2)
+    """Its correlation length, as a share of the body."""
+
+
+class UnconditionalPlan(Settings):
+    """How the trajectory mapper learns: drifting towards real volumes (method 5.4)."""
+
+    mapper: MapperPlan = MapperPlan()
+    loss: Literal["drift", "mmd", "hybrid"] = "hybrid"
+    """drift: mean-shift field; mmd: gradient of the squared MMD; hybrid: both, added."""
+    attraction: Literal["anchors", "random_features", "moments", "samples"] = "anchors"
+    """Where the drift pulls: sums over all sites (the first three), or the site's own samples,
+    which never leave it. The MMD takes the sums of random features."""
+    volumes_per_step: int = Field(default=16, ge=2, le=256)
+    """Generated volumes of one optimiser step."""
+    groups_per_step: int = Field(default=4, ge=1, le=64)
+    """Tri-planar groups that a step compares, drawn anew each time."""
+    slices: int = Field(default=36, ge=8, le=1024)
+    """Slices of a generated volume in training; any number later."""
+    slice_spacing_mm: Positive = 1.0
+    """Their spacing: slices times spacing is the length of the body that is generated."""
+    eta: Positive = 0.5
+    """Length of the drift's step, in mean distances of features."""
+    mmd_weight: Positive = 1.0
+    """Factor of the MMD's force in the hybrid loss."""
+    queue: int = Field(default=128, ge=8, le=4096)
+    """Feature vectors that the attraction `samples` keeps of each group."""
+    projection_digest: Digest | None = None
+    """SHA-256 of the public projection; filled in from the generator's bundle when left out."""
+
+    @model_validator(mode="after")
+    def _loss_has_its_source(self) -> Self:
+        if self.attraction == "samples" and self.loss != "drift":
+            raise ValueError("the attraction `samples` sends no sums, and mmd needs them: loss")
+        return self
+
+
 class AggregationPlan(Settings):
     """How the server turns updates into the next mixer."""
 
@@ -223,10 +293,27 @@ class Plan(Settings):
     split: SplitPlan = SplitPlan()
     mixer: MixerPlan = MixerPlan()
     training: TrainingPlan = TrainingPlan()
+    unconditional: UnconditionalPlan | None = None
+    """Of an unconditional task, and only of one."""
     aggregation: AggregationPlan = AggregationPlan()
     federation: FederationPlan = FederationPlan()
     privacy: NoPrivacy
     """Required: `privacy: {mode: none}` is a choice, never a default."""
+
+    @model_validator(mode="after")
+    def _parts_fit_the_task(self) -> Self:
+        unconditional = self.task.kind == "unconditional"
+        if unconditional != (self.mixer.kind == "trajectory_mapper"):
+            raise ValueError(
+                "mixer.kind `trajectory_mapper` belongs to an unconditional task, and only to one "
+                f"(task.kind is {self.task.kind}, mixer.kind is {self.mixer.kind})"
+            )
+        if unconditional != (self.unconditional is not None):
+            raise ValueError(
+                "the section `unconditional` belongs to an unconditional task, and only to one "
+                f"(task.kind is {self.task.kind})"
+            )
+        return self
 
     @property
     def total_steps(self) -> int:

@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 
 from lift.config.base import Settings
 from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.decoder import DecoderPretrainConfig
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
 from lift.config.site import CacheSettings
 
-Comparison = Literal["z_filter_local", "control_2d", "local_only", "centralised", "cross_site"]
+Comparison = Literal[
+    "z_filter_local", "control_2d", "local_only", "centralised", "cross_site", "federated_samples"
+]
 
 
 class SimulatedSite(Settings):
@@ -43,7 +46,9 @@ class SimulationConfig(Settings):
     name: Name
     data_statement: str
     """What the volumes are, in one sentence; it heads the report."""
-    generator: GeneratorChoice
+    generator: GeneratorChoice | None = None
+    pretrain: DecoderPretrainConfig | None = None
+    """Unconditional: the slice decoder is made first, from public volumes, in OUT/generator."""
     sites: tuple[SimulatedSite, ...] = Field(min_length=1)
     plan: Plan
     compare: tuple[Comparison, ...] = (
@@ -63,11 +68,24 @@ class SimulationConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     synthesis_patients: int = Field(default=2, ge=0)
     """Held-out patients by site whose volumes are written; every one with leave_one_out."""
+    generated_volumes: int = Field(default=96, ge=8, le=4096)
+    """Unconditional: new volumes of each method that are compared with the held-out ones."""
+    written_volumes: int = Field(default=8, ge=0, le=256)
+    """Unconditional: how many of them are written as files and shown."""
     budget_s: dict[str, float] = Field(default_factory=dict)
     """Seconds that each stage may take, shown beside what it took; never enforced."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.generator is None) == (self.pretrain is None):
+            raise ValueError("give exactly one of generator and pretrain")
+        if self.plan.task.kind == "unconditional":
+            if self.leave_one_out or self.clean_phantom or self.participation:
+                raise ValueError(
+                    "leave_one_out, clean_phantom and participation belong to paired tasks"
+                )
+        elif self.pretrain is not None:
+            raise ValueError("pretrain belongs to an unconditional task: give generator")
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise ValueError("site names must be distinct")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -14,10 +15,14 @@ from lift.drifting.digests import digest_of
 from lift.errors import ConfigError, DataError
 from lift.files import write_atomically
 
+_ENTRY: Final = "lift"
+
 
 def write_public(path: Path, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Write the file whole or not at all; an older one is replaced."""
-    metadata = {"header": json.dumps(header, sort_keys=True), "digest": digest_of(header, tensors)}
+    # one entry: the order of several would be another one each time
+    described = {"header": header, "digest": digest_of(header, tensors)}
+    metadata = {_ENTRY: json.dumps(described, sort_keys=True)}
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, safetensors.torch.save(content, metadata=metadata))
 
@@ -40,9 +45,10 @@ def read_public(
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        header = json.loads(metadata["header"])
+        described = json.loads(metadata[_ENTRY])
+        header = described["header"]
         found = digest_of(header, tensors)
-        intact = header["kind"] == kind and found == metadata["digest"]
+        intact = header["kind"] == kind and found == described["digest"]
     except OSError as error:
         raise damaged(path, kind, error.strerror or "the file cannot be read") from None
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError):

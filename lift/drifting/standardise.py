@@ -25,6 +25,7 @@ RADIUS: Final = 2.0
 """Standardised features are clipped to this length before any statistic or kernel sees them."""
 _KIND: Final = "standardisation"
 _FLAT: Final = 1e-6
+_MOST_STEPS: Final = 127
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ class Standardisation:
         layout: the groups it was fitted for.
         encoder_digest: of the encoder whose features it takes.
         means: (f,) by group, float32; f may differ between groups.
-        axes: (f, d) by group, float32: principal axes over the mean pairwise distance.
+        axes: (f, d) by group, int8: principal axes over the mean pairwise distance, in steps.
+        steps: (d,) by group, float32: what one step of each axis is. 8 bits keep the file small;
+            the rounded axes are the axes.
     """
 
     layout: GroupLayout
     encoder_digest: str
     means: tuple[Tensor, ...]
     axes: tuple[Tensor, ...]
+    steps: tuple[Tensor, ...]
 
     @property
     def dimension(self) -> int:
@@ -55,8 +59,8 @@ class Standardisation:
 
     def transform(self, features: Tensor, group: int) -> Tensor:
         """Standardised features (n, d) of raw ones (n, f); differentiable, not clipped."""
-        mean, axes = self.means[group], self.axes[group]
-        return (features - mean.to(features)) @ axes.to(features)
+        mean, axes, steps = self.means[group], self.axes[group], self.steps[group]
+        return (features - mean.to(features)) @ axes.to(features) * steps.to(features)
 
     def save(self, path: Path) -> str:
         """Write the file and return the digest."""
@@ -77,15 +81,21 @@ class Standardisation:
             indices = range(len(layout.groups))
             means = tuple(tensors[f"mean{group}"] for group in indices)
             axes = tuple(tensors[f"axes{group}"] for group in indices)
+            steps = tuple(tensors[f"steps{group}"] for group in indices)
         except (KeyError, TypeError, ValueError):
             raise damaged(path, _KIND, "its groups are not those of its layout") from None
         fits = all(
-            m.dim() == 1 and a.dim() == 2 and len(m) == len(a) and a.shape[1] == axes[0].shape[1]
-            for m, a in zip(means, axes, strict=True)
+            m.dim() == 1
+            and a.dim() == 2
+            and a.dtype == torch.int8
+            and len(m) == len(a)
+            and a.shape[1] == axes[0].shape[1]
+            and s.shape == a.shape[1:]
+            for m, a, s in zip(means, axes, steps, strict=True)
         )
-        if not fits or len(tensors) != 2 * len(means):
+        if not fits or len(tensors) != 3 * len(means):
             raise damaged(path, _KIND, "its tensors do not fit each other")
-        return cls(layout, str(header["encoder"]), means, axes)
+        return cls(layout, str(header["encoder"]), means, axes, steps)
 
     def _header(self) -> dict[str, object]:
         return {
@@ -97,7 +107,8 @@ class Standardisation:
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"mean{group}": mean for group, mean in enumerate(self.means)}
-        return named | {f"axes{group}": axes for group, axes in enumerate(self.axes)}
+        named |= {f"axes{group}": axes for group, axes in enumerate(self.axes)}
+        return named | {f"steps{group}": steps for group, steps in enumerate(self.steps)}
 
 
 def fit_standardisation(
@@ -124,8 +135,8 @@ def fit_standardisation(
         _fit_group(rows.detach().cpu().double(), group.blocks, group.name, dimension)
         for rows, group in zip(features, layout.groups, strict=True)
     ]
-    means, axes = zip(*fitted, strict=True)
-    return Standardisation(layout, encoder_digest, means, axes)
+    means, axes, steps = zip(*fitted, strict=True)
+    return Standardisation(layout, encoder_digest, means, axes, steps)
 
 
 def clip_length(y: Tensor, radius: float) -> Tensor:
@@ -139,7 +150,7 @@ def mean_distance(y: Tensor) -> Tensor:
     return torch.nn.functional.pdist(y).mean()
 
 
-def _fit_group(x: Tensor, blocks: int, name: str, dimension: int) -> tuple[Tensor, Tensor]:
+def _fit_group(x: Tensor, blocks: int, name: str, dimension: int) -> tuple[Tensor, Tensor, Tensor]:
     if len(x) < 2 * dimension:
         raise _refused(name, f"{len(x)} feature vectors; at least {2 * dimension} are needed")
     if not bool(torch.isfinite(x).all()):
@@ -157,8 +168,11 @@ def _fit_group(x: Tensor, blocks: int, name: str, dimension: int) -> tuple[Tenso
     axes = rotation[:dimension].T
     # one sign for an axis, whatever the library's choice
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    axes = scale.flatten()[:, None] * axes / mean_distance(centred @ axes)
-    return mean.float(), axes.float()
+    axes = scale.flatten()[:, None] * axes
+    steps = axes.abs().amax(0) / _MOST_STEPS
+    rounded = (axes / steps).round().to(torch.int8)
+    steps = steps / mean_distance((x - mean) @ rounded.double() * steps)
+    return mean.float(), rounded, steps.float()
 
 
 def _refused(name: str, seen: str) -> DataError:

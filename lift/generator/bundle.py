@@ -98,13 +98,20 @@ def load_bundle(
         VersionMismatchError: another version of the format.
     """
     card = read_card(folder)
-    tensors = _read_weights(folder)
+    if not isinstance(card, GeneratorCard):
+        raise GeneratorError(
+            "cannot translate with this generator bundle",
+            where=str(folder),
+            seen="it makes new volumes (kind unconditional)",
+            remedy="Give a bundle that makes a target from sources.",
+        )
+    tensors = read_weights(folder)
     network = build_network(card.network, seed=0)
-    _check_tensors(tensors, network.state_dict(), folder)
+    check_tensors(tensors, network.state_dict(), folder)
     found = network_fingerprint(card.network, tensors)
-    _check_fingerprint(found, card.fingerprint, "its card", folder)
+    check_fingerprint(found, card.fingerprint, "its card", folder)
     if expected_fingerprint is not None:
-        _check_fingerprint(found, expected_fingerprint, "the plan", folder)
+        check_fingerprint(found, expected_fingerprint, "the plan", folder)
     _check_taps(card, network, folder)
     network.load_state_dict(tensors)
     generator = FrozenGenerator(network, card)
@@ -113,7 +120,8 @@ def load_bundle(
     return generator.to(device)
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a bundle's weights file, unchecked (GeneratorError when it is damaged)."""
     try:
         content = (folder / WEIGHTS_FILE).read_bytes()
         return safetensors.torch.load(content)
@@ -125,9 +133,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _check_tensors(
+def check_tensors(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], folder: Path
 ) -> None:
+    """Nothing, when the tensors have the needed names, shapes and dtypes and are finite."""
     missing, extra = sorted(set(needed) - set(tensors)), sorted(set(tensors) - set(needed))
     if missing or extra:
         raise damaged_bundle(
@@ -161,7 +170,8 @@ def _check_taps(card: GeneratorCard, network: SliceNetwork, folder: Path) -> Non
         raise damaged_bundle(folder, f"{CARD_FILE}: taps are not those of the architecture")
 
 
-def _check_fingerprint(found: str, needed: str, source: str, folder: Path) -> None:
+def check_fingerprint(found: str, needed: str, source: str, folder: Path) -> None:
+    """Nothing, when the fingerprint is the one that `source` names."""
     if found != needed:
         raise GeneratorError(
             "cannot use the generator bundle: it is not the one that is needed",

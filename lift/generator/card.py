@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from lift.config.decoder import DecoderCard
 from lift.config.generator import GeneratorCard, GeneratorChoice
 from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.errors import ConfigError, GeneratorError, VersionMismatchError
@@ -17,7 +18,7 @@ _BUILTIN: Final = Path(__file__).parent / "bundles"
 _NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle anew from where it came."
 
 
-def read_card(folder: Path) -> GeneratorCard:
+def read_card(folder: Path) -> GeneratorCard | DecoderCard:
     """The card of a bundle; the weights are not read.
 
     Raises:
@@ -38,13 +39,16 @@ def read_card(folder: Path) -> GeneratorCard:
             seen=f"format {found}; this version reads format {_FORMAT_VERSION}",
             remedy="Install the version that made the bundle, or ask for a bundle of this one.",
         )
+    unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
     try:
-        return GeneratorCard.from_data(data, str(path))
+        return (DecoderCard if unconditional else GeneratorCard).from_data(data, str(path))
     except ConfigError as error:
         raise damaged_bundle(folder, f"{CARD_FILE}: {error.seen}") from None
 
 
-def check_task(card: GeneratorCard, task: TaskPlan, preprocessing: PreprocessingPlan) -> None:
+def check_task(
+    card: GeneratorCard | DecoderCard, task: TaskPlan, preprocessing: PreprocessingPlan
+) -> None:
     """Nothing, when the bundle was made for exactly this task and these normalisation rules.
 
     Raises:
@@ -55,8 +59,12 @@ def check_task(card: GeneratorCard, task: TaskPlan, preprocessing: Preprocessing
     differences = []
     if (card.source, card.target) != (task.source, task.target):
         differences.append(
-            f"the bundle makes {card.target} from {', '.join(card.source)}; "
-            f"the plan wants {task.target} from {', '.join(task.source)}"
+            f"the bundle makes {card.target} from {', '.join(card.source) or 'nothing'}; "
+            f"the plan wants {task.target} from {', '.join(task.source) or 'nothing'}"
+        )
+    if isinstance(card, DecoderCard) and card.plane != preprocessing.plane:
+        differences.append(
+            f"the bundle's slices are {card.plane}; the plan has plane {preprocessing.plane}"
         )
     differences += [
         f"{name}: the bundle was trained with {card.normalisation[name].canonical_json()}; "

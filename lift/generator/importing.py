@@ -20,6 +20,7 @@ from lift.config.generator import GeneratorCard, GeneratorDescription
 from lift.errors import GeneratorError
 from lift.generator.bundle import make_card, save_bundle
 from lift.generator.networks import MonaiNetwork, build_network
+from lift.state_dicts import first_misfit, without_module_prefix
 
 _NOTHING_WRITTEN = "No bundle was written."
 
@@ -38,10 +39,13 @@ def import_state_dict(path: Path, description: GeneratorDescription, folder: Pat
     tensors = _read_tensors(path)
     network = build_network(description.network, seed=0)
     prefix = "body." if isinstance(network, MonaiNetwork) else ""
-    needed = network.state_dict()
-    given = {prefix + name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    _check_shapes(path, given, needed, prefix)
-    network.load_state_dict({name: tensor.to(needed[name].dtype) for name, tensor in given.items()})
+    needed = {name.removeprefix(prefix): own for name, own in network.state_dict().items()}
+    given = without_module_prefix(tensors)
+    if misfit := first_misfit(given, needed):
+        raise _refused(path, misfit)
+    network.load_state_dict(
+        {prefix + name: tensor.to(needed[name].dtype) for name, tensor in given.items()}
+    )
     card = make_card(network, description, trained_steps=0)
     save_bundle(folder, network, card)
     return card
@@ -88,23 +92,6 @@ def _is_torchscript(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         names = [PurePosixPath(name) for name in archive.namelist()]
     return any("code" in name.parts or name.name == "constants.pkl" for name in names)
-
-
-def _check_shapes(
-    path: Path, given: Mapping[str, Tensor], needed: Mapping[str, Tensor], prefix: str
-) -> None:
-    for name in sorted({*given, *needed}):
-        shown = name.removeprefix(prefix)
-        if name not in given:
-            raise _refused(path, f"tensor {shown} is missing")
-        if name not in needed:
-            raise _refused(path, f"tensor {shown} is not part of the named network")
-        if given[name].shape != needed[name].shape:
-            raise _refused(
-                path,
-                f"tensor {shown} is {list(given[name].shape)}; "
-                f"the named network needs {list(needed[name].shape)}",
-            )
 
 
 def _executable(path: Path, seen: str) -> GeneratorError:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lift.config.base import Settings
 from lift.config.generator import (
     GeneratorCard,
     MonaiBasicUNetConfig,
@@ -200,7 +201,7 @@ def _build_monai(
     return MonaiNetwork(body, 2 ** (levels - 1))
 
 
-def network_fingerprint(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> str:
+def network_fingerprint(config: Settings, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the architecture and every tensor's name, dtype, shape and bytes.
 
     Args:

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lift.cohort.layouts import Patient, list_patients
 from lift.cohort.phantom.write import write_phantom_cohort
@@ -110,7 +110,7 @@ def read_patients(config: PretrainConfig, work: Path) -> list[TrainingPatient]:
     )
     found: list[TrainingPatient] = []
     for index, cohort in enumerate(config.cohorts):
-        data = _written_phantoms(cohort, work, config.threads)
+        data = written_phantoms(cohort, work, config.threads)
         usable = _read_cohort(data, plan, prefix=f"{index}/")
         if not usable:
             raise DataError(
@@ -149,7 +149,7 @@ def train_on_arrays(
     )
     checkpoint = work / CHECKPOINT_FILE
     run = _run_digest(config, patients)
-    first = _resume(checkpoint, run, network, optimiser)
+    first = resume_training(checkpoint, run, network, optimiser)
     network.train()
     for step in range(first, config.steps):
         rng = np.random.default_rng(derive_seed(config.seed, "step", step))
@@ -160,11 +160,11 @@ def train_on_arrays(
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
         value = loss.item()
-        _check_finite(value, norm.item(), step)
+        check_finite(value, norm.item(), step)
         optimiser.step()
         done = step + 1
         if done % config.checkpoint_steps == 0 or done == config.steps:
-            _write_checkpoint(checkpoint, run, done, network, optimiser)
+            write_training(checkpoint, run, done, network, optimiser)
             logger.info("event=pretraining step=%d loss=%.5f", done, value)
         if report is not None:
             report(done, config.steps, value)
@@ -214,9 +214,10 @@ def validation_psnr_db(
     return -10 * math.log10(max(float(np.mean(error**2)), 1e-14))
 
 
-def _written_phantoms(
+def written_phantoms(
     cohort: CohortData | PhantomCohortConfig, work: Path, workers: int
 ) -> CohortData:
+    """A cohort as files: a phantom one is written under `work` first."""
     if not isinstance(cohort, PhantomCohortConfig):
         return cohort
     root = work / f"phantom-{cohort.digest()[:12]}"
@@ -231,7 +232,7 @@ def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingP
     needs_mask = plan.preprocessing.mask == "file"
     patients, refusals = list_patients(data, channels, needs_mask=needs_mask)
     for refusal in refusals:
-        _log_refusal(refusal.patient, refusal.reason)
+        log_refusal(refusal.patient, refusal.reason)
     usable = []
     for patient in patients:
         try:
@@ -239,7 +240,7 @@ def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingP
         except DataError as error:
             if data.on_bad_file == "stop":
                 raise
-            _log_refusal(patient.id, error)
+            log_refusal(patient.id, error)
     return usable
 
 
@@ -253,7 +254,8 @@ def _read_patient(patient: Patient, plan: Plan, root: Path, prefix: str) -> Trai
     )
 
 
-def _log_refusal(patient: str, reason: LiftError) -> None:
+def log_refusal(patient: str, reason: LiftError) -> None:
+    """Name a patient that cannot be used, and why, in the log."""
     logger.warning("event=patient_refused patient=%s reason=%s", patient, reason)
 
 
@@ -262,7 +264,8 @@ def _masked_mean(error: Tensor, mask: Tensor, kind: str) -> Tensor:
     return (size * mask).sum() / mask.sum().clamp(min=1)
 
 
-def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
+def check_finite(loss: float, gradient_norm: float, step: int) -> None:
+    """Refuse to go on with a training that diverged (GeneratorError)."""
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         raise GeneratorError(
             "pre-training diverged",
@@ -285,8 +288,8 @@ def _run_digest(config: PretrainConfig, patients: Sequence[TrainingPatient]) -> 
     return digest.hexdigest()
 
 
-def _write_checkpoint(
-    path: Path, run: str, done: int, network: SliceNetwork, optimiser: torch.optim.AdamW
+def write_training(
+    path: Path, run: str, done: int, network: nn.Module, optimiser: torch.optim.AdamW
 ) -> None:
     """One file, so that weights, optimiser and step count can never disagree."""
     tensors = {f"weights/{name}": tensor for name, tensor in network.state_dict().items()}
@@ -300,7 +303,7 @@ def _write_checkpoint(
     write_atomically(path, content)
 
 
-def _resume(path: Path, run: str, network: SliceNetwork, optimiser: torch.optim.AdamW) -> int:
+def resume_training(path: Path, run: str, network: nn.Module, optimiser: torch.optim.AdamW) -> int:
     """Steps done: 0 for a new training, else weights and optimiser are the checkpoint's."""
     if not path.is_file():
         return 0

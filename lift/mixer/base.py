@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lift.mixer.trained import TrainedPart
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FrozenParts:
     decode: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(TrainedPart, ABC):
     """Couples the slices of a volume along depth around a frozen generator.
 
     Guarantees of every subclass: the output differs from `pred` only inside the mask; no
@@ -95,32 +96,3 @@ class Mixer(nn.Module, ABC):
 
     def start_from(self, taps: Tensor) -> None:
         """Set the z-filter's taps, (6,) for shifts -3, -2, -1, 1, 2, 3; no effect without one."""
-
-    def parameter_count(self) -> int:
-        """Number of trainable numbers, which is what an update carries."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-
-    def values(self) -> dict[str, Tensor]:
-        """Name -> trainable tensor (detached copies on the CPU), sorted by name."""
-        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return {
-            name: named[name].detach().to("cpu", torch.float32).clone() for name in sorted(named)
-        }
-
-    def load_values(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrite the trainable tensors; names and shapes must match exactly.
-
-        Raises:
-            ValueError: a name is missing or extra, or a shape differs.
-        """
-        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if set(named) != set(values):
-            raise ValueError(f"mixer values do not fit: names {sorted(set(named) ^ set(values))}")
-        with torch.no_grad():
-            for name, parameter in named.items():
-                if parameter.shape != values[name].shape:
-                    raise ValueError(
-                        f"mixer values do not fit: {name} is {tuple(values[name].shape)}, "
-                        f"needed {tuple(parameter.shape)}"
-                    )
-                parameter.copy_(values[name])

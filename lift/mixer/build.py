@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lift.config.plan import MixerPlan
+from lift.errors import ConfigError
 from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.pooled_bigru import PooledBiGRU
 from lift.mixer.zconv import ZConv
@@ -50,3 +51,10 @@ def _construct(plan: MixerPlan, frozen: FrozenParts) -> Mixer:
             return PooledBiGRU(plan.width, frozen)
         case "control_2d":
             return Control2D(plan.width, frozen)
+        case "trajectory_mapper":
+            raise ConfigError(
+                "this mixer makes new volumes and has no use in a translation",
+                where="mixer.kind",
+                seen=plan.kind,
+                remedy="Choose another mixer, or an unconditional task.",
+            )

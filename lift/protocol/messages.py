@@ -5,8 +5,8 @@ Three exchanges, each a request of the server and a reply of a site:
 =============  ==========================================  =====================================
 kind           request                                     reply
 =============  ==========================================  =====================================
-`statistics`   the plan (round 0)                          z-filter sums, counts
-`train`        the mixer of this round                     the update (new - old), mean loss
+`statistics`   the plan (round 0)                          z-filter or drifting sums, counts
+`train`        the mixer of this round, shared sums        the update (new - old), mean loss
 `guard`        the finished mixer and the z-filter's taps  helped, harmed or undecided
 =============  ==========================================  =====================================
 """
@@ -25,6 +25,8 @@ from lift.config.base import Settings
 from lift.config.plan import Digest, Plan
 
 PROTOCOL_VERSION: Final = 1
+SHARED: Final = "shared/"
+"""Prefix, in a request to train, of what all sites together know: drifting statistics."""
 Count = Annotated[int, Field(ge=0, le=10**6)]
 
 
@@ -57,7 +59,7 @@ class StatisticsRequest(Settings):
 
 
 class StatisticsReply(Settings):
-    """What the site knows of its cohort; the z-filter's sums travel beside it as tensors."""
+    """What the site knows of its cohort; its sums travel beside it as tensors."""
 
     plan_digest: Digest
     train_patients: Count
@@ -68,6 +70,8 @@ class StatisticsReply(Settings):
     highest_slice_spacing_mm: float = Field(ge=0, le=100)
     round_estimate_s: float = Field(default=0.0, ge=0, le=86_400)
     """What a round should take here, from a timed dry run; 0 where the deadline is fixed."""
+    data_version: Count = 0
+    """How often the training data of the site changed: statistics of older data are refused."""
 
 
 class TrainRequest(Settings):

@@ -17,8 +17,8 @@ from lift.metrics.through_plane import FEWEST_SLICE_VOXELS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run
 from lift.report.terms import method_term
+from lift.slices import slice_spacing, to_slices
 
-DEPTH_AXIS: Final[dict[Plane, int]] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _COLUMN_METHODS: Final = ("no_mixer", "z_median", "federated")
 _ERROR_METHODS: Final = ("no_mixer", "federated")
 _PROFILE_METHODS: Final = ("no_mixer", "federated")
@@ -47,21 +47,21 @@ def profile(folder: PatientFolder, volumes: PatientVolumes, plane: Plane) -> Pro
 
     A slice with fewer than 20 mask voxels has none (NaN), as in the metric `slice_gain`.
     """
-    axis = DEPTH_AXIS[plane]
-    inside = np.moveaxis(volumes.mask, axis, 0)
+    inside = to_slices(volumes.mask, plane)
     count = inside.sum(axis=(1, 2))
     held = np.flatnonzero(count)
     rows = slice(int(held[0]), int(held[-1]) + 1)
+    slice_mm, _, _ = slice_spacing(volumes.spacing_mm, plane)
 
     def means(voxels: Floats) -> NDArray[np.float64]:
-        total = np.where(inside, np.moveaxis(voxels, axis, 0), 0.0).sum(axis=(1, 2), dtype=float)
+        total = np.where(inside, to_slices(voxels, plane), 0.0).sum(axis=(1, 2), dtype=float)
         mean = total / np.maximum(count, 1)
         return np.where(count >= FEWEST_SLICE_VOXELS, mean, np.nan)[rows]
 
     return Profile(
         site=folder.site,
         patient=folder.patient,
-        depth_mm=volumes.spacing_mm[axis] * np.arange(rows.stop - rows.start, dtype=np.float64),
+        depth_mm=slice_mm * np.arange(rows.stop - rows.start, dtype=np.float64),
         target=means(volumes.target),
         methods={
             method: means(volumes.predictions[method])

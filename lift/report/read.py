@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
-from lift.metrics.table import BETTER
+from lift.report.terms import BETTER
 
 Floats = NDArray[np.float32]
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -122,6 +122,7 @@ class RunRecord(_Record):
     guard: dict[str, GuardRecord] = Field(default_factory=dict)
     command: str = ""
     update_bytes: int | None = None
+    statistics_bytes: int | None = None
     mixer: MixerRecord | None = None
     complete: bool = False
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
-from lift.metrics.table import BETTER
-from lift.report.markup import Markup, escape, foreign, join, number, pointer, table, tag
+from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.read import (
     METRICS_FILE,
     ROUNDS_FILE,
@@ -18,11 +17,14 @@ from lift.report.read import (
     Table,
 )
 from lift.report.terms import (
+    ALL_METRICS,
+    BETTER,
+    GENERATED_METHODS,
     METHODS,
-    METRICS,
     better_side,
     distance_to_ideal,
     in_known_order,
+    method_term,
     metric_decimals,
 )
 
@@ -32,7 +34,12 @@ _VERDICTS: Final = {"helped": "▲ helped", "harmed": "▼ harmed", "undecided":
 
 
 def methods_table(
-    methods: Mapping[str, Table], path: tuple[str, ...], caption: str, *, only: Sequence[str] = ()
+    methods: Mapping[str, Table],
+    path: tuple[str, ...],
+    caption: str,
+    *,
+    only: Sequence[str] = (),
+    counted: str = "patients",
 ) -> Markup:
     """Methods by metrics, each mean with its interval.
 
@@ -44,14 +51,15 @@ def methods_table(
         path: where these lie in `metrics.json`.
         caption: what the patients are; how to read the cells is added.
         only: metrics to show; all that there are when left out.
+        counted: what n counts.
     """
     present = {metric for figures in methods.values() for metric in figures}
-    metrics = [name for name in in_known_order(present, METRICS) if not only or name in only]
+    metrics = [name for name in in_known_order(present, ALL_METRICS) if not only or name in only]
     n = _largest_n(methods)
     winners = {metric: _clear_best(methods, metric) for metric in metrics}
     units = {metric: _unit(methods.values(), metric) for metric in metrics}
     rows = []
-    for method in in_known_order(set(methods), METHODS):
+    for method in in_known_order(set(methods), METHODS | GENERATED_METHODS):
         cells: list[str] = [_method_heading(method)]
         for metric in metrics:
             measure = methods[method].get(metric, Measure())
@@ -63,7 +71,7 @@ def methods_table(
             cells.append(tag("td", content, class_="best" if winners[metric] == method else None))
         rows.append(cells)
     reading = (
-        f"{caption} Mean over n = {n} patients."
+        f"{caption} Mean over n = {n} {counted}."
         if n != 1
         else f"{caption} One patient (n = 1): there are no intervals."
     )
@@ -234,14 +242,14 @@ def smoothing_table(methods: Mapping[str, Table]) -> Markup:
     """The four figures that tell detail from smoothing, under the target's own values."""
     metrics = ("hf_error", "hf_coherence", "hf_ratio", "slice_gain")
     ideal: list[str] = ["target (ideal)"]
-    ideal += [tag("td", f"{METRICS[metric].ideal:g}", class_="ideal") for metric in metrics]
+    ideal += [tag("td", f"{ALL_METRICS[metric].ideal:g}", class_="ideal") for metric in metrics]
     rows = [ideal]
-    for method in in_known_order(set(methods), METHODS):
+    for method in in_known_order(set(methods), METHODS | GENERATED_METHODS):
         cells: list[str] = [_method_heading(method)]
         for metric in metrics:
             measure = methods[method].get(metric, Measure())
             place = ("pooled", method, metric)
-            cells.append(interval(measure, place, METRICS[metric].decimals))
+            cells.append(interval(measure, place, ALL_METRICS[metric].decimals))
         rows.append(cells)
     return table(
         f"All sites' test patients. Mean over n = {_largest_n(methods)} patients. {INTERVALS}.",
@@ -311,12 +319,12 @@ def _method_heading(method: str) -> Markup:
 
 
 def _method_name(method: str) -> Markup:
-    return escape(METHODS[method].label) if method in METHODS else foreign(method)
+    return foreign(method_term(method).label)
 
 
 def _metric_heading(metric: str, unit: str) -> Markup:
     """Label over unit and an arrow to the better side."""
-    return join([METRICS[metric].label, tag("small", f"{unit} {better_side(metric)}".strip())])
+    return join([ALL_METRICS[metric].label, tag("small", f"{unit} {better_side(metric)}".strip())])
 
 
 def _comparison_heading(name: str) -> Markup:

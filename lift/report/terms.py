@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from lift.metrics.table import BETTER
+from lift.metrics.intervals import Better
+from lift.metrics.table import BETTER as PAIRED_BETTER
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,52 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "P",
     ),
 }
+GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
+    "real_train": MethodTerm(
+        "real (floor)",
+        "the sites' real training volumes: as near as any set can be",
+        "#000000",
+        "s",
+    ),
+    "reconstruction": MethodTerm(
+        "reconstruction",
+        "the nearest slices that the frozen decoder can make of real training volumes: its ceiling",
+        "#6e6e6e",
+        "D",
+    ),
+    "independent_slices": MethodTerm(
+        "independent slices",
+        "every slice from a latent vector of its own: no mapper",
+        "#e69f00",
+        "v",
+    ),
+    "shuffled_subjects": MethodTerm(
+        "shuffled subjects", "real slices at their places, each of another patient", "#cc79a7", "^"
+    ),
+    "untrained": MethodTerm("untrained", "the mapper before any training", "#882255", "<"),
+    "local_only": MethodTerm(
+        "local only", "a mapper trained on one site's own statistics alone", "#009e73", ">"
+    ),
+    "federated_samples": MethodTerm(
+        "federated, samples",
+        "every site against its own samples, which stay there; mappers averaged",
+        "#56b4e9",
+        "d",
+    ),
+    "federated": MethodTerm(
+        "federated, statistics",
+        "the mapper that this run trained, against all sites' sums",
+        "#d55e00",
+        "o",
+    ),
+    "centralised": MethodTerm(
+        "centralised",
+        "the mapper trained on all sites' sums in one place (simulation only)",
+        "#332288",
+        "P",
+    ),
+}
+"""Rows of a run that makes new volumes; `local_only:SITE` stands for each site."""
 TARGET_COLOUR: Final = "#000000"
 
 METRICS: Final[dict[str, MetricTerm]] = {
@@ -105,15 +152,77 @@ METRICS: Final[dict[str, MetricTerm]] = {
     ),
 }
 
+GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
+    "frechet_axial": MetricTerm(
+        "Fréchet ax", "squared Fréchet distance of features of axial pairs of slices", 3, None
+    ),
+    "frechet_coronal": MetricTerm("Fréchet co", "the same of coronal slices", 3, None),
+    "frechet_sagittal": MetricTerm("Fréchet sa", "the same of sagittal slices", 3, None),
+    "mmd_axial": MetricTerm(
+        "MMD ax",
+        "maximum mean discrepancy of the same features, unbiased: below 0 when nearer than chance",
+        3,
+        None,
+    ),
+    "mmd_coronal": MetricTerm("MMD co", "the same of coronal slices", 3, None),
+    "mmd_sagittal": MetricTerm("MMD sa", "the same of sagittal slices", 3, None),
+    "tpr": MetricTerm(
+        "TPR", "through-plane over in-plane roughness, relative to real volumes", 3, 1.0
+    ),
+    "diversity": MetricTerm(
+        "diversity", "mean distance between volumes over that between real ones", 3, 1.0
+    ),
+    "ms_ssim": MetricTerm(
+        "MS-SSIM",
+        "similarity between pairs of volumes: as alike as real ones, not more",
+        3,
+        None,
+    ),
+    "nearest_ratio": MetricTerm(
+        "nearest",
+        "distance to the nearest training volume over that to the nearest held-out one: well "
+        "below 1 are copies",
+        3,
+        1.0,
+    ),
+    "order_correlation": MetricTerm(
+        "order", "correlation of slices' order with the real mean slices that they resemble", 3, 1.0
+    ),
+    "reversed_volumes": MetricTerm("reversed", "volumes whose slices run backwards", 0, 0.0),
+    "flat_volumes": MetricTerm("flat", "empty or constant volumes", 0, 0.0),
+}
+
+BETTER: Final[dict[str, Better]] = {
+    **PAIRED_BETTER,
+    **{
+        f"{name}_{plane}": "lower"
+        for name in ("frechet", "mmd")
+        for plane in ("axial", "coronal", "sagittal")
+    },
+    "diversity": "nearer_one",
+    "ms_ssim": "lower",
+    "nearest_ratio": "nearer_one",
+    "order_correlation": "higher",
+    "reversed_volumes": "lower",
+    "flat_volumes": "lower",
+}
+"""METRIC -> which of two figures wins."""
+ALL_METRICS: Final = GENERATED_METRICS | METRICS
+
 
 def method_term(method: str) -> MethodTerm:
     """The term of a method; a method of another version gets its own name in plain black."""
-    return METHODS.get(method, MethodTerm(method, "", "#000000", "x"))
+    known = METHODS.get(method) or GENERATED_METHODS.get(method)
+    if known is None and method.startswith("local_only:"):
+        local = GENERATED_METHODS["local_only"]
+        label = f"local only, {method.removeprefix('local_only:')}"
+        return MethodTerm(label, local.meaning, local.colour, local.marker)
+    return known or MethodTerm(method, "", "#000000", "x")
 
 
 def metric_decimals(metric: str, unit: str) -> int:
     """Decimals to show; a figure in HU has one."""
-    return 1 if unit == "HU" else METRICS[metric].decimals
+    return 1 if unit == "HU" else ALL_METRICS[metric].decimals
 
 
 def better_side(metric: str) -> str:

@@ -14,15 +14,13 @@ from types import FrameType
 
 from rich.console import Console
 
-from lift.assembly import describe_run, start_values
+from lift.assembly import describe_run
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import held_alone, write_json
-from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
-from lift.generator.networks import FrozenGenerator
 from lift.logs import log_to_file
 from lift.protocol.flower.apps import Connected
 from lift.protocol.flower.children import keep_loopback_direct
@@ -30,12 +28,14 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
+from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.certificates import certificate_notices
 from lift_server.release import site_metrics, verdicts, write_finished_mixer
 from lift_server.roster import Roster
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.status import STATUS_FILE, StatusFile
 from lift_server.store import RunStore
+from lift_server.tasks import run_task
 
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.3
@@ -53,12 +53,12 @@ def serve(config: ServerConfig, console: Console) -> None:
         held_alone(config.state / "lock", _already_running(config.state)),
         log_to_file(config.state / "log.txt"),
     ):
-        generator = load_bundle(
+        generator = load_generator(
             bundle_folder(config.generator),
             expected_fingerprint=config.plan.generator_fingerprint,
             device=resolve_device("cpu"),
         )
-        plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+        plan = with_generator(config.plan, generator)
         check_task(generator.card, plan.task, plan.preprocessing)
         fix_threads(plan.threads)
         _Server(config, plan, generator, console).run()
@@ -66,7 +66,7 @@ def serve(config: ServerConfig, console: Console) -> None:
 
 class _Server:
     def __init__(
-        self, config: ServerConfig, plan: Plan, generator: FrozenGenerator, console: Console
+        self, config: ServerConfig, plan: Plan, generator: AnyGenerator, console: Console
     ) -> None:
         self._config = config
         self._plan = plan
@@ -122,7 +122,7 @@ class _Server:
             self._plan,
             transport,
             RunStore(self._config.output, self._plan.digest()),
-            lambda taps: start_values(self._plan, self._generator, taps),
+            run_task(self._plan, self._generator),
             roster=roster,
             on_round=self._round_done,
             on_ask=self._status.asking,

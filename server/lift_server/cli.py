@@ -213,18 +213,18 @@ def main() -> None:
 
 def _dry_run(config: ServerConfig) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
-    from lift.assembly import plan_mixer
+    from lift.assembly import trained_part
     from lift.device import resolve_device
-    from lift.generator.bundle import load_bundle
+    from lift.unconditional.bundle import load_generator, with_generator
 
-    generator = load_bundle(
+    generator = load_generator(
         bundle_folder(config.generator),
         expected_fingerprint=config.plan.generator_fingerprint,
         device=resolve_device("cpu"),
     )
-    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+    plan = with_generator(config.plan, generator)
     check_task(generator.card, plan.task, plan.preprocessing)
-    parameters = plan_mixer(plan, generator).parameter_count()
+    parameters = trained_part(plan, generator).parameter_count()
     return {
         "plan": plan.model_dump(mode="json"),
         "plan_digest": plan.digest(),

@@ -25,21 +25,21 @@ def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply
     """
     body = parcel.body
     if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
-        raise _rejected("it answers another plan")
+        raise rejected("it answers another plan")
     if set(parcel.tensors) != set(SUMS):
-        raise _rejected("its tensors are not exactly the z-filter's sums")
+        raise rejected("its tensors are not exactly the z-filter's sums")
     a, b = (np.asarray(parcel.tensors[name]) for name in SUMS)
     if a.dtype != np.int64 or b.dtype != np.int64 or a.shape != (6, 6) or b.shape != (6,):
-        raise _rejected("the z-filter's sums are not 6 x 6 and 6 fixed-point numbers")
+        raise rejected("the z-filter's sums are not 6 x 6 and 6 fixed-point numbers")
     if not np.array_equal(a, a.T) or (np.diag(a) < 0).any():
-        raise _rejected("the z-filter's matrix is not a sum of squares")
+        raise rejected("the z-filter's matrix is not a sum of squares")
     # normalised volumes: a patient's mean product of two differences is at most 1
     most = body.train_patients * SCALE
     if any(int(np.max(part)) > most or int(np.min(part)) < -most for part in (a, b)):
-        raise _rejected("the z-filter's sums are larger than its patients can have")
+        raise rejected("the z-filter's sums are larger than its patients can have")
     eigenvalues = np.linalg.eigvalsh(a.astype(np.float64))
     if eigenvalues[0] < -1e-6 * max(float(eigenvalues[-1]), 1.0):
-        raise _rejected("the z-filter's matrix is not a sum of squares")
+        raise rejected("the z-filter's matrix is not a sum of squares")
     sums = NormalEquations.from_fixed_point(
         torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients
     )
@@ -63,27 +63,28 @@ def review_update(
     """
     body = parcel.body
     if not isinstance(body, TrainReply) or body.plan_digest != plan_digest:
-        raise _rejected("it answers another plan")
+        raise rejected("it answers another plan")
     if body.round != round_index:
-        raise _rejected(f"it answers round {body.round}; this is round {round_index}")
+        raise rejected(f"it answers round {body.round}; this is round {round_index}")
     tensors: Mapping[str, np.ndarray] = parcel.tensors
     if set(tensors) != set(expected):
-        raise _rejected("tensors are missing or extra")
+        raise rejected("tensors are missing or extra")
     update: dict[str, Tensor] = {}
     for name in sorted(expected):
         if tuple(tensors[name].shape) != tuple(expected[name].shape):
-            raise _rejected(f"tensor '{name}' has another shape than the mixer's")
+            raise rejected(f"tensor '{name}' has another shape than the mixer's")
         if tensors[name].dtype.name != dtype:
-            raise _rejected(f"tensor '{name}' is not {dtype}")
+            raise rejected(f"tensor '{name}' is not {dtype}")
         update[name] = torch.from_numpy(tensors[name].astype(np.float32))
     if not is_finite(update):
-        raise _rejected("it holds NaN or infinity")
+        raise rejected("it holds NaN or infinity")
     if norm(update) > largest_norm:
-        raise _rejected("its norm is above federation.largest_update_norm")
+        raise rejected("its norm is above federation.largest_update_norm")
     return body, update
 
 
-def _rejected(reason: str) -> UpdateRejectedError:
+def rejected(reason: str) -> UpdateRejectedError:
+    """The refusal of a site's answer."""
     return UpdateRejectedError(
         "an answer was refused",
         seen=reason,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lift.config.plan import Plan
 from lift.errors import QuorumError, UpdateRejectedError
-from lift.mixer.z_filter import NormalEquations, fit
 from lift.protocol.messages import (
     Answer,
     Failure,
@@ -34,8 +34,9 @@ from lift.protocol.messages import (
 from lift.protocol.transport import Transport
 from lift.update import Values
 from lift_server.aggregation import ServerState, mean_update, next_state, site_weights
-from lift_server.review import review_statistics, review_update
+from lift_server.review import review_update
 from lift_server.store import RunStore
+from lift_server.tasks import TAPS, Contribution, RunTask
 
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
@@ -50,15 +51,20 @@ class FinishedRun:
 
     Attributes:
         mixer: the released mixer.
-        taps: the shared z-filter, (6,), float64.
+        shared: what all sites together know: the z-filter's taps, or drifting statistics.
         guard: verdict by site; a site that did not answer is absent.
         records: the lines of `rounds.jsonl`.
     """
 
     mixer: dict[str, Tensor]
-    taps: Tensor
+    shared: dict[str, Tensor]
     guard: dict[str, GuardReply]
     records: list[dict[str, object]]
+
+    @property
+    def taps(self) -> Tensor:
+        """The shared z-filter of a paired task, (6,), float64; empty for another one."""
+        return self.shared.get(TAPS, torch.zeros(0, dtype=torch.float64))
 
 
 @dataclass
@@ -93,7 +99,7 @@ def run_rounds(
     plan: Plan,
     transport: Transport,
     store: RunStore,
-    start: Callable[[Tensor], dict[str, Tensor]],
+    task: RunTask,
     *,
     roster: Callable[[], Sequence[str]],
     on_round: Callable[[Mapping[str, object]], None] | None = None,
@@ -106,7 +112,7 @@ def run_rounds(
         plan: the run's plan.
         transport: the way to the sites.
         store: the run's folder.
-        start: z-filter taps (6,) -> the mixer's numbers at the start.
+        task: what the sums of round 0 become, and where training starts.
         roster: gives the names of all admitted sites, what a quorum is counted against; asked
             anew before each round, so that a removed site is out from the next one on.
         on_round: called with each round's record, after its checkpoint is on disk.
@@ -117,7 +123,7 @@ def run_rounds(
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
     """
-    loop = _Rounds(plan, transport, store, start, roster, on_round, on_ask)
+    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask)
     return loop.run(with_guard=with_guard)
 
 
@@ -127,7 +133,7 @@ class _Rounds:
         plan: Plan,
         transport: Transport,
         store: RunStore,
-        start: Callable[[Tensor], dict[str, Tensor]],
+        task: RunTask,
         roster: Callable[[], Sequence[str]],
         on_round: Callable[[Mapping[str, object]], None] | None,
         on_ask: Callable[[int, Sequence[str], float], None] | None,
@@ -136,7 +142,7 @@ class _Rounds:
         self._digest = plan.digest()
         self._transport = transport
         self._store = store
-        self._start = start
+        self._task = task
         self._read_roster = roster
         self._roster = sorted(roster())
         self._on_round = on_round
@@ -148,10 +154,10 @@ class _Rounds:
     def run(self, *, with_guard: bool) -> FinishedRun:
         resumed = self._store.resume()
         if resumed is None:
-            state, taps = self._statistics()
+            state, shared = self._statistics()
             done = 0
         else:
-            done, state, taps = resumed
+            done, state, shared = resumed
             self._patients = _patients_of(self._store.records)
             self._slowest_round_s = _slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
@@ -160,40 +166,40 @@ class _Rounds:
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
             self._roster = sorted(self._read_roster())
             joined = self._let_in(round_index)
-            state = self._train(round_index, state, taps, joined)
-        guard = self._guard(state, taps) if with_guard else {}
-        return FinishedRun(state.released, taps, guard, self._store.records)
+            state = self._train(round_index, state, shared, joined)
+        guard = self._guard(state, shared) if with_guard and self._task.has_guard else {}
+        return FinishedRun(state.released, shared, guard, self._store.records)
 
-    def _statistics(self) -> tuple[ServerState, Tensor]:
+    def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
-        total = NormalEquations.zero()
+        contributions: list[Contribution] = []
         replies: dict[str, StatisticsReply] = {}
         for site, parcel in answers.items():
             try:
-                reply, sums = review_statistics(parcel, self._digest)
+                reply, sums = self._task.review(parcel, self._digest)
             except UpdateRejectedError as error:
                 tally.refused[site] = error.seen
                 continue
             replies[site] = reply
-            total = total + sums
+            contributions.append(sums)
         # a site without training patients still takes part in the guard
         self._patients = {site: reply.train_patients for site, reply in replies.items()}
         self._note_estimates(replies)
         self._check_quorum(0, list(replies), tally)
         tally.counted = {site: float(n) for site, n in self._patients.items()}
-        taps = fit(total, self._plan.mixer.ridge)
-        state = ServerState(self._start(taps))
+        shared = self._task.combine(contributions)
+        state = ServerState(self._task.start(shared))
         self._finish(
             0,
             state,
-            taps,
+            shared,
             tally.record(
                 0,
                 Kind.STATISTICS,
                 statistics={site: reply.model_dump(mode="json") for site, reply in replies.items()},
             ),
         )
-        return state, taps
+        return state, shared
 
     def _inform(self, round_index: int) -> None:
         """After a resume the sites get the plan again: they may have lost it meanwhile.
@@ -211,9 +217,9 @@ class _Rounds:
     def _let_in(self, round_index: int) -> dict[str, int]:
         """Training patients of sites that are connected for the first time since round 0.
 
-        They take part from this round on. The z-filter's taps stay those of round 0: they are
-        where the mixer started. Who needs longer than a round for its statistics is asked again
-        before the next one: it has gone on with them.
+        They take part from this round on. The sums stay those of round 0: they are where the
+        mixer started, or what it is drawn to. Who needs longer than a round for its statistics
+        is asked again before the next one: it has gone on with them.
         """
         connected = set(self._transport.sites())
         late = [s for s in self._roster if s not in self._patients and s in connected]
@@ -233,7 +239,7 @@ class _Rounds:
         replies = {}
         for site, parcel in answers.items():
             try:
-                replies[site], _ = review_statistics(parcel, self._digest)
+                replies[site], _ = self._task.review(parcel, self._digest)
             except UpdateRejectedError:
                 logger.warning("event=statistics_refused site=%s", site)
         return replies
@@ -251,12 +257,17 @@ class _Rounds:
         return _DEADLINE_FACTOR * self._slowest_round_s + _DEADLINE_MARGIN_S
 
     def _train(
-        self, round_index: int, state: ServerState, taps: Tensor, joined: Mapping[str, int]
+        self,
+        round_index: int,
+        state: ServerState,
+        shared: dict[str, Tensor],
+        joined: Mapping[str, int],
     ) -> ServerState:
         request = Parcel(
             Kind.TRAIN,
             TrainRequest(plan_digest=self._digest, round=round_index),
-            {name: tensor.numpy() for name, tensor in state.mixer.items()},
+            {name: tensor.numpy() for name, tensor in state.mixer.items()}
+            | self._task.sent(shared),
         )
         trainers = [site for site in self._roster if self._patients.get(site, 0) > 0]
         answers, tally = self._ask(round_index, request, trainers)
@@ -283,7 +294,7 @@ class _Rounds:
         self._finish(
             round_index,
             after,
-            taps,
+            shared,
             tally.record(
                 round_index,
                 Kind.TRAIN,
@@ -297,11 +308,11 @@ class _Rounds:
         )
         return after
 
-    def _guard(self, state: ServerState, taps: Tensor) -> dict[str, GuardReply]:
+    def _guard(self, state: ServerState, shared: Mapping[str, Tensor]) -> dict[str, GuardReply]:
         tensors: dict[str, np.ndarray] = {
             f"mixer/{name}": tensor.numpy() for name, tensor in state.released.items()
         }
-        tensors["z_filter/taps"] = taps.numpy()
+        tensors |= {name: tensor.numpy() for name, tensor in shared.items()}
         request = Parcel(Kind.GUARD, GuardRequest(plan_digest=self._digest), tensors)
         answers, _ = self._ask(self._plan.federation.rounds + 1, request)
         return {
@@ -368,9 +379,13 @@ class _Rounds:
         )
 
     def _finish(
-        self, round_index: int, state: ServerState, taps: Tensor, record: dict[str, object]
+        self,
+        round_index: int,
+        state: ServerState,
+        shared: dict[str, Tensor],
+        record: dict[str, object],
     ) -> None:
-        self._store.save(round_index, state, taps, record)
+        self._store.save(round_index, state, shared, record)
         logger.info("event=round_done round=%d", round_index)
         if self._on_round is not None:
             self._on_round(self._store.records[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,6 @@ from lift.files import write_json_lines
 from lift_server.aggregation import ServerState
 
 _GROUPS = ("mixer", "average", "first_moment", "second_moment")
-_TAPS = "z_filter/taps"
 
 
 class RunStore:
@@ -28,8 +28,8 @@ class RunStore:
         self._plan_digest = plan_digest
         self.records: list[dict[str, object]] = []
 
-    def resume(self) -> tuple[int, ServerState, Tensor] | None:
-        """Last finished round, the state after it and the z-filter's taps; None at the start.
+    def resume(self) -> tuple[int, ServerState, dict[str, Tensor]] | None:
+        """Last finished round, the state after it and what the sites share; None at the start.
 
         Raises:
             CheckpointError: the folder belongs to another plan.
@@ -40,13 +40,22 @@ class RunStore:
         self.records = [dict(checkpoint.record) for checkpoint in found]
         write_json_lines(self._rounds, self.records)
         last = found[-1]
-        return last.round, ServerState(*(last.group(g) for g in _GROUPS)), last.tensors[_TAPS]
+        shared = {
+            name: tensor
+            for name, tensor in last.tensors.items()
+            if name.partition("/")[0] not in _GROUPS
+        }
+        return last.round, ServerState(*(last.group(g) for g in _GROUPS)), shared
 
     def save(
-        self, round_index: int, state: ServerState, taps: Tensor, record: dict[str, object]
+        self,
+        round_index: int,
+        state: ServerState,
+        shared: Mapping[str, Tensor],
+        record: dict[str, object],
     ) -> None:
         """Checkpoint one round; only then does the record show it."""
-        tensors = {_TAPS: taps}
+        tensors = dict(shared)
         for group in _GROUPS:
             values: dict[str, Tensor] = getattr(state, group)
             tensors |= {f"{group}/{name}": tensor for name, tensor in values.items()}

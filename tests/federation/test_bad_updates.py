@@ -23,6 +23,7 @@ from lift.protocol.messages import (
 )
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
+from lift_server.tasks import PairedTask
 from tests.federation.parcels import F32, PATIENTS, honest_answer, make_plan
 
 pytestmark = [
@@ -66,7 +67,7 @@ def federate(plan: Plan, folder: Path, trick: Trick, *, in_round: int) -> Finish
         plan,
         ByHand(trick, in_round=in_round),
         RunStore(folder, plan.digest()),
-        lambda taps: {"w": torch.zeros(3), "b": torch.zeros(1)},
+        PairedTask(plan, lambda taps: {"w": torch.zeros(3), "b": torch.zeros(1)}),
         roster=lambda: sorted(PATIENTS),
     )
 

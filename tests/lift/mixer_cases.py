@@ -14,7 +14,9 @@ from lift.config.plan import MixerKind, MixerPlan
 from lift.mixer.base import FrozenParts, Mixer, MixerInputs
 from lift.mixer.build import build_mixer
 
-KINDS: Final[tuple[MixerKind, ...]] = get_args(MixerKind)
+KINDS: Final[tuple[MixerKind, ...]] = tuple(
+    kind for kind in get_args(MixerKind) if kind != "trajectory_mapper"
+)
 TAPS: Final = torch.tensor([0.04, -0.03, 0.21, 0.17, 0.06, 0.02], dtype=torch.float64)
 CHANNELS: Final = {"feat": 12, "enc0": 12, "enc1": 5, "bottleneck": 6}
 STRIDES: Final = {"feat": 1, "enc0": 1, "enc1": 2, "bottleneck": 4}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lift.config.generator import (
-    GeneratorCard,
     GeneratorDescription,
     MonaiUNetConfig,
     NetworkConfig,
@@ -220,7 +219,7 @@ def test_a_bundle_replaced_by_halves_does_not_load(tmp_path: Path) -> None:
 
 def test_a_plan_with_other_channels_or_rules_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
-    card: GeneratorCard = read_card(tmp_path)
+    card = read_card(tmp_path)
     plain = PreprocessingPlan()
     check_task(card, TaskPlan(source=("t1n", "t2w"), target="t2f"), plain)
     with pytest.raises(ConfigError, match="from t2w, t1n"):

@@ -70,7 +70,7 @@ def test_the_demo_is_phantom_data_and_says_so() -> None:
 @pytest.mark.parametrize("path", SIMULATIONS, ids=_name)
 def test_every_builtin_generator_that_settings_name_ships_and_fits_their_task(path: Path) -> None:
     config = SimulationConfig.from_yaml(path)
-    if config.generator.builtin is not None:
+    if config.generator is not None and config.generator.builtin is not None:
         card = read_card(builtin_bundle(config.generator.builtin))
         check_task(card, config.plan.task, config.plan.preprocessing)
 

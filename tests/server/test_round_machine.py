@@ -34,6 +34,7 @@ from lift.protocol.messages import Kind, Parcel, TrainRequest
 from lift.protocol.transport import SiteHandler, Transport
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
+from lift_server.tasks import PairedTask
 from lift_simulation.participation import Participation
 from tests.server.round_laws import Record, RunFolder, assert_equal, known_patients
 from tests.server.round_world import Died, ScriptedGrid, Witness
@@ -160,7 +161,10 @@ class RoundMachine(RuleBasedStateMachine):
                     self.plan,
                     witness,
                     RunStore(self.run.path, self.plan.digest()),
-                    lambda taps: {name: torch.tensor(value) for name, value in START.items()},
+                    PairedTask(
+                        self.plan,
+                        lambda taps: {name: torch.tensor(value) for name, value in START.items()},
+                    ),
                     roster=lambda: witness.read_roster(self.roster),
                     on_round=on_round,
                     on_ask=witness.asking,
@@ -253,7 +257,7 @@ class RoundMachine(RuleBasedStateMachine):
                     self.plan,
                     replayed,
                     store,
-                    lambda taps: start,
+                    PairedTask(self.plan, lambda taps: start),
                     roster=lambda: participation.asked(next_round()),
                 )
             )

@@ -29,6 +29,7 @@ from lift.protocol.messages import (
 from lift.protocol.transport import SiteHandler, Transport
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
+from lift_server.tasks import PairedTask
 
 PATIENTS = {"north": 12, "harbour": 6, "valley": 2}
 
@@ -122,7 +123,7 @@ def federate(
                 chosen,
                 Deadlines(transport, [] if seen is None else seen),
                 RunStore(folder, chosen.digest()),
-                lambda taps: {"w": torch.zeros(3)},
+                PairedTask(chosen, lambda taps: {"w": torch.zeros(3)}),
                 roster=lambda: list(roster),
                 on_round=on_round,
             )

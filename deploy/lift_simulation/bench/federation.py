@@ -12,7 +12,6 @@ from time import perf_counter
 
 import numpy as np
 
-from lift.assembly import start_values
 from lift.config.plan import FederationPlan, Plan
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import (
@@ -28,6 +27,7 @@ from lift.protocol.messages import (
 from lift.protocol.transport import SiteHandler, Transport
 from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
+from lift_server.tasks import run_task
 from lift_simulation.bench.example import example_generator, example_plan
 from lift_simulation.bench.figure import Figure
 
@@ -93,7 +93,7 @@ def _run(sites: int, dtype: str) -> _Run:
                 plan,
                 transport,
                 RunStore(Path(folder), plan.digest()),
-                lambda taps: start_values(plan, generator, taps),
+                run_task(plan, generator),
                 roster=lambda: names,
                 on_round=lambda _: ends.append(perf_counter()),
                 with_guard=False,

@@ -11,7 +11,7 @@ from torch import Tensor
 from lift.drifting.groups import GroupLayout
 from lift.drifting.projection import KINDS, Projection, fit_projection
 from lift.drifting.standardise import Standardisation, clip_length, fit_standardisation
-from lift.drifting.statistics import Sums, patient_sums
+from lift.drifting.statistics import Sums, group_units, patient_sums
 
 LAYOUT = GroupLayout(axial=2, coronal=1, sagittal=1)
 GROUPS = len(LAYOUT.groups)
@@ -66,6 +66,14 @@ def total(cohort: Sequence[Sequence[Tensor]], of: Projection | None = None) -> S
     return result
 
 
+def at_once(cohort: Sequence[Sequence[Tensor]], of: Projection) -> Sums:
+    """The integers of `total`, as a test of the statistics says, in a fraction of its time."""
+    groups = tuple(range(of.n_groups))
+    rows = torch.stack([stacked(cohort, group)[0] for group in groups])
+    units = group_units(of, groups, rows, stacked(cohort, 0)[1], len(cohort))
+    return Sums(of.encoder_digest, of.digest, len(cohort), units)
+
+
 def stacked(cohort: Sequence[Sequence[Tensor]], group: int) -> tuple[Tensor, Tensor]:
     """All rows of a group, and their owners."""
     rows = torch.cat([patient[group] for patient in cohort])
@@ -76,4 +84,4 @@ def stacked(cohort: Sequence[Sequence[Tensor]], group: int) -> tuple[Tensor, Ten
 @functools.cache
 def summed(seed: int, count: int) -> Sums:
     """The sums of one cohort; nobody may change them."""
-    return total(patients(seed, count))
+    return at_once(patients(seed, count), projection())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import subprocess
+import importlib
+import os
+import pickle
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from lift.drifting.digests import digest_of
 from lift.drifting.encoder import Encoder, RandomPyramid
 from lift.drifting.user_encoder import _build, user_encoder
 from lift.errors import ConfigError
+
+SLOW = ("monai", "scipy", "sklearn", "flwr")
 
 
 def test_the_pyramid_has_the_same_bits_everywhere() -> None:
@@ -61,15 +66,44 @@ def test_images_of_several_channels_are_refused() -> None:
         RandomPyramid(1)(torch.zeros(1, 2, 8, 8))
 
 
-def test_the_pyramid_needs_no_slow_import() -> None:
-    script = (
-        "import sys, lift.drifting.encoder, lift.drifting.user_encoder, lift.drifting.loss\n"
-        "print([m for m in ('monai', 'scipy', 'sklearn', 'flwr') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+class SlowImports:
+    """A finder before all others: notes and refuses whoever asks for a slow package."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in SLOW:
+            self.asked.append(name)
+            raise ModuleNotFoundError(name=name)
+
+
+@pytest.fixture
+def slow_imports() -> Iterator[SlowImports]:
+    """Our modules and the slow packages as in a new process (which would load torch anew)."""
+
+    def unload() -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] in {"lift", *SLOW}:
+                del sys.modules[name]
+
+    loaded, finder = dict(sys.modules), SlowImports()
+    unload()
+    sys.meta_path.insert(0, finder)
+    yield finder
+    sys.meta_path.remove(finder)
+    unload()
+    sys.modules.update(loaded)
+
+
+def test_the_pyramid_needs_no_slow_import(slow_imports: SlowImports) -> None:
+    for name in ("encoder", "user_encoder", "loss"):
+        importlib.import_module(f"lift.drifting.{name}")
+    assert slow_imports.asked == []
+    # it would have been noticed: a user's encoder does need one
+    with pytest.raises(ModuleNotFoundError):
+        sys.modules["lift.drifting.user_encoder"].__dict__["_build"]("resnet10_2d")
+    assert slow_imports.asked == ["monai"]
 
 
 @functools.cache
@@ -83,38 +117,32 @@ def network(arch: str) -> nn.Module:
     return built.eval()
 
 
-def written(folder: Path, tensors: dict[str, Tensor], *, suffix: str = ".pt") -> tuple[Path, str]:
-    path = folder / f"weights{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(tensors, path)
-    else:
-        torch.save({"state_dict": tensors, "epoch": 3}, path)
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+def written(folder: Path, tensors: dict[str, Tensor]) -> tuple[Path, str]:
+    path = folder / "weights.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    return path, sha_of(path)
 
 
-@pytest.mark.parametrize(
-    ("arch", "size", "suffix"),
-    [("resnet10_2d", 512, ".pt"), ("resnet10_2d", 512, ".safetensors")],
-)
-def test_user_weights_give_the_networks_pooled_features(
-    tmp_path: Path, arch: str, size: int, suffix: str
-) -> None:
-    state = network(arch).state_dict()
-    head = {"fc.weight": torch.zeros(3, size), "fc.bias": torch.zeros(3)}
-    given = {f"module.{name}": value for name, value in (state | head).items()}
-    path, sha = written(tmp_path, given, suffix=suffix)
-    encoder = user_encoder(path, sha.upper(), arch)  # type: ignore[arg-type]
+def sha_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_user_weights_give_the_networks_pooled_features(tmp_path: Path) -> None:
+    state = network("resnet10_2d").state_dict()
+    head = {"fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}
+    path, sha = written(tmp_path, {f"module.{name}": v for name, v in (state | head).items()})
+    encoder = user_encoder(path, sha.upper(), "resnet10_2d")
     image = torch.rand(2, 1, 40, 36, requires_grad=True)
     features = encoder(image)
-    assert features.shape == (2, size) == (2, encoder.size)
+    assert features.shape == (2, 512) == (2, encoder.size)
     with torch.no_grad():
-        expected = network(arch)(image.repeat(1, 3, 1, 1))
+        expected = network("resnet10_2d")(image.repeat(1, 3, 1, 1))
     torch.testing.assert_close(features, expected)
     (gradient,) = torch.autograd.grad(features.square().sum(), image)
     assert float(gradient.abs().max()) > 0
     encoder.train()
     encoder(image)
-    assert encoder.digest == user_encoder(path, sha, arch).digest  # type: ignore[arg-type]
+    assert encoder.digest == user_encoder(path, sha, "resnet10_2d").digest
     after = encoder.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in state.items())
 
@@ -135,12 +163,12 @@ def test_user_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="known are"):
         user_encoder(path, sha, "vgg")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="No such file"):
-        user_encoder(tmp_path / "absent.pt", sha, "resnet10_2d")
+        user_encoder(tmp_path / "absent.safetensors", sha, "resnet10_2d")
     with pytest.raises(ConfigError, match=r"missing|not part|needs"):
         user_encoder(path, sha, "resnet50_2d")
     # MedicalNet's kernels have three axes
     cases = {
-        "architecture needs": state | {"conv1.weight": torch.zeros(64, 1, 7, 7, 7)},
+        "network needs": state | {"conv1.weight": torch.zeros(64, 1, 7, 7, 7)},
         "missing": {k: v for k, v in state.items() if k != "bn1.bias"},
         "not part": state | {"extra": torch.zeros(1)},
         "NaN": state | {"bn1.bias": torch.full((64,), torch.nan)},
@@ -152,18 +180,69 @@ def test_user_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert caught.value.remedy
 
 
-def test_files_that_may_run_code_or_are_damaged_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save(nn.Linear(2, 2), path)
-    for content in (path.read_bytes(), b"nothing", b""):
+class _MakesFolder:
+    """Unpickled, this makes a folder: what an attacker's file would do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w", "w.safetensors"])
+def test_a_pickle_is_refused_and_not_run_whatever_its_name(tmp_path: Path, name: str) -> None:
+    trap, path = tmp_path / "attacked", tmp_path / name
+    path.write_bytes(pickle.dumps({"conv1.weight": _MakesFolder(trap)}))
+    with pytest.raises(ConfigError, match="needed is a safetensors file") as caught:
+        user_encoder(path, sha_of(path), "resnet10_2d")
+    assert not trap.exists()
+    error = caught.value
+    assert all((error.what, error.where, error.seen, error.remedy))
+    # the trap is a real one: unpickling springs it
+    pickle.loads(path.read_bytes())  # noqa: S301
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_dict_is_refused_and_the_remedys_commands_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # what safetensors refuses to save: not contiguous, and two tensors in one memory
+    shared = torch.arange(6.0)
+    state = {"conv1.weight": torch.rand(3, 4).T, "bn1.bias": shared, "bn1.weight": shared}
+    path = Path("weights.pt")
+    torch.save({"state_dict": state, "epoch": 3} if nested else state, path)
+    with pytest.raises(ConfigError, match=r"ends in '\.pt'") as caught:
+        user_encoder(path, sha_of(path), "resnet10_2d")
+    _, *commands, _ = caught.value.remedy.splitlines()
+    exec("\n".join(commands), {"torch": torch, "safetensors": safetensors})  # noqa: S102
+    converted = path.with_suffix(".safetensors")
+    tensors = safetensors.torch.load_file(converted)
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in state.items())
+    with pytest.raises(ConfigError, match="needs"):
+        user_encoder(converted, sha_of(converted), "resnet10_2d")  # read, only not the network's
+
+
+def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path, sha = written(tmp_path, {"conv1.weight": torch.ones(4, 3)})
+    whole = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"bn1\.bias is missing"):
+        user_encoder(path, sha, "resnet10_2d")  # whole, only not the network's
+    damaged = {
+        "empty": b"",
+        "cut in its length": whole[:2],
+        "cut in its header": whole[:40],
+        "cut in its tensors": whole[:-1],
+        "another length of its header": b"\xff" + whole[1:],
+        "another number format": whole.replace(b"F32", b"F31"),
+        "another shape": whole.replace(b"[4,3]", b"[4,4]"),
+        "text": b"nothing of the kind",
+    }
+    for what, content in damaged.items():
+        assert content != whole, what
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match="damaged, or holds more"):
-            user_encoder(path, hashlib.sha256(content).hexdigest(), "resnet10_2d")
-    path = tmp_path / "w.safetensors"
-    path.write_bytes(b"\x08\x00")
-    with pytest.raises(ConfigError, match="not a safetensors file"):
-        user_encoder(path, hashlib.sha256(b"\x08\x00").hexdigest(), "resnet10_2d")
-    path = tmp_path / "list.pt"
-    torch.save([torch.zeros(1)], path)
-    with pytest.raises(ConfigError, match="name -> tensor"):
-        user_encoder(path, hashlib.sha256(path.read_bytes()).hexdigest(), "resnet10_2d")
+        with pytest.raises(ConfigError, match="truncated or damaged, or of another format"):
+            user_encoder(path, sha_of(path), "resnet10_2d")

@@ -45,8 +45,9 @@ def test_axes_are_the_principal_ones() -> None:
     _, vectors = np.linalg.eigh(centred.T @ centred)
     expected = centred @ vectors[:, ::-1][:, :10]
     ratio = np.abs(y).sum(0) / np.abs(expected).sum(0)
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
-    np.testing.assert_allclose(np.abs(y), np.abs(expected) * ratio[0], rtol=0, atol=1e-3)
+    # axes are kept to 8 bits: half a step of 1 / 127 in each number
+    np.testing.assert_allclose(ratio, ratio[0], rtol=4e-3)
+    np.testing.assert_allclose(np.abs(y), np.abs(expected) * ratio[0], rtol=0, atol=8e-3)
 
 
 def test_the_small_difference_between_slices_is_not_lost_among_the_axes() -> None:

@@ -25,9 +25,10 @@ from lift.drifting.projection import KINDS, Projection, fit_projection
 from lift.drifting.release import merge_small_cells, to_arrays
 from lift.drifting.review import review
 from lift.drifting.standardise import clip_length, fit_standardisation
-from lift.drifting.statistics import Sums, patient_sums
+from lift.drifting.statistics import Sums
 from lift.slices import slice_spacing, to_slices
 from lift.volume import read_volume
+from tests.lift.drifting.small import at_once
 
 PROJECT: Final = Path(__file__).parents[3]
 DATA: Final = Path(os.environ.get("LIFT_TEST_DATA", PROJECT / "../shared/data")).resolve()
@@ -82,19 +83,24 @@ def world() -> tuple[Projection, list[list[Tensor]], list[list[Tensor]]]:
 
 
 @functools.cache
-def sums(*, merged: bool) -> Sums:
-    """Over three sites; merged: as it leaves each site, through the wire and the review."""
+def site_sums() -> tuple[Sums, ...]:
+    """Each of three sites' own."""
     projection, real, _ = world()
+    return tuple(at_once(real[site::SITES], projection) for site in range(SITES))
+
+
+@functools.cache
+def sums(*, merged: bool) -> Sums:
+    """Over all sites; merged: as it leaves each site, through the wire and the review."""
+    projection, _, _ = world()
     total = Sums.zero(projection)
-    for site in range(SITES):
-        own = Sums.zero(projection)
-        for patient in real[site::SITES]:
-            own += patient_sums(projection, patient)
+    for own in site_sums():
         if merged:
             arrays = to_arrays(merge_small_cells(own, projection), data_version=0)
             assert sum(array.nbytes for array in arrays.values()) <= 200_000
-            own = review(arrays, projection)
-        total += own
+            total += review(arrays, projection)
+        else:
+            total += own
     return total
 
 

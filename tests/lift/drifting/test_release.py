@@ -21,7 +21,7 @@ from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
 from lift.drifting.review import review
 from lift.drifting.statistics import LARGEST_COHORT, Sums, parts
 from lift.errors import ConfigError, DataError, UpdateRejectedError
-from tests.lift.drifting.small import GROUPS, patients, projection, summed, total
+from tests.lift.drifting.small import GROUPS, at_once, patients, projection, summed
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -35,7 +35,7 @@ def released() -> Sums:
 @given(seed=st.integers(0, 500), count=st.integers(5, 40))
 def test_no_cell_of_fewer_than_five_patients_leaves(seed: int, count: int) -> None:
     of = projection()
-    sums = total(patients(seed, count))
+    sums = at_once(patients(seed, count), of)
     merged = merge_small_cells(sums, of)
     scale = parts(of)["anchor_counts"].scale
     counts = merged.units["anchor_counts"]

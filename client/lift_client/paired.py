@@ -1,0 +1,179 @@
+"""A site's work on a paired task: z-filter sums, mixer rounds, the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lift.assembly import plan_mixer
+from lift.config.plan import Plan
+from lift.config.site import SiteSettings
+from lift.errors import ProtocolError
+from lift.evaluation import filtered, mixed, patient_equations, patient_psnr_db
+from lift.generator.networks import FrozenGenerator
+from lift.guard import hf_share
+from lift.metrics.intervals import bootstrap_mean
+from lift.metrics.table import guard_verdict
+from lift.mixer.base import Mixer
+from lift.mixer.z_filter import NormalEquations
+from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
+from lift.randomness import derive_seed
+from lift.training import TrainedRound, draw_batches, train_round
+from lift_client.cohort import open_cohort
+from lift_client.received import received_values
+from lift_client.work import Counts, StepReport
+
+_FEWEST_CURVE_PATIENTS: Final = 2
+_CURVE_WINDOWS: Final = 8
+
+
+class PairedWork:
+    """See :class:`lift_client.work.SiteWork`."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        plan: Plan,
+        generator: FrozenGenerator,
+        *,
+        work: Path,
+        device: torch.device,
+        report: Callable[[int, int], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._site = settings.name
+        self._generator = generator
+        self._device = device
+        self._mixer = plan_mixer(plan, generator)
+        self.cohort = open_cohort(
+            settings, plan, generator, self._mixer, work=work, device=device, report=report
+        )
+        self.z_filter_sums = NormalEquations.zero()
+        for features in self.cohort.part("train"):
+            self.z_filter_sums = self.z_filter_sums + patient_equations(features)
+
+    @property
+    def part(self) -> Mixer:
+        """See `SiteWork`."""
+        return self._mixer
+
+    @property
+    def counts(self) -> Counts:
+        """See `SiteWork`."""
+        split = self.cohort.split
+        return Counts(
+            len(split.train),
+            len(split.validation),
+            len(split.test),
+            len(self.cohort.refusals),
+            tuple(self.cohort.slice_spacings_mm),
+        )
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The z-filter's normal equations, fixed point."""
+        a, b = self.z_filter_sums.to_fixed_point()
+        return {"z_filter_a": a.numpy(), "z_filter_b": b.numpy()}
+
+    def start(self) -> dict[str, Tensor]:
+        """See `SiteWork`."""
+        return plan_mixer(self._plan, self._generator).values()
+
+    def train(
+        self,
+        start: dict[str, Tensor],
+        shared: Mapping[str, np.ndarray],
+        *,
+        round_index: int,
+        steps: int | None = None,
+        report: StepReport | None = None,
+    ) -> TrainedRound:
+        """See `SiteWork`."""
+        del shared  # the mixer started from the shared z-filter already
+        return train_round(
+            self._mixer,
+            start,
+            self.cohort.part("train"),
+            with_steps(self._plan, steps),
+            round_index=round_index,
+            site=self._site,
+            device=self._device,
+            report=report,
+        )
+
+    def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
+        """Of the received mixer, over the same windows of the validation patients each round.
+
+        For the curve alone. It leaves the site, so one patient's figure is never given: None
+        below two validation patients.
+        """
+        patients = self.cohort.part("validation")
+        if len(patients) < _FEWEST_CURVE_PATIENTS:
+            return None
+        self._mixer.load_values(values)
+        plan = self._plan
+        count = max(_CURVE_WINDOWS, len(patients))
+        settings = plan.training.model_copy(update={"patients_per_step": count})
+        seed = (plan.seed, 0, f"{self._site}/validation", 0)
+        squares = voxels = 0.0
+        with torch.no_grad():
+            for batch in draw_batches(self._mixer, patients, settings, seed, self._device):
+                error = (self._mixer(batch.inputs) - batch.target) * batch.inputs.mask
+                squares += float(error.double().square().sum())
+                voxels += float(batch.inputs.mask.sum())
+        return float(-10 * np.log10(max(squares / voxels, 1e-14))) if voxels else None
+
+    def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:
+        """See `SiteWork`."""
+        values = {
+            name.removeprefix("mixer/"): array
+            for name, array in tensors.items()
+            if name.startswith("mixer/")
+        }
+        taps = tensors.get("z_filter/taps")
+        if taps is None or taps.shape != (6,):
+            raise ProtocolError(
+                "cannot read a message",
+                seen="the z-filter's six taps are missing",
+                remedy="Check that both sides run the same version.",
+            )
+        self._mixer.load_values(received_values(values, self._mixer))
+        filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
+        gains, over_filter, shares = [], [], []
+        for features in self.cohort.part("validation"):
+            with_mixer = patient_psnr_db(features, mixed(self._mixer, features, self._device))
+            gains.append(with_mixer - patient_psnr_db(features, features.pred))
+            over_filter.append(
+                with_mixer - patient_psnr_db(features, filtered(features, filter_taps))
+            )
+            share = hf_share(features.source, features.mask)
+            if share is not None:
+                shares.append(share)
+        seed = derive_seed(self._plan.seed, "guard")
+        return GuardReply(
+            plan_digest=body.plan_digest,
+            verdict=guard_verdict(gains, seed=seed),
+            against_no_mixer=_difference(gains, seed),
+            against_z_filter=_difference(over_filter, seed),
+            lowest_hf_share=round(min(shares), 4) if shares else None,
+            highest_hf_share=round(max(shares), 4) if shares else None,
+        )
+
+
+def with_steps(plan: Plan, steps: int | None) -> Plan:
+    """The plan with another number of steps a round; None leaves it."""
+    if steps is None:
+        return plan
+    training = plan.training.model_copy(update={"steps": steps})
+    return plan.model_copy(update={"training": training})
+
+
+def _difference(values: list[float], seed: int) -> DifferenceDb | None:
+    if not values:
+        return None
+    found = bootstrap_mean(values, seed=seed)
+    return DifferenceDb(value=found.value, low=found.low, high=found.high, n=found.n)

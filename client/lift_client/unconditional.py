@@ -1,0 +1,254 @@
+"""A site's work on an unconditional task: drifting statistics, and rounds against their sum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lift.cohort.layouts import Patient
+from lift.cohort.split import split_patients, write_split
+from lift.config.plan import Plan
+from lift.config.site import SiteSettings
+from lift.drifting.loss import DriftingLoss
+from lift.drifting.release import FEWEST_PATIENTS, from_arrays, merge_small_cells, to_arrays
+from lift.drifting.statistics import Sums
+from lift.errors import ProtocolError, UpdateRejectedError
+from lift.files import write_json
+from lift.mixer.trajectory import TrajectoryMapper
+from lift.preprocessing import Prepared, prepare
+from lift.protocol.messages import GuardReply, GuardRequest
+from lift.training import TrainedRound
+from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
+from lift.unconditional.grid import BodyVolume, body_volume
+from lift.unconditional.learning import (
+    PatientFeatures,
+    features_of,
+    plan_mapper,
+    samples_loss,
+    settings_of,
+    statistics_loss,
+    sums_of,
+    train_mapper_round,
+)
+from lift_client.cohort import file_digests, read_patients
+from lift_client.paired import with_steps
+from lift_client.work import Counts, StepReport
+
+logger = logging.getLogger(__name__)
+_VERSION_FILE: Final = "data-version.json"
+
+
+@dataclass(frozen=True)
+class _Read:
+    features: PatientFeatures
+    slice_spacing_mm: float
+    digests: tuple[str, ...]
+
+
+class UnconditionalWork:
+    """See :class:`lift_client.work.SiteWork`.
+
+    Volumes are read, turned into features, and forgotten: what stays in memory is a few
+    thousand numbers a patient.
+    """
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        plan: Plan,
+        decoder: FrozenDecoder,
+        *,
+        work: Path,
+        device: torch.device,
+        report: Callable[[int, int], None] | None,
+    ) -> None:
+        settings_of(plan)
+        self._plan = plan
+        self._settings = settings
+        self._decoder = decoder
+        self._device = device
+        self._mapper = plan_mapper(plan, decoder)
+        self._losses: dict[str, DriftingLoss] = {}
+        usable = read_patients(settings, plan, self._read, report)
+        self.split = split_patients(list(usable.patients.values()), plan.split, settings.name)
+        write_split(work / "split.json", self.split)
+        self.patients = usable.patients
+        self.refusals = tuple(usable.refusals)
+        self._content = usable.content
+        digests = sorted(d for p in self.split.train for d in usable.content[p].digests)
+        self._version = data_version(work, digests)
+
+    @property
+    def part(self) -> TrajectoryMapper:
+        """See `SiteWork`."""
+        return self._mapper
+
+    @property
+    def counts(self) -> Counts:
+        """See `SiteWork`."""
+        return Counts(
+            len(self.split.train),
+            len(self.split.validation),
+            len(self.split.test),
+            len(self.refusals),
+            tuple(self._content[p].slice_spacing_mm for p in sorted(self._content)),
+            self._version,
+        )
+
+    @property
+    def train_features(self) -> list[PatientFeatures]:
+        """Of each training patient, several volumes of one subject together."""
+        by_subject: dict[str, list[PatientFeatures]] = {}
+        for patient in self.split.train:
+            subject = self.patients[patient].subject
+            by_subject.setdefault(subject, []).append(self._content[patient].features)
+        return [
+            PatientFeatures(
+                tuple(torch.cat(rows) for rows in zip(*(f.groups for f in found), strict=True))
+            )
+            for _, found in sorted(by_subject.items())
+        ]
+
+    def sums(self) -> Sums:
+        """The statistics of the training patients, nothing merged: they stay here."""
+        return sums_of(self.train_features, self._decoder.public)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The drifting statistics that may leave; none from fewer than five patients."""
+        if settings_of(self._plan).attraction == "samples":
+            return {}
+        sums = self.sums()
+        if sums.patients < FEWEST_PATIENTS:
+            logger.warning(
+                "event=statistics_not_sent site=%s reason=fewer_than_%d_training_patients",
+                self._settings.name,
+                FEWEST_PATIENTS,
+            )
+            return {}
+        merged = merge_small_cells(sums, self._decoder.public.projection)
+        return to_arrays(merged, data_version=self._version)
+
+    def start(self) -> dict[str, Tensor]:
+        """See `SiteWork`."""
+        return plan_mapper(self._plan, self._decoder).values()
+
+    def train(
+        self,
+        start: dict[str, Tensor],
+        shared: Mapping[str, np.ndarray],
+        *,
+        round_index: int,
+        steps: int | None = None,
+        report: StepReport | None = None,
+    ) -> TrainedRound:
+        """See `SiteWork`."""
+        return train_mapper_round(
+            self._mapper,
+            start,
+            self._decoder,
+            self._loss(shared, alone=steps is not None),
+            with_steps(self._plan, steps),
+            round_index=round_index,
+            site=self._settings.name,
+            device=self._device,
+            report=report,
+        )
+
+    def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
+        """None: a new volume has no target."""
+        del values
+        return None
+
+    def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:
+        """There is no guard: a new volume is nobody's, and cannot help or harm a patient."""
+        raise ProtocolError(
+            "the server asks for a verdict that this task does not have",
+            seen=f"guard, {len(tensors)} tensors, plan {body.plan_digest[:12]}...",
+            remedy="Nothing was computed. Check that both sides run the same version.",
+        )
+
+    def body(self, patient: str) -> BodyVolume:
+        """One patient's volume, read again from its files."""
+        return self._body(self.patients[patient])
+
+    def prepared(self, patient: str) -> Prepared:
+        """One patient prepared again from its files."""
+        files = self.patients[patient]
+        return prepare(files, self._plan, root=self._settings.data.root, with_target=False)
+
+    def _read(self, patient: Patient) -> _Read:
+        digests = file_digests(patient, self._plan, self._settings.data.root)
+        body = self._body(patient)
+        features = features_of([body], self._decoder.public)
+        return _Read(features, body.spacing_mm[0], digests)
+
+    def _body(self, patient: Patient) -> BodyVolume:
+        prepared = prepare(patient, self._plan, root=self._settings.data.root, with_target=False)
+        layout = self._decoder.public.projection.layout
+        return body_volume(prepared, self._decoder.card.network, layout, patient.id)
+
+    def _loss(self, shared: Mapping[str, np.ndarray], *, alone: bool) -> DriftingLoss:
+        """Against the sums that came, or the site's own samples; made once.
+
+        Args:
+            shared: the total over all sites.
+            alone: for a dry run, before there is a total: the site's own sums.
+        """
+        key = hashlib.sha256()
+        for name in sorted(shared):
+            key.update(name.encode() + shared[name].tobytes())
+        digest = key.hexdigest()
+        if digest not in self._losses:
+            public = self._decoder.public
+            if settings_of(self._plan).attraction == "samples":
+                loss = samples_loss(self._plan, public, self.train_features)
+            else:
+                total = self.sums() if alone and not shared else received_sums(shared, public)
+                loss = statistics_loss(self._plan, public, total)
+            self._losses = {digest: loss}
+        return self._losses[digest]
+
+
+def received_sums(shared: Mapping[str, np.ndarray], public: PublicFeatures) -> Sums:
+    """The total over all sites, as the server sent it.
+
+    Raises:
+        ProtocolError: it is missing or of another form.
+        ConfigError: it was made with other public files.
+    """
+    try:
+        return from_arrays(shared, public.projection).sums
+    except UpdateRejectedError as error:
+        raise ProtocolError(
+            "the received drifting statistics cannot be used",
+            seen=error.seen,
+            remedy="Nothing was computed. Check that both sides run the same version.",
+        ) from None
+
+
+def data_version(work: Path, digests: list[str]) -> int:
+    """How often the training data changed since the first time: 0, 1, ...
+
+    Args:
+        work: the site's folder; keeps the number and a digest of the files.
+        digests: SHA-256 of the training patients' files, sorted.
+    """
+    path = work / _VERSION_FILE
+    now = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    version = 0
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = int(stored["version"]) + (stored["digest"] != now)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    write_json(path, {"version": version, "digest": now})
+    return version

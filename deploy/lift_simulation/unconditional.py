@@ -1,0 +1,262 @@
+"""A simulated unconditional run: decoder, federation, baselines, evidence.
+
+The same command resumes: the decoder, rounds and baselines that are there are kept, and a
+finished run is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.config.simulation import SimulationConfig
+from lift.config.site import SiteSettings
+from lift.device import fix_threads, resolve_device
+from lift.drifting.statistics import Sums
+from lift.errors import ConfigError
+from lift.files import write_atomically, write_json
+from lift.generator.card import CARD_FILE, bundle_folder, check_task
+from lift.metrics.generated import EVALUATION_SEED
+from lift.protocol.flower.in_process import run_in_process
+from lift.protocol.transport import Transport
+from lift.report.generated import write_generated_report
+from lift.unconditional.bundle import load_decoder, with_generator
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.learning import (
+    plan_mapper,
+    settings_of,
+    statistics_loss,
+    train_mapper_round,
+)
+from lift.unconditional.pretraining import pretrain_decoder
+from lift_client.session import SiteSession
+from lift_client.unconditional import UnconditionalWork
+from lift_server.release import write_finished_mixer
+from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.store import RunStore
+from lift_server.tasks import run_task
+from lift_simulation.baselines import read_baseline
+from lift_simulation.evidence import Evidence
+from lift_simulation.progress import Reporter
+from lift_simulation.record import RunRecord
+from lift_simulation.sites import open_sites, phantoms_of
+
+Values = dict[str, Tensor]
+
+
+def simulate_unconditional(
+    config: SimulationConfig, out: Path, reporter: Reporter, *, command: str
+) -> Path:
+    """Run it, or finish it, and return the path of its report.
+
+    Raises:
+        CheckpointError: the folder holds the run of other settings.
+        LiftError: see the message.
+    """
+    record = RunRecord(out, config, command)
+    if record.complete:
+        reporter.line(f"this run is already complete: {out}")
+        return out / "report.html"
+    reporter.seconds.update(record.seconds)
+    device = resolve_device(config.device)
+    decoder = _decoder(config, out, device, reporter)
+    plan = with_generator(config.plan, decoder)
+    check_task(decoder.card, plan.task, plan.preprocessing)
+    fix_threads(plan.threads)
+    record.describe(plan, decoder)
+    with reporter.stage("cohorts"):
+        sites = open_sites(config, out / "cache", out / "cohorts", reporter, phantoms_of(config))
+    run = _Run(config, plan, decoder, out, reporter, device)
+    with reporter.stage("features"):
+        run.open(sites)
+    record.keep_seconds(reporter.seconds)
+    finished = run.federations()
+    record.keep_seconds(reporter.seconds)
+    write_finished_mixer(
+        out / "mixer.safetensors", plan, finished["federated"], phantom=config.phantom
+    )
+    trained = {name: result.mixer for name, result in finished.items()}
+    trained |= run.alone()
+    record.keep_seconds(reporter.seconds)
+    with reporter.stage("evaluation"):
+        evidence = Evidence(
+            plan,
+            decoder,
+            run.works,
+            count=config.generated_volumes,
+            device=device,
+            report=reporter.step,
+        )
+        write_json(out / "metrics.json", evidence.table(trained))
+        evidence.write_samples(out / "synthesis", trained, config.written_volumes)
+    record.finish_unconditional(run.works, finished, reporter.seconds)
+    with reporter.stage("report"):
+        report = write_generated_report(out)
+    record.finish_unconditional(run.works, finished, reporter.seconds)
+    return report
+
+
+def dry_run_unconditional(config: SimulationConfig) -> dict[str, object]:
+    """The resolved plan and what a run would send, without starting anything."""
+    if config.generator is None:
+        return {
+            "plan": config.plan.model_dump(mode="json"),
+            "sites": [site.name for site in config.sites],
+            "note": "the decoder is made first: fingerprint and bytes are known after that",
+        }
+    decoder = load_decoder(
+        bundle_folder(config.generator),
+        expected_fingerprint=config.plan.generator_fingerprint,
+        device=resolve_device("cpu"),
+    )
+    plan = with_generator(config.plan, decoder)
+    check_task(decoder.card, plan.task, plan.preprocessing)
+    parameters = plan_mapper(plan, decoder).parameter_count()
+    return {
+        "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest(),
+        "sites": [site.name for site in config.sites],
+        "mixer_parameters": parameters,
+        "update_bytes_by_round_and_site": parameters
+        * (2 if plan.federation.update_dtype == "float16" else 4),
+        "rounds": plan.federation.rounds,
+        "privacy": "none: nobody adds noise",
+    }
+
+
+def _decoder(
+    config: SimulationConfig, out: Path, device: torch.device, reporter: Reporter
+) -> FrozenDecoder:
+    if config.pretrain is not None:
+        folder = out / "generator"
+        if not (folder / CARD_FILE).is_file():
+            with reporter.stage("generator"):
+                pretrain_decoder(
+                    config.pretrain,
+                    folder,
+                    work=out / "generator.work",
+                    device=device,
+                    report=lambda step, total, _: reporter.step("slice decoder", step, total),
+                )
+    elif config.generator is not None:
+        folder = bundle_folder(config.generator)
+    decoder = load_decoder(
+        folder, expected_fingerprint=config.plan.generator_fingerprint, device=device
+    )
+    if decoder.card.features.encoder_seed == EVALUATION_SEED:
+        raise ConfigError(
+            "training and evaluation would see with the same encoder",
+            where="encoder_seed",
+            seen=f"{EVALUATION_SEED} is the evaluation's",
+            remedy="Pre-train the decoder with another encoder_seed.",
+        )
+    return decoder
+
+
+class _Run:
+    def __init__(
+        self,
+        config: SimulationConfig,
+        plan: Plan,
+        decoder: FrozenDecoder,
+        out: Path,
+        reporter: Reporter,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._decoder = decoder
+        self._out = out
+        self._reporter = reporter
+        self._device = device
+        self._sessions: dict[str, SiteSession] = {}
+        self.works: dict[str, UnconditionalWork] = {}
+
+    def open(self, sites: Mapping[str, SiteSettings]) -> None:
+        """Read every site's volumes."""
+        for name, settings in sorted(sites.items()):
+            folder = self._out / "sites" / name
+            session = SiteSession(settings, self._decoder, folder, report=self._reporter.step)
+            work = session.work(self._plan)
+            assert isinstance(work, UnconditionalWork)  # noqa: S101  # the plan is checked
+            self._sessions[name] = session
+            self.works[name] = work
+            for refusal in work.refusals:
+                self._reporter.line(refusal.reason.render(f"site {name}"))
+
+    def federations(self) -> dict[str, FinishedRun]:
+        """The plan's federation, and where asked the same with samples that stay at the sites."""
+        with self._reporter.stage("federated"):
+            found = {"federated": self._federate(self._plan, self._out)}
+        if "federated_samples" in self._config.compare:
+            own = settings_of(self._plan).model_copy(
+                update={"attraction": "samples", "loss": "drift"}
+            )
+            plan = self._plan.model_copy(update={"unconditional": own})
+            with self._reporter.stage("federated_samples"):
+                found["federated_samples"] = self._federate(plan, self._out / "federated_samples")
+        return found
+
+    def alone(self) -> dict[str, Values]:
+        """Each site's own mapper, and one that is trained on all sites' sums in one place."""
+        trained: dict[str, Values] = {}
+        sums = {name: work.sums() for name, work in self.works.items()}
+        if "local_only" in self._config.compare:
+            with self._reporter.stage("local_only"):
+                for name, own in sums.items():
+                    if own.patients:
+                        trained[f"local_only:{name}"] = self._train(f"local_{name}", name, own)
+        if "centralised" in self._config.compare:
+            with self._reporter.stage("centralised"):
+                total = sum(sums.values(), start=Sums.zero(self._decoder.public.projection))
+                trained["centralised"] = self._train("centralised", "centralised", total)
+        return trained
+
+    def _train(self, label: str, site: str, sums: Sums) -> Values:
+        path = self._out / "baselines" / f"{label}.safetensors"
+        digest = self._plan.digest()
+        stored = read_baseline(path, digest)
+        if stored is not None:
+            return stored
+        mapper = plan_mapper(self._plan, self._decoder)
+        values = mapper.values()
+        loss = statistics_loss(self._plan, self._decoder.public, sums)
+        rounds = self._plan.federation.rounds
+        for round_index in range(1, rounds + 1):
+            values = train_mapper_round(
+                mapper,
+                values,
+                self._decoder,
+                loss,
+                self._plan,
+                round_index=round_index,
+                site=site,
+                device=self._device,
+            ).values
+            self._reporter.step(label, round_index, rounds)
+        write_atomically(path, save(values, metadata={"plan_digest": digest}))
+        return values
+
+    def _federate(self, plan: Plan, folder: Path) -> FinishedRun:
+        results: list[FinishedRun] = []
+        store = RunStore(folder, plan.digest())
+
+        def main(transport: Transport) -> None:
+            results.append(
+                run_rounds(
+                    plan,
+                    transport,
+                    store,
+                    run_task(plan, self._decoder),
+                    roster=lambda: list(self._sessions),
+                    on_round=self._reporter.round_done,
+                )
+            )
+
+        run_in_process(main, {name: s.handle for name, s in self._sessions.items()})
+        return results[0]

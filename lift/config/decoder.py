@@ -1,0 +1,133 @@
+"""Settings of the frozen slice decoder: its network, its bundle's card, its pre-training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lift.config.base import Settings
+from lift.config.generator import PretrainCohort
+from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
+
+Side = Annotated[int, Field(ge=16, le=1024)]
+Hidden = Annotated[int, Field(ge=8, le=4096)]
+
+
+class SliceDecoderConfig(Settings):
+    """A frozen network from a latent vector to a slice.
+
+    `dense` layers are cheap for small slices; `convolutional` ones, which double the sides
+    twice from a quarter, keep the number of weights small for large slices.
+    """
+
+    name: Literal["slice_decoder"] = "slice_decoder"
+    layers: Literal["dense", "convolutional"] = "dense"
+    latent: int = Field(default=32, ge=4, le=512)
+    """Numbers of a slice's latent vector, standard normal over public slices."""
+    hidden: tuple[Hidden, ...] = Field(default=(128, 256), min_length=1, max_length=4)
+    """Units of the hidden layers; the last are channels at a quarter of the resolution when
+    convolutional."""
+    image: tuple[Side, Side]
+    """Rows and columns of a slice."""
+    pixel_mm: Positive
+    """Side of its pixels."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if any(side % 8 for side in self.image):
+            raise ValueError(f"the image's sides must be multiples of 8 (seen: {self.image})")
+        return self
+
+
+class PublicFeaturesCard(Settings):
+    """The public files beside the weights: what every site needs for the drifting loss."""
+
+    encoder_seed: int = Field(ge=0, lt=2**63)
+    """Of the random pyramid that encodes slices in training."""
+    standardisation_digest: Digest
+    projection_digest: Digest
+
+
+class DecoderCard(Settings):
+    """The content of a decoder bundle's `generator.json`."""
+
+    format_version: Literal[1] = 1
+    kind: Literal["unconditional"]
+    network: SliceDecoderConfig
+    source: tuple[Name, ...] = Field(default=(), max_length=0)
+    """Always empty: nothing goes in but a latent vector."""
+    target: Name
+    """The channel that the network makes."""
+    plane: Literal["axial", "coronal", "sagittal"]
+    """The slice plane."""
+    normalisation: dict[Name, NormalisationRule]
+    """The target's rule, as in pre-training."""
+    body_length_mm: Positive
+    """Mean length of the public bodies across the slice plane."""
+    features: PublicFeaturesCard
+    training_data: str = Field(min_length=1)
+    licence: str = Field(min_length=1)
+    fingerprint: Digest
+    """SHA-256 of the architecture and the weights as they are stored."""
+    made_with: str = Field(min_length=1)
+    trained_steps: int = Field(ge=0)
+    validation_psnr_db: float | None = None
+    """Of reconstructed slices of validation patients; null when there were none."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if set(self.normalisation) != {self.target}:
+            raise ValueError("normalisation must name the target and nothing else")
+        return self
+
+
+class DecoderPretrainConfig(Settings):
+    """Settings of `lift pretrain` for an unconditional generator."""
+
+    kind: Literal["unconditional"]
+    network: SliceDecoderConfig
+    target: Name
+    """The channel to learn."""
+    preprocessing: PreprocessingPlan = PreprocessingPlan()
+    cohorts: tuple[PretrainCohort, ...] = Field(min_length=1)
+    """Public data; a phantom cohort is written first."""
+    training_data: str = Field(min_length=1)
+    """Statement: which data the weights were trained on."""
+    licence: str = Field(min_length=1)
+    steps: int = Field(default=3000, ge=1)
+    batch_slices: int = Field(default=64, ge=2, le=4096)
+    learning_rate: Positive = 2e-3
+    noise_variance: Positive = 0.01
+    """Variance of a pixel around the decoded slice: smaller means sharper and less smooth a
+    latent space."""
+    shift_px: int = Field(default=2, ge=0, le=16)
+    """Slices are shifted at random by up to so many pixels."""
+    flip: bool = True
+    """Slices are mirrored left to right at random; never sagittal ones."""
+    gamma_sd: float = Field(default=0.15, ge=0, lt=1)
+    """Spread of the logarithm of a random exponent: other contrasts than the public ones."""
+    encoder_channels: int = Field(default=24, ge=4, le=256)
+    """Of the encoder that is needed in training alone."""
+    validation_share: float = Field(default=0.1, ge=0, lt=1)
+    encoder_seed: int = Field(default=7, ge=0, lt=2**63)
+    """Of the public feature encoder; evaluation uses another one."""
+    windows: int = Field(default=2, ge=1, le=8)
+    """Windows of each tri-planar group that a volume gives."""
+    bins: tuple[int, int, int] = (5, 4, 4)
+    """Position bins of the axial, coronal and sagittal groups."""
+    step_mm: float = Field(default=0.0, ge=0)
+    """Distance between the two slices of an axial window; 0: neighbours."""
+    dimension: int = Field(default=24, ge=4, le=64)
+    """Principal axes of a group's features."""
+    anchors: int = Field(default=64, ge=4, le=256)
+    """Anchor cells of a group."""
+    statistics: tuple[Literal["anchors", "random_features", "moments"], ...] = (
+        "anchors",
+        "random_features",
+    )
+    """Kinds of statistics that sites will send."""
+    random_features: int = Field(default=512, ge=16, le=8192, multiple_of=2)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int = Field(default=2, ge=1, le=256)
+    checkpoint_steps: int = Field(default=500, ge=1)

@@ -1,0 +1,359 @@
+"""The report of a run that makes new volumes: how near they are to real ones, and how they look."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+from matplotlib.figure import Figure
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from lift.errors import VolumeError
+from lift.files import write_atomically
+from lift.report.figures import Picture, house_style, titled
+from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
+from lift.report.read import METRICS_FILE, RUN_FILE, SYNTHESIS_FOLDER, Measure, Run, read_run
+from lift.report.sections import (
+    Section,
+    curves_section,
+    data_banner,
+    figure_markup,
+    json_text,
+    lacking,
+    plain_setting,
+    privacy_markup,
+    reproducibility_section,
+    rounds_section,
+    seconds_section,
+    shell,
+)
+from lift.report.tables import methods_table, sites_table
+from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
+
+REPORT_FILE: Final = "report.html"
+_MAIN: Final = (
+    "frechet_axial",
+    "frechet_coronal",
+    "frechet_sagittal",
+    "tpr",
+    "diversity",
+    "ms_ssim",
+    "nearest_ratio",
+)
+_QUALITY: Final = ("order_correlation", "reversed_volumes", "flat_volumes")
+_MMD: Final = ("mmd_axial", "mmd_coronal", "mmd_sagittal")
+_SHOWN: Final = 8
+_SHARE_OF_INDEPENDENT: Final = 0.3
+_SHARE_OF_CEILING: Final = 1.1
+_TPR: Final = (0.85, 1.3)
+_DIVERSITY: Final = 0.75
+_NAMES: Final = {"frechet_coronal": "coronal", "frechet_sagittal": "sagittal"}
+Floats = NDArray[np.float32]
+
+
+def write_generated_report(run: Path) -> Path:
+    """`run/report.html`: everything that the run folder knows, in one file, written atomically.
+
+    Raises:
+        DataError: `run.json` is missing, or a record is damaged.
+        VolumeError: a volume under `synthesis/` is damaged.
+    """
+    record = read_run(run)
+    with house_style():
+        page = shell(record, _opening(record), _sections(record, run / SYNTHESIS_FOLDER))
+    path = run / REPORT_FILE
+    write_atomically(path, page.encode())
+    return path
+
+
+def _sections(run: Run, synthesis: Path) -> tuple[Section, ...]:
+    return (
+        _trained(run),
+        _samples(run, synthesis),
+        _aims(run),
+        _pooled(run),
+        _by_site(run),
+        curves_section(run),
+        rounds_section(run),
+        seconds_section(run),
+        reproducibility_section(run),
+    )
+
+
+def _opening(run: Run) -> Iterable[Markup]:
+    yield tag("p", "LiFT run report · ", foreign(run.record.kind or "run"), class_="kicker")
+    yield tag("h1", foreign(run.record.name))
+    yield tag("p", _headline(run), class_="headline")
+    yield data_banner(run)
+
+
+def _headline(run: Run) -> str:
+    verdicts = [verdict for _, _, _, verdict in _bounds(run)]
+    if not verdicts:
+        return "The run has not come to its figures yet."
+    met = sum(verdicts)
+    place = "coronal and sagittal planes, roughness and diversity"
+    return f"{met} of {len(verdicts)} aims are met ({place}): see the table of aims."
+
+
+def _trained(run: Run) -> Section:
+    record = run.record
+    facts: list[tuple[str, Markup]] = [
+        ("task", join(["new volumes of ", plain_setting(run, "task", "target")])),
+        (
+            "loss",
+            join(
+                [
+                    plain_setting(run, "unconditional", "loss"),
+                    ", drawn by ",
+                    plain_setting(run, "unconditional", "attraction"),
+                ]
+            ),
+        ),
+    ]
+    if record.mixer is not None:
+        count = number(record.mixer.parameters, pointer(RUN_FILE, "mixer", "parameters"), 0)
+        facts.append(
+            ("mapper", join([foreign(record.mixer.kind), ", ", count, " trained numbers"]))
+        )
+    for label, value, key in (
+        ("statistics of a site, sent once", record.statistics_bytes, "statistics_bytes"),
+        ("one update", record.update_bytes, "update_bytes"),
+    ):
+        if value is not None:
+            facts.append((label, join([number(value, pointer(RUN_FILE, key), 0), " bytes"])))
+    training = join(
+        [
+            plain_setting(run, "federation", "rounds"),
+            " rounds of ",
+            plain_setting(run, "training", "steps"),
+            " local steps",
+        ]
+    )
+    generator = join(
+        [
+            "frozen slice decoder; made from: ",
+            foreign(json_text(record.generator.get("training_data"))),
+            "; licence: ",
+            foreign(json_text(record.generator.get("licence"))),
+        ]
+    )
+    facts += [("training", training), ("privacy", privacy_markup(run)), ("generator", generator)]
+    listed = [join([tag("dt", name), tag("dd", value)]) for name, value in facts]
+    return Section(
+        "trained", "What was trained, and by whom", (tag("dl", *listed), sites_table(run))
+    )
+
+
+def _samples(run: Run, synthesis: Path) -> Section:
+    title = "New volumes beside real ones"
+    pictures = [
+        _mosaic(run, synthesis / folder, name)
+        for folder, name in (("generated", "New"), ("held-out", "Real, held out"))
+    ]
+    shown = [markup for picture in pictures for markup in figure_markup(picture)]
+    note = "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1."
+    if not shown:
+        return Section("samples", title, (lacking("No volumes were written."),))
+    return Section("samples", title, (*shown, tag("p", note, class_="note")))
+
+
+def _bounds(run: Run) -> list[tuple[str, Markup, str, bool]]:
+    """Aim, figure, bound, whether it is met."""
+    pooled = run.metrics.pooled if run.metrics is not None else {}
+    own = pooled.get("federated", {})
+    found: list[tuple[str, Markup, str, bool]] = []
+
+    def value(method: str, metric: str) -> float | None:
+        return pooled.get(method, {}).get(metric, Measure()).value
+
+    def shown(metric: str) -> Markup:
+        return number(own[metric].value, pointer(METRICS_FILE, "pooled", "federated", metric), 3)
+
+    for metric, plane in _NAMES.items():
+        mine = value("federated", metric)
+        for row, share in (
+            ("independent_slices", _SHARE_OF_INDEPENDENT),
+            ("reconstruction", _SHARE_OF_CEILING),
+        ):
+            other = value(row, metric)
+            if mine is not None and other is not None:
+                label = GENERATED_METHODS[row].label
+                found.append(
+                    (
+                        f"Fréchet, {plane}, against {label}",
+                        shown(metric),
+                        f"at most {share:g} times {other:.3f}: {share * other:.3f}",
+                        mine <= share * other,
+                    )
+                )
+    tpr, diversity = value("federated", "tpr"), value("federated", "diversity")
+    if tpr is not None:
+        low, high = _TPR
+        found.append(("TPR", shown("tpr"), f"{low:g} to {high:g}", low <= tpr <= high))
+    if diversity is not None:
+        found.append(
+            ("diversity", shown("diversity"), f"at least {_DIVERSITY:g}", diversity >= _DIVERSITY)
+        )
+    return found
+
+
+def _aims(run: Run) -> Section:
+    bounds = _bounds(run)
+    if not bounds:
+        return Section("aims", "Aims", (lacking("metrics.json holds no pooled figures."),))
+    rows = [
+        [name, tag("td", figure), tag("td", bound), tag("td", "▲ met" if met else "▼ missed")]
+        for name, figure, bound, met in bounds
+    ]
+    caption = "Aims of the federated mapper, against the held-out volumes of all sites."
+    listing = table(caption, ["aim", "figure", "bound", "outcome"], rows, kind="words")
+    return Section("aims", "Aims", (listing, *_smallest_site(run)))
+
+
+def _smallest_site(run: Run) -> Iterable[Markup]:
+    """Whether the smallest site's own mapper is worse than the federated one, site by site."""
+    if run.metrics is None or not run.record.sites:
+        return
+    smallest = min(run.record.sites, key=lambda site: site.patients.get("train", 0)).name
+    method = f"local_only:{smallest}"
+    rows = []
+    for site, figures in run.metrics.sites.items():
+        own, ours = figures.methods.get(method), figures.methods.get("federated")
+        if own is None or ours is None:
+            continue
+        cells: list[str] = [foreign(site)]
+        worse = 0
+        for metric in ("frechet_axial", *_NAMES):
+            for name, table_ in ((method, own), ("federated", ours)):
+                key = pointer(METRICS_FILE, "sites", site, "methods", name, metric)
+                cells.append(number(table_[metric].value, key, 3))
+            a, b = own[metric].value, ours[metric].value
+            worse += a is not None and b is not None and a > b
+        rows.append([*cells, f"{worse} of 3"])
+    if rows:
+        headings = [
+            heading
+            for plane in ("ax", "co", "sa")
+            for heading in (f"{plane}, local", f"{plane}, federated")
+        ]
+        yield table(
+            f"Fréchet distances of the smallest site's own mapper ({smallest}) and of the "
+            "federated one, against each site's held-out volumes.",
+            ["held out at", *headings, "planes in which local is worse"],
+            rows,
+            kind="figures",
+        )
+
+
+def _pooled(run: Run) -> Section:
+    title = "All sites together"
+    if run.metrics is None or not run.metrics.pooled:
+        return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
+    pooled, path = run.metrics.pooled, ("pooled",)
+    captions = (
+        ("Against the held-out volumes of all sites.", _MAIN),
+        ("The same features by MMD.", _MMD),
+        ("Quality of single volumes.", _QUALITY),
+    )
+    tables = [
+        methods_table(pooled, path, caption, only=metrics, counted="volumes")
+        for caption, metrics in captions
+    ]
+    terms = [(term.label, term.meaning) for term in GENERATED_METHODS.values()]
+    terms += [(term.label, term.meaning) for term in GENERATED_METRICS.values()]
+    listed = [join([tag("dt", label), tag("dd", meaning)]) for label, meaning in terms]
+    meanings = tag(
+        "details",
+        tag("summary", "What the rows and columns mean"),
+        tag(
+            "p",
+            "Features are those of a random encoder that training never saw. Distances of this "
+            "page are comparable with each other, not with published ones; few volumes make them "
+            "larger, which is why real volumes stand in the first row.",
+        ),
+        tag("dl", *listed),
+    )
+    return Section("pooled", title, (*tables, meanings))
+
+
+def _by_site(run: Run) -> Section:
+    title = "Site by site"
+    if run.metrics is None or not run.metrics.sites:
+        return Section("sites", title, (lacking("metrics.json holds no figures by site."),))
+    content: list[Markup] = []
+    for site in run.sites:
+        content.append(tag("h3", foreign(site)))
+        if site not in run.metrics.sites:
+            content.append(lacking("This site has too few held-out volumes for a distribution."))
+            continue
+        found = run.metrics.sites[site]
+        caption = f"Against this site's {found.patients} held-out volumes."
+        path = ("sites", site, "methods")
+        content.append(methods_table(found.methods, path, caption, only=_MAIN, counted="volumes"))
+    return Section("sites", title, tuple(content))
+
+
+def _mosaic(run: Run, folder: Path, name: str) -> Picture | None:
+    """Three planes of some volumes, each in a column, in millimetres."""
+    paths = sorted(folder.glob("*.nii.gz"))[:_SHOWN]
+    if not paths:
+        return None
+    volumes = [_read(path) for path in paths]
+    figure = Figure(figsize=(1.45 * len(volumes) + 0.6, 4.6))
+    for column, (voxels, (x, y, z)) in enumerate(volumes):
+        i, j, k = (length // 2 for length in voxels.shape)
+        planes = (
+            (voxels[:, :, k].T, y / x),
+            (voxels[:, j].T, z / x),
+            (voxels[i].T, z / y),
+        )
+        for row, (plane, aspect) in enumerate(planes):
+            place = figure.add_subplot(3, len(volumes), row * len(volumes) + column + 1)
+            place.imshow(
+                plane, cmap="gray", origin="lower", aspect=aspect, vmin=0, vmax=_upper(voxels)
+            )
+            place.set_xticks([])
+            place.set_yticks([])
+            place.grid(visible=False)
+            if column == 0:
+                place.set_ylabel(("axial", "coronal", "sagittal")[row])
+    figure.suptitle(titled(run, f"{name}: middle slices"), x=0.01, ha="left")
+    figure.tight_layout(rect=(0, 0, 1, 0.95), pad=0.3)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    alt = f"{name}: axial, coronal and sagittal middle slices of {len(volumes)} volumes"
+    return Picture(
+        content.getvalue(), "png", alt, f"{name}: {len(volumes)} volumes in three planes."
+    )
+
+
+def _upper(voxels: Floats) -> float:
+    return max(float(np.percentile(voxels, 99.9)), 1e-6)
+
+
+def _read(path: Path) -> tuple[Floats, tuple[float, float, float]]:
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        x, y, z = (float(side) for side in voxel_sizes(image.affine))
+    # nibabel, zlib and the file system each have errors of their own for a damaged file
+    except Exception as error:
+        raise VolumeError(
+            f"cannot show volume '{path.parent.name}/{path.name}'",
+            seen=f"the file is damaged ({type(error).__name__}); a NIfTI volume is needed",
+            remedy="Run the simulation again, or remove this file.",
+        ) from None
+    if voxels.ndim != 3 or not math.isfinite(float(voxels.sum(dtype=np.float64))):
+        raise VolumeError(
+            f"cannot show volume '{path.parent.name}/{path.name}'",
+            seen=f"its shape is {voxels.shape}; three axes of finite numbers are needed",
+            remedy="Run the simulation again, or remove this file.",
+        )
+    return voxels, (x, y, z)

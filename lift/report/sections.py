@@ -1,0 +1,174 @@
+"""What every report page is made of: the shell, and the sections that all tasks share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from pydantic import JsonValue
+
+from lift.report.figures import Picture, curves_figure, seconds_figure
+from lift.report.markup import Markup, foreign, join, table, tag
+from lift.report.read import METRICS_FILE, ROUNDS_FILE, RUN_FILE, Run
+from lift.report.tables import rounds_table, seconds_table
+
+# the page may show its own pictures and styles; no script runs and nothing is fetched
+_CONTENT_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a page."""
+
+    anchor: str
+    title: str
+    content: tuple[str, ...]
+
+
+def shell(run: Run, opening: Iterable[Markup], sections: Sequence[Section]) -> Markup:
+    """The whole page: head, opening with links, sections."""
+    links = (tag("a", section.title, href=f"#{section.anchor}") for section in sections)
+    style = (files("lift.report") / "report.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_CONTENT_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{run.record.name} · LiFT run report"),
+        tag("style", Markup(style)),
+    )
+    body = tag(
+        "body",
+        tag("header", *opening, tag("nav", *links, aria_label="Sections")),
+        tag("main", *(section_markup(section) for section in sections)),
+    )
+    return join(["", Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"])
+
+
+def section_markup(section: Section) -> Markup:
+    """One section with its heading."""
+    return tag("section", tag("h2", section.title), *section.content, id=section.anchor)
+
+
+def data_banner(run: Run) -> Markup:
+    """What the data are; phantom data in large letters."""
+    record = run.record
+    if record.phantom:
+        return tag(
+            "div",
+            tag("b", "PHANTOM"),
+            tag(
+                "p",
+                "Every image and every number on this page comes from volumes made by a "
+                "program. They show how the method behaves on such volumes; they say nothing "
+                "about patients. ",
+                foreign(record.data_statement),
+            ),
+            class_="banner",
+            role="note",
+        )
+    return tag("p", tag("b", "Data: "), foreign(record.data_statement or "not stated"))
+
+
+def privacy_markup(run: Run) -> Markup:
+    """Who adds which noise."""
+    mode = run.setting("privacy", "mode")
+    if mode == "none":
+        return Markup("none: no noise was added to what the sites sent")
+    return foreign(json_text(mode))
+
+
+def curves_section(run: Run) -> Section:
+    """Loss and validation figures by round."""
+    content = figure_markup(curves_figure(run)) or [
+        lacking(f"{ROUNDS_FILE} holds neither loss nor validation PSNR.")
+    ]
+    return Section("curves", "Loss and validation by round", tuple(content))
+
+
+def rounds_section(run: Run) -> Section:
+    """Who was asked, answered, counted."""
+    content = [rounds_table(run) if run.rounds else lacking(f"There is no {ROUNDS_FILE}.")]
+    if run.last_line_lost:
+        content.append(lacking(f"The last line of {ROUNDS_FILE} is cut off and was passed over."))
+    return Section("rounds", "Rounds", tuple(content))
+
+
+def seconds_section(run: Run) -> Section:
+    """What each stage took."""
+    figure = figure_markup(seconds_figure(run))
+    content = [*figure, seconds_table(run)] if figure else [lacking("No times were recorded.")]
+    return Section("seconds", "Seconds against the budget", tuple(content))
+
+
+def reproducibility_section(run: Run) -> Section:
+    """Command, digests, versions, plan."""
+    record = run.record
+    network = record.generator.get("network")
+    digests = [
+        ["plan, SHA-256", tag("td", tag("code", foreign(record.plan_digest or "not recorded")))],
+        [
+            "generator, SHA-256",
+            tag("td", tag("code", foreign(json_text(record.generator.get("fingerprint"))))),
+        ],
+        ["network", tag("td", tag("code", foreign(json_text(network))))],
+    ]
+    versions = [
+        [foreign(package), tag("td", tag("code", foreign(version)))]
+        for package, version in sorted(record.versions.items())
+    ]
+    plan = json.dumps(record.plan, indent=2, sort_keys=True, ensure_ascii=False)
+    sources = f"Written from {RUN_FILE}, {ROUNDS_FILE}, {METRICS_FILE} and synthesis/."
+    return Section(
+        "reproducibility",
+        "To do it again",
+        (
+            tag("p", "The command:"),
+            tag("pre", foreign(record.command or "not recorded"), class_="command"),
+            table("What decides the result.", ["what", "value"], digests, kind="words"),
+            table("Package versions.", ["package", "version"], versions, kind="words")
+            if versions
+            else lacking("No package versions were recorded."),
+            tag("details", tag("summary", "The whole plan"), tag("pre", foreign(plan))),
+            tag("p", sources, class_="note"),
+        ),
+    )
+
+
+def figure_markup(picture: Picture | None) -> list[Markup]:
+    """The picture on a white card with its caption, or nothing."""
+    if picture is None:
+        return []
+    data = base64.b64encode(picture.content).decode()
+    image = tag("img", src=f"data:image/{picture.kind};base64,{data}", alt=picture.alt)
+    card = tag("div", image, class_="card", tabindex="0")
+    return [tag("figure", card, tag("figcaption", picture.caption))]
+
+
+def lacking(sentence: str) -> Markup:
+    """A note on what the run has not got."""
+    return tag("p", sentence, class_="note")
+
+
+def plain_setting(run: Run, section: str, key: str) -> Markup:
+    """One setting of the plan."""
+    return foreign(json_text(run.setting(section, key)))
+
+
+def listing(value: JsonValue) -> Markup:
+    """A list in one line."""
+    return foreign(
+        " + ".join(map(json_text, value)) if isinstance(value, list) else json_text(value)
+    )
+
+
+def json_text(value: JsonValue) -> str:
+    """A JSON value for reading: text as it is, anything else as JSON."""
+    if value is None or value == "":
+        return "not recorded"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,164 @@
+"""A decoder's bundle: card, weights, and the public files of the drifting loss.
+
+`generator.json` and `weights.safetensors` as for any generator, and `standardisation.safetensors`
+and `projection.safetensors`, whose digests the card names. Weights are stored as float16 and
+computed with as float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import safetensors.torch
+import torch
+
+from lift.config.decoder import DecoderCard
+from lift.config.plan import Plan
+from lift.drifting.encoder import RandomPyramid
+from lift.drifting.projection import Projection
+from lift.drifting.standardise import Standardisation
+from lift.errors import ConfigError, DataError, GeneratorError
+from lift.files import write_atomically, write_json
+from lift.generator.bundle import check_fingerprint, check_tensors, load_bundle, read_weights
+from lift.generator.card import CARD_FILE, WEIGHTS_FILE, damaged_bundle, read_card
+from lift.generator.networks import FrozenGenerator
+from lift.unconditional.decoder import (
+    FrozenDecoder,
+    PublicFeatures,
+    SliceDecoder,
+    decoder_fingerprint,
+)
+
+STANDARDISATION_FILE: Final = "standardisation.safetensors"
+PROJECTION_FILE: Final = "projection.safetensors"
+AnyGenerator = FrozenGenerator | FrozenDecoder
+
+
+def save_decoder(
+    folder: Path, network: SliceDecoder, card: DecoderCard, public: PublicFeatures
+) -> str:
+    """Write the bundle, the card last, and return its fingerprint.
+
+    Raises:
+        GeneratorError: a weight does not fit float16; nothing is written.
+        ValueError: the card is that of other weights.
+    """
+    tensors = {
+        name: t.detach().cpu().half().contiguous() for name, t in network.state_dict().items()
+    }
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise GeneratorError(
+            "cannot write the generator bundle",
+            where=str(folder),
+            seen="a weight is not finite, or too large for half precision",
+            remedy="Nothing was written. The weights come from a training that diverged.",
+        )
+    if decoder_fingerprint(card.network, tensors) != card.fingerprint:
+        raise ValueError("the card is that of other weights: make it when the weights are final")
+    public.standardisation.save(folder / STANDARDISATION_FILE)
+    public.projection.save(folder / PROJECTION_FILE)
+    write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))
+    write_json(folder / CARD_FILE, card.model_dump(mode="json"))
+    return card.fingerprint
+
+
+def load_generator(
+    folder: Path, *, expected_fingerprint: str | None, device: torch.device
+) -> AnyGenerator:
+    """The frozen generator of a bundle, whichever kind it is; see `load_bundle`."""
+    if isinstance(read_card(folder), DecoderCard):
+        return load_decoder(folder, expected_fingerprint=expected_fingerprint, device=device)
+    return load_bundle(folder, expected_fingerprint=expected_fingerprint, device=device)
+
+
+def load_decoder(
+    folder: Path, *, expected_fingerprint: str | None, device: torch.device
+) -> FrozenDecoder:
+    """The frozen decoder of a bundle, on `device`, fingerprint and digests checked.
+
+    Raises:
+        GeneratorError: a file is missing or damaged, it is a bundle of another kind, or its
+            fingerprint is not the card's or not the expected one.
+        VersionMismatchError: another version of the format.
+    """
+    card = read_card(folder)
+    if not isinstance(card, DecoderCard):
+        raise GeneratorError(
+            "cannot make new volumes with this generator bundle",
+            where=str(folder),
+            seen=f"it makes {card.target} from {', '.join(card.source)}; needed: a bundle of "
+            "kind unconditional",
+            remedy="Give the bundle that the mixer was trained with.",
+        )
+    tensors = read_weights(folder)
+    network = SliceDecoder(card.network)
+    check_tensors(tensors, {n: t.half() for n, t in network.state_dict().items()}, folder)
+    found = decoder_fingerprint(card.network, tensors)
+    check_fingerprint(found, card.fingerprint, "its card", folder)
+    if expected_fingerprint is not None:
+        check_fingerprint(found, expected_fingerprint, "the plan", folder)
+    network.load_state_dict(tensors)
+    return FrozenDecoder(network, card, _public(folder, card)).to(device)
+
+
+def with_generator(plan: Plan, generator: AnyGenerator) -> Plan:
+    """The plan with the fingerprint and the digest of the generator that it will run with.
+
+    Raises:
+        ConfigError: the plan names other public files than the bundle has.
+    """
+    found: dict[str, object] = {"generator_fingerprint": generator.fingerprint}
+    if isinstance(generator, FrozenDecoder) and plan.unconditional is not None:
+        check_public_files(plan, generator)
+        digest = generator.public.projection.digest
+        found["unconditional"] = plan.unconditional.model_copy(update={"projection_digest": digest})
+    return plan.model_copy(update=found)
+
+
+def check_public_files(plan: Plan, generator: AnyGenerator) -> None:
+    """Nothing, when the plan's task fits the generator and names its public files, or none.
+
+    Raises:
+        ConfigError: another kind of task, or other public files: sums would live in another space.
+    """
+    decoder = isinstance(generator, FrozenDecoder)
+    if decoder != (plan.task.kind == "unconditional"):
+        raise ConfigError(
+            "the generator bundle does not fit the plan",
+            where="task.kind",
+            seen=f"the plan is {plan.task.kind}; the bundle makes "
+            f"{'new volumes' if decoder else 'a target from sources'}",
+            remedy="Correct the plan, or choose the bundle that was trained for it.",
+        )
+    if not isinstance(generator, FrozenDecoder) or plan.unconditional is None:
+        return
+    named = plan.unconditional.projection_digest
+    found = generator.public.projection.digest
+    if named is not None and named != found:
+        raise ConfigError(
+            "the plan names another public projection than the bundle has",
+            where="unconditional.projection_digest",
+            seen=f"plan {named[:16]}..., bundle {found[:16]}...",
+            remedy="Nothing was computed. Install the bundle that belongs to this plan.",
+        )
+
+
+def _public(folder: Path, card: DecoderCard) -> PublicFeatures:
+    named = card.features
+    encoder = RandomPyramid(named.encoder_seed)
+    try:
+        standardisation = Standardisation.load(
+            folder / STANDARDISATION_FILE, expected_digest=named.standardisation_digest
+        )
+        projection = Projection.load(
+            folder / PROJECTION_FILE, expected_digest=named.projection_digest
+        )
+    except (DataError, ConfigError) as error:
+        raise damaged_bundle(folder, f"{Path(error.where).name}: {error.seen}") from None
+    if (
+        standardisation.encoder_digest != encoder.digest
+        or projection.standardisation_digest != standardisation.digest
+    ):
+        raise damaged_bundle(folder, "its public files do not belong together")
+    return PublicFeatures(encoder, standardisation, projection)

@@ -1,0 +1,126 @@
+"""The slice decoder: a latent vector to a slice, frozen after pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lift.config.decoder import DecoderCard, SliceDecoderConfig
+from lift.drifting.encoder import Encoder
+from lift.drifting.projection import Projection
+from lift.drifting.standardise import Standardisation
+from lift.generator.networks import network_fingerprint
+
+_COARSE = 4
+
+
+class SliceDecoder(nn.Module):
+    """Latents (n, latent), standard normal over public slices, to slices (n, 1, h, w) in (0, 1)."""
+
+    def __init__(self, config: SliceDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        height, width = config.image
+        convolutional = config.layers == "convolutional"
+        units = config.hidden[:-1] if convolutional else config.hidden
+        layers: list[nn.Module] = []
+        size = config.latent
+        for hidden in units:
+            layers += [nn.Linear(size, hidden), nn.SiLU()]
+            size = hidden
+        self.dense = nn.Sequential(*layers)
+        if convolutional:
+            self._coarse = (config.hidden[-1], height // _COARSE, width // _COARSE)
+            channels = config.hidden[-1]
+            self.spread = nn.Linear(size, channels * (height // _COARSE) * (width // _COARSE))
+            half = max(channels // 2, 4)
+            self.image: nn.Module = nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(channels, 4 * half, 3, padding=1),
+                nn.PixelShuffle(2),
+                nn.SiLU(),
+                nn.Conv2d(half, 4, 3, padding=1),
+                nn.PixelShuffle(2),
+            )
+        else:
+            self._coarse = (1, height, width)
+            self.spread = nn.Linear(size, height * width)
+            self.image = nn.Identity()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The slices."""
+        spread = self.spread(self.dense(latents)).view(-1, *self._coarse)
+        slices: Tensor = torch.sigmoid(self.image(spread))
+        return slices
+
+
+class SliceEncoder(nn.Module):
+    """Slices (n, 1, h, w) to mean and log-variance of their latents; lives in pre-training only."""
+
+    def __init__(self, config: SliceDecoderConfig, channels: int) -> None:
+        super().__init__()
+        height, width = (side // 8 for side in config.image)
+        levels = (1, channels, 2 * channels, 3 * channels)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(levels):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(levels[-1] * height * width, 2 * config.latent)
+
+    def forward(self, slices: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, (n, latent) each."""
+        mean, log_variance = self.head(self.body(slices)).chunk(2, dim=1)
+        return mean, log_variance
+
+
+@dataclass(frozen=True)
+class PublicFeatures:
+    """What ships beside the weights: how slices become the features of the drifting loss."""
+
+    encoder: Encoder
+    standardisation: Standardisation
+    projection: Projection
+
+
+class FrozenDecoder(nn.Module):
+    """A decoder that never changes again, with its card and its public features.
+
+    Attributes:
+        card: what the bundle says of itself.
+        public: encoder, standardisation and projection of the drifting loss.
+    """
+
+    def __init__(self, network: SliceDecoder, card: DecoderCard, public: PublicFeatures) -> None:
+        super().__init__()
+        self.network = network
+        self.card = card
+        self.public = public
+        # the encoder follows the decoder to its device
+        self.encoder = public.encoder if isinstance(public.encoder, nn.Module) else None
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever an enclosing module is put into."""
+        return super().train(mode=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Slices of trajectories: (b, z, latent) to (b, 1, z, h, w), differentiable."""
+        b, z, _ = latents.shape
+        slices: Tensor = self.network(latents.flatten(0, 1))
+        return slices.view(b, 1, z, *slices.shape[2:])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights as they are in memory now, computed anew each time."""
+        return decoder_fingerprint(self.card.network, self.network.state_dict())
+
+
+def decoder_fingerprint(config: SliceDecoderConfig, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the architecture and the weights, which are stored as float16."""
+    return network_fingerprint(config, {name: tensor.half() for name, tensor in tensors.items()})

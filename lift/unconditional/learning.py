@@ -1,0 +1,176 @@
+"""Local training of the trajectory mapper: generated volumes drift towards real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lift.config.plan import Plan, UnconditionalPlan
+from lift.drifting.attraction import (
+    Anchors,
+    Attraction,
+    Moments,
+    RandomFeatures,
+    SampleQueue,
+)
+from lift.drifting.features import generated_rows, patient_features
+from lift.drifting.groups import draw_groups
+from lift.drifting.loss import DriftingLoss
+from lift.drifting.standardise import RADIUS, clip_length
+from lift.drifting.statistics import Sums, patient_sums
+from lift.errors import ConfigError, DataError
+from lift.mixer.trajectory import TrajectoryMapper, slice_positions
+from lift.randomness import derive_seed
+from lift.training import TrainedRound, take_steps
+from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
+from lift.unconditional.grid import BodyVolume, whole_extent
+
+_ATTRACTIONS: Final = {"anchors": Anchors, "random_features": RandomFeatures, "moments": Moments}
+
+
+@dataclass(frozen=True)
+class PatientFeatures:
+    """One patient's standardised features by group, (windows, d); what sums and queues take."""
+
+    groups: tuple[Tensor, ...]
+
+
+def features_of(volumes: Sequence[BodyVolume], public: PublicFeatures) -> PatientFeatures:
+    """The features of all volumes of one patient."""
+    found = [
+        patient_features(v.voxels, v.spacing_mm, v.extent, public.encoder, public.standardisation)
+        for v in volumes
+    ]
+    return PatientFeatures(tuple(torch.cat(rows) for rows in zip(*found, strict=True)))
+
+
+def sums_of(patients: Sequence[PatientFeatures], public: PublicFeatures) -> Sums:
+    """The additive statistics of some patients."""
+    total = Sums.zero(public.projection)
+    for patient in patients:
+        total = total + patient_sums(public.projection, patient.groups)
+    return total
+
+
+def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> TrajectoryMapper:
+    """The plan's mapper with its initial numbers, the same on every machine.
+
+    The global random state is neither used nor changed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(plan.seed, "mixer"))
+        return TrajectoryMapper(settings_of(plan).mapper, decoder.card.network.latent)
+
+
+def settings_of(plan: Plan) -> UnconditionalPlan:
+    """The plan's section for unconditional tasks.
+
+    Raises:
+        ConfigError: the plan is that of another task.
+    """
+    if plan.unconditional is None:
+        raise ConfigError(
+            "the plan makes no new volumes",
+            where="task.kind",
+            seen=f"{plan.task.kind}; needed: unconditional",
+            remedy="Choose another plan or command.",
+        )
+    return plan.unconditional
+
+
+def statistics_loss(plan: Plan, public: PublicFeatures, total: Sums) -> DriftingLoss:
+    """The loss against sums over all sites.
+
+    Raises:
+        ConfigError: the sums were made with other public files, or lack what the plan needs.
+        DataError: they hold no patient.
+    """
+    settings = settings_of(plan)
+    attraction: Attraction | None = None
+    if settings.loss != "mmd" and settings.attraction != "samples":
+        attraction = _ATTRACTIONS[settings.attraction](public.projection, total)
+    features = RandomFeatures(public.projection, total) if settings.loss != "drift" else None
+    return DriftingLoss(settings.loss, attraction, features, settings.eta, settings.mmd_weight)
+
+
+def samples_loss(
+    plan: Plan, public: PublicFeatures, patients: Sequence[PatientFeatures]
+) -> DriftingLoss:
+    """The official loss against the site's own patients, whose features never leave it.
+
+    Raises:
+        DataError: there is no patient.
+    """
+    settings = settings_of(plan)
+    queue = SampleQueue(public.projection.n_groups, capacity=settings.queue)
+    for patient in patients:
+        for group, rows in enumerate(patient.groups):
+            queue.push(clip_length(rows, RADIUS), group)
+    if not patients:
+        raise DataError(
+            "cannot train: the site has no training patient",
+            seen="0 training patients; at least 1 is needed",
+            remedy="Add patients or change the split; nothing was sent.",
+        )
+    return DriftingLoss("drift", queue, eta=settings.eta)
+
+
+def train_mapper_round(
+    mapper: TrajectoryMapper,
+    start: dict[str, Tensor],
+    decoder: FrozenDecoder,
+    loss: DriftingLoss,
+    plan: Plan,
+    *,
+    round_index: int,
+    site: str,
+    device: torch.device,
+    report: Callable[[int, float], None] | None = None,
+) -> TrainedRound:
+    """Take `plan.training.steps` optimiser steps from the mapper `start`.
+
+    Each step makes volumes, compares some groups of them with the real ones, and moves the
+    mapper. Everything random follows from the plan, the round, the site and the step.
+
+    Args:
+        mapper: an instance to train in; its numbers are overwritten.
+        start: the received mapper.
+        decoder: frozen.
+        loss: of the site, or of all sites' sums.
+        plan: the run's plan.
+        round_index: 1 for the first training round.
+        site: part of the seed: sites draw different volumes.
+        device: where to train.
+        report: called after each step with its number (from 1) and its loss.
+    """
+    settings = settings_of(plan)
+    public = decoder.public
+    position = slice_positions(settings.slices, device)
+    height, width = decoder.card.network.image
+    pixel = decoder.card.network.pixel_mm
+    spacing_mm = (settings.slice_spacing_mm, pixel, pixel)
+    extent = whole_extent(settings.volumes_per_step, settings.slices, height, width)
+
+    def step_loss(step: int) -> Tensor:
+        seed = derive_seed(plan.seed, "round", round_index, "site", site, "step", step)
+        generator = torch.Generator().manual_seed(seed)
+        noise = mapper.draw(settings.volumes_per_step, generator).to(device)
+        volumes = decoder(mapper(noise, position))
+        groups = draw_groups(public.projection.layout, settings.groups_per_step, generator)
+        rows = generated_rows(
+            volumes,
+            spacing_mm,
+            extent,
+            public.encoder,
+            public.standardisation,
+            groups=groups,
+            generator=None,
+        )
+        value, _ = loss(rows)
+        return value
+
+    return take_steps(mapper, start, plan, step_loss, round_index, device, report)

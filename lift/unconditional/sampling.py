@@ -1,0 +1,167 @@
+"""New volumes: from a seed to slices, streamed; from slices to a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.drifting.digests import digest_of
+from lift.errors import ConfigError
+from lift.files import write_json
+from lift.mixer.trajectory import TrajectoryMapper, slice_positions
+from lift.preprocessing import to_output_units
+from lift.randomness import derive_seed
+from lift.ras_grid import ras_grid
+from lift.slices import from_slices
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.learning import plan_mapper, settings_of
+from lift.volume import write_volume
+
+Floats = NDArray[np.float32]
+SERIES_FILE: Final = "series.json"
+_CHUNK: Final = 32
+# plane -> which of depth, height and width runs along x, y and z
+_DEPTH_HEIGHT_WIDTH: Final = {"axial": (2, 1, 0), "coronal": (2, 0, 1), "sagittal": (0, 2, 1)}
+
+
+def volume_latents(mapper: TrajectoryMapper, seed: int, index: int, slices: int) -> Tensor:
+    """Latents of all slices of volume `index` of a seed, (slices, L), always taken on the CPU.
+
+    One seed and index are one volume, however many are made, on any device.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
+    with torch.no_grad():
+        latents: Tensor = mapper.cpu()(mapper.draw(1, generator), slice_positions(slices))[0]
+    return latents
+
+
+def decoded(decoder: FrozenDecoder, latents: Tensor, device: torch.device) -> Iterator[Floats]:
+    """The slices of one trajectory in blocks, (<= 32, h, w) in [0, 1]: memory for one block."""
+    with torch.no_grad():
+        for block in torch.split(latents, _CHUNK):
+            # one size of block: kernels, and with them bits, may depend on it
+            padded = torch.cat([block, block[-1:].expand(_CHUNK - len(block), -1)])
+            slices = decoder(padded[None].to(device))[0, 0, : len(block)]
+            yield slices.cpu().numpy()
+
+
+def generate_volume(
+    mapper: TrajectoryMapper,
+    decoder: FrozenDecoder,
+    *,
+    seed: int,
+    index: int,
+    slices: int,
+    device: torch.device,
+) -> Floats:
+    """One new volume, (slices, h, w) in [0, 1]."""
+    latents = volume_latents(mapper, seed, index, slices)
+    return np.concatenate(list(decoded(decoder, latents, device)))
+
+
+def write_series(
+    folder: Path,
+    values: Mapping[str, Tensor],
+    decoder: FrozenDecoder,
+    plan: Plan,
+    *,
+    number: int,
+    seed: int,
+    slices: int | None,
+    slice_spacing_mm: float | None,
+    device: torch.device,
+) -> Iterator[Path]:
+    """Write `volume-0000.nii.gz` and so on, one by one; files that are there are kept.
+
+    A file beside them says what made them; another seed, mixer or grid needs another folder.
+
+    Args:
+        folder: for the volumes.
+        values: of the trained mapper.
+        decoder: of the plan.
+        plan: of the mapper.
+        number: of volumes.
+        seed: volume i of a seed is the same whatever the number.
+        slices: of a volume; None: as in training.
+        slice_spacing_mm: None: the length of the body over the slices.
+        device: where slices are decoded.
+
+    Raises:
+        ConfigError: the mapper does not fit the plan, or the folder holds another series.
+    """
+    settings = settings_of(plan)
+    length_mm = settings.slices * settings.slice_spacing_mm
+    count = settings.slices if slices is None else slices
+    spacing = length_mm / count if slice_spacing_mm is None else slice_spacing_mm
+    mapper = plan_mapper(plan, decoder)
+    try:
+        mapper.load_values(values)
+    except ValueError as error:
+        raise ConfigError(
+            "the mixer does not fit its plan",
+            seen=str(error),
+            remedy="Give the mixer.safetensors that the run wrote.",
+        ) from None
+    _claim(
+        folder / SERIES_FILE,
+        {
+            "mixer": digest_of({"plan": plan.digest()}, values),
+            "seed": seed,
+            "slices": count,
+            "slice_spacing_mm": spacing,
+        },
+    )
+    for index in range(number):
+        path = folder / f"volume-{index:04d}.nii.gz"
+        if not path.is_file():
+            made = generate_volume(
+                mapper, decoder, seed=seed, index=index, slices=count, device=device
+            )
+            write_generated(path, made, decoder, plan, spacing)
+        yield path
+
+
+def _claim(path: Path, series: dict[str, object]) -> None:
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if found != series:
+            raise ConfigError(
+                "the folder holds other volumes",
+                where=str(path.parent),
+                seen=f"made with {found}; now {series}",
+                remedy="Nothing was changed. Choose another output folder.",
+            )
+    write_json(path, series)
+
+
+def write_generated(
+    path: Path, slices: Floats, decoder: FrozenDecoder, plan: Plan, slice_spacing_mm: float
+) -> None:
+    """Write a stack of slices as a NIfTI volume in RAS+, its centre at the origin.
+
+    Args:
+        path: ends in .nii.gz or .nii.
+        slices: (d, h, w) in [0, 1].
+        decoder: gives plane and pixels.
+        plan: gives the units of the channel.
+        slice_spacing_mm: distance between slices.
+    """
+    card = decoder.card
+    voxels, dtype = to_output_units(
+        np.ascontiguousarray(from_slices(slices, card.plane)), plan, card.target
+    )
+    pixel = card.network.pixel_mm
+    in_order = (slice_spacing_mm, pixel, pixel)
+    x, y, z = (in_order[axis] for axis in _DEPTH_HEIGHT_WIDTH[card.plane])
+    write_volume(path, voxels, ras_grid(voxels.shape, (x, y, z)), dtype=dtype)

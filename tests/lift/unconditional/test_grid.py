@@ -1,0 +1,83 @@
+"""Real volumes on the decoder's grid: field of view, pixels, and bodies that are too short."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lift.config.decoder import SliceDecoderConfig
+from lift.drifting.groups import GroupLayout
+from lift.errors import VolumeError
+from lift.preprocessing import CropBox, Prepared
+from lift.ras_grid import ras_grid
+from lift.unconditional.grid import body_volume
+
+LAYOUT = GroupLayout(2, 2, 2, windows=1)
+
+
+def decoder(image: tuple[int, int], pixel_mm: float) -> SliceDecoderConfig:
+    return SliceDecoderConfig(image=image, pixel_mm=pixel_mm)
+
+
+def prepared(
+    voxels: NDArray[np.float32], mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> Prepared:
+    """A stack (z, h, w), padded by 3 rows and columns as a plan's multiple would."""
+    z, h, w = voxels.shape
+    wide = ((0, 0), (0, 3), (0, 3))
+    return Prepared(
+        source=np.pad(voxels, wide)[:, None],
+        target=None,
+        mask=np.pad(mask, wide)[:, None].astype(np.float32),
+        spacing_mm=spacing_mm,
+        reference=ras_grid((w, h, z), (1.0, 1.0, 1.0)),
+        crop=CropBox((z, h, w), (0, 0, 0), (z, h, w)),
+        target_range=None,
+        plane="axial",
+    )
+
+
+def test_equal_pixels_are_copied_around_the_middle_of_the_body() -> None:
+    voxels = np.random.default_rng(0).random((5, 30, 28), dtype=np.float32)
+    mask = np.zeros(voxels.shape, dtype=bool)
+    mask[:, 4:22, 6:24] = True  # middle: row 13, column 15
+    found = body_volume(
+        prepared(voxels, mask, (2.0, 1.5, 1.5)), decoder((16, 16), 1.5), LAYOUT, "p"
+    )
+    assert found.spacing_mm == (2.0, 1.5, 1.5)
+    np.testing.assert_array_equal(found.voxels[0, 0].numpy(), voxels[:, 5:21, 7:23])
+    assert found.extent.tolist() == [[[0, 4], [0, 15], [0, 15]]]
+
+
+def test_a_field_that_is_too_small_goes_on_with_its_border() -> None:
+    voxels = np.random.default_rng(0).random((4, 12, 16), dtype=np.float32)
+    mask = np.ones(voxels.shape, dtype=bool)
+    found = body_volume(
+        prepared(voxels, mask, (1.0, 1.0, 1.0)), decoder((16, 16), 1.0), LAYOUT, "p"
+    )
+    expected = np.pad(voxels, ((0, 0), (2, 2), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(found.voxels[0, 0].numpy(), expected)
+
+
+def test_other_pixels_are_resampled_to_the_decoders_and_keep_places_in_mm() -> None:
+    # a ramp along width in mm: resampling must keep its slope
+    width_mm = (np.arange(40) + 0.5) * 0.8
+    voxels = np.broadcast_to(width_mm / 40, (4, 40, 40)).astype(np.float32)
+    mask = np.ones(voxels.shape, dtype=bool)
+    found = body_volume(
+        prepared(voxels, mask, (3.0, 0.8, 0.8)), decoder((16, 16), 1.6), LAYOUT, "p"
+    )
+    row = found.voxels[0, 0, 0, 8].numpy()
+    np.testing.assert_allclose(np.diff(row), 1.6 / 40, atol=1e-3)
+    np.testing.assert_allclose(row.mean(), 0.4, atol=0.01)
+
+
+def test_a_body_of_too_few_slices_is_refused_by_name() -> None:
+    voxels = np.random.default_rng(0).random((2, 16, 16), dtype=np.float32)
+    mask = np.ones(voxels.shape, dtype=bool)
+    with pytest.raises(VolumeError, match="patient-7") as caught:
+        body_volume(
+            prepared(voxels, mask, (1.0, 1.0, 1.0)), decoder((16, 16), 1.0), LAYOUT, "patient-7"
+        )
+    assert "2 slices along depth; at least 3" in caught.value.seen

@@ -1,0 +1,132 @@
+"""New volumes as files: grid, orientation, one seed one volume, resuming, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lift.config.plan import Plan
+from lift.errors import ConfigError
+from lift.slices import to_slices
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.learning import plan_mapper
+from lift.unconditional.sampling import generate_volume, write_generated, write_series
+from lift.volume import read_volume
+from tests.lift.unconditional.tiny_decoder import CPU, tiny_plan
+
+
+@pytest.fixture(scope="module")
+def plan(decoder: FrozenDecoder) -> Plan:
+    return tiny_plan(decoder)
+
+
+def series(
+    folder: Path, decoder: FrozenDecoder, plan: Plan, number: int, **changes: object
+) -> list[Path]:
+    options: dict[str, object] = {"seed": 4, "slices": None, "slice_spacing_mm": None} | changes
+    values = plan_mapper(plan, decoder).values()
+    return list(
+        write_series(folder, values, decoder, plan, number=number, device=CPU, **options)  # type: ignore[arg-type]
+    )
+
+
+def test_a_volume_has_spacing_orientation_and_its_centre_at_the_origin(
+    decoder: FrozenDecoder, plan: Plan, tmp_path: Path
+) -> None:
+    (path,) = series(tmp_path, decoder, plan, 1)
+    image = nib.load(path)
+    assert image.shape == (16, 24, 12)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine), (4, 4, 3))
+    middle = image.affine @ [7.5, 11.5, 5.5, 1]
+    np.testing.assert_allclose(middle[:3], 0, atol=1e-5)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    voxels = np.asarray(image.dataobj)
+    made = generate_volume(
+        plan_mapper(plan, decoder), decoder, seed=4, index=0, slices=12, device=CPU
+    )
+    np.testing.assert_allclose(to_slices(voxels, "axial"), 1000 * made, rtol=1e-6)
+    assert float(voxels.std()) > 1
+    assert read_volume(path).voxels.shape == (16, 24, 12)
+
+
+@pytest.mark.parametrize(
+    ("plane", "shape", "spacing"),
+    [
+        ("axial", (16, 24, 12), (4, 4, 3)),
+        ("coronal", (16, 12, 24), (4, 3, 4)),
+        ("sagittal", (12, 16, 24), (3, 4, 4)),
+    ],
+)
+def test_every_plane_lands_where_reading_takes_it_from(
+    decoder: FrozenDecoder,
+    plan: Plan,
+    tmp_path: Path,
+    plane: str,
+    shape: tuple[int, ...],
+    spacing: tuple[int, ...],
+) -> None:
+    card = decoder.card.model_copy(update={"plane": plane})
+    turned = FrozenDecoder(decoder.network, card, decoder.public)
+    slices = np.random.default_rng(0).random((12, 24, 16), dtype=np.float32)
+    write_generated(tmp_path / "v.nii", slices, turned, plan, 3.0)
+    volume = read_volume(tmp_path / "v.nii")
+    assert volume.voxels.shape == shape
+    np.testing.assert_allclose(volume.spacing_mm, spacing)
+    np.testing.assert_allclose(to_slices(volume.voxels, plane), 1000 * slices, rtol=1e-6)
+
+
+def test_one_seed_and_index_are_one_volume_however_many_are_made(
+    decoder: FrozenDecoder, plan: Plan, tmp_path: Path
+) -> None:
+    few = series(tmp_path / "few", decoder, plan, 2)
+    many = series(tmp_path / "many", decoder, plan, 4)
+    assert [path.name for path in many] == [f"volume-{i:04d}.nii.gz" for i in range(4)]
+    for a, b in zip(few, many, strict=False):
+        assert a.read_bytes() == b.read_bytes()
+    assert len({path.read_bytes() for path in many}) == 4
+    other = series(tmp_path / "other", decoder, plan, 1, seed=5)
+    assert other[0].read_bytes() != few[0].read_bytes()
+
+
+def test_thinner_slices_show_the_same_body(
+    decoder: FrozenDecoder, plan: Plan, tmp_path: Path
+) -> None:
+    (coarse,) = series(tmp_path / "coarse", decoder, plan, 1)
+    (fine,) = series(tmp_path / "fine", decoder, plan, 1, slices=23)
+    a, b = (np.asarray(nib.load(path).dataobj) for path in (coarse, fine))
+    assert nib.load(fine).header.get_zooms()[2] == pytest.approx(36 / 23)
+    # slice k of 12 and slice 2 k of 23 lie at the same place along the body
+    np.testing.assert_allclose(b[:, :, ::2], a, atol=0.1)
+    (given,) = series(tmp_path / "given", decoder, plan, 1, slices=40, slice_spacing_mm=1.25)
+    assert nib.load(given).shape[2] == 40
+    assert nib.load(given).header.get_zooms()[2] == pytest.approx(1.25)
+
+
+def test_a_series_goes_on_and_another_one_needs_its_own_folder(
+    decoder: FrozenDecoder, plan: Plan, tmp_path: Path
+) -> None:
+    first = series(tmp_path, decoder, plan, 2)
+    written = [path.stat().st_mtime_ns for path in first]
+    again = series(tmp_path, decoder, plan, 3)
+    assert [path.stat().st_mtime_ns for path in again[:2]] == written
+    with pytest.raises(ConfigError, match="other volumes"):
+        series(tmp_path, decoder, plan, 1, seed=9)
+    with pytest.raises(ConfigError, match="does not fit its plan"):
+        list(
+            write_series(
+                tmp_path / "x",
+                {"w": plan_mapper(plan, decoder).out.bias.detach()},
+                decoder,
+                plan,
+                number=1,
+                seed=0,
+                slices=None,
+                slice_spacing_mm=None,
+                device=CPU,
+            )
+        )
+    assert not (tmp_path / "x").exists()
