@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: demo test test-federation test-fuzz lint bench bench-federation real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz lint bench bench-federation real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its report
 	$(BIN)/lift-simulate --output $(OUT)
+
+demo-unconditional: $(STAMP)  ## new phantom volumes by drifting statistics of three sites
+	$(BIN)/lift-simulate --config configs/presets/phantom-t1.yaml --output out/phantom-t1
 
 test: $(STAMP) lint  ## lint, types, import contracts, tests
 	$(BIN)/python -m pytest
@@ -43,6 +46,9 @@ bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memor
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair
+
+real-hippocampus: $(STAMP)  ## new hippocampus volumes; real data that LIFT_TEST_DATA names
+	$(BIN)/lift-simulate --config configs/presets/real-hippocampus.yaml --output out/real-hippocampus
 
 clean:  ## remove results, not the environment
 	rm -rf out bench.json

@@ -65,6 +65,23 @@ def trained_part(plan: Plan, generator: AnyGenerator) -> TrainedPart:
     return plan_mixer(plan, generator)
 
 
+def describe_dry_run(
+    plan: Plan, generator: AnyGenerator, sites: Sequence[str]
+) -> dict[str, object]:
+    """The resolved plan and what a run would send, for `--dry-run`."""
+    parameters = trained_part(plan, generator).parameter_count()
+    number_bytes = 2 if plan.federation.update_dtype == "float16" else 4
+    return {
+        "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest(),
+        "sites": list(sites),
+        "mixer_parameters": parameters,
+        "update_bytes_by_round_and_site": parameters * number_bytes,
+        "rounds": plan.federation.rounds,
+        "privacy": "none: nobody adds noise",
+    }
+
+
 def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[str, Tensor]:
     """The mixer's numbers at the start of training: exactly the fitted z-filter, or identity."""
     mixer = plan_mixer(plan, generator)

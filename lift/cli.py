@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lift.config.decoder import DecoderCard
     from lift.config.generator import GeneratorCard
 
+T = TypeVar("T")
 PROGRAM = "lift"
 app = typer.Typer(
     add_completion=False,
@@ -233,15 +235,51 @@ def generate(
 
 @app.command()
 def evaluate(
-    predicted: Annotated[Path, typer.Option(help="Folder of synthetic volumes.")],
-    target: Annotated[Path, typer.Option(help="Folder of real volumes of the same names.")],
-    protocol: Annotated[Protocol, typer.Option(help="mr: normalised to [0, 1]; ct: HU.")],
+    predicted: Annotated[
+        Path | None, typer.Option(help="Folder of synthetic volumes, each with its target.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Folder of real volumes of the same names.")
+    ] = None,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(help="mr: normalised to [0, 1] (default with --generated); ct: HU."),
+    ] = None,
     mask: Annotated[Path | None, typer.Option(help="Folder of masks of the same names.")] = None,
+    generated: Annotated[
+        Path | None, typer.Option(help="Folder of generated volumes, of nobody: 2 at least.")
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real volumes that training did not see: 4 at least."),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real volumes that training saw: are there copies of them?"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table as JSON here.")
     ] = None,
 ) -> None:
-    """Metrics of synthetic against real volumes: a table, and JSON with intervals."""
+    """Metrics of synthetic against real volumes: a table, and JSON with intervals.
+
+    With --predicted, --target and --protocol, file by file: a translated volume against the real
+    one of the same name. With --generated and --real, set against set: new volumes, which have
+    no partner, against real ones, and beside it one half of the real ones against the other.
+    """
+    if generated is not None or real is not None or training is not None:
+        given = {"--predicted": predicted, "--target": target, "--mask": mask}
+        for option, value in given.items():
+            if value is not None:
+                raise click.UsageError(
+                    f"'{option}' compares file by file, --generated and --real set with set: "
+                    "give either."
+                )
+        folders = (_needed("--generated", generated), _needed("--real", real))
+        _evaluate_generated(*folders, training, protocol or Protocol.MR, output)
+        return
+    predicted, target = _needed("--predicted", predicted), _needed("--target", target)
+    protocol = _needed("--protocol", protocol)
     from lift.files import write_json
     from lift.metrics.files import evaluate_folders
 
@@ -260,6 +298,44 @@ def evaluate(
         ]
         table.add_row(name, *numbers, str(entry["unit"]))
     Console().print(table)
+
+
+def _evaluate_generated(
+    generated: Path, real: Path, training: Path | None, protocol: Protocol, output: Path | None
+) -> None:
+    from lift.device import fix_threads
+    from lift.files import write_json
+    from lift.metrics.generated_files import evaluate_generated, notes, table_rows
+
+    # the images are small: more threads only wait for each other
+    fix_threads(1)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("volumes", total=None)
+        result = evaluate_generated(
+            generated,
+            real,
+            training=training,
+            protocol=protocol.value,
+            report=lambda at, total: progress.update(task, completed=at, total=total),
+        )
+    if output is not None:
+        write_json(output, result)
+    if not sys.stdout.isatty():
+        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return
+    table = Table(title="generated against real volumes", caption="\n".join(notes(result)))
+    for heading in ("metric", "generated", "real, by halves", "ideal"):
+        table.add_column(heading)
+    for row in table_rows(result):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _needed(option: str, value: T | None) -> T:
+    if value is None:
+        raise click.UsageError(f"Missing option '{option}'.")
+    return value
 
 
 def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from lift.unconditional.decoder import FrozenDecoder
 
 settings.register_profile(
     "lift",
@@ -27,3 +31,20 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"REAL DATA ABSENT: '{folder}' is no folder; set LIFT_TEST_DATA to test on it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def decoder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny slice decoder's bundle, made once; its public volumes lie beside it, in `public`."""
+    # imported here: tests that need no decoder need not wait for torch's networks
+    from tests.lift.unconditional.tiny_decoder import make_decoder
+
+    return make_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="session")
+def decoder(decoder_bundle: Path) -> FrozenDecoder:
+    """The frozen decoder of the bundle."""
+    from tests.lift.unconditional.tiny_decoder import tiny_decoder
+
+    return tiny_decoder(decoder_bundle)

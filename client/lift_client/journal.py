@@ -41,7 +41,7 @@ JOURNAL_FILE: Final = "journal.jsonl"
 START: Final = "0" * 64
 """What the first line names as the hash of the line before it."""
 PURPOSE: Final[Mapping[str, str]] = {
-    "statistics": "Counts and sums over the training patients, so that one filter fits all sites.",
+    "statistics": "Counts and sums over the training patients, so that all sites start alike.",
     "train": "Change of the mixer's parameters after local training, to be averaged over sites.",
     "guard": "Verdict on the finished mixer: whether it helps on this site's patients.",
 }

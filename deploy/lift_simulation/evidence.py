@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,14 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.drifting.groups import GroupLayout
 from lift.errors import DataError
-from lift.metrics.generated import Comparison, SetFeatures, order_correlation
+from lift.metrics.distribution import (
+    distribution_figures,
+    evaluation_encoder,
+    quality,
+)
+from lift.metrics.reference import Reference
+from lift.metrics.table import MetricValue
+from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
 from lift.mixer.trajectory import TrajectoryMapper, slice_positions
 from lift.randomness import derive_seed
 from lift.unconditional.decoder import FrozenDecoder
@@ -24,8 +32,8 @@ from lift.unconditional.sampling import generate_volume, write_generated
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
-_PLACES: Final = 16
-_FEWEST_HELD_OUT: Final = 2
+_FEWEST_HELD_OUT: Final = 4
+_SLICES_AT_ONCE: Final = 1024
 Entry = dict[str, float | int | str | None]
 
 
@@ -86,13 +94,26 @@ class Evidence:
             step_mm=trained_on.step_mm,
             pixel_mm=pixel,
         )
-        self._comparison = Comparison(everyone, layout)
+        self._layout = layout
+        self._encoder = evaluation_encoder()
         self._everyone = everyone
-        self._references = {"": held_out} | {
-            name: volumes
+        training = self._measured(everyone)
+        self._training_set = training
+        digest = decoder.public.encoder.digest
+        # one space for all comparisons, fitted on what is neither generated nor held out
+        first = Reference(
+            self._measured(held_out), training=training, training_encoder_digest=digest
+        )
+        self._references = {"": first} | {
+            name: Reference(
+                self._measured(volumes),
+                standardisation=first.standardisation,
+                training_encoder_digest=digest,
+            )
             for name, volumes in self._held_out.items()
             if len(volumes) >= _FEWEST_HELD_OUT
         }
+        self._shown = held_out
 
     def table(self, trained: Mapping[str, Mapping[str, Tensor]]) -> dict[str, object]:
         """`metrics.json`: every row against the held-out volumes of all sites and of each.
@@ -100,25 +121,22 @@ class Evidence:
         Args:
             trained: method -> the mapper's numbers.
         """
-        references = {
-            name: self._comparison.features(volumes) for name, volumes in self._references.items()
-        }
-        training = self._comparison.features(self._everyone)
         rows = self._rows(trained)
         seed = derive_seed(self._plan.seed, "intervals")
         pooled: dict[str, dict[str, Entry]] = {}
-        sites: dict[str, dict[str, dict[str, Entry]]] = {n: {} for n in references if n}
-        means = self._mean_slices()
+        sites: dict[str, dict[str, dict[str, Entry]]] = {n: {} for n in self._references if n}
         for made, (method, volumes) in enumerate(rows.items(), start=1):
-            features = training if method == REAL else self._comparison.features(volumes)
-            for name, reference in references.items():
-                figures = self._comparison.figures(
-                    features, reference, None if method == REAL else training, seed=seed
+            own = method == REAL
+            measured = self._training_set if own else self._measured(volumes)
+            for name, reference in self._references.items():
+                figures = distribution_figures(
+                    measured, reference, seed=seed, training=None if own else self._training_set
                 )
+                found = {metric: dict(asdict(figure)) for metric, figure in figures.items()}
                 if name:
-                    sites[name][method] = figures
+                    sites[name][method] = found
                 else:
-                    pooled[method] = figures | self._quality(volumes, features, means)
+                    pooled[method] = found | _counts(measured, reference)
             self._report("evaluation", made, len(rows))
         return {
             "sites": {
@@ -138,7 +156,7 @@ class Evidence:
             made = self._generated(mapper, index)
             path = folder / "generated" / f"volume-{index:04d}.nii.gz"
             write_generated(path, made, self._decoder, self._plan, spacing)
-        real = self._references[""]
+        real = self._shown
         step = max(1, len(real) // max(1, count))
         for index, volume in enumerate(real[::step][:count]):
             voxels = volume.voxels[0, 0].numpy()
@@ -149,7 +167,7 @@ class Evidence:
         untrained = plan_mapper(self._plan, self._decoder).values()
         rows: dict[str, Sequence[BodyVolume]] = {
             REAL: self._everyone,
-            "reconstruction": [self._reconstructed(v) for v in self._everyone],
+            "reconstruction": self._reconstructed(self._everyone),
             "independent_slices": self._independent(),
             "shuffled_subjects": self._shuffled(),
         }
@@ -176,15 +194,22 @@ class Evidence:
     def _volume(self, slices: np.ndarray) -> BodyVolume:
         return BodyVolume(torch.from_numpy(slices)[None, None], self._spacing_mm)
 
-    def _reconstructed(self, volume: BodyVolume) -> BodyVolume:
-        """The nearest volume that the frozen decoder can make of it: its ceiling."""
-        network = self._decoder.network.cpu()
-        slices = volume.voxels[0, 0][:, None]
-        latents = nearest_latents(network, slices, self._decoder.card.network.latent)
-        with torch.no_grad():
-            made = network(latents)
-        self._decoder.to(self._device)
-        return BodyVolume(made.movedim(0, 1)[None], volume.spacing_mm)
+    def _reconstructed(self, volumes: Sequence[BodyVolume]) -> list[BodyVolume]:
+        """The nearest volumes that the frozen decoder can make of real ones: its ceiling."""
+        network = self._decoder.network
+        slices = torch.cat([volume.voxels[0, 0] for volume in volumes])[:, None]
+        made = []
+        for part in torch.split(slices, _SLICES_AT_ONCE):
+            target = part.to(self._device)
+            latents = nearest_latents(network, target, self._decoder.card.network.latent)
+            with torch.no_grad():
+                made.append(network(latents)[:, 0].cpu())
+        depths = [volume.voxels.shape[2] for volume in volumes]
+        stacks = torch.split(torch.cat(made), depths)
+        return [
+            BodyVolume(stack[None, None], volume.spacing_mm)
+            for stack, volume in zip(stacks, volumes, strict=True)
+        ]
 
     def _independent(self) -> list[BodyVolume]:
         """Every slice from a latent of its own: what the decoder makes without a mapper."""
@@ -214,26 +239,15 @@ class Evidence:
             made.append(BodyVolume(torch.stack(slices)[None, None], volume.spacing_mm))
         return made
 
-    def _mean_slices(self) -> Tensor:
-        """Mean real slice at each of 16 places along the body."""
-        places = torch.linspace(0, 1, _PLACES)
-        stacks = []
-        for volume in self._everyone:
-            slices = volume.voxels[0, 0]
-            stacks.append(slices[(places * (len(slices) - 1)).round().long()])
-        return torch.stack(stacks).mean(0)
+    def _measured(self, volumes: Sequence[BodyVolume]) -> MeasuredSet:
+        images = (ImageVolume(v.voxels[0, 0].clamp(0, 1), v.spacing_mm) for v in volumes)
+        return measure_volumes(images, layout=self._layout, encoder=self._encoder)
 
-    def _quality(
-        self, volumes: Sequence[BodyVolume], features: SetFeatures, means: Tensor
-    ) -> dict[str, Entry]:
-        orders = [order_correlation(volume.voxels[0, 0], means) for volume in volumes]
-        n = len(volumes)
-        counts = {
-            "order_correlation": float(np.mean(orders)),
-            "reversed_volumes": float(sum(order < 0 for order in orders)),
-            "flat_volumes": float(features.flat),
-        }
-        return {
-            name: {"value": value, "n": n, "low": None, "high": None, "unit": ""}
-            for name, value in counts.items()
-        }
+
+def _counts(measured: MeasuredSet, reference: Reference) -> dict[str, Entry]:
+    found = quality(measured, reference)
+    counts = {"reversed_volumes": found.reversed, "flat_volumes": found.flat}
+    return {
+        name: dict(asdict(MetricValue(float(count), found.volumes, None, None, unit="")))
+        for name, count in counts.items()
+    }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lift.assembly import plan_mixer
+from lift.assembly import describe_dry_run
 from lift.cohort.layouts import list_patients
 from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
@@ -129,17 +129,7 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
     )
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     check_task(generator.card, plan.task, plan.preprocessing)
-    parameters = plan_mixer(plan, generator).parameter_count()
-    number_bytes = 2 if plan.federation.update_dtype == "float16" else 4
-    return {
-        "plan": plan.model_dump(mode="json"),
-        "plan_digest": plan.digest(),
-        "sites": [site.name for site in config.sites],
-        "mixer_parameters": parameters,
-        "update_bytes_by_round_and_site": parameters * number_bytes,
-        "rounds": plan.federation.rounds,
-        "privacy": "none: nobody adds noise",
-    }
+    return describe_dry_run(plan, generator, [site.name for site in config.sites])
 
 
 def _generator_of(config: SimulationConfig) -> GeneratorChoice:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lift.assembly import describe_dry_run
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
@@ -21,7 +22,7 @@ from lift.drifting.statistics import Sums
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.generator.card import CARD_FILE, bundle_folder, check_task
-from lift.metrics.generated import EVALUATION_SEED
+from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.report.generated import write_generated_report
@@ -116,17 +117,7 @@ def dry_run_unconditional(config: SimulationConfig) -> dict[str, object]:
     )
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
-    parameters = plan_mapper(plan, decoder).parameter_count()
-    return {
-        "plan": plan.model_dump(mode="json"),
-        "plan_digest": plan.digest(),
-        "sites": [site.name for site in config.sites],
-        "mixer_parameters": parameters,
-        "update_bytes_by_round_and_site": parameters
-        * (2 if plan.federation.update_dtype == "float16" else 4),
-        "rounds": plan.federation.rounds,
-        "privacy": "none: nobody adds noise",
-    }
+    return describe_dry_run(plan, decoder, [site.name for site in config.sites])
 
 
 def _decoder(

@@ -56,8 +56,9 @@ class Reference:
                 "encoder that taught it",
                 remedy="Train with another encoder seed.",
             )
-        if len(real) < FEWEST_REAL:
-            raise too_few("real", len(real), FEWEST_REAL)
+        for role, one in {"real": real, "training": training}.items():
+            if one is not None and len(one) < FEWEST_REAL:
+                raise too_few(role, len(one), FEWEST_REAL)
         if real.flat.any():
             raise DataError(
                 "cannot compare with these real volumes",
@@ -66,7 +67,6 @@ class Reference:
                 remedy="Take them out.",
             )
         self.real = real.sorted()
-        self.fitted = standardisation is None
         self.standardisation = standardisation or fitted_on((training or real).sorted())
         self.points = self.points_of(self.real)
 
@@ -79,11 +79,11 @@ class Reference:
         return standardised_in(measured, self.standardisation)
 
 
-def too_few(role: str, seen: int, needed: int) -> DataError:
+def too_few(role: str, seen: int, needed: int, *, where: str = "") -> DataError:
     """The refusal of a set that is too small to be one."""
     return DataError(
         f"cannot compare sets with so few {role} volumes",
-        where=f"the {role} set",
+        where=where or f"the {role} set",
         seen=f"{seen} {'volume' if seen == 1 else 'volumes'}; at least {needed} are needed",
         remedy="Add volumes: each figure is about a distribution. Some twenty make a useful one.",
     )

@@ -58,7 +58,7 @@ class Pairing:
         self._alike = _similarities(generated, derive_seed(seed, "pairs"))
         self._stacks, self._real_stacks = stacks(generated), stacks(self._real)
         self._orders = order_correlations(self._stacks, self._real_stacks.mean(axis=0))
-        self._nearest = None if training is None else self._nearest_of(training, reference)
+        self._nearest = None if training is None else self._nearest_of(training)
 
     def figures(self, some: Index, others: Index) -> dict[str, float]:
         """All figures of some generated volumes against some real ones; NaN: there is none."""
@@ -116,17 +116,13 @@ class Pairing:
             return own, own, own
         return own, kernel_matrix(real, real), kernel_matrix(points, real)
 
-    def _nearest_of(
-        self, training: MeasuredSet, reference: Reference
-    ) -> tuple[Floats, Floats, Floats]:
+    def _nearest_of(self, training: MeasuredSet) -> tuple[Floats, Floats, Floats]:
         """Distances generated-training, generated-real and real-training.
 
-        A standardisation fitted on the real volumes alone would spread them more than training
-        volumes: unless there is a public one, it is fitted on both for this.
+        In a space fitted on both, whatever the reference's is: one fitted on either alone would
+        spread its volumes more than the other's, and the nearest would be the other's.
         """
-        space = reference.standardisation
-        if reference.fitted:
-            space = fitted_on(self._real, training.sorted())
+        space = fitted_on(self._real, training.sorted())
         sets = (self._generated, self._real, training)
         own, real, seen = (descriptors(standardised_in(one, space)) for one in sets)
         return cdist(own, seen), cdist(own, real), cdist(real, seen)

@@ -145,7 +145,9 @@ def curves_figure(run: Run) -> Picture | None:
     ]
     if not sites:
         return None
-    figure, axes = _grid(len(sites), 2, 1.9)
+    # new volumes have no target: such a run has a loss alone
+    columns = 1 if _makes_new_volumes(run) else 2
+    figure, axes = _grid(len(sites), columns, 1.9)
     term = METHODS["federated"]
     for row, site in enumerate(sites):
         series = (
@@ -155,8 +157,8 @@ def curves_figure(run: Run) -> Picture | None:
                 [(record.round, record.validation_psnr_db.get(site)) for record in run.rounds],
             ),
         )
-        for column, (label, points) in enumerate(series):
-            place = axes[2 * row + column]
+        for column, (label, points) in enumerate(series[:columns]):
+            place = axes[columns * row + column]
             held = {index: value for index, value in points if value is not None}
             place.plot(
                 list(held),
@@ -173,11 +175,20 @@ def curves_figure(run: Run) -> Picture | None:
             if not held:
                 place.text(0.5, 0.5, "not recorded", ha="center", transform=place.transAxes)
     figure.suptitle(titled(run, "federated mixer by round"), x=0.01, ha="left")
+    if columns == 1:
+        caption = (
+            "Each site has its own scales. The drift's part is about constant by construction."
+        )
+        return _svg(figure, "Training loss by round for each site.", caption)
     return _svg(
         figure,
         "Training loss and validation PSNR by round for each site.",
         "Each site has its own scales. PSNR is of the site's own validation patients.",
     )
+
+
+def _makes_new_volumes(run: Run) -> bool:
+    return run.setting("task", "kind") == "unconditional"
 
 
 def smoothing_figure(run: Run) -> Picture | None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from lift.errors import VolumeError
 from lift.files import write_atomically
 from lift.report.figures import Picture, house_style, titled
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
-from lift.report.read import METRICS_FILE, RUN_FILE, SYNTHESIS_FOLDER, Measure, Run, read_run
+from lift.report.read import (
+    METRICS_FILE,
+    RUN_FILE,
+    SYNTHESIS_FOLDER,
+    Measure,
+    Run,
+    read_run,
+    read_voxels,
+)
 from lift.report.sections import (
     Section,
     curves_section,
@@ -339,21 +344,6 @@ def _upper(voxels: Floats) -> float:
 
 
 def _read(path: Path) -> tuple[Floats, tuple[float, float, float]]:
-    try:
-        image = nib.as_closest_canonical(nib.load(path))
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
-        x, y, z = (float(side) for side in voxel_sizes(image.affine))
-    # nibabel, zlib and the file system each have errors of their own for a damaged file
-    except Exception as error:
-        raise VolumeError(
-            f"cannot show volume '{path.parent.name}/{path.name}'",
-            seen=f"the file is damaged ({type(error).__name__}); a NIfTI volume is needed",
-            remedy="Run the simulation again, or remove this file.",
-        ) from None
-    if voxels.ndim != 3 or not math.isfinite(float(voxels.sum(dtype=np.float64))):
-        raise VolumeError(
-            f"cannot show volume '{path.parent.name}/{path.name}'",
-            seen=f"its shape is {voxels.shape}; three axes of finite numbers are needed",
-            remedy="Run the simulation again, or remove this file.",
-        )
+    voxels, affine = read_voxels(path, f"{SYNTHESIS_FOLDER}/{path.parent.name}/{path.name}")
+    x, y, z = (float(side) for side in voxel_sizes(affine))
     return voxels, (x, y, z)

@@ -357,19 +357,28 @@ def _patient_folders(synthesis: Path) -> tuple[PatientFolder, ...]:
 
 
 def _read_volume(folder: PatientFolder, name: str) -> tuple[Floats, NDArray[np.float64]]:
+    return read_voxels(folder.path / f"{name}{_SUFFIX}", _place(folder, name))
+
+
+def read_voxels(path: Path, place: str) -> tuple[Floats, NDArray[np.float64]]:
+    """Voxels (x, y, z), RAS+, and affine of one file of the run; `place` is its name in errors.
+
+    Raises:
+        VolumeError: the file is damaged, not 3D or not finite.
+    """
     try:
-        image = nib.as_closest_canonical(nib.load(folder.path / f"{name}{_SUFFIX}"))
+        image = nib.as_closest_canonical(nib.load(path))
         voxels = np.asarray(image.dataobj, dtype=np.float32)
     # nibabel, zlib and the file system each have errors of their own for a damaged file
     except Exception as error:
         raise VolumeError(
-            f"cannot show volume '{_place(folder, name)}'",
+            f"cannot show volume '{place}'",
             seen=f"the file is damaged ({type(error).__name__}); a NIfTI volume is needed",
             remedy="Run the simulation again, or remove this patient's folder.",
         ) from None
     if voxels.ndim != 3 or not math.isfinite(float(voxels.sum(dtype=np.float64))):
         raise VolumeError(
-            f"cannot show volume '{_place(folder, name)}'",
+            f"cannot show volume '{place}'",
             seen=f"its shape is {voxels.shape}; three axes of finite numbers are needed",
             remedy="Run the simulation again, or remove this patient's folder.",
         )

@@ -160,7 +160,7 @@ GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
     "frechet_sagittal": MetricTerm("Fréchet sa", "the same of sagittal slices", 3, None),
     "mmd_axial": MetricTerm(
         "MMD ax",
-        "maximum mean discrepancy of the same features, unbiased: below 0 when nearer than chance",
+        "squared maximum mean discrepancy of the same features, unbiased: below 0 by chance alone",
         3,
         None,
     ),

@@ -216,7 +216,7 @@ def nearest_latents(network: nn.Module, slices: Tensor, latent: int, steps: int 
     Minimises the squared error over twice the noise's variance plus half the latent's square:
     what the decoder can do at best, whatever an encoder finds.
     """
-    latents = torch.zeros(len(slices), latent, requires_grad=True)
+    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
     optimiser = torch.optim.Adam([latents], lr=0.1)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -213,7 +213,7 @@ def main() -> None:
 
 def _dry_run(config: ServerConfig) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
-    from lift.assembly import trained_part
+    from lift.assembly import describe_dry_run
     from lift.device import resolve_device
     from lift.unconditional.bundle import load_generator, with_generator
 
@@ -224,17 +224,7 @@ def _dry_run(config: ServerConfig) -> dict[str, object]:
     )
     plan = with_generator(config.plan, generator)
     check_task(generator.card, plan.task, plan.preprocessing)
-    parameters = trained_part(plan, generator).parameter_count()
-    return {
-        "plan": plan.model_dump(mode="json"),
-        "plan_digest": plan.digest(),
-        "sites": list(roster.Roster.read(config.sites).admitted_keys),
-        "mixer_parameters": parameters,
-        "update_bytes_by_round_and_site": parameters
-        * (2 if plan.federation.update_dtype == "float16" else 4),
-        "rounds": plan.federation.rounds,
-        "privacy": "none: nobody adds noise",
-    }
+    return describe_dry_run(plan, generator, list(roster.Roster.read(config.sites).admitted_keys))
 
 
 def _hosts(config: ServerConfig) -> Sequence[str]:

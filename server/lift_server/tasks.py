@@ -14,7 +14,7 @@ from lift.config.plan import Plan
 from lift.drifting.release import FEWEST_PATIENTS, to_arrays
 from lift.drifting.review import review
 from lift.drifting.statistics import Sums
-from lift.errors import ConfigError, UpdateRejectedError
+from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.protocol.messages import SHARED, Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
@@ -131,7 +131,12 @@ class UnconditionalTask:
             if isinstance(sums, Sums):
                 total = total + sums
         if total.patients == 0:
-            raise rejected(f"no site has {FEWEST_PATIENTS} training patients")
+            raise DataError(
+                "there is nothing to draw new volumes to",
+                where="round 0",
+                seen=f"no site has {FEWEST_PATIENTS} training patients, so none sent statistics",
+                remedy="Nothing was trained. Admit sites with more patients.",
+            )
         arrays = to_arrays(total, data_version=0, compact=False)
         return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
 

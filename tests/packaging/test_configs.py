@@ -11,17 +11,19 @@ import zipfile
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from lift.config.base import Settings
+from lift.config.base import Settings, read_yaml
+from lift.config.decoder import DecoderPretrainConfig
 from lift.config.generator import PretrainConfig
 from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.config.simulation import SimulationConfig
 from lift.errors import EXIT_CODES, LiftError
-from lift.generator.bundle import load_bundle
 from lift.generator.card import builtin_bundle, check_task, list_builtin, read_card
+from lift.unconditional.bundle import load_generator
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "lift_simulation" / "demo.yaml"
@@ -51,10 +53,17 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def _model(path: Path) -> type[Settings]:
+    data = read_yaml(path)
+    if isinstance(data, dict) and data.get("kind") == "unconditional":
+        return DecoderPretrainConfig
+    return MODELS[_folder(path)]
+
+
 @pytest.mark.parametrize("path", YAML_FILES, ids=_name)
 def test_every_settings_file_fits_its_model(path: Path) -> None:
-    settings = MODELS[_folder(path)].from_yaml(path)
-    assert settings.digest() == MODELS[_folder(path)].from_yaml(path).digest()
+    model = _model(path)
+    assert model.from_yaml(path).digest() == model.from_yaml(path).digest()
 
 
 def test_the_demo_is_phantom_data_and_says_so() -> None:
@@ -83,29 +92,40 @@ def test_tables_of_patients_beside_the_settings_are_there_and_have_the_channels(
             with (ROOT / site.data.table).open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
             assert rows
-            assert {"patient", *config.plan.task.source, config.plan.task.target} <= set(rows[0])
+            assert {"patient", *config.plan.task.channels} <= set(rows[0])
+
+
+def test_public_patients_are_at_no_site_of_the_real_run() -> None:
+    tables = (ROOT / "configs" / "presets" / "real" / "hippocampus").glob("*.csv")
+    seen: dict[str, str] = {}
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                assert row["patient"] not in seen, (row, seen[row["patient"]])
+                seen[row["patient"]] = table.stem
+    assert len(seen) == 200
+    assert sum(owner == "public" for owner in seen.values()) == 40
 
 
 @pytest.mark.parametrize("path", PRETRAININGS, ids=_name)
 def test_the_shipped_bundle_is_what_its_settings_say(path: Path) -> None:
-    config = PretrainConfig.from_yaml(path)
+    config = _model(path).from_yaml(path)
+    assert isinstance(config, PretrainConfig | DecoderPretrainConfig)
     assert path.stem in list_builtin()
     card = read_card(builtin_bundle(path.stem))
-    assert (card.network, card.source, card.target) == (
-        config.network,
-        config.source,
-        config.target,
-    )
+    source = config.source if isinstance(config, PretrainConfig) else ()
+    assert (card.network, card.source, card.target) == (config.network, source, config.target)
     assert card.trained_steps == config.steps
     assert (card.training_data, card.licence) == (config.training_data, config.licence)
-    check_task(card, TaskPlan(source=config.source, target=config.target), config.preprocessing)
+    kind: Literal["paired", "unconditional"] = "paired" if source else "unconditional"
+    check_task(card, TaskPlan(kind=kind, source=source, target=config.target), config.preprocessing)
 
 
 @pytest.mark.parametrize("name", list_builtin())
 def test_every_shipped_bundle_loads_and_is_honest_about_its_data(name: str) -> None:
-    generator = load_bundle(
-        builtin_bundle(name), expected_fingerprint=None, device=torch.device("cpu")
-    )
+    folder = builtin_bundle(name)
+    generator = load_generator(folder, expected_fingerprint=None, device=torch.device("cpu"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_000_000
     assert "PHANTOM" in generator.card.training_data
     rules = PreprocessingPlan()
     for channel, rule in generator.card.normalisation.items():

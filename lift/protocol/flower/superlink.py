@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Self
 
 LARGEST_REQUEST_BYTES: Final = 32 << 20
 """A larger request is refused with 413 before it is read."""
@@ -63,7 +63,6 @@ LOCAL_PATHS: Final = frozenset(
 """What 127.0.0.1 answers, to the holder of the executor's secret."""
 SECRET_HEADER: Final = "x-lift-secret"  # noqa: S105  # a name, not a value
 _GRACE_S: Final = 2
-_SWITCH_S: Final = 0.0005
 _LOOK_FOR_LOST_TASKS_S: Final = 1.0
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -72,8 +71,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class SuperLinkSettings:
-    """Where the child listens and what it reads; secrets are paths."""
+class ChildSettings:
+    """What a child process is told when it starts; secrets are paths."""
+
+    def to_json(self) -> str:
+        """For the child's command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_command_line(cls) -> Self:
+        """In the child: what its first argument says."""
+        return cls(**json.loads(sys.argv[1]))
+
+
+@dataclass(frozen=True)
+class SuperLinkSettings(ChildSettings):
+    """Where the child listens and what it reads."""
 
     listen_host: str
     listen_port: int
@@ -83,10 +96,6 @@ class SuperLinkSettings:
     key: str
     database: str
     secret: str
-
-    def to_json(self) -> str:
-        """For the child's command line."""
-        return json.dumps(asdict(self))
 
 
 class Door:
@@ -280,9 +289,7 @@ def main() -> None:
     end_with_parent()
     import uvloop
 
-    # a request passes between threads several times, and would wait 5 ms each time
-    sys.setswitchinterval(_SWITCH_S)
-    uvloop.run(serve(SuperLinkSettings(**json.loads(sys.argv[1]))))
+    uvloop.run(serve(SuperLinkSettings.from_command_line()))
 
 
 if __name__ == "__main__":

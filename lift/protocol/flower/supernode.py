@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +25,7 @@ from typing import Any, Final
 
 from lift.files import write_atomically
 from lift.protocol.flower.stub import is_stub
-from lift.protocol.flower.superlink import Door, end_with_parent
+from lift.protocol.flower.superlink import ChildSettings, Door, end_with_parent
 
 CHILD_PATHS: Final = frozenset(
     {
@@ -54,8 +52,8 @@ _TRUSTED: Final = {"stub": ""}
 
 
 @dataclass(frozen=True)
-class SuperNodeSettings:
-    """Whom the child talks to; secrets are paths."""
+class SuperNodeSettings(ChildSettings):
+    """Whom the child talks to."""
 
     address: str
     ca: str
@@ -67,10 +65,6 @@ class SuperNodeSettings:
     local_key: str
     node_file: str
     """Keeps the number of the site's node between starts."""
-
-    def to_json(self) -> str:
-        """For the child's command line."""
-        return json.dumps(asdict(self))
 
 
 class Polls:
@@ -260,7 +254,7 @@ def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
     end_with_parent()
     logging.getLogger("flwr").setLevel(logging.INFO)
-    run(SuperNodeSettings(**json.loads(sys.argv[1])))
+    run(SuperNodeSettings.from_command_line())
 
 
 if __name__ == "__main__":

@@ -34,19 +34,19 @@ from tests.lift.unconditional.tiny_decoder import (
 
 
 @pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
+def copy(decoder_bundle: Path, tmp_path: Path) -> Path:
     """A bundle to damage."""
-    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+    return Path(shutil.copytree(decoder_bundle, tmp_path / "copy"))
 
 
 def load(folder: Path) -> FrozenDecoder:
     return load_decoder(folder, expected_fingerprint=None, device=CPU)
 
 
-def test_what_is_written_is_read(bundle: Path) -> None:
-    card = read_card(bundle)
+def test_what_is_written_is_read(decoder_bundle: Path) -> None:
+    card = read_card(decoder_bundle)
     assert isinstance(card, DecoderCard)
-    decoder = load_generator(bundle, expected_fingerprint=card.fingerprint, device=CPU)
+    decoder = load_generator(decoder_bundle, expected_fingerprint=card.fingerprint, device=CPU)
     assert isinstance(decoder, FrozenDecoder)
     assert decoder.fingerprint == card.fingerprint
     assert decoder.public.projection.digest == card.features.projection_digest
@@ -63,9 +63,15 @@ def test_a_slice_does_not_depend_on_its_batch(decoder: FrozenDecoder) -> None:
     torch.testing.assert_close(whole, alone, atol=1e-6, rtol=0)
 
 
-def test_a_standard_normal_vector_is_a_likely_slice(decoder: FrozenDecoder, bundle: Path) -> None:
-    config = DecoderPretrainConfig.from_data(pretrain_data(bundle.parent / "public"), "test")
-    real = torch.cat([v.slices for v in read_public_volumes(config, bundle.parent / "again")])
+def test_a_standard_normal_vector_is_a_likely_slice(
+    decoder: FrozenDecoder, decoder_bundle: Path
+) -> None:
+    config = DecoderPretrainConfig.from_data(
+        pretrain_data(decoder_bundle.parent / "public"), "test"
+    )
+    real = torch.cat(
+        [v.slices for v in read_public_volumes(config, decoder_bundle.parent / "again")]
+    )
     latents = torch.randn(1, 300, 6, generator=torch.Generator().manual_seed(1))
     made = decoder(latents)[0, 0]
     # neither collapsed to one slice nor outside of what slices are
@@ -125,9 +131,11 @@ def test_public_files_of_another_bundle_are_refused(copy: Path) -> None:
         load(copy)
 
 
-def test_bundles_of_the_other_kind_are_refused(bundle: Path, decoder: FrozenDecoder) -> None:
+def test_bundles_of_the_other_kind_are_refused(
+    decoder_bundle: Path, decoder: FrozenDecoder
+) -> None:
     with pytest.raises(GeneratorError, match="kind unconditional"):
-        load_bundle(bundle, expected_fingerprint=None, device=CPU)
+        load_bundle(decoder_bundle, expected_fingerprint=None, device=CPU)
     plan = tiny_plan(decoder)
     check_public_files(plan, decoder)
     unconditional = plan.unconditional
@@ -146,9 +154,9 @@ def test_bundles_of_the_other_kind_are_refused(bundle: Path, decoder: FrozenDeco
 
 
 def test_pretraining_that_was_interrupted_gives_the_same_bundle(
-    bundle: Path, tmp_path: Path
+    decoder_bundle: Path, tmp_path: Path
 ) -> None:
-    short = pretrain_data(bundle.parent / "public", steps=6, checkpoint_steps=2)
+    short = pretrain_data(decoder_bundle.parent / "public", steps=6, checkpoint_steps=2)
     config = DecoderPretrainConfig.from_data(short, "test")
     fix_threads(1)
     whole = pretrain_decoder(config, tmp_path / "a", work=tmp_path / "wa", device=CPU)

@@ -1,0 +1,287 @@
+"""Figures of generated volumes on disk against real ones: folders in, a table out.
+
+The result names no file. What is refused names one, and is for whoever owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.plan import PercentileRule, WindowRule
+from lift.errors import DataError, SpacingError
+from lift.metrics.distribution import (
+    LAYOUT,
+    distribution_figures,
+    evaluation_encoder,
+    quality,
+    real_split_figures,
+)
+from lift.metrics.reference import FEWEST_REAL, Reference, too_few
+from lift.metrics.set_pairs import FEWEST_GENERATED
+from lift.metrics.table import Entry, Protocol
+from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.preprocessing import normalise
+from lift.slices import slice_spacing, to_slices
+from lift.volume import SUFFIXES, read_volume
+
+LARGEST_SPACING_RATIO: Final = 2.0
+"""Between two volumes, along one axis: roughness and features beyond it are not comparable."""
+
+FAINT: Final = 0.05
+"""Normalised voxels above this are the body's."""
+
+SMALLEST_SHARE: Final = 0.005
+"""Share of a slice's voxels that must be the body's for the slice to count."""
+
+_PLANE: Final = "axial"
+_SEED: Final = 0
+_SHOWN_NAMES: Final = 5
+
+IDEALS: Final[Mapping[str, str]] = {
+    "frechet_axial": "0",
+    "frechet_coronal": "0",
+    "frechet_sagittal": "0",
+    "mmd_axial": "0",
+    "mmd_coronal": "0",
+    "mmd_sagittal": "0",
+    "tpr": "1",
+    "diversity": "1",
+    "ms_ssim": "real",
+    "nearest_ratio": "1",
+    "order_correlation": "real",
+}
+"""METRIC -> what a perfect generator would get, in the order of the table."""
+
+
+class GeneratedEvaluation(TypedDict):
+    """What :func:`evaluate_generated` found; every number is finite.
+
+    Attributes:
+        protocol: `mr` or `ct`.
+        volumes: ROLE (`generated`, `real`, `training`) -> number of volumes.
+        frechet_volumes: volumes on either side of every Frechet distance, in both columns.
+        encoder: digest of the evaluation's encoder.
+        metrics: METRIC -> figure of the generated volumes with its 95% interval.
+        real_split: METRIC -> the same of random halves of the real volumes, and the middle 95%
+            of the splits.
+        quality: how many generated volumes are flat or reversed.
+    """
+
+    protocol: Protocol
+    volumes: dict[str, int]
+    frechet_volumes: int
+    encoder: str
+    metrics: dict[str, Entry]
+    real_split: dict[str, Entry]
+    quality: dict[str, int]
+
+
+def evaluate_generated(
+    generated: Path,
+    real: Path,
+    *,
+    training: Path | None,
+    protocol: Protocol,
+    report: Callable[[int, int], None],
+) -> GeneratedEvaluation:
+    """Figures of every NIfTI volume under `generated` against all those under `real`.
+
+    No file needs a partner, and sizes may differ. All volumes are treated alike: canonical
+    orientation, depth along the axial direction, normalised each by itself (`mr`: its 0.1 and
+    99.9 percentile; `ct`: the window from -1024 to 3000 HU), and the body's box is where they are
+    brighter than 5% of that range, without slices that are less than 0.5% bright.
+
+    Args:
+        generated: folder of generated volumes, 2 at least.
+        real: folder of real volumes that training did not see, 4 at least.
+        training: folder of those that it saw, 4 at least, or None. They tell whether volumes are
+            copies, and in which space the others are compared (`lift.metrics.reference`).
+        protocol: `mr` or `ct`.
+        report: called with the volumes read and their number.
+
+    Raises:
+        DataError: a folder does not exist or holds too few NIfTI files, or a file is in the real
+            and in the training folder.
+        VolumeError: a file cannot be read, does not vary, or is too thin.
+        SpacingError: two volumes' spacings differ by more than a factor of 2 along an axis.
+    """
+    folders = {"generated": (generated, FEWEST_GENERATED), "real": (real, FEWEST_REAL)}
+    if training is not None:
+        folders["training"] = (training, FEWEST_REAL)
+    files = {role: _files(role, folder, fewest) for role, (folder, fewest) in folders.items()}
+    reader = _Reader(protocol, report, total=sum(map(len, files.values())))
+    encoder = evaluation_encoder()
+    # real ones first: the others' spacing is compared with theirs
+    sets = {
+        role: measure_volumes(
+            reader.volumes(folders[role][0], files[role]), layout=LAYOUT, encoder=encoder
+        )
+        for role in sorted(files, key=lambda role: role != "real")
+    }
+    seen = sets.get("training")
+    if seen is not None:
+        _check_apart(files, sets["real"], seen)
+    reference = Reference(sets["real"], training=seen)
+    size = min(len(sets["generated"]), len(sets["real"]) // 2)
+    figures = distribution_figures(
+        sets["generated"], reference, seed=_SEED, training=seen, size=size
+    )
+    split = real_split_figures(reference, seed=_SEED, training=seen, size=size)
+    return {
+        "protocol": protocol,
+        "volumes": {role: len(sets[role]) for role in files},
+        "frechet_volumes": size,
+        "encoder": encoder.digest,
+        "metrics": {name: asdict(figures[name]) for name in IDEALS if name in figures},
+        "real_split": {name: asdict(split[name]) for name in IDEALS if name in split},
+        "quality": asdict(quality(sets["generated"], reference)),
+    }
+
+
+def table_rows(result: GeneratedEvaluation) -> list[tuple[str, str, str, str]]:
+    """For a screen: metric, generated, real by halves, what a perfect generator would get."""
+    return [
+        (name, _shown(entry), _shown(result["real_split"].get(name)), IDEALS[name])
+        for name, entry in result["metrics"].items()
+    ]
+
+
+def notes(result: GeneratedEvaluation) -> list[str]:
+    """What must be said beside the table."""
+    counts, found = result["volumes"], result["quality"]
+    lines = [
+        f"{counts['generated']} generated, {counts['real']} real volumes; real halves of "
+        f"{counts['real'] // 2}; 95% intervals.",
+        f"Frechet distances fall with more volumes: here {result['frechet_volumes']} on either "
+        "side in both columns.",
+    ]
+    if "training" not in counts:
+        lines.append(
+            "Without --training the features are scaled by the real volumes themselves: the "
+            "Frechet distances of their halves are too large, by up to a third."
+        )
+    if found["flat"]:
+        lines.append(f"{found['flat']} generated volumes are empty or constant.")
+    if found["reversed"]:
+        lines.append(f"{found['reversed']} generated volumes have their slices reversed.")
+    return lines
+
+
+def _shown(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if entry["low"] is None:
+        return f"{entry['value']:.3f}"
+    return f"{entry['value']:.3f} ({entry['low']:.3f}, {entry['high']:.3f})"
+
+
+def _files(role: str, folder: Path, fewest: int) -> list[Path]:
+    """NIfTI files under a folder, in the order of their names."""
+    if not folder.is_dir():
+        seen = "there is no such folder"
+    else:
+        found = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+        )
+        if len(found) >= fewest:
+            return found
+        if found:
+            raise too_few(role, len(found), fewest, where=f"'{folder}'")
+        seen = f"it holds no NIfTI file ({' or '.join(SUFFIXES)})"
+    raise DataError(
+        f"cannot read the folder of {role} volumes",
+        where=f"'{folder}'",
+        seen=seen,
+        remedy="Check the path given on the command line.",
+    )
+
+
+class _Reader:
+    """Reads volumes one at a time and refuses those whose spacing is far from another's."""
+
+    def __init__(self, protocol: Protocol, report: Callable[[int, int], None], total: int) -> None:
+        self._rule = PercentileRule() if protocol == "mr" else WindowRule()
+        self._report = report
+        self._total = total
+        self._read = 0
+        # along each axis: the finest and the coarsest volume so far
+        self._ends: list[list[tuple[float, str]]] = [[], [], []]
+
+    def volumes(self, folder: Path, files: Sequence[Path]) -> Iterator[ImageVolume]:
+        for path in files:
+            volume = read_volume(path, root=folder)
+            # the name of its folder too: files of two folders may have one name
+            name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            spacing_mm = slice_spacing(volume.spacing_mm, _PLANE)
+            self._check_spacing(spacing_mm, name)
+            values = to_slices(normalise(volume.voxels, self._rule, name)[0], _PLANE)
+            yield ImageVolume(
+                torch.from_numpy(np.ascontiguousarray(values)),
+                spacing_mm,
+                body_box(values),
+                name,
+            )
+            self._read += 1
+            self._report(self._read, self._total)
+
+    def _check_spacing(self, spacing_mm: tuple[float, float, float], name: str) -> None:
+        for axis, side in enumerate(spacing_mm):
+            known = sorted([*self._ends[axis], (side, name)])
+            self._ends[axis] = [known[0], known[-1]]
+            (low, fine), (high, coarse) = self._ends[axis]
+            # headers store float32: twice 1.2 may read 2.4000001
+            if high > low * LARGEST_SPACING_RATIO * (1 + 1e-4):
+                raise SpacingError(
+                    f"cannot compare '{coarse}' with '{fine}'",
+                    where="the voxel spacing",
+                    seen=f"{high:.2f} and {low:.2f} mm along {('depth', 'height', 'width')[axis]}; "
+                    f"at most a factor of {LARGEST_SPACING_RATIO:g} may lie between two volumes",
+                    remedy="Resample the volumes to like spacings, or take them out; nothing was "
+                    "written.",
+                )
+
+
+def body_box(values: NDArray[np.float32]) -> Tensor:
+    """First and last slice of the body along each axis, (3, 2), int64; the grid without any.
+
+    Args:
+        values: (d, h, w), normalised to [0, 1].
+    """
+    inside = values > FAINT
+    ends = []
+    for axis in range(3):
+        share = inside.mean(axis=tuple(other for other in range(3) if other != axis))
+        places = np.flatnonzero(share >= SMALLEST_SHARE)
+        ends.append([places[0], places[-1]] if len(places) else [0, len(share) - 1])
+    return torch.tensor(np.asarray(ends, dtype=np.int64))
+
+
+def _check_apart(
+    files: Mapping[str, Sequence[Path]], real: MeasuredSet, training: MeasuredSet
+) -> None:
+    """Refuse held-out volumes that training saw: no figure of theirs would mean anything."""
+    known = set(training.digests)
+    both = [
+        path.name
+        for path, digest in zip(files["real"], real.digests, strict=True)
+        if digest in known
+    ]
+    if both:
+        shown = ", ".join(f"'{name}'" for name in both[:_SHOWN_NAMES])
+        more = f" and {len(both) - _SHOWN_NAMES} more" if len(both) > _SHOWN_NAMES else ""
+        raise DataError(
+            "the real volumes were not held out",
+            where="the folders of real and of training volumes",
+            seen=f"in both: {shown}{more}",
+            remedy="Give real volumes that training did not see; nothing was written.",
+        )

@@ -1,0 +1,218 @@
+"""New volumes by the real commands: pretrain, simulate, resume, generate; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
+from tests.end_to_end.tiny_run import changed, check_refusal, run_here
+from tests.lift.unconditional.tiny_decoder import (
+    CHANNEL,
+    plan_data,
+    pretrain_data,
+    write_bodies,
+    write_settings,
+)
+
+SITES = {"east": 9, "west": 12}
+
+
+@dataclass(frozen=True)
+class World:
+    """Two sites' volumes, a decoder, and settings of a simulation."""
+
+    folder: Path
+    bundle: Path
+
+    def settings(self, name: str, **changes: object) -> Path:
+        data: dict[str, object] = {
+            "name": "tiny",
+            "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+            "generator": {"bundle": str(self.bundle)},
+            "sites": [
+                {"name": site, "data": {"layout": "brats", "root": str(self.folder / site)}}
+                for site in SITES
+            ],
+            "plan": plan_data(split={"train": 0.6, "validation": 0.0}),
+            "compare": ["local_only", "centralised", "federated_samples"],
+            "device": "cpu",
+            "generated_volumes": 10,
+            "written_volumes": 2,
+        }
+        return write_settings(self.folder / f"{name}.yaml", changed(data, changes))
+
+
+@pytest.fixture(scope="module")
+def world(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("unconditional")
+    for number, (site, patients) in enumerate(SITES.items()):
+        write_bodies(folder / site, 40 + number, patients)
+    return World(folder, decoder_bundle)
+
+
+@pytest.fixture(scope="module")
+def finished(world: World) -> Path:
+    out = world.folder / "out"
+    done = run_here("lift-simulate", "--config", world.settings("whole"), "--output", out)
+    assert done.code == 0, done
+    return out
+
+
+def test_a_run_leaves_every_row_with_its_figures(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    rows = {name.partition(":")[0] for name in metrics["pooled"]}
+    assert rows == set(GENERATED_METHODS)
+    assert {f"local_only:{site}" for site in SITES} <= set(metrics["pooled"])
+    for name, figures in metrics["pooled"].items():
+        wanted = set(GENERATED_METRICS) - ({"nearest_ratio"} if name == "real_train" else set())
+        assert set(figures) == wanted, name
+        assert all(np.isfinite(figure["value"]) for figure in figures.values())
+    assert set(metrics["sites"]) == set(SITES)
+    run = json.loads((finished / "run.json").read_text())
+    assert run["complete"]
+    assert run["mixer"]["kind"] == "trajectory_mapper"
+    assert 0 < run["statistics_bytes"] <= 200_000
+
+
+def test_real_volumes_are_nearer_to_real_ones_than_noise_is(finished: Path) -> None:
+    pooled = json.loads((finished / "metrics.json").read_text())["pooled"]
+    for metric in ("frechet_coronal", "frechet_sagittal", "mmd_coronal"):
+        real, noise = (pooled[row][metric]["value"] for row in ("real_train", "independent_slices"))
+        assert real < noise
+    assert pooled["independent_slices"]["tpr"]["value"] > 1.5
+
+
+def test_the_report_shows_the_volumes_and_names_the_aims(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    for word in ("Aims", "independent slices", "federated, statistics", "local only, east"):
+        assert word in page
+    samples = sorted((finished / "synthesis" / "generated").glob("*.nii.gz"))
+    assert len(samples) == 2
+    image = nib.load(samples[0])
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert float(np.asarray(image.dataobj).std()) > 0
+
+
+def test_a_finished_run_is_left_alone_and_an_interrupted_one_ends_with_the_same_mixer(
+    finished: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.settings("whole")
+    again = run_here("lift-simulate", "--config", config, "--output", finished)
+    assert again.code == 0
+    assert "already complete" in again.stderr
+    out = world.folder / "killed"
+
+    from lift_server.store import RunStore
+
+    save = RunStore.save
+
+    def killed(self: RunStore, round_index: int, *rest: object) -> None:
+        save(self, round_index, *rest)  # type: ignore[arg-type]
+        if round_index == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "save", killed)
+        assert run_here("lift-simulate", "--config", config, "--output", out).code != 0
+    assert run_here("lift-simulate", "--config", config, "--output", out).code == 0
+    for name in ("mixer.safetensors", "metrics.json", "rounds.jsonl"):
+        if name == "rounds.jsonl":
+            continue  # seconds differ
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_generate_makes_files_from_a_runs_folder(
+    finished: Path, world: World, tmp_path: Path
+) -> None:
+    done = run_here(
+        "lift", "generate", "--mixer", finished, "--generator", world.bundle,
+        "-n", "2", "--seed", "3", "-o", tmp_path / "new",
+    )  # fmt: skip
+    assert done.code == 0, done
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert [path.name for path in paths] == ["volume-0000.nii.gz", "volume-0001.nii.gz"]
+    assert nib.load(paths[0]).shape == (16, 24, 12)
+
+
+def test_generate_and_translate_refuse_each_others_mixers(
+    finished: Path, world: World, tmp_path: Path
+) -> None:
+    refused = run_here(
+        "lift", "translate", tmp_path / "x.nii.gz", "--mixer", finished,
+        "--generator", world.bundle, "-o", tmp_path / "y.nii.gz",
+    )  # fmt: skip
+    check_refusal(refused, 2, names=["task is unconditional", "lift generate"])
+    missing = run_here("lift", "generate", "--mixer", tmp_path, "-o", tmp_path / "new")
+    assert missing.code != 0
+    assert "mixer.safetensors" in missing.stderr
+
+
+def test_too_few_slices_are_refused_by_name_and_the_rest_goes_on(
+    world: World, tmp_path: Path
+) -> None:
+    site = write_bodies(tmp_path / "east", 50, 9)
+    victim = sorted(site.glob("*"))[0]
+    path = next(victim.glob("*.nii.gz"))
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, 5:7], image.affine), path)
+    data = [
+        {"name": "east", "data": {"layout": "brats", "root": str(site)}},
+        {"name": "west", "data": {"layout": "brats", "root": str(world.folder / "west")}},
+    ]
+    config = world.settings("thin", sites=data, compare=[], plan__federation__rounds=1)
+    done = run_here("lift-simulate", "--config", config, "--output", tmp_path / "out")
+    assert done.code == 0, done
+    assert victim.name in done.stderr
+    assert "slices along depth" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plan__mixer__kind": "zrefine"}, ["trajectory_mapper"]),
+        ({"plan__task": {"source": ["t2w"], "target": CHANNEL}}, ["unconditional"]),
+        ({"plan__task": {"kind": "unconditional", "source": ["t2w"], "target": CHANNEL}},
+         ["no source"]),
+        ({"plan__unconditional__loss": "hybrid", "plan__unconditional__attraction": "samples"},
+         ["samples"]),
+        ({"plan__unconditional__projection_digest": "0" * 64}, ["another public projection"]),
+        ({"plan__task__target": "t2w"}, ["the bundle makes t1n from nothing"]),
+        ({"leave_one_out": True}, ["paired tasks"]),
+        ({"pretrain": pretrain_data(Path("x"))}, ["exactly one of generator and pretrain"]),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_each_other_are_refused(
+    world: World, tmp_path: Path, changes: dict[str, object], words: list[str]
+) -> None:
+    config = world.settings("bad", **changes)
+    done = run_here("lift-simulate", "--config", config, "--output", tmp_path / "out")
+    check_refusal(done, 2, names=words)
+
+
+def test_one_patient_cannot_be_compared_and_says_so(world: World, tmp_path: Path) -> None:
+    site = write_bodies(tmp_path / "east", 50, 1)
+    data = [{"name": "east", "data": {"layout": "brats", "root": str(site)}}]
+    config = world.settings("lonely", sites=data, compare=[])
+    done = run_here("lift-simulate", "--config", config, "--output", tmp_path / "out")
+    check_refusal(done, 3, names=["no site has 5 training patients"])
+
+
+def test_pretrain_and_dry_run_by_the_command_line(world: World, tmp_path: Path) -> None:
+    public = world.bundle.parent / "public"
+    settings = write_settings(tmp_path / "p.yaml", pretrain_data(public, steps=3))
+    done = run_here("lift", "pretrain", "--config", settings, "-o", tmp_path / "bundle")
+    assert done.code == 0, done
+    assert "fingerprint" in done.stdout
+    config = world.settings("dry", generator={"bundle": str(tmp_path / "bundle")})
+    dry = run_here("lift-simulate", "--config", config, "--dry-run")
+    assert dry.code == 0, dry
+    planned = json.loads(dry.stdout)
+    assert planned["mixer_parameters"] > 100
+    assert len(planned["plan"]["unconditional"]["projection_digest"]) == 64

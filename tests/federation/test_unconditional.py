@@ -1,0 +1,77 @@
+"""New volumes over real processes and TLS: the simulation's mapper, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.tiny_run import TinyRun
+from tests.federation.world import Federation, simulate
+from tests.lift.unconditional.tiny_decoder import plan_data, write_bodies
+
+SITES = {"east": 9, "north": 12, "west": 3}
+
+
+@pytest.fixture(scope="module")
+def bodies(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Three sites' volumes, the last of too few patients for statistics, and the decoder."""
+    folder = tmp_path_factory.mktemp("bodies")
+    for number, (site, patients) in enumerate(SITES.items()):
+        write_bodies(folder / "data" / site, 60 + number, patients)
+    (folder / "bundle").symlink_to(decoder_bundle)
+    return TinyRun(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(tmp_path_factory.mktemp("unconditional"), bodies, sites=tuple(SITES))
+    try:
+        made.make(**plan_data(split={"train": 0.9, "validation": 0.0}))
+        made.start_server()
+        made.start_sites()
+        assert made.wait_server(120) == 0, made.log("server")
+        yield made
+    finally:
+        made.close()
+
+
+def test_the_mapper_is_the_simulations_bit_for_bit(finished: Federation, tmp_path: Path) -> None:
+    simulated = simulate(finished, tmp_path)
+    for name in ("mixer.safetensors",):
+        assert (finished.out / name).read_bytes() == (simulated / name).read_bytes()
+
+
+def test_statistics_are_sent_once_and_are_small_and_journaled(finished: Federation) -> None:
+    records = finished.records()
+    assert [record["kind"] for record in records] == ["statistics", "train", "train"]
+    assert all(set(record["counted"]) == set(SITES) for record in records[1:])
+    for site in SITES:
+        assert 0 < records[0]["bytes"][site] <= 200_000
+        lines = [
+            json.loads(line)
+            for line in (finished.site(site) / "work" / "journal.jsonl").read_text().splitlines()
+        ]
+        kinds = [line["kind"] for line in lines]
+        assert kinds == ["statistics", "train", "train"]
+        names = {tensor["name"] for tensor in lines[0]["tensors"]}
+        if site == "west":
+            # three patients: no number of theirs leaves
+            assert names == set()
+        else:
+            assert "drifting_anchor_counts" in names
+            assert all(name.startswith("drifting_") for name in names)
+
+
+def test_the_run_says_what_it_was(finished: Federation) -> None:
+    run = json.loads((finished.out / "run.json").read_text())
+    assert run["complete"]
+    assert run["mixer"]["kind"] == "trajectory_mapper"
+    assert run["plan"]["unconditional"]["projection_digest"]
+    metrics = json.loads((finished.out / "metrics.json").read_text())
+    # no verdict: a new volume is nobody's
+    assert all(site["methods"] == {} for site in metrics["sites"].values())
+    assert np.isfinite(run["mixer"]["parameters"])

@@ -1,0 +1,159 @@
+"""The server's side of drifting statistics: what it adds, and what it refuses in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from lift.config.plan import Plan
+from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
+from lift.drifting.statistics import Sums, patient_sums
+from lift.errors import DataError, UpdateRejectedError
+from lift.protocol.messages import SHARED, Kind, Parcel, StatisticsReply
+from lift.unconditional.decoder import FrozenDecoder
+from lift_server.tasks import UnconditionalTask, run_task
+from tests.lift.unconditional.tiny_decoder import tiny_plan
+
+PATIENTS = 12
+Arrays = dict[str, np.ndarray]
+
+
+def site_sums(decoder: FrozenDecoder, seed: int, patients: int = PATIENTS) -> Sums:
+    projection = decoder.public.projection
+    random = torch.Generator().manual_seed(seed)
+    total = Sums.zero(projection)
+    for _ in range(patients):
+        rows = [
+            0.4 * torch.randn(2, projection.dimension, generator=random)
+            for _ in range(projection.n_groups)
+        ]
+        total = total + patient_sums(projection, rows)
+    return merge_small_cells(total, projection)
+
+
+@pytest.fixture
+def plan(decoder: FrozenDecoder) -> Plan:
+    return tiny_plan(decoder)
+
+
+def answer(plan: Plan, arrays: Arrays, *, patients: int = PATIENTS, version: int = 3) -> Parcel:
+    reply = StatisticsReply(
+        plan_digest=plan.digest(),
+        train_patients=patients,
+        validation_patients=0,
+        test_patients=0,
+        refused_volumes=0,
+        lowest_slice_spacing_mm=3,
+        highest_slice_spacing_mm=3,
+        data_version=version,
+    )
+    return Parcel(Kind.STATISTICS, reply, arrays)
+
+
+def test_the_total_does_not_depend_on_the_order_and_reaches_every_site(
+    decoder: FrozenDecoder, plan: Plan
+) -> None:
+    task = run_task(plan, decoder)
+    assert isinstance(task, UnconditionalTask)
+    sums = [site_sums(decoder, seed) for seed in (1, 2, 3)]
+    reviewed = [
+        task.review(answer(plan, to_arrays(s, data_version=3)), plan.digest())[1] for s in sums
+    ]
+    one, other = task.combine(reviewed), task.combine(reviewed[::-1])
+    assert set(one) == set(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    sent = task.sent(one)
+    assert all(name.startswith(SHARED) for name in sent)
+    arrays = {name.removeprefix(SHARED): array for name, array in sent.items()}
+    received = from_arrays(arrays, decoder.public.projection).sums
+    assert received.patients == 3 * PATIENTS
+    whole = sums[0] + sums[1] + sums[2]
+    assert all(torch.equal(received.units[name], whole.units[name]) for name in whole.units)
+
+
+def _with(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: arrays | {name: change(arrays[name])}
+
+
+def _nan(array: np.ndarray) -> np.ndarray:
+    broken = array.astype(np.float64)
+    broken[0] = np.nan
+    return broken
+
+
+BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "NaN": (_with("drifting_feature_sums", _nan), "with NaN or infinity"),
+    "negative counts": (_with("drifting_anchor_counts", lambda a: -a), "negative"),
+    "wrong number of groups": (
+        _with("drifting_anchor_counts", lambda a: a[: len(a) // 2]),
+        "the projection has 6 groups",
+    ),
+    "another encoder": (_with("drifting_encoder", lambda a: a + 1), "digest"),
+    "another projection": (_with("drifting_projection", lambda a: a + 1), "digest"),
+    "older data": (_with("drifting_data_version", lambda a: a - 1), "data version 2"),
+    "a part missing": (
+        lambda arrays: {n: a for n, a in arrays.items() if n != "drifting_anchor_sums"},
+        "1 missing",
+    ),
+    "nothing at all": (lambda _: {}, "missing"),
+    "an overflow": (
+        _with("drifting_anchor_counts", lambda a: np.full_like(a, np.iinfo(np.int64).max)),
+        "count",
+    ),
+    "more patients than it trains on": (
+        _with("drifting_patients", lambda a: a + 100),
+        "patients",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_statistics_are_refused_in_a_sentence_that_says_why(
+    decoder: FrozenDecoder, plan: Plan, name: str
+) -> None:
+    change, reason = BAD[name]
+    arrays = change(to_arrays(site_sums(decoder, 1), data_version=3))
+    with pytest.raises(UpdateRejectedError) as caught:
+        run_task(plan, decoder).review(answer(plan, arrays), plan.digest())
+    assert reason in caught.value.seen
+    assert caught.value.remedy
+
+
+def test_a_site_that_says_it_has_fewer_patients_than_its_sums_is_refused(
+    decoder: FrozenDecoder, plan: Plan
+) -> None:
+    arrays = to_arrays(site_sums(decoder, 1), data_version=3)
+    with pytest.raises(UpdateRejectedError, match="more patients than it trains on"):
+        run_task(plan, decoder).review(answer(plan, arrays, patients=11), plan.digest())
+
+
+def test_a_site_of_four_patients_takes_part_without_statistics(
+    decoder: FrozenDecoder, plan: Plan
+) -> None:
+    task = run_task(plan, decoder)
+    # the number may have been rounded up to five
+    for patients in (4, 5):
+        _, sums = task.review(answer(plan, {}, patients=patients), plan.digest())
+        assert sums is None
+    with pytest.raises(DataError, match="no site has 5"):
+        task.combine([None, None])
+
+
+def test_samples_send_nothing_and_anything_is_refused(decoder: FrozenDecoder) -> None:
+    plan = tiny_plan(decoder, unconditional__attraction="samples", unconditional__loss="drift")
+    task = run_task(plan, decoder)
+    reply, sums = task.review(answer(plan, {}), plan.digest())
+    assert (reply.train_patients, sums) == (PATIENTS, None)
+    assert task.combine([None]) == {}
+    arrays = to_arrays(site_sums(decoder, 1), data_version=3)
+    with pytest.raises(UpdateRejectedError, match="nobody asked for"):
+        task.review(answer(plan, arrays), plan.digest())
+
+
+def test_a_replayed_answer_of_another_plan_is_refused(decoder: FrozenDecoder, plan: Plan) -> None:
+    arrays = to_arrays(site_sums(decoder, 1), data_version=3)
+    with pytest.raises(UpdateRejectedError, match="another plan"):
+        run_task(plan, decoder).review(answer(plan, arrays), "0" * 64)
