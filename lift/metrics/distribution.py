@@ -88,6 +88,7 @@ def distribution_figures(
     seed: int,
     training: MeasuredSet | None = None,
     size: int | None = None,
+    halves: int = _HALVES,
 ) -> dict[str, MetricValue]:
     """METRIC -> figure of generated volumes, `n` of them, with its 95% interval.
 
@@ -106,6 +107,7 @@ def distribution_figures(
         training: what training saw: adds `nearest_ratio`.
         size: volumes of either set in a Frechet distance, which is then the mean over 20 random
             draws: to be put beside another of the same size. None: all.
+        halves: random halves behind the intervals; 0 leaves the intervals out.
 
     Raises:
         DataError: fewer than 2 generated volumes.
@@ -119,7 +121,7 @@ def distribution_figures(
     whole = dict(values)
     if size is not None:
         values |= pairing.frechet_of_size(everyone, real, size, derive_seed(seed, "frechet"))
-    spread = _half_sampled(pairing, real, whole, derive_seed(seed, "halves"))
+    spread = _half_sampled(pairing, real, whole, derive_seed(seed, "halves"), halves)
     return {
         name: MetricValue(value, len(generated), *_interval(name, value, spread), unit="")
         for name, value in values.items()
@@ -194,17 +196,17 @@ def quality(generated: MeasuredSet, reference: Reference) -> Quality:
 
 
 def _half_sampled(
-    pairing: Pairing, real: Index, whole: Mapping[str, float], seed: int
+    pairing: Pairing, real: Index, whole: Mapping[str, float], seed: int, halves: int
 ) -> dict[str, Floats]:
     """METRIC -> deviations of random halves from their mean, scaled to the whole set."""
     count = pairing.size
-    if count < _FEWEST_FOR_INTERVAL:
+    if count < _FEWEST_FOR_INTERVAL or halves == 0:
         return {}
     rng = np.random.default_rng(seed)
     half = count // 2
     draws = [
         pairing.figures(np.sort(rng.choice(count, half, replace=False)), real)
-        for _ in range(_HALVES)
+        for _ in range(halves)
     ]
     # of a mean: a half's variance about the whole is (n - m) / m times the whole's own
     scale = math.sqrt(half / (count - half))

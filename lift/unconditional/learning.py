@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from lift.drifting.attraction import (
 )
 from lift.drifting.features import generated_rows, patient_features
 from lift.drifting.groups import draw_groups
-from lift.drifting.loss import DriftingLoss
+from lift.drifting.loss import DriftingLoss, Rows
 from lift.drifting.standardise import RADIUS, clip_length
 from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import ConfigError, DataError
@@ -29,6 +29,8 @@ from lift.training import TrainedRound, take_steps
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
 from lift.unconditional.grid import BodyVolume, whole_extent
 
+LossFunction = Callable[[Mapping[int, Rows]], tuple[Tensor, dict[str, float]]]
+"""Generated features by group -> the loss and its figures; a `DriftingLoss`."""
 _ATTRACTIONS: Final = {"anchors": Anchors, "random_features": RandomFeatures, "moments": Moments}
 
 
@@ -123,7 +125,7 @@ def train_mapper_round(
     mapper: TrajectoryMapper,
     start: dict[str, Tensor],
     decoder: FrozenDecoder,
-    loss: DriftingLoss,
+    loss: LossFunction,
     plan: Plan,
     *,
     round_index: int,

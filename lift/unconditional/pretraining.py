@@ -63,7 +63,7 @@ _WEIGHT_DECAY: Final = 1e-2
 _GRADIENT_CLIP: Final = 100.0
 _FEWEST_VARIANCE: Final = 1e-4
 _FEWEST_PATIENTS: Final = 2
-_CEILING_VARIANCE: Final = 0.01
+_CEILING_VARIANCE: Final = 0.001
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from lift.device import fix_threads
 from lift.files import write_json
 from lift_simulation.bench.cost import cost_figures
+from lift_simulation.bench.drifting import drifting_figures
 from lift_simulation.bench.federation import federation_figures
 from lift_simulation.bench.figure import Figure
 from lift_simulation.bench.memory import memory_figures
@@ -33,6 +34,7 @@ def main() -> None:
         ("memory", memory_figures),
         ("messages and rounds", federation_figures),
         ("half precision", precision_figures),
+        ("drifting loss", drifting_figures),
         ("cost against cWDM, and the cache", cost_figures),
     ):
         console.print(f"measuring: {title}", highlight=False)
