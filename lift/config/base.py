@@ -167,7 +167,10 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location) or "the file"
     if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _known_keys(model), n=1, cutoff=0.6)
+        # the section's own keys first: another section's may look more alike
+        close = _close(location[-1], _section_keys(model, location)) or _close(
+            location[-1], _known_keys(model)
+        )
         return f"{key}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
     if item["type"] == "missing":
         return f"{key}: missing; this key is required"
@@ -184,6 +187,25 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     seen = item.get("input")
     shown = f" (seen: {seen!r})" if isinstance(seen, str | int | float | bool) else ""
     return f"{key}: {message}{shown}"
+
+
+def _close(word: str, keys: list[str]) -> list[str]:
+    return difflib.get_close_matches(word, keys, n=1, cutoff=0.6)
+
+
+def _section_keys(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Keys of the section in which a key lies; of all kinds that the section may be."""
+    sections = [model]
+    for part in location[:-1]:
+        # a part that is no key is a place in a list, or the name of a kind
+        below = [
+            found
+            for section in sections
+            if part in section.model_fields
+            for found in _models_in(section.model_fields[part].annotation)
+        ]
+        sections = below or sections
+    return sorted({key for section in sections for key in section.model_fields})
 
 
 def _known_keys(model: type[BaseModel]) -> list[str]:

@@ -114,7 +114,7 @@ class DecoderPretrainConfig(Settings):
     """Of the public feature encoder; evaluation uses another one."""
     windows: int = Field(default=2, ge=1, le=8)
     """Windows of each tri-planar group that a volume gives."""
-    bins: tuple[int, int, int] = (5, 4, 4)
+    position_bins: tuple[int, int, int] = (5, 4, 4)
     """Position bins of the axial, coronal and sagittal groups."""
     step_mm: float = Field(default=0.0, ge=0)
     """Distance between the two slices of an axial window; 0: neighbours."""

@@ -172,7 +172,7 @@ def read_public_volumes(config: DecoderPretrainConfig, work: Path) -> list[Publi
 
 def layout_of(config: DecoderPretrainConfig) -> GroupLayout:
     """The tri-planar groups of the public files."""
-    axial, coronal, sagittal = config.bins
+    axial, coronal, sagittal = config.position_bins
     return GroupLayout(
         axial,
         coronal,

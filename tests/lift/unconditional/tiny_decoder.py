@@ -42,7 +42,7 @@ def pretrain_data(public: Path, **changes: object) -> dict[str, object]:
         "learning_rate": 5e-3,
         "batch_slices": 32,
         "encoder_channels": 4,
-        "bins": [2, 2, 2],
+        "position_bins": [2, 2, 2],
         "dimension": 6,
         "anchors": 8,
         "random_features": 64,
