@@ -35,6 +35,7 @@ from lift.generator.card import (
 )
 from lift.generator.importing import import_state_dict
 from lift.generator.networks import MonaiNetwork, SliceNetwork, build_network
+from lift.unconditional.bundle import load_generator
 
 CPU = torch.device("cpu")
 SMALL = UNetConfig(n_source=2, width=4, multipliers=(1, 2))
@@ -236,7 +237,7 @@ def test_a_plan_with_other_channels_or_rules_is_refused(tmp_path: Path) -> None:
 
 def test_builtin_bundles_load_and_others_are_refused_by_name() -> None:
     for name in list_builtin():
-        load(builtin_bundle(name))
+        load_generator(builtin_bundle(name), expected_fingerprint=None, device=torch.device("cpu"))
     with pytest.raises(GeneratorError, match="built in") as caught:
         builtin_bundle("../generator")
     assert_four_parts(caught.value)
