@@ -46,9 +46,9 @@ def main(point: str, at_round: int, victim: Path, arguments: list[str]) -> None:
 
 def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
     executor: Any = importlib.import_module("lift.protocol.flower.executor")
-    session: Any = importlib.import_module("lift_client.session")
+    paired: Any = importlib.import_module("lift_client.paired")
 
-    training: Any = session.train_round
+    training: Any = paired.train_round
     current = {"round": 0}
 
     def train_round(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
         return result
 
     pushing: Any = executor.push_message
-    session.train_round = train_round
+    paired.train_round = train_round
     executor.push_message = push_message
 
 
