@@ -63,6 +63,7 @@ class RunRecord:
             "kind": "simulation",
             "phantom": config.phantom,
             "data_statement": config.data_statement,
+            "runs_tried": list(config.runs_tried),
             "command": command,
             "budget_s": dict(config.budget_s),
         }

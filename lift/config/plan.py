@@ -195,7 +195,7 @@ class MapperPlan(Settings):
     """Hidden units of each layer."""
     layers: int = Field(default=3, ge=1, le=8)
     """Hidden layers."""
-    octaves: int = Field(default=4, ge=1, le=8)
+    octaves: int = Field(default=6, ge=1, le=8)
     """Fourier octaves of the position along the body."""
     variation_channels: int = Field(default=8, ge=0, le=64)
     """Channels of the slow random variation along the body; 0 leaves it out."""

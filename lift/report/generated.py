@@ -56,6 +56,7 @@ _MMD: Final = ("mmd_axial", "mmd_coronal", "mmd_sagittal")
 _SHOWN: Final = 8
 _SHARE_OF_INDEPENDENT: Final = 0.3
 _SHARE_OF_CEILING: Final = 1.1
+_SHARE_OF_SAMPLES: Final = 1.1
 _TPR: Final = (0.85, 1.3)
 _DIVERSITY: Final = 0.75
 _NAMES: Final = {"frechet_coronal": "coronal", "frechet_sagittal": "sagittal"}
@@ -186,6 +187,7 @@ def _bounds(run: Run) -> list[tuple[str, Markup, str, bool]]:
         for row, share in (
             ("independent_slices", _SHARE_OF_INDEPENDENT),
             ("reconstruction", _SHARE_OF_CEILING),
+            ("federated_samples", _SHARE_OF_SAMPLES),
         ):
             other = value(row, metric)
             if mine is not None and other is not None:
@@ -219,7 +221,14 @@ def _aims(run: Run) -> Section:
     ]
     caption = "Aims of the federated mapper, against the held-out volumes of all sites."
     listing = table(caption, ["aim", "figure", "bound", "outcome"], rows, kind="words")
-    return Section("aims", "Aims", (listing, *_smallest_site(run)))
+    return Section("aims", "Aims", (listing, *_smallest_site(run), *_tried(run)))
+
+
+def _tried(run: Run) -> Iterable[Markup]:
+    if run.record.runs_tried:
+        yield tag("h3", "Runs tried before")
+        yield tag("p", "As those who chose the settings wrote them down.", class_="note")
+        yield tag("ul", *(tag("li", foreign(text)) for text in run.record.runs_tried))
 
 
 def _smallest_site(run: Run) -> Iterable[Markup]:

@@ -111,6 +111,7 @@ class RunRecord(_Record):
     plan: dict[str, JsonValue]
     kind: str = ""
     data_statement: str = ""
+    runs_tried: list[str] = Field(default_factory=list)
     started: str | None = None
     finished: str | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)

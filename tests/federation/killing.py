@@ -15,9 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.federation.world import children
 
 SITE_POINTS = ("before_training", "while_training", "while_sending", "after_sending")
+LOSING = "losing_an_answer"
+"""Nobody is killed: the way to the site's own SuperNode breaks while the answer is handed over."""
 SERVER_POINTS = ("while_aggregating", "in_checkpoint")
 
 
@@ -50,6 +54,7 @@ def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
 
     training: Any = paired.train_round
     current = {"round": 0}
+    lost: list[int] = []
 
     def train_round(*args: Any, **kwargs: Any) -> Any:
         current["round"] = kwargs["round_index"]
@@ -66,6 +71,9 @@ def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
         return training(*args, **{**kwargs, "report": step})
 
     def push_message(*args: Any, **kwargs: Any) -> Any:
+        if current["round"] == at_round and point == LOSING and not lost:
+            lost.append(at_round)
+            raise httpx.RemoteProtocolError("the connection ended at this moment")
         # the journal has its line; nothing has left yet
         if current["round"] == at_round and point == "while_sending":
             strike()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.tiny_run import TinyRun
-from tests.federation.killing import SERVER_POINTS, SITE_POINTS
+from tests.federation.killing import LOSING, SERVER_POINTS, SITE_POINTS
 from tests.federation.world import Federation, simulate, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -58,6 +58,22 @@ def test_a_killed_process_costs_time_and_nothing_else(
     assert [record["round"] for record in records] == [0, 1, 2, 3]
     assert all(set(record["counted"]) == {"east", "north"} for record in records)
     _check_that_it_shows(federation, victim, point)
+
+
+def test_an_answer_that_was_lost_on_its_way_to_a_living_child_is_asked_for_again(
+    federation: Federation, expected: bytes, tmp_path: Path
+) -> None:
+    federation.sites = ("east", "north")
+    federation.make(federation={"rounds": 3, "deadline_s": 200.0})
+    federation.start_server()
+    federation.start_site("east", killing=(LOSING, str(ROUND), str(tmp_path / "nobody")))
+    federation.start_site("north")
+    assert federation.wait_server(150) == 0, federation.log("server")
+    assert (federation.out / "mixer.safetensors").read_bytes() == expected
+    assert federation.records()[ROUND]["sent_again"] == {"east": 1}
+    site_log = (federation.site("east") / "work" / "log.txt").read_text(encoding="utf-8")
+    assert site_log.count("event=answer_not_delivered") == 1
+    assert site_log.count("event=connection_given_up") == 1
 
 
 def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(

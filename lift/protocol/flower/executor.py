@@ -10,7 +10,8 @@ import contextlib
 import logging
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
 _STABLE_S: Final = 60.0
+_DYING_S: Final = 1.0
 
 
 class SuperNode:
@@ -84,10 +86,7 @@ class SuperNode:
         now = monotonic()
         if self._child is not None:
             logger.warning("event=connection_ended code=%s", self._child.returncode)
-            if now - self._began > _STABLE_S:
-                self._pause = 0.5
-            self._next_start = now + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+            self._back_off()
             self._close()
         if now < self._next_start:
             return False
@@ -100,6 +99,25 @@ class SuperNode:
             return
         end_child(self._child)
         self._child = None
+
+    def restart(self) -> None:
+        """End a child that is still there; the server sends its request to the new one again."""
+        if self._child is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # one that is just dying is left to the next look, which says why it ended
+            self._child.wait(_DYING_S)
+            return
+        logger.warning("event=connection_given_up pid=%d", self._child.pid)
+        self.stop()
+        self._back_off()
+
+    def _back_off(self) -> None:
+        now = monotonic()
+        if now - self._began > _STABLE_S:
+            self._pause = 0.5
+        self._next_start = now + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
 
     def _start(self) -> None:
         write_secret(Path(self._settings.secret))
@@ -138,11 +156,11 @@ def answer_requests(
             if token is None:
                 stop.wait(_POLL_S)
                 continue
-            with (
-                contextlib.suppress(httpx.HTTPError),
-                child.client([RuntimeTokenHttpInterceptor(token)]) as client,
-            ):
-                _work(client, app, handler)
+            try:
+                _work(child, token, app, handler)
+            except httpx.HTTPError:
+                # a child that is still there would never be asked again for what was lost
+                supernode.restart()
     finally:
         if child is not None:
             child.close()
@@ -206,7 +224,18 @@ class _Child:
         self._open.close()
 
 
-def _work(client: RuntimeHttpClient, app: object, handler: SiteHandler) -> None:
+def _work(child: _Child, token: str, app: object, handler: SiteHandler) -> None:
+    proof = RuntimeTokenHttpInterceptor(token)
+    with child.client([proof]) as client:
+        _answer(client, partial(child.client, [proof]), app, handler)
+
+
+def _answer(
+    client: RuntimeHttpClient,
+    connect: Callable[[], AbstractContextManager[RuntimeHttpClient]],
+    app: object,
+    handler: SiteHandler,
+) -> None:
     heartbeats = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeats.start()
     context: Context | None = None
@@ -227,11 +256,13 @@ def _work(client: RuntimeHttpClient, app: object, handler: SiteHandler) -> None:
                 handler.unreadable(FailureKind.POLICY)
             reply = Message(Error(ErrorCode.INVALID_FAB, "refused"), reply_to=message)
             details = "refused"
-        push_message(client, reply, context)
+        # training was long: the child may be closing the old connection at this moment
+        with connect() as fresh:
+            push_message(fresh, reply, context)
     except httpx.HTTPError:
         logger.warning("event=answer_not_delivered reason=connection_ended")
         raise
     finally:
-        with contextlib.suppress(httpx.HTTPError):
-            push_task_output(client=client, context=context, sub_status=status, details=details)
+        with contextlib.suppress(httpx.HTTPError), connect() as fresh:
+            push_task_output(client=fresh, context=context, sub_status=status, details=details)
         heartbeats.stop()
