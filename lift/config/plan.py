@@ -195,7 +195,7 @@ class MapperPlan(Settings):
     """Hidden units of each layer."""
     layers: int = Field(default=3, ge=1, le=8)
     """Hidden layers."""
-    octaves: int = Field(default=6, ge=1, le=8)
+    octaves: int = Field(default=4, ge=1, le=8)
     """Fourier octaves of the position along the body."""
     variation_channels: int = Field(default=8, ge=0, le=64)
     """Channels of the slow random variation along the body; 0 leaves it out."""
@@ -222,7 +222,7 @@ class UnconditionalPlan(Settings):
     """Their spacing: slices times spacing is the length of the body that is generated."""
     eta: Positive = 0.5
     """Length of the drift's step, in mean distances of features."""
-    mmd_weight: Positive = 1.0
+    mmd_weight: Positive = 2.0
     """Factor of the MMD's force in the hybrid loss."""
     queue: int = Field(default=128, ge=8, le=4096)
     """Feature vectors that the attraction `samples` keeps of each group."""

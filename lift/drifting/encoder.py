@@ -117,9 +117,21 @@ class _Pyramid(nn.Module):
         features = [F.adaptive_avg_pool2d(x, _PIXEL_GRID).flatten(1)]
         for level, grid in enumerate(_GRIDS):
             x = F.conv2d(x, self.get_buffer(f"weight{level}"), padding=1).abs()
-            x = F.avg_pool2d(x, 2, ceil_mode=True)
+            x = _halved(x)
             features.append(F.adaptive_avg_pool2d(x, grid).flatten(1))
         return torch.cat(features, dim=1)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2x2 fields; what is left over at an odd edge is a field of its own.
+
+    As `avg_pool2d` with `ceil_mode`, which is three times slower on CPUs than this convolution.
+    """
+    _, channels, height, width = x.shape
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+    field = x.new_full((channels, 1, 2, 2), 0.25)
+    return F.conv2d(x, field, stride=2, groups=channels)
 
 
 def _uniform(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lift.drifting.digests import digest_of
-from lift.drifting.encoder import Encoder, RandomPyramid
+from lift.drifting.encoder import Encoder, RandomPyramid, _halved
 from lift.drifting.user_encoder import _build, user_encoder
 from lift.errors import ConfigError
 
@@ -50,6 +51,12 @@ def test_features_have_one_size_and_depend_on_their_own_image(size: tuple[int, i
     features = encoder(images)
     assert features.shape == (4, encoder.size) == (4, 720)
     torch.testing.assert_close(encoder(images[2:3]), features[2:3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 9), (8, 5), (1, 1)])
+def test_halving_is_the_average_pooling_of_torch(size: tuple[int, int]) -> None:
+    x = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(_halved(x), F.avg_pool2d(x, 2, ceil_mode=True))
 
 
 def test_the_pyramid_is_frozen_and_differentiable_to_its_input() -> None:
