@@ -27,7 +27,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real volumes; its absence is said plainly, never passed over."""
-    folder = Path(os.environ.get("LIFT_TEST_DATA", "../shared/data"))
+    folder = Path(os.environ.get("LIFT_TEST_DATA") or "../shared/data")
     if not folder.is_dir():
         pytest.skip(f"REAL DATA ABSENT: '{folder}' is no folder; set LIFT_TEST_DATA to test on it")
     return folder

@@ -22,7 +22,7 @@ from tests.end_to_end.tiny_run import run_here
 
 PROJECT: Final = Path(__file__).parents[2]
 PRESET: Final = PROJECT / "configs/presets/real-flair.yaml"
-DATA: Final = Path(os.environ.get("LIFT_TEST_DATA", PROJECT / "../shared/data")).resolve()
+DATA: Final = Path(os.environ.get("LIFT_TEST_DATA") or PROJECT / "../shared/data").resolve()
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "open_ms_mni_4contrast").is_dir(),

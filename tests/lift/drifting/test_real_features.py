@@ -31,7 +31,7 @@ from lift.volume import read_volume
 from tests.lift.drifting.small import at_once
 
 PROJECT: Final = Path(__file__).parents[3]
-DATA: Final = Path(os.environ.get("LIFT_TEST_DATA", PROJECT / "../shared/data")).resolve()
+DATA: Final = Path(os.environ.get("LIFT_TEST_DATA") or PROJECT / "../shared/data").resolve()
 VOLUMES: Final = DATA / "msd_hippocampus/imagesTr"
 PUBLIC, REAL, HELD_OUT, SITES = 40, 66, 16, 3
 
