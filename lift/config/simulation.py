@@ -47,7 +47,7 @@ class SimulationConfig(Settings):
     data_statement: str
     """What the volumes are, in one sentence; it heads the report."""
     runs_tried: tuple[str, ...] = ()
-    """What was tried before these settings and what it gave; the report lists it."""
+    """Unconditional: what was tried before these settings and what it gave, for the report."""
     generator: GeneratorChoice | None = None
     pretrain: DecoderPretrainConfig | None = None
     """Unconditional: the slice decoder is made first, from public volumes, in OUT/generator."""
