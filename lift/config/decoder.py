@@ -40,11 +40,16 @@ class SliceDecoderConfig(Settings):
         return self
 
 
+PyramidName = Literal["texture", "shape"]
+
+
 class PublicFeaturesCard(Settings):
     """The public files beside the weights: what every site needs for the drifting loss."""
 
     encoder_seed: int = Field(ge=0, lt=2**63)
     """Of the random pyramid that encodes slices in training."""
+    encoder_form: PyramidName = "texture"
+    """Its sizes."""
     standardisation_digest: Digest
     projection_digest: Digest
 
@@ -112,6 +117,8 @@ class DecoderPretrainConfig(Settings):
     validation_share: float = Field(default=0.1, ge=0, lt=1)
     encoder_seed: int = Field(default=7, ge=0, lt=2**63)
     """Of the public feature encoder; evaluation uses another one."""
+    encoder_form: PyramidName = "shape"
+    """Its sizes; evaluation uses `texture`."""
     windows: int = Field(default=2, ge=1, le=8)
     """Windows of each tri-planar group that a volume gives."""
     position_bins: tuple[int, int, int] = (5, 4, 4)

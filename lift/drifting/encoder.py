@@ -7,6 +7,8 @@ spaces and are never added.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 import numpy as np
@@ -14,12 +16,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lift.config.decoder import PyramidName
 from lift.drifting.digests import digest_of
 
-_CHANNELS: Final = (12, 24, 32)
 _GRIDS: Final = (4, 4, 2)
-_PIXEL_GRID: Final = 4
 _UNIFORM_BITS: Final = 21
+
+
+@dataclass(frozen=True)
+class PyramidForm:
+    """Sizes of a random pyramid.
+
+    Attributes:
+        version: part of the digest; a form never changes under its version.
+        channels: of the three scales.
+        pixels: side of the small image that goes along.
+    """
+
+    version: int
+    channels: tuple[int, int, int]
+    pixels: int
+
+    @property
+    def size(self) -> int:
+        """Features of an image."""
+        textures = sum(n * grid**2 for n, grid in zip(self.channels, _GRIDS, strict=True))
+        return self.pixels**2 + textures
+
+
+FORMS: Final[Mapping[PyramidName, PyramidForm]] = {
+    "texture": PyramidForm(version=1, channels=(12, 24, 32), pixels=4),
+    "shape": PyramidForm(version=2, channels=(8, 16, 32), pixels=8),
+}
+"""`texture` sees edges and little of where they are; `shape` sees outlines as well."""
 
 
 class Encoder(Protocol):
@@ -81,7 +110,8 @@ class RandomPyramid(FrozenEncoder):
     """A fixed-seed random pyramid: no trained weights, nothing to download or to trust.
 
     Three scales of a 3x3 convolution and an absolute value, halved each time; features are the
-    means over 4x4, 4x4 and 2x2 fields, and the image itself at 4x4 pixels: 720 numbers.
+    means over 4x4, 4x4 and 2x2 fields, and the image itself at a few pixels: 720 numbers
+    (`texture`, 4x4 pixels) or 576 (`shape`, 8x8).
 
     The weights are uniform numbers made from integers: the same bits on every machine. Frechet
     distances in this space are comparable with each other, never with published ones. Train and
@@ -90,22 +120,24 @@ class RandomPyramid(FrozenEncoder):
     Source: method 5.5 (2); the form follows scattering networks (Bruna and Mallat 2013).
     """
 
-    def __init__(self, seed: int) -> None:
-        network = _Pyramid(seed)
-        super().__init__(
-            network,
-            {"encoder": "random_pyramid", "version": 1, "channels": _CHANNELS, "grids": _GRIDS},
-            size=_PIXEL_GRID**2
-            + sum(n * grid**2 for n, grid in zip(_CHANNELS, _GRIDS, strict=True)),
-        )
+    def __init__(self, seed: int, form: PyramidName = "texture") -> None:
+        chosen = FORMS[form]
+        description = {
+            "encoder": "random_pyramid",
+            "version": chosen.version,
+            "channels": chosen.channels,
+            "grids": _GRIDS,
+        }
+        super().__init__(_Pyramid(seed, chosen), description, size=chosen.size)
 
 
 class _Pyramid(nn.Module):
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, form: PyramidForm) -> None:
         super().__init__()
+        self._pixels = form.pixels
         bits = np.random.Philox(key=seed)
         n_in = 1
-        for level, n_out in enumerate(_CHANNELS):
+        for level, n_out in enumerate(form.channels):
             weight = _uniform(bits, (n_out, n_in, 3, 3)) * math.sqrt(3 / (9 * n_in))
             if level == 0:
                 # edges, not brightness: brightness is what the low-resolution pixels tell
@@ -114,7 +146,7 @@ class _Pyramid(nn.Module):
             n_in = n_out
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [F.adaptive_avg_pool2d(x, _PIXEL_GRID).flatten(1)]
+        features = [F.adaptive_avg_pool2d(x, self._pixels).flatten(1)]
         for level, grid in enumerate(_GRIDS):
             x = F.conv2d(x, self.get_buffer(f"weight{level}"), padding=1).abs()
             x = _halved(x)

@@ -35,7 +35,7 @@ class Standardisation:
     Attributes:
         layout: the groups it was fitted for.
         encoder_digest: of the encoder whose features it takes.
-        means: (f,) by group, float32; f may differ between groups.
+        means: (f,) by group, float16; f may differ between groups.
         axes: (f, d) by group, int8: principal axes over the mean pairwise distance, in steps.
         steps: (d,) by group, float32: what one step of each axis is. 8 bits keep the file small;
             the rounded axes are the axes.
@@ -155,7 +155,8 @@ def _fit_group(x: Tensor, blocks: int, name: str, dimension: int) -> tuple[Tenso
         raise _refused(name, f"{len(x)} feature vectors; at least {2 * dimension} are needed")
     if not bool(torch.isfinite(x).all()):
         raise _refused(name, "features hold NaN or infinity")
-    mean = x.mean(0)
+    # the rounded mean is the mean, as with the axes
+    mean = x.mean(0).half().double()
     parts = (x - mean).reshape(len(x), blocks, -1)
     spread = parts.square().mean((0, 2), keepdim=True).sqrt()
     scale = (1 / spread.clamp_min(_FLAT * float(spread.max().clamp_min(1e-30)))).expand_as(
@@ -172,7 +173,7 @@ def _fit_group(x: Tensor, blocks: int, name: str, dimension: int) -> tuple[Tenso
     steps = axes.abs().amax(0) / _MOST_STEPS
     rounded = (axes / steps).round().to(torch.int8)
     steps = steps / mean_distance((x - mean) @ rounded.double() * steps)
-    return mean.float(), rounded, steps.float()
+    return mean.half(), rounded, steps.float()
 
 
 def _refused(name: str, seen: str) -> DataError:

@@ -146,7 +146,7 @@ def check_public_files(plan: Plan, generator: AnyGenerator) -> None:
 
 def _public(folder: Path, card: DecoderCard) -> PublicFeatures:
     named = card.features
-    encoder = RandomPyramid(named.encoder_seed)
+    encoder = RandomPyramid(named.encoder_seed, named.encoder_form)
     try:
         standardisation = Standardisation.load(
             folder / STANDARDISATION_FILE, expected_digest=named.standardisation_digest

@@ -120,6 +120,7 @@ def pretrain_decoder(
         ),
         features=PublicFeaturesCard(
             encoder_seed=config.encoder_seed,
+            encoder_form=config.encoder_form,
             standardisation_digest=public.standardisation.digest,
             projection_digest=public.projection.digest,
         ),
@@ -192,7 +193,7 @@ def fit_public_features(
         DataError: too few volumes, or volumes that are too much alike.
     """
     layout = layout_of(config)
-    encoder = RandomPyramid(config.encoder_seed)
+    encoder = RandomPyramid(config.encoder_seed, config.encoder_form)
     by_volume = [
         raw_features(v.body.voxels, v.body.spacing_mm, v.body.extent, layout, encoder)
         for v in volumes
