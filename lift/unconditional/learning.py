@@ -170,7 +170,7 @@ def train_mapper_round(
             public.encoder,
             public.standardisation,
             groups=groups,
-            generator=None,
+            generator=generator,
         )
         value, _ = loss(rows)
         return value
