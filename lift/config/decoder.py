@@ -119,13 +119,13 @@ class DecoderPretrainConfig(Settings):
     """Of the public feature encoder; evaluation uses another one."""
     encoder_form: PyramidName = "shape"
     """Its sizes; evaluation uses `texture`."""
-    windows: int = Field(default=2, ge=1, le=8)
-    """Windows of each tri-planar group that a volume gives."""
+    windows: int = Field(default=6, ge=1, le=32)
+    """Windows of each tri-planar group that a real volume gives."""
     position_bins: tuple[int, int, int] = (5, 4, 4)
     """Position bins of the axial, coronal and sagittal groups."""
     step_mm: float = Field(default=0.0, ge=0)
     """Distance between the two slices of an axial window; 0: neighbours."""
-    dimension: int = Field(default=24, ge=4, le=64)
+    dimension: int = Field(default=36, ge=4, le=64)
     """Principal axes of a group's features."""
     anchors: int = Field(default=64, ge=4, le=256)
     """Anchor cells of a group."""

@@ -216,15 +216,17 @@ class UnconditionalPlan(Settings):
     """Generated volumes of one optimiser step."""
     groups_per_step: int = Field(default=4, ge=1, le=64)
     """Tri-planar groups that a step compares, drawn anew each time."""
+    windows_per_step: int = Field(default=2, ge=1, le=16)
+    """Windows that a generated volume gives to each of them, at places drawn anew."""
     slices: int = Field(default=36, ge=8, le=1024)
     """Slices of a generated volume in training; any number later."""
     slice_spacing_mm: Positive = 1.0
     """Their spacing: slices times spacing is the length of the body that is generated."""
     eta: Positive = 0.5
     """Length of the drift's step, in mean distances of features."""
-    mmd_weight: Positive = 2.0
+    mmd_weight: Positive = 8.0
     """Factor of the MMD's force in the hybrid loss."""
-    queue: int = Field(default=128, ge=8, le=4096)
+    queue: int = Field(default=512, ge=8, le=4096)
     """Feature vectors that the attraction `samples` keeps of each group."""
     projection_digest: Digest | None = None
     """SHA-256 of the public projection; filled in from the generator's bundle when left out."""

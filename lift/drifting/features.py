@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lift.drifting.encoder import Encoder
-from lift.drifting.groups import GroupLayout, Windows, cut
+from lift.drifting.groups import GroupLayout, RandomPlaces, Windows, cut
 from lift.drifting.loss import Rows
 from lift.drifting.standardise import Standardisation
 from lift.errors import ConfigError
@@ -78,7 +78,7 @@ def generated_rows(
     standardisation: Standardisation,
     *,
     groups: Sequence[int],
-    generator: torch.Generator | None,
+    places: RandomPlaces | None,
 ) -> dict[int, Rows]:
     """Features of generated volumes in some groups, differentiable: what the loss takes.
 
@@ -89,7 +89,7 @@ def generated_rows(
         encoder: of the standardisation.
         standardisation: public.
         groups: indices, from :func:`lift.drifting.groups.draw_groups`.
-        generator: draws positions within the bins; None takes the fixed ones.
+        places: drawn within the bins; None takes the fixed ones of real volumes.
 
     Raises:
         ConfigError: the standardisation was fitted for another encoder.
@@ -97,7 +97,7 @@ def generated_rows(
     _check_encoder(encoder, standardisation)
     found = {}
     for group in groups:
-        windows = cut(volumes, spacing_mm, extent, standardisation.layout, group, generator)
+        windows = cut(volumes, spacing_mm, extent, standardisation.layout, group, places)
         raw = encode_windows(windows, encoder)
         found[group] = Rows(standardisation.transform(raw, group), windows.owner)
     return found

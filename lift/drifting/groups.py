@@ -50,7 +50,8 @@ class GroupLayout:
 
     Attributes:
         axial: number of bins along depth; likewise `coronal` and `sagittal`.
-        windows: windows that a volume gives to each group.
+        windows: windows that a real volume gives to each group, evenly spread over the bin. Few
+            of them leave most places of the bin unseen, and what stands between is not learned.
         margin: share of the body left out at either end, where slices are nearly empty.
         step_mm: distance between the two slices of an axial window, rounded to whole slices,
             at least one; 0: the next slice.
@@ -108,6 +109,19 @@ class Windows:
 
     images: Tensor
     owner: Tensor
+
+
+@dataclass(frozen=True)
+class RandomPlaces:
+    """Windows at places drawn anew, one in each of `count` equal shares of a bin.
+
+    Attributes:
+        count: windows that a volume gives to a group, >= 1.
+        generator: on the CPU.
+    """
+
+    count: int
+    generator: torch.Generator
 
 
 def draw_groups(layout: GroupLayout, count: int, generator: torch.Generator) -> tuple[int, ...]:
@@ -168,7 +182,7 @@ def cut(
     extent: Tensor,
     layout: GroupLayout,
     group: int,
-    generator: torch.Generator | None = None,
+    places: RandomPlaces | None = None,
 ) -> Windows:
     """The group's windows of every volume, differentiable with respect to the volumes.
 
@@ -181,8 +195,8 @@ def cut(
         extent: (b, 3, 2), from :func:`body_extent`.
         layout: the groups.
         group: index into `layout.groups`.
-        generator: draws positions at random within their share of the bin; None takes the
-            middle of each share: the same windows every time, as statistics need it.
+        places: None takes the middle of each of the layout's shares of the bin: the same windows
+            every time, as statistics need it.
 
     Raises:
         ValueError: shapes that do not fit, or a pair of axial slices in a volume of one.
@@ -201,9 +215,11 @@ def cut(
     longest = volumes.shape[2 + axis] - 1 - step
     if longest < 0:
         raise ValueError(f"a window of {step + 1} slices in a volume of {volumes.shape[2 + axis]}")
-    index = _positions(extent[:, axis], chosen, layout.windows, generator)
+    count = layout.windows if places is None else places.count
+    generator = None if places is None else places.generator
+    index = _positions(extent[:, axis], chosen, count, generator)
     index = index.clamp(0, longest).to(volumes.device)
-    rows = torch.arange(b, device=volumes.device).repeat_interleave(layout.windows)
+    rows = torch.arange(b, device=volumes.device).repeat_interleave(count)
     along = volumes[:, 0].movedim(1 + axis, 1)
     images = along[rows, index][:, None]
     if step:
@@ -217,10 +233,8 @@ def _positions(
 ) -> Tensor:
     """Slice indices, (b * windows,): one in each of `windows` equal shares of the bin."""
     shape = (len(extent), windows)
-    if generator is None:
-        within = torch.full(shape, 0.5)
-    else:
-        within = torch.rand(shape, generator=generator, device=generator.device).cpu()
+    middle = torch.full(shape, 0.5)
+    within = middle if generator is None else torch.rand(shape, generator=generator)
     share = (torch.arange(windows) + within) / windows
     position = group.low + (group.high - group.low) * share
     first, last = extent.cpu().float().unbind(1)

@@ -41,8 +41,9 @@ class Projection:
         widths: of the random features' Gaussian kernels, in mean distances, (T,).
         radius: features are clipped to this length.
         cell_radius: a feature's offset from its anchor is clipped to this length.
-        anchors: (groups, K, d), float32.
-        frequencies: (T, d, D / 2), float32: each column normal with standard deviation 1 / width.
+        anchors: (groups, K, d), float16, as stored: the rounded anchors are the anchors.
+        frequencies: (T, d, D / 2), float16 likewise: each column normal with standard deviation
+            1 / width.
     """
 
     layout: GroupLayout
@@ -199,7 +200,7 @@ def fit_projection(
                 seen=f"fewer different feature vectors than the {n_anchors} anchors",
                 remedy="Give more public or generated volumes, or fewer anchors.",
             )
-        anchors.append(k_means(points, n_anchors, generator).float())
+        anchors.append(k_means(points, n_anchors, generator).half())
     return Projection(
         standardisation.layout,
         standardisation.encoder_digest,
@@ -209,7 +210,7 @@ def fit_projection(
         float(radius),
         float(cell_radius),
         torch.stack(anchors),
-        torch.stack(frequencies).float(),
+        torch.stack(frequencies).half(),
     )
 
 

@@ -18,7 +18,7 @@ from lift.drifting.attraction import (
     SampleQueue,
 )
 from lift.drifting.features import generated_rows, patient_features
-from lift.drifting.groups import draw_groups
+from lift.drifting.groups import RandomPlaces, draw_groups
 from lift.drifting.loss import DriftingLoss, Rows
 from lift.drifting.standardise import RADIUS, clip_length
 from lift.drifting.statistics import Sums, patient_sums
@@ -170,7 +170,7 @@ def train_mapper_round(
             public.encoder,
             public.standardisation,
             groups=groups,
-            generator=generator,
+            places=RandomPlaces(settings.windows_per_step, generator),
         )
         value, _ = loss(rows)
         return value

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.drifting.groups import GroupLayout, body_extent, check_extent, cut, draw_groups
+from lift.drifting.groups import (
+    GroupLayout,
+    RandomPlaces,
+    body_extent,
+    check_extent,
+    cut,
+    draw_groups,
+)
 from lift.errors import VolumeError
 
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -140,7 +147,8 @@ def test_chance_comes_from_the_given_generator_alone(seed: int) -> None:
     def once() -> tuple[tuple[int, ...], Tensor]:
         generator = torch.Generator().manual_seed(seed)
         groups = draw_groups(layout, 6, generator)
-        return groups, cut(volumes, ISOTROPIC, whole(volumes), layout, 2, generator).images
+        places = RandomPlaces(3, generator)
+        return groups, cut(volumes, ISOTROPIC, whole(volumes), layout, 2, places).images
 
     (groups, images), (again, same) = once(), once()
     assert groups == again

@@ -14,7 +14,7 @@ from lift.drifting.attraction import Anchors, RandomFeatures, SampleQueue
 from lift.drifting.encoder import RandomPyramid
 from lift.drifting.features import generated_rows, patient_features, raw_features
 from lift.drifting.field import TEMPERATURES
-from lift.drifting.groups import GroupLayout, body_extent
+from lift.drifting.groups import GroupLayout, RandomPlaces, body_extent
 from lift.drifting.loss import DriftingLoss, LossKind, Rows, row_weights
 from lift.drifting.projection import fit_projection
 from lift.drifting.standardise import clip_length, fit_standardisation
@@ -215,7 +215,13 @@ def test_from_volumes_to_a_gradient_on_volumes() -> None:
         sums += patient_sums(of, rows)
     generated = (0.5 * volumes[:4]).requires_grad_()
     groups = generated_rows(
-        generated, spacing, extent[:4], encoder, public, groups=(0, 2), generator=random
+        generated,
+        spacing,
+        extent[:4],
+        encoder,
+        public,
+        groups=(0, 2),
+        places=RandomPlaces(2, random),
     )
     loss, _ = DriftingLoss("hybrid", Anchors(of, sums), RandomFeatures(of, sums))(groups)
     (gradient,) = torch.autograd.grad(loss, generated)
@@ -223,5 +229,5 @@ def test_from_volumes_to_a_gradient_on_volumes() -> None:
     assert float(gradient.abs().max()) > 0
     with pytest.raises(ConfigError, match="feature encoder"):
         generated_rows(
-            generated, spacing, extent[:4], RandomPyramid(6), public, groups=(0,), generator=None
+            generated, spacing, extent[:4], RandomPyramid(6), public, groups=(0,), places=None
         )

@@ -63,7 +63,7 @@ def mmd2(plan: Plan, decoder: FrozenDecoder, values: dict[str, torch.Tensor], to
             decoder.public.encoder,
             decoder.public.standardisation,
             groups=range(decoder.public.projection.n_groups),
-            generator=None,
+            places=None,
         )
         x = torch.stack([rows[group].features for group in sorted(rows)])
         source = RandomFeatures(decoder.public.projection, total)
