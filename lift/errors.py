@@ -161,5 +161,9 @@ class PrivacyError(LiftError):
     label = "privacy"
 
 
+class BudgetSpentError(PrivacyError):
+    """The privacy budget does not cover this; it was refused before any data were read."""
+
+
 class NonFiniteUpdateError(PrivacyError):
     """An update holds NaN or infinity; nothing is clamped to hide it."""

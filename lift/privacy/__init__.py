@@ -1,0 +1,1 @@
+"""Patient-level differential privacy: noise, clipping, accounting, ledger."""
