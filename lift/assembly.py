@@ -23,6 +23,7 @@ from lift.guard import SiteProfile
 from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.build import build_mixer
 from lift.mixer.trained import TrainedPart
+from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
@@ -66,9 +67,19 @@ def trained_part(plan: Plan, generator: AnyGenerator) -> TrainedPart:
 
 
 def describe_dry_run(
-    plan: Plan, generator: AnyGenerator, sites: Sequence[str]
+    plan: Plan, generator: AnyGenerator, sites: Sequence[str], *, epsilon: float | None = None
 ) -> dict[str, object]:
-    """The resolved plan and what a run would send, for `--dry-run`."""
+    """The resolved plan, what a run would send and what it would cost, for `--dry-run`.
+
+    Args:
+        plan: the run's plan.
+        generator: its generator.
+        sites: names of all sites.
+        epsilon: for which the noise is asked; None asks nothing.
+
+    Raises:
+        ConfigError: the plan's privacy section does not fit the sites or the question.
+    """
     parameters = trained_part(plan, generator).parameter_count()
     number_bytes = 2 if plan.federation.update_dtype == "float16" else 4
     return {
@@ -78,7 +89,7 @@ def describe_dry_run(
         "mixer_parameters": parameters,
         "update_bytes_by_round_and_site": parameters * number_bytes,
         "rounds": plan.federation.rounds,
-        "privacy": "none: nobody adds noise",
+        "privacy": describe_privacy(plan, sites, target=epsilon),
     }
 
 

@@ -28,10 +28,18 @@ from lift.windows import Batch, draw_window, make_batch
 
 @dataclass(frozen=True)
 class TrainedRound:
-    """The mixer after one round's local steps, and the mean loss over them."""
+    """The mixer after one round's local steps, and the mean loss over them.
+
+    Attributes:
+        values: the mixer's numbers.
+        loss: None where it must not leave: under differential privacy.
+        sums: for `patient-central` alone: what leaves instead of an update, in fixed point;
+            `values` is then the received mixer.
+    """
 
     values: dict[str, Tensor]
-    loss: float
+    loss: float | None
+    sums: dict[str, np.ndarray] | None = None
 
 
 def train_round(
@@ -89,7 +97,7 @@ def take_steps(
     device: torch.device,
     report: Callable[[int, float], None] | None = None,
 ) -> TrainedRound:
-    """The optimiser steps of one round: what paired and unconditional training share.
+    """The optimiser steps of one round down a loss: what paired and unconditional training share.
 
     Args:
         part: what is trained; its numbers are overwritten.
@@ -100,37 +108,72 @@ def take_steps(
         device: where to train.
         report: called after each step with its number (from 1) and its loss.
     """
+    losses = []
+    anchors = {name: tensor.to(device) for name, tensor in start.items()}
+
+    def set_gradients(step: int) -> None:
+        loss = step_loss(step)
+        if plan.training.proximal > 0:
+            distance = sum(
+                (
+                    (p - anchors[name]).square().sum()
+                    for name, p in part.named_parameters()
+                    if p.requires_grad
+                ),
+                start=torch.zeros((), device=device),
+            )
+            loss = loss + 0.5 * plan.training.proximal * distance
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        losses.append(float(loss.detach()))
+
+    def done(step: int) -> None:
+        if report is not None:
+            report(step, losses[-1])
+
+    values = optimise(part, start, plan, set_gradients, round_index, device, done)
+    return TrainedRound(values, float(np.mean(losses)))
+
+
+def optimise(
+    part: TrainedPart,
+    start: dict[str, Tensor],
+    plan: Plan,
+    set_gradients: Callable[[int], None],
+    round_index: int,
+    device: torch.device,
+    done: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """The part's numbers after one round's AdamW steps along whatever gradients are set.
+
+    Args:
+        part: what is trained; its numbers are overwritten.
+        start: the received numbers.
+        plan: the run's plan.
+        set_gradients: fills the parameters' `grad`, which is empty, for a step (from 0).
+        round_index: 1 for the first training round.
+        device: where to train.
+        done: called after each step with its number (from 1).
+    """
     settings = plan.training
     part.to(device)
     part.load_values(start)
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
-    anchors = [parameter.detach().clone() for parameter in trained]
     optimiser = torch.optim.AdamW(
         trained,
         lr=settings.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=settings.weight_decay,
     )
-    losses = []
     for step in range(settings.steps):
         position = (round_index - 1) * settings.steps + step
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(settings, position, plan.total_steps)
         optimiser.zero_grad(set_to_none=True)
-        loss = step_loss(step)
-        if settings.proximal > 0:
-            distance = sum(
-                ((p - a).square().sum() for p, a in zip(trained, anchors, strict=True)),
-                start=torch.zeros((), device=device),
-            )
-            loss = loss + 0.5 * settings.proximal * distance
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        set_gradients(step)
         torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
         optimiser.step()
-        losses.append(float(loss.detach()))
-        if report is not None:
-            report(step + 1, losses[-1])
-    return TrainedRound(part.values(), float(np.mean(losses)))
+        done(step + 1)
+    return part.values()
 
 
 def draw_batches(

@@ -6,13 +6,15 @@ import hashlib
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from lift.config.kit import CA_FILE, Kit
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
-from lift.errors import ConfigError, LiftError, PolicyError, RecordError
+from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
 from lift.files import held_alone
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
@@ -35,6 +37,7 @@ from lift_client.policy import check_outgoing, check_plan
 from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
+_FAREWELL_S: Final = 5.0
 
 
 def serve(config: SiteConfig) -> None:
@@ -44,6 +47,8 @@ def serve(config: SiteConfig) -> None:
     for ever, with growing pauses.
 
     Raises:
+        BudgetSpentError: the site's privacy budget does not cover the run; the server was told
+            that, and nothing else.
         LiftError: settings, kit, key, generator or journal cannot be used; nothing was sent.
     """
     stop = threading.Event()
@@ -77,8 +82,20 @@ def serve(config: SiteConfig) -> None:
         )
         logger.info("event=started site=%s server=%s", config.name, kit.address)
         handler = Release(session.handle, config, kit, journal)
-        answer_requests(SuperNode(settings, work / "connection.log"), settings, handler, stop)
+        handler.on_budget_spent = lambda: _stop_soon(stop)
+        try:
+            answer_requests(SuperNode(settings, work / "connection.log"), settings, handler, stop)
+        finally:
+            session.close()
         logger.info("event=stopped site=%s", config.name)
+        if handler.budget_spent:
+            raise BudgetSpentError(
+                "the privacy budget does not cover what the server asks for",
+                where=str(work / "log.txt"),
+                seen="the log has the figures: event=request_refused",
+                remedy="Nothing was computed, and the server was told no more than that. See "
+                "`lift-client ledger`; only the hospital can raise the cap.",
+            )
 
 
 class Release:
@@ -101,6 +118,8 @@ class Release:
         self._config = config
         self._kit = kit
         self._journal = journal
+        self.budget_spent = False
+        self.on_budget_spent: Callable[[], None] | None = None
         self._last: tuple[str, Parcel] | None = None
         self._plans: dict[str, Plan] = {}
 
@@ -130,11 +149,18 @@ class Release:
         else:
             answer = self._handler(request)
         if isinstance(answer, Failure):
+            self._see(answer)
             return self._failed(request, answer.kind)
         check_outgoing(answer.tensors, self._config.policy)
         self._note(request, answer)
         self._last = (asked, answer)
         return answer
+
+    def _see(self, failure: Failure) -> None:
+        if failure.kind is FailureKind.BUDGET:
+            self.budget_spent = True
+            if self.on_budget_spent is not None:
+                self.on_budget_spent()
 
     def _allow(self, request: Parcel) -> None:
         """The policy, on the plan that the request belongs to and on the round it asks for."""
@@ -198,6 +224,13 @@ class Release:
             receiver=self._kit.address,
             purpose=f"Says that the request was not answered, and the class: {kind.value}.",
         )
+
+
+def _stop_soon(stop: threading.Event) -> None:
+    """Stop when the last answer had time to leave."""
+    timer = threading.Timer(_FAREWELL_S, stop.set)
+    timer.daemon = True
+    timer.start()
 
 
 def _digest(parcel: Parcel) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
+import click
 import typer
 
 from lift.commands import run_command
@@ -153,6 +154,44 @@ def journal(
         f"write the last hash down outside this machine ({PROGRAM} journal --site {path} --head) "
         "and compare it later with --expect"
     )
+
+
+@app.command()
+def ledger(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the ledger, once, with the settings' budget.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only say whether the ledger is whole.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="What would this plan cost? A plan or a dry run's output.")
+    ] = None,
+    lower: Annotated[float | None, typer.Option(help="A lower cap on epsilon.")] = None,
+    raise_: Annotated[
+        float | None, typer.Option("--raise", help="A higher cap on epsilon; needs a reason.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why the cap changes; kept for ever.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show what was told about the patients: each release, epsilon so far, what is left."""
+    if sum([create, lower is not None, raise_ is not None]) > 1:
+        raise click.UsageError("give one of --create, --lower and --raise")
+    config = _settings(_site_file(site, ctx))
+    from lift_client import ledger_view
+
+    cap = lower if raise_ is None else raise_
+    if create:
+        sys.stdout.write(ledger_view.create(config))
+    elif cap is not None:
+        if not reason:
+            raise click.UsageError("a change of the cap needs a --reason")
+        upwards = raise_ is not None
+        sys.stdout.write(ledger_view.change_cap(config, cap, reason, upwards=upwards))
+    else:
+        ledger_view.show(config, as_json=as_json, only_verify=verify, plan=plan)
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:

@@ -60,9 +60,15 @@ folder: work
 # A port on 127.0.0.1 between this program's own two processes; nothing listens to the outside.
 local_port: 9094
 
+# How much may ever be told about this cohort's patients, all runs together: decide it with the
+# data protection officer, then make the ledger once: lift-client ledger --create --site site.yaml
+# budget: {{epsilon: 8.0, delta: 0.0001}}
+
 # What a federation may do here. The site decides: whatever the server asks beyond this is refused.
 policy:
-  # `none`: what leaves carries no added noise. Required: this is a choice, never a default.
+  # `none`: what leaves carries no added noise. `patient-local`, `patient-central` (the server is
+  # trusted), `stats-once` protect patients and need the section `budget`. Required: this is a
+  # choice, never a default.
   privacy_modes: [none]
   # Tasks that may run here; left empty: the kit's own task alone. Example:
   #   - {{source: [t1n, t1c, t2w], target: t2f}}

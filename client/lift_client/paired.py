@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -12,15 +13,20 @@ from torch import Tensor
 
 from lift.assembly import plan_mixer
 from lift.config.plan import Plan
+from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
 from lift.errors import ProtocolError
 from lift.evaluation import filtered, mixed, patient_equations, patient_psnr_db
+from lift.features import Features
 from lift.generator.networks import FrozenGenerator
 from lift.guard import hf_share
 from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations
+from lift.privacy.noise import SecureStream
+from lift.privacy.start import patient_equations_of, release_equations
+from lift.privacy.training import clipped_sum, train_round_privately
 from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
 from lift.randomness import derive_seed
 from lift.training import TrainedRound, draw_batches, train_round
@@ -46,6 +52,8 @@ class PairedWork:
         report: Callable[[int, int], None] | None,
     ) -> None:
         self._plan = plan
+        self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
+        self._stream = SecureStream()
         self._site = settings.name
         self._generator = generator
         self._device = device
@@ -63,6 +71,15 @@ class PairedWork:
         return self._mixer
 
     @property
+    def train_patients(self) -> list[list[Features]]:
+        """The training patients, each with all its volumes: the unit of privacy."""
+        by_subject: dict[str, list[Features]] = {}
+        for patient in self.cohort.split.train:
+            subject = self.cohort.patients[patient].subject
+            by_subject.setdefault(subject, []).append(self.cohort.features[patient])
+        return [volumes for _, volumes in sorted(by_subject.items())]
+
+    @property
     def counts(self) -> Counts:
         """See `SiteWork`."""
         split = self.cohort.split
@@ -75,8 +92,17 @@ class PairedWork:
         )
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The z-filter's normal equations, fixed point."""
-        a, b = self.z_filter_sums.to_fixed_point()
+        """The z-filter's normal equations; under privacy clipped and noisy, or none at all."""
+        sums = self.z_filter_sums
+        if self._privacy is not None:
+            if self._privacy.start is None:
+                return {}
+            by_patient = [
+                patient_equations_of([patient_equations(volume) for volume in volumes])
+                for volumes in self.train_patients
+            ]
+            sums = release_equations(by_patient, self._privacy.start, self._stream)
+        a, b = sums.to_fixed_point()
         return {"z_filter_a": a.numpy(), "z_filter_b": b.numpy()}
 
     def start(self) -> dict[str, Tensor]:
@@ -94,25 +120,50 @@ class PairedWork:
     ) -> TrainedRound:
         """See `SiteWork`."""
         del shared  # the mixer started from the shared z-filter already
-        return train_round(
+        plan = with_steps(self._plan, steps)
+        if self._privacy is None:
+            return train_round(
+                self._mixer,
+                start,
+                self.cohort.part("train"),
+                plan,
+                round_index=round_index,
+                site=self._site,
+                device=self._device,
+                report=report,
+            )
+        if self._privacy.mode == "patient-central":
+            sums = clipped_sum(
+                self._mixer,
+                start,
+                self.train_patients,
+                plan,
+                self._privacy,
+                device=self._device,
+                stream=self._stream,
+            )
+            return TrainedRound(start, None, sums)
+        return train_round_privately(
             self._mixer,
             start,
-            self.cohort.part("train"),
-            with_steps(self._plan, steps),
+            self.train_patients,
+            plan,
+            self._privacy,
             round_index=round_index,
             site=self._site,
             device=self._device,
-            report=report,
+            stream=self._stream,
+            report=None if report is None else lambda step: report(step, math.nan),
         )
 
     def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
         """Of the received mixer, over the same windows of the validation patients each round.
 
         For the curve alone. It leaves the site, so one patient's figure is never given: None
-        below two validation patients.
+        below two validation patients, and under differential privacy.
         """
         patients = self.cohort.part("validation")
-        if len(patients) < _FEWEST_CURVE_PATIENTS:
+        if self._privacy is not None or len(patients) < _FEWEST_CURVE_PATIENTS:
             return None
         self._mixer.load_values(values)
         plan = self._plan

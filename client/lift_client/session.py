@@ -14,11 +14,14 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+from torch import Tensor
 
 from lift.config.plan import Plan
+from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
 from lift.device import fix_threads, resolve_device
 from lift.errors import (
+    BudgetSpentError,
     ConfigError,
     DataError,
     GeneratorError,
@@ -31,6 +34,7 @@ from lift.errors import (
 )
 from lift.files import write_atomically
 from lift.mixer.z_filter import NormalEquations
+from lift.privacy.costs import START, STATISTICS, STEPS, planned_releases
 from lift.protocol.messages import (
     SHARED,
     Failure,
@@ -43,9 +47,11 @@ from lift.protocol.messages import (
     TrainReply,
     TrainRequest,
 )
+from lift.training import TrainedRound
 from lift.unconditional.bundle import AnyGenerator, check_public_files
 from lift.unconditional.decoder import FrozenDecoder
 from lift.update import difference, is_finite
+from lift_client.budget import Budget, described
 from lift_client.cohort import SiteCohort
 from lift_client.paired import PairedWork
 from lift_client.received import received_values
@@ -61,6 +67,7 @@ _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (ConfigError, FailureKind.CONFIG),
     (PolicyError, FailureKind.POLICY),
     (NonFiniteUpdateError, FailureKind.NOT_FINITE),
+    (BudgetSpentError, FailureKind.BUDGET),
     (PrivacyError, FailureKind.PRIVACY),
     (VersionMismatchError, FailureKind.VERSION),
     (ProtocolError, FailureKind.PROTOCOL),
@@ -98,6 +105,7 @@ class SiteSession:
         self._report = report
         self._device = resolve_device(settings.device)
         self._opened: dict[str, _Opened] = {}
+        self._budget = Budget(settings, work)
 
     def handle(self, request: Parcel) -> Parcel | Failure:
         """The answer to one request; it never raises."""
@@ -116,7 +124,7 @@ class SiteSession:
         try:
             body = request.body
             if isinstance(body, StatisticsRequest):
-                return self._statistics(body.plan)
+                return self._statistics(body)
             if isinstance(body, TrainRequest):
                 return self._train(body, request.tensors)
             if isinstance(body, GuardRequest):
@@ -131,6 +139,19 @@ class SiteSession:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)
         return Failure(FailureKind.PROTOCOL)
+
+    def admit(self, plan: Plan) -> None:
+        """Reserve nothing yet, but refuse a run that the site's privacy budget does not cover.
+
+        Raises:
+            BudgetSpentError: it does not; no data was read.
+            ConfigError: the site has no budget, or no ledger.
+        """
+        self._budget.admit(plan)
+
+    def close(self) -> None:
+        """Let another session use the site's privacy ledger."""
+        self._budget.close()
 
     def work(self, plan: Plan) -> SiteWork:
         """The site's work under a plan (for the site's own reports and the simulation)."""
@@ -201,8 +222,13 @@ class SiteSession:
             )
         return self._opened[plan_digest]
 
-    def _statistics(self, plan: Plan) -> Parcel:
+    def _statistics(self, body: StatisticsRequest) -> Parcel:
+        plan = body.plan
+        # before the first of the patients' data is read
+        self._budget.admit(plan, known_head=body.ledger_heads.get(self.settings.name))
         opened = self._open(plan)
+        if isinstance(plan.privacy, PatientGradients | StatisticsOnce):
+            return self._private_statistics(opened, plan.privacy)
         counts = opened.work.counts
         step = plan.federation.patient_count_step
 
@@ -220,6 +246,34 @@ class SiteSession:
             highest_slice_spacing_mm=round(max(counts.slice_spacings_mm), 2),
             round_estimate_s=self._round_estimate_s(opened),
             data_version=counts.data_version,
+        )
+        return Parcel(Kind.STATISTICS, reply, tensors)
+
+    def _private_statistics(
+        self, opened: _Opened, privacy: PatientGradients | StatisticsOnce
+    ) -> Parcel:
+        """Noisy sums beside public numbers: nothing of it is the cohort's own."""
+        plan = opened.plan
+        tensors: dict[str, np.ndarray] = {}
+        purpose = START if isinstance(privacy, PatientGradients) else STATISTICS
+        if any(release.purpose == purpose for release in planned_releases(plan)):
+            tensors = self._budget.release(
+                plan,
+                round_index=0,
+                purpose=purpose,
+                steps=1,
+                request=b"",
+                compute=opened.work.statistics,
+            )
+        reply = StatisticsReply(
+            plan_digest=plan.digest(),
+            train_patients=privacy.patients_of(self.settings.name),
+            validation_patients=0,
+            test_patients=0,
+            refused_volumes=0,
+            lowest_slice_spacing_mm=None,
+            highest_slice_spacing_mm=None,
+            ledger_head=self._budget.head,
         )
         return Parcel(Kind.STATISTICS, reply, tensors)
 
@@ -241,6 +295,8 @@ class SiteSession:
             {n: t for n, t in tensors.items() if not n.startswith(SHARED)}, opened.work.part
         )
         shared = {n.removeprefix(SHARED): t for n, t in tensors.items() if n.startswith(SHARED)}
+        if isinstance(plan.privacy, PatientGradients):
+            return self._train_privately(opened, body, start, tensors)
         validation = opened.work.validation_psnr_db(start)
         steps = plan.training.steps
         report = self._step(f"round {body.round}")
@@ -250,22 +306,54 @@ class SiteSession:
             round_index=body.round,
             report=None if report is None else lambda step, _: report(step, steps),
         )
-        update = difference(trained.values, start)
-        half = plan.federation.update_dtype == "float16"
-        sent = {name: t.half() if half else t for name, t in update.items()}
-        if not is_finite(sent):
-            raise NonFiniteUpdateError(
-                "the update does not fit half precision",
-                seen="a number is larger than 65504",
-                remedy="Nothing was sent. Use federation.update_dtype: float32.",
-            )
         reply = TrainReply(
             plan_digest=body.plan_digest,
             round=body.round,
             loss=trained.loss,
             validation_psnr_db=validation,
         )
-        return Parcel(Kind.TRAIN, reply, {name: t.numpy() for name, t in sent.items()})
+        return Parcel(Kind.TRAIN, reply, _update(trained, start, plan))
+
+    def _train_privately(
+        self,
+        opened: _Opened,
+        body: TrainRequest,
+        start: dict[str, Tensor],
+        tensors: Mapping[str, np.ndarray],
+    ) -> Parcel:
+        """One round paid from the budget: no loss, no validation figure, and no sum but a noisy one
+        or, for a server that adds the noise, a clipped one.
+        """
+        plan = opened.plan
+        steps = plan.training.steps
+        report = self._step(f"round {body.round}")
+
+        def compute() -> dict[str, np.ndarray]:
+            trained = opened.work.train(
+                start,
+                {},
+                round_index=body.round,
+                report=None if report is None else lambda step, _: report(step, steps),
+            )
+            return _update(trained, start, plan)
+
+        self._budget.admit(plan)
+        sent = self._budget.release(
+            plan,
+            round_index=body.round,
+            purpose=STEPS,
+            steps=steps,
+            request=described(tensors),
+            compute=compute,
+        )
+        reply = TrainReply(
+            plan_digest=body.plan_digest,
+            round=body.round,
+            loss=None,
+            validation_psnr_db=None,
+            ledger_head=self._budget.head,
+        )
+        return Parcel(Kind.TRAIN, reply, sent)
 
     def _guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         opened = self._find(body.plan_digest)
@@ -277,6 +365,22 @@ class SiteSession:
         if report is None:
             return None
         return lambda done, total: report(f"{self.settings.name}: {what}", done, total)
+
+
+def _update(trained: TrainedRound, start: dict[str, Tensor], plan: Plan) -> dict[str, np.ndarray]:
+    """What of a round is sent: the update in the plan's number format, or clipped sums."""
+    if trained.sums is not None:
+        return trained.sums
+    half = plan.federation.update_dtype == "float16"
+    update = difference(trained.values, start)
+    sent = {name: t.half() if half else t for name, t in update.items()}
+    if not is_finite(sent):
+        raise NonFiniteUpdateError(
+            "the update does not fit half precision",
+            seen="a number is larger than 65504",
+            remedy="Nothing was sent. Use federation.update_dtype: float32.",
+        )
+    return {name: t.numpy() for name, t in sent.items()}
 
 
 def failure_kind(error: LiftError) -> FailureKind:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lift.cohort.layouts import Patient
 from lift.cohort.split import split_patients, write_split
 from lift.config.plan import Plan
+from lift.config.privacy import StatisticsOnce
 from lift.config.site import SiteSettings
 from lift.drifting.loss import DriftingLoss
 from lift.drifting.release import FEWEST_PATIENTS, from_arrays, merge_small_cells, to_arrays
@@ -25,6 +26,8 @@ from lift.errors import ProtocolError, UpdateRejectedError
 from lift.files import write_json
 from lift.mixer.trajectory import TrajectoryMapper
 from lift.preprocessing import Prepared, prepare
+from lift.privacy.noise import SecureStream
+from lift.privacy.statistics import release_sums
 from lift.protocol.messages import GuardReply, GuardRequest
 from lift.training import TrainedRound
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
@@ -123,10 +126,19 @@ class UnconditionalWork:
         return sums_of(self.train_features, self._decoder.public)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The drifting statistics that may leave; none from fewer than five patients."""
+        """The drifting statistics that may leave; none from fewer than five patients, unless noise
+        protects them.
+        """
         if settings_of(self._plan).attraction == "samples":
             return {}
         sums = self.sums()
+        privacy = self._plan.privacy
+        projection = self._decoder.public.projection
+        if isinstance(privacy, StatisticsOnce):
+            # also from no patient at all: whether a site sends must tell nothing
+            public = privacy.patients_of(self._settings.name)
+            noisy = release_sums(sums, projection, privacy, public, SecureStream())
+            return to_arrays(noisy, data_version=0)
         if sums.patients < FEWEST_PATIENTS:
             logger.warning(
                 "event=statistics_not_sent site=%s reason=fewer_than_%d_training_patients",
@@ -134,7 +146,7 @@ class UnconditionalWork:
                 FEWEST_PATIENTS,
             )
             return {}
-        merged = merge_small_cells(sums, self._decoder.public.projection)
+        merged = merge_small_cells(sums, projection)
         return to_arrays(merged, data_version=self._version)
 
     def start(self) -> dict[str, Tensor]:

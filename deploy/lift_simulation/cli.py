@@ -29,8 +29,15 @@ def simulate(
         Path | None, typer.Option(help="Folder of the result; default: out/NAME.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")
+        bool,
+        typer.Option("--dry-run", help="Print the resolved plan, with its privacy cost, and stop."),
     ] = False,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
+        ),
+    ] = None,
 ) -> None:
     """Run a federation of simulated sites: statistics, rounds, baselines, evidence, report.
 
@@ -40,7 +47,7 @@ def simulate(
     from lift_simulation import run  # torch and flwr take seconds: a typo must not wait for them
 
     if dry_run:
-        sys.stdout.write(json.dumps(run.dry_run(settings), indent=2) + "\n")
+        sys.stdout.write(json.dumps(run.dry_run(settings, epsilon=epsilon), indent=2) + "\n")
         return
     from lift.logs import log_to_file
     from lift_simulation.progress import Reporter
@@ -48,7 +55,7 @@ def simulate(
     out = output or Path("out") / settings.name
     reporter = Reporter(Console(stderr=True), settings.budget_s)
     reporter.line(f"{settings.name}: {settings.data_statement}")
-    reporter.line("privacy: none - nobody adds noise to what sites send")
+    reporter.line(run.privacy_line(settings))
     command = shlex.join([PROGRAM, *sys.argv[1:]])
     with log_to_file(out / "log.txt"):
         report = run.simulate(settings, out, reporter, command=command)

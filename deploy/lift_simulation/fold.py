@@ -98,6 +98,9 @@ class Fold:
 
     def run(self, *, synthesis_patients: int) -> FoldResult:
         """Train every method, measure all of them on the held-out patients."""
+        for session in self._sessions.values():
+            # a budget that does not cover the run is known before any data is read
+            session.admit(self._plan)
         with self._reporter.stage("features"):
             cohorts = {name: s.cohort(self._plan) for name, s in self._sessions.items()}
         for name, cohort in cohorts.items():
@@ -111,6 +114,8 @@ class Fold:
             with self._reporter.stage("control_2d"):
                 control = self._federate(control_plan, self._folder / "control_2d", guard=False)
         trained = self._alone(cohorts)
+        for session in self._sessions.values():
+            session.close()
         with self._reporter.stage("evaluation"):
             return self._evaluate(
                 cohorts, finished, control, control_plan, trained, synthesis_patients

@@ -71,12 +71,16 @@ class Reporter:
         if not isinstance(counted, dict) or not isinstance(bytes_by_site, dict):
             return
         parts = [f"round {record['round']}", str(record["kind"]), f"{len(counted)} sites"]
-        if isinstance(loss, dict) and loss:
-            parts.append(f"loss {sum(loss.values()) / len(loss):.4f}")
+        if isinstance(loss, dict):
+            told = [value for value in loss.values() if value is not None]
+            if told:
+                parts.append(f"loss {sum(told) / len(told):.4f}")
         if isinstance(psnr, dict):
             known = [value for value in psnr.values() if value is not None]
             if known:
                 parts.append(f"validation {sum(known) / len(known):.2f} dB before it")
+        if record.get("epsilon") is not None:
+            parts.append(f"epsilon {record['epsilon']:.3f}")
         parts.append(f"{max(bytes_by_site.values(), default=0)} bytes a site")
         parts.append(f"{record['seconds']} s")
         self.line("  " + " · ".join(parts))

@@ -15,6 +15,7 @@ from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
 from lift.files import file_digest, write_json
 from lift.metrics.intervals import bootstrap_mean
+from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
@@ -101,7 +102,9 @@ class RunRecord:
             if len(results) > 1
             else [],
             "update_bytes": _update_bytes(results),
-            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+            "privacy": describe_privacy(
+                self._config.plan, [site.name for site in self._config.sites]
+            ),
         }
         write_json(self._path, self._data)
 
@@ -137,7 +140,9 @@ class RunRecord:
             ],
             "update_bytes": _most_bytes(records, "train"),
             "statistics_bytes": _most_bytes(records, "statistics"),
-            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+            "privacy": describe_privacy(
+                self._config.plan, [site.name for site in self._config.sites]
+            ),
         }
         write_json(self._path, self._data)
 

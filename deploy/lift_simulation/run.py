@@ -27,6 +27,7 @@ from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.preprocessing import restore, to_output_units
+from lift.privacy.costs import describe_privacy, summary
 from lift.randomness import derive_seed
 from lift.report.page import write_report
 from lift.volume import write_volume
@@ -64,7 +65,14 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     fix_threads(plan.threads)
     record.describe(plan, generator)
     with reporter.stage("cohorts"):
-        sites = open_sites(config, out / "cache", out / "cohorts", reporter, phantoms_of(config))
+        sites = open_sites(
+            config,
+            out / "cache",
+            out / "cohorts",
+            reporter,
+            phantoms_of(config),
+            ledgers=out / "ledgers",
+        )
     record.keep_seconds(reporter.seconds)
 
     participation = (
@@ -117,10 +125,15 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     return report
 
 
-def dry_run(config: SimulationConfig) -> dict[str, object]:
-    """The resolved plan and what a run would send, without starting anything."""
+def privacy_line(config: SimulationConfig) -> str:
+    """One line for the screen: who adds which noise, and what a patient is promised."""
+    return summary(describe_privacy(config.plan, [site.name for site in config.sites]))
+
+
+def dry_run(config: SimulationConfig, *, epsilon: float | None = None) -> dict[str, object]:
+    """The resolved plan and what a run would send and cost, without starting anything."""
     if config.plan.task.kind == "unconditional":
-        return dry_run_unconditional(config)
+        return dry_run_unconditional(config, epsilon=epsilon)
     bundle = bundle_folder(_generator_of(config))
     generator = load_bundle(
         bundle,
@@ -129,7 +142,7 @@ def dry_run(config: SimulationConfig) -> dict[str, object]:
     )
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     check_task(generator.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, generator, [site.name for site in config.sites])
+    return describe_dry_run(plan, generator, [site.name for site in config.sites], epsilon=epsilon)
 
 
 def _generator_of(config: SimulationConfig) -> GeneratorChoice:
@@ -202,7 +215,9 @@ def _clean_phantom(
         for name, phantom in phantoms_of(config).items()
     }
     own = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": None})})
-    sites = open_sites(own, out / "cache", out / "cohorts", reporter, phantoms)
+    sites = open_sites(
+        own, out / "cache", out / "cohorts", reporter, phantoms, ledgers=out / "ledgers"
+    )
     federation = plan.federation.model_copy(update={"rounds": clean.rounds})
     quiet = Reporter(reporter.console, {}, quiet=True)
     result = Fold(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from lift.cohort.phantom.write import write_phantom_cohorts
 from lift.config.cohort import BratsData, SynthradData
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.simulation import SimulationConfig
-from lift.config.site import SiteSettings
+from lift.config.plan import Plan
+from lift.config.privacy import NoPrivacy, SiteLevel
+from lift.config.simulation import SimulatedSite, SimulationConfig
+from lift.config.site import BudgetSettings, SiteSettings
+from lift_client.ledger import LEDGER_FILE, create_ledger
 from lift_simulation.progress import Reporter
+
+_NO_CAP: Final = 1e6
 
 
 def open_sites(
@@ -19,6 +25,8 @@ def open_sites(
     cohorts: Path,
     reporter: Reporter,
     phantoms: Mapping[str, PhantomCohortConfig],
+    *,
+    ledgers: Path,
 ) -> dict[str, SiteSettings]:
     """Each site's settings; phantom cohorts are written as files first.
 
@@ -28,6 +36,7 @@ def open_sites(
         cohorts: where phantom cohorts go, a folder by site.
         reporter: shows the progress.
         phantoms: site -> its phantom cohort.
+        ledgers: where privacy ledgers are made, a folder by site, for plans that spend.
     """
     write_phantom_cohorts(
         {cohorts / name: phantom for name, phantom in phantoms.items()},
@@ -41,9 +50,24 @@ def open_sites(
             layout = SynthradData if "ct" in data.channels else BratsData
             data = layout(root=cohorts / site.name)
         opened[site.name] = SiteSettings(
-            name=site.name, data=data, cache=settings, device=config.device
+            name=site.name,
+            data=data,
+            cache=settings,
+            device=config.device,
+            budget=_budget(config.plan, site, ledgers / site.name),
         )
     return opened
+
+
+def _budget(plan: Plan, site: SimulatedSite, folder: Path) -> BudgetSettings | None:
+    """The site's budget with its ledger, which is made at the first start."""
+    if isinstance(plan.privacy, NoPrivacy | SiteLevel):
+        return site.budget
+    given = site.budget or BudgetSettings(epsilon=_NO_CAP, delta=plan.privacy.delta)
+    path = given.ledger or folder / LEDGER_FILE
+    if not path.exists():
+        create_ledger(path, cohort=site.name, delta=given.delta, cap=given.epsilon)
+    return given.model_copy(update={"ledger": path})
 
 
 def phantoms_of(config: SimulationConfig) -> dict[str, PhantomCohortConfig]:

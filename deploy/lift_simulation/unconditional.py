@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lift.assembly import describe_dry_run
 from lift.config.plan import Plan
+from lift.config.privacy import NoPrivacy
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
 from lift.device import fix_threads, resolve_device
@@ -71,7 +72,14 @@ def simulate_unconditional(
     fix_threads(plan.threads)
     record.describe(plan, decoder)
     with reporter.stage("cohorts"):
-        sites = open_sites(config, out / "cache", out / "cohorts", reporter, phantoms_of(config))
+        sites = open_sites(
+            config,
+            out / "cache",
+            out / "cohorts",
+            reporter,
+            phantoms_of(config),
+            ledgers=out / "ledgers",
+        )
     run = _Run(config, plan, decoder, out, reporter, device)
     with reporter.stage("features"):
         run.open(sites)
@@ -102,7 +110,9 @@ def simulate_unconditional(
     return report
 
 
-def dry_run_unconditional(config: SimulationConfig) -> dict[str, object]:
+def dry_run_unconditional(
+    config: SimulationConfig, *, epsilon: float | None = None
+) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
     if config.generator is None:
         return {
@@ -117,7 +127,7 @@ def dry_run_unconditional(config: SimulationConfig) -> dict[str, object]:
     )
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, decoder, [site.name for site in config.sites])
+    return describe_dry_run(plan, decoder, [site.name for site in config.sites], epsilon=epsilon)
 
 
 def _decoder(
@@ -173,6 +183,8 @@ class _Run:
         for name, settings in sorted(sites.items()):
             folder = self._out / "sites" / name
             session = SiteSession(settings, self._decoder, folder, report=self._reporter.step)
+            # a budget that does not cover the run is known before any volume is read
+            session.admit(self._plan)
             work = session.work(self._plan)
             assert isinstance(work, UnconditionalWork)  # noqa: S101  # the plan is checked
             self._sessions[name] = session
@@ -188,7 +200,10 @@ class _Run:
             own = settings_of(self._plan).model_copy(
                 update={"attraction": "samples", "loss": "drift"}
             )
-            plan = self._plan.model_copy(update={"unconditional": own})
+            # trained on the samples themselves: for comparison, and without noise
+            plan = self._plan.model_copy(
+                update={"unconditional": own, "privacy": NoPrivacy(mode="none")}
+            )
             with self._reporter.stage("federated_samples"):
                 found["federated_samples"] = self._federate(plan, self._out / "federated_samples")
         return found

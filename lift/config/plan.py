@@ -11,6 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lift.config.base import Settings
+from lift.config.privacy import (
+    NoPrivacy,
+    PatientGradients,
+    Privacy,
+    SiteLevel,
+    StatisticsOnce,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -275,12 +282,6 @@ class FederationPlan(Settings):
     """The review refuses an update whose joint L2 norm is larger."""
 
 
-class NoPrivacy(Settings):
-    """Nobody adds noise: said in the log, the run record and the report."""
-
-    mode: Literal["none"]
-
-
 class Plan(Settings):
     """Everything that decides the result of one run."""
 
@@ -299,7 +300,7 @@ class Plan(Settings):
     """Of an unconditional task, and only of one."""
     aggregation: AggregationPlan = AggregationPlan()
     federation: FederationPlan = FederationPlan()
-    privacy: NoPrivacy
+    privacy: Privacy
     """Required: `privacy: {mode: none}` is a choice, never a default."""
 
     @model_validator(mode="after")
@@ -314,6 +315,34 @@ class Plan(Settings):
             raise ValueError(
                 "the section `unconditional` belongs to an unconditional task, and only to one "
                 f"(task.kind is {self.task.kind})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_fits_the_task(self) -> Self:
+        privacy = self.privacy
+        if isinstance(privacy, NoPrivacy):
+            return self
+        if isinstance(privacy, PatientGradients) and self.task.kind == "unconditional":
+            raise ValueError(
+                "the drifting loss is no sum over patients, so clipping gradients bounds nobody's "
+                "influence (privacy.mode): use `stats-once`"
+            )
+        if isinstance(privacy, StatisticsOnce) and self.task.kind != "unconditional":
+            raise ValueError("privacy.mode `stats-once` belongs to an unconditional task")
+        if self.unconditional is not None and self.unconditional.attraction == "samples":
+            raise ValueError(
+                "the attraction `samples` trains on the patients themselves, which no noise "
+                "protects (unconditional.attraction): choose sums, such as `anchors`"
+            )
+        if self.federation.deadline_s is None and not isinstance(privacy, SiteLevel):
+            raise ValueError(
+                "under privacy no site tells how long its rounds take: give federation.deadline_s"
+            )
+        if privacy.mode == "patient-central" and self.training.steps != 1:
+            raise ValueError(
+                "privacy.mode `patient-central` takes one step a round: training.steps must be 1, "
+                "and aggregation.optimiser and learning_rate say how it is taken"
             )
         return self
 

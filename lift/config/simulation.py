@@ -13,7 +13,7 @@ from lift.config.decoder import DecoderPretrainConfig
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
-from lift.config.site import CacheSettings
+from lift.config.site import BudgetSettings, CacheSettings
 
 Comparison = Literal[
     "z_filter_local", "control_2d", "local_only", "centralised", "cross_site", "federated_samples"
@@ -29,6 +29,8 @@ class SimulatedSite(Settings):
     data: Annotated[
         BratsData | SynthradData | TableData | PhantomCohortConfig, Field(discriminator="layout")
     ]
+    budget: BudgetSettings | None = None
+    """Privacy budget of the site; without it a plan with noise meets no cap here."""
 
 
 class CleanPhantom(Settings):

@@ -12,6 +12,7 @@ from lift.config.cohort import CohortData
 from lift.config.generator import GeneratorChoice
 from lift.config.kit import TaskRule
 from lift.config.plan import Digest, Name
+from lift.config.privacy import Delta, PrivacyMode
 from lift.config.server import Port
 
 
@@ -24,12 +25,26 @@ class CacheSettings(Settings):
     """The oldest entries are removed beyond this size."""
 
 
+class BudgetSettings(Settings):
+    """What the hospital lets be told about its patients, all runs together."""
+
+    epsilon: float = Field(gt=0)
+    """The cap, for add or remove one patient, of everything that is ever released."""
+    delta: Delta
+    """The one delta at which all releases are counted; fixed when the ledger is made."""
+    ledger: Path | None = None
+    """File of the ledger; default: `ledger.jsonl` in the work folder. One for each cohort: sites
+    that share patients must share it."""
+
+
 class SiteSettings(Settings):
     """One site."""
 
     name: Name
     data: CohortData
     cache: CacheSettings = CacheSettings()
+    budget: BudgetSettings | None = None
+    """Privacy budget; needed by every plan that adds noise at the site or of its patients."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
 
@@ -37,7 +52,7 @@ class SiteSettings(Settings):
 class PolicySettings(Settings):
     """What the site lets a federation do here: the site decides, whatever the server asks."""
 
-    privacy_modes: tuple[Literal["none"], ...] = Field(min_length=1)
+    privacy_modes: tuple[PrivacyMode, ...] = Field(min_length=1)
     """Privacy modes that the site accepts; `none` adds no noise to what leaves. Required."""
     tasks: tuple[TaskRule, ...] = ()
     """Tasks that may run here; empty: the kit's task alone."""
@@ -75,6 +90,9 @@ class SiteConfig(SiteSettings):
             "generator": self.generator.under(folder),
             "data": self.data.model_copy(update=data_paths),
         }
+        if self.budget is not None and self.budget.ledger is not None:
+            ledger = folder / self.budget.ledger
+            update["budget"] = self.budget.model_copy(update={"ledger": ledger})
         if self.cache.folder is not None:
             update["cache"] = self.cache.model_copy(update={"folder": folder / self.cache.folder})
         return self.model_copy(update=update)

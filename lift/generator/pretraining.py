@@ -27,7 +27,8 @@ from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.cohort import BratsData, CohortData, SynthradData
 from lift.config.generator import GeneratorCard, PretrainConfig
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.plan import NoPrivacy, Plan, TaskPlan
+from lift.config.plan import Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.device import fix_threads, to_device
 from lift.errors import DataError, GeneratorError, LiftError
 from lift.files import write_atomically

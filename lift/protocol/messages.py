@@ -45,6 +45,7 @@ class FailureKind(StrEnum):
     DATA = "data"
     POLICY = "policy"
     PRIVACY = "privacy"
+    BUDGET = "budget"
     VERSION = "version"
     NOT_FINITE = "not_finite"
     PROTOCOL = "protocol"
@@ -56,6 +57,9 @@ class StatisticsRequest(Settings):
     """Round 0: the plan that the site checks against its policy and stores."""
 
     plan: Plan
+    ledger_heads: dict[str, Digest] = Field(default_factory=dict)
+    """By site: hash of the last line of its privacy ledger that the server was told. A site whose
+    ledger lacks it refuses: an older copy was put in its place."""
 
 
 class StatisticsReply(Settings):
@@ -66,12 +70,15 @@ class StatisticsReply(Settings):
     validation_patients: Count
     test_patients: Count
     refused_volumes: Count
-    lowest_slice_spacing_mm: float = Field(ge=0, le=100)
-    highest_slice_spacing_mm: float = Field(ge=0, le=100)
+    lowest_slice_spacing_mm: float | None = Field(ge=0, le=100)
+    highest_slice_spacing_mm: float | None = Field(ge=0, le=100)
+    """Of the site's volumes; None under differential privacy, where counts are public numbers."""
     round_estimate_s: float = Field(default=0.0, ge=0, le=86_400)
     """What a round should take here, from a timed dry run; 0 where the deadline is fixed."""
     data_version: Count = 0
     """How often the training data of the site changed: statistics of older data are refused."""
+    ledger_head: Digest | None = None
+    """Hash of the last line of the site's privacy ledger; it tells nothing but that it grew."""
 
 
 class TrainRequest(Settings):
@@ -86,10 +93,13 @@ class TrainReply(Settings):
 
     plan_digest: Digest
     round: int = Field(ge=1)
-    loss: float
+    loss: float | None
+    """Mean over the round's steps; None under differential privacy, as is the next one."""
     validation_psnr_db: float | None
     """Of the *received* mixer, over windows of the site's validation patients (the same in every
     round); None below two of them, so that no patient's own figure leaves."""
+    ledger_head: Digest | None = None
+    """As in the statistics' reply."""
 
 
 class GuardRequest(Settings):

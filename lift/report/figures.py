@@ -141,7 +141,10 @@ def curves_figure(run: Run) -> Picture | None:
     sites = [
         site
         for site in run.sites
-        if any(site in record.loss or site in record.validation_psnr_db for record in run.rounds)
+        if any(
+            record.loss.get(site) is not None or record.validation_psnr_db.get(site) is not None
+            for record in run.rounds
+        )
     ]
     if not sites:
         return None

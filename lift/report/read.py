@@ -121,6 +121,7 @@ class RunRecord(_Record):
     versions: dict[str, str] = Field(default_factory=dict)
     sites: tuple[SiteRecord, ...] = ()
     guard: dict[str, GuardRecord] = Field(default_factory=dict)
+    privacy: dict[str, JsonValue] = Field(default_factory=dict)
     command: str = ""
     update_bytes: int | None = None
     statistics_bytes: int | None = None

@@ -80,13 +80,28 @@ def privacy_markup(run: Run) -> Markup:
     mode = run.setting("privacy", "mode")
     if mode == "none":
         return Markup("none: no noise was added to what the sites sent")
-    return foreign(json_text(mode))
+    told = run.record.privacy
+    text = f"{mode}: {told.get('statement', 'not stated')}"
+    if "epsilon" in told:
+        text += (
+            f"; epsilon {told['epsilon']} at delta {told['delta']}, unit {told['unit']}, add or "
+            f"remove one, by {str(told['accountant']).upper()}"
+        )
+    if "epsilon_of_a_patient_in_two_hospitals" in told:
+        text += (
+            f"; of a patient in two hospitals {told['epsilon_of_a_patient_in_two_hospitals']}. "
+            "The rows local_only and centralised are trained without noise, for comparison"
+        )
+    return foreign(text)
 
 
 def curves_section(run: Run) -> Section:
     """Loss and validation figures by round."""
     content = figure_markup(curves_figure(run)) or [
-        lacking(f"{ROUNDS_FILE} holds neither loss nor validation PSNR.")
+        lacking(
+            f"{ROUNDS_FILE} holds neither loss nor validation PSNR; under differential privacy no "
+            "site sends them."
+        )
     ]
     return Section("curves", "Loss and validation by round", tuple(content))
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from lift.cohort.layouts import list_patients
 from lift.config.cohort import CohortData
 from lift.config.decoder import DecoderCard, DecoderPretrainConfig, PublicFeaturesCard
-from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, UnconditionalPlan
+from lift.config.plan import MixerPlan, Plan, TaskPlan, UnconditionalPlan
+from lift.config.privacy import NoPrivacy
 from lift.device import fix_threads
 from lift.drifting.encoder import RandomPyramid
 from lift.drifting.features import raw_features

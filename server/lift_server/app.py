@@ -22,6 +22,7 @@ from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import held_alone, write_json
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
+from lift.privacy.costs import describe_privacy, summary
 from lift.protocol.flower.apps import Connected
 from lift.protocol.flower.children import keep_loopback_direct
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
@@ -30,6 +31,7 @@ from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.certificates import certificate_notices
+from lift_server.heads import HEADS_FILE
 from lift_server.release import site_metrics, verdicts, write_finished_mixer
 from lift_server.roster import Roster
 from lift_server.rounds import FinishedRun, run_rounds
@@ -84,7 +86,7 @@ class _Server:
         record |= self._description(record)
         write_json(config.output / "run.json", record)
         self._say(f"{config.name}: {plan.federation.rounds} rounds; answers to {config.address}")
-        self._say("privacy: none - nobody adds noise to what sites send")
+        self._say(summary(self._privacy()))
         for notice in certificate_notices(config.certificates, datetime.now(UTC)):
             logger.warning("event=certificate_notice %s", notice)
             self._say(f"certificate: {notice}")
@@ -125,6 +127,7 @@ class _Server:
             run_task(self._plan, self._generator),
             roster=roster,
             on_round=self._round_done,
+            heads_file=self._config.state / HEADS_FILE,
             on_ask=self._status.asking,
         )
 
@@ -210,7 +213,7 @@ class _Server:
             "finished": None,
             "complete": False,
             **describe_run(self._plan, self._generator),
-            "privacy": {"mode": "none", "statement": "nobody adds noise: no privacy guarantee"},
+            "privacy": self._privacy(),
         }
 
     def _finish(self, record: dict[str, object], run: FinishedRun) -> None:
@@ -234,15 +237,17 @@ class _Server:
                         "test": reply["test_patients"],
                     },
                     "refused": reply["refused_volumes"],
-                    "slice_spacing_mm": [
-                        reply["lowest_slice_spacing_mm"],
-                        reply["highest_slice_spacing_mm"],
-                    ],
+                    "slice_spacing_mm": None
+                    if reply["lowest_slice_spacing_mm"] is None
+                    else [reply["lowest_slice_spacing_mm"], reply["highest_slice_spacing_mm"]],
                 }
                 for site, reply in sorted(known.items())
             ],
         }
         write_json(out / "run.json", record)
+
+    def _privacy(self) -> dict[str, object]:
+        return describe_privacy(self._plan, sorted(self._roster()))
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)

@@ -46,8 +46,15 @@ def start(
         Path | None, typer.Option(help=f"Settings (YAML); default: {CONFIG_FILE} here.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")
+        bool,
+        typer.Option("--dry-run", help="Print the resolved plan, with its privacy cost, and stop."),
     ] = False,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
+        ),
+    ] = None,
 ) -> None:
     """Start the federation, or resume it, and stay until it ends.
 
@@ -62,7 +69,7 @@ def start(
     path = config or Path(CONFIG_FILE)
     settings = ServerConfig.from_yaml(path).under(path.absolute().parent)
     if dry_run:
-        sys.stdout.write(json.dumps(_dry_run(settings), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_dry_run(settings, epsilon), indent=2) + "\n")
         return
     from lift_server.app import serve  # torch and flwr take seconds: a typo must not wait for them
 
@@ -211,7 +218,7 @@ def main() -> None:
     run_command(app, PROGRAM)
 
 
-def _dry_run(config: ServerConfig) -> dict[str, object]:
+def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
     from lift.assembly import describe_dry_run
     from lift.device import resolve_device
@@ -224,7 +231,8 @@ def _dry_run(config: ServerConfig) -> dict[str, object]:
     )
     plan = with_generator(config.plan, generator)
     check_task(generator.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, generator, list(roster.Roster.read(config.sites).admitted_keys))
+    sites = list(roster.Roster.read(config.sites).admitted_keys)
+    return describe_dry_run(plan, generator, sites, epsilon=epsilon)
 
 
 def _hosts(config: ServerConfig) -> Sequence[str]:

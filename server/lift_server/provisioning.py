@@ -62,7 +62,16 @@ plan:
     deadline_s: 3600           # a round closes after this with those who answered; null derives
                                # it from the sites' timed dry runs
   # Required, and a choice: with `none` nobody adds noise to what the sites send, so the updates
-  # and the mixer carry no privacy guarantee. Each site's policy must accept it as well.
+  # and the mixer carry no privacy guarantee. Each site's policy must accept it as well. Another
+  # choice, whose epsilon and noise `lift-server --dry-run --epsilon 8` tells:
+  # privacy:
+  #   mode: patient-local
+  #   delta: 0.0001              # 1 / (10 x public number of patients), rounded down
+  #   public_patients: 100       # agreed for every site, or by site: {north: 100, south: 60}
+  #   clip_norm: 0.1             # from public data
+  #   noise_multiplier: 3.0
+  #   sampling_rate: 0.16
+  #   start: {noise_multiplier: 10.0, clip_norm: 0.01}
   privacy: {mode: none}
 """)
 

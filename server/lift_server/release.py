@@ -17,7 +17,9 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     statistics = run.records[0]["statistics"]
     if not isinstance(statistics, dict):
         raise TypeError("statistics")
-    profiles = [_profile(run.guard.get(site), statistics[site]) for site in sorted(statistics)]
+    # under differential privacy no site tells its spacing, and none is asked for a verdict
+    known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
+    profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
     write_mixer(path, FinishedMixer(run.mixer, run.taps, plan, profiles, phantom))
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lift.config.privacy import PatientGradients
 from lift.errors import UpdateRejectedError
 from lift.mixer.z_filter import SCALE, NormalEquations
 from lift.protocol.messages import Parcel, StatisticsReply, TrainReply
 from lift.update import Values, is_finite, norm
 
 SUMS = ("z_filter_a", "z_filter_b")
+_MOST_UNITS = 2**53
 
 
 def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, NormalEquations]:
@@ -40,6 +42,39 @@ def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply
     eigenvalues = np.linalg.eigvalsh(a.astype(np.float64))
     if eigenvalues[0] < -1e-6 * max(float(eigenvalues[-1]), 1.0):
         raise rejected("the z-filter's matrix is not a sum of squares")
+    sums = NormalEquations.from_fixed_point(
+        torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients
+    )
+    return body, sums
+
+
+def review_private_statistics(
+    parcel: Parcel, plan_digest: str, privacy: PatientGradients
+) -> tuple[StatisticsReply, NormalEquations | None]:
+    """One site's round 0 under patient-level privacy: noisy z-filter sums, or none.
+
+    Noise may make a matrix with negative eigenvalues, and sums of any size; they are looked at
+    for their form alone.
+
+    Raises:
+        UpdateRejectedError: another plan, a tensor missing, extra or of another form.
+    """
+    body = parcel.body
+    if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
+        raise rejected("it answers another plan")
+    if privacy.start is None:
+        if parcel.tensors:
+            raise rejected("it holds statistics that nobody asked for")
+        return body, None
+    if set(parcel.tensors) != set(SUMS):
+        raise rejected("its tensors are not exactly the z-filter's sums")
+    a, b = (np.asarray(parcel.tensors[name]) for name in SUMS)
+    if a.dtype != np.int64 or b.dtype != np.int64 or a.shape != (6, 6) or b.shape != (6,):
+        raise rejected("the z-filter's sums are not 6 x 6 and 6 fixed-point numbers")
+    if not np.array_equal(a, a.T):
+        raise rejected("the z-filter's matrix is not symmetric")
+    if any(int(np.max(np.abs(part.astype(np.float64)))) > _MOST_UNITS for part in (a, b)):
+        raise rejected("the z-filter's sums are larger than their noise can make them")
     sums = NormalEquations.from_fixed_point(
         torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients
     )

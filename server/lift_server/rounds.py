@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from lift.config.plan import Plan
 from lift.errors import QuorumError, UpdateRejectedError
+from lift.privacy.costs import epsilon_after
+from lift.privacy.noise import SecureStream
 from lift.protocol.messages import (
     Answer,
     Failure,
@@ -32,11 +35,12 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import Transport
-from lift.update import Values
-from lift_server.aggregation import ServerState, mean_update, next_state, site_weights
-from lift_server.review import review_update
+from lift_server.aggregation import ServerState
+from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.store import RunStore
+from lift_server.tally import Tally, patients_of, slowest_round_s
 from lift_server.tasks import TAPS, Contribution, RunTask
+from lift_server.updates import Contents, round_aggregation
 
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
@@ -67,34 +71,6 @@ class FinishedRun:
         return self.shared.get(TAPS, torch.zeros(0, dtype=torch.float64))
 
 
-@dataclass
-class _Tally:
-    """One exchange: who answered what, who was refused why."""
-
-    asked: list[str]
-    counted: dict[str, float] = field(default_factory=dict)
-    answered: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    size_bytes: dict[str, int] = field(default_factory=dict)
-    sent_again: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def record(self, round_index: int, kind: Kind, **more: object) -> dict[str, object]:
-        return {
-            "round": round_index,
-            "kind": kind.value,
-            "asked": self.asked,
-            "answered": self.answered,
-            "counted": self.counted,
-            "refused": self.refused,
-            "bytes": self.size_bytes,
-            "sent_again": self.sent_again,
-            "seconds": round(self.seconds, 3),
-            **more,
-            "epsilon": None,
-        }
-
-
 def run_rounds(
     plan: Plan,
     transport: Transport,
@@ -105,6 +81,7 @@ def run_rounds(
     on_round: Callable[[Mapping[str, object]], None] | None = None,
     on_ask: Callable[[int, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
+    heads_file: Path | None = None,
 ) -> FinishedRun:
     """Run the federation to its end, or from its last checkpoint to its end.
 
@@ -118,12 +95,15 @@ def run_rounds(
         on_round: called with each round's record, after its checkpoint is on disk.
         on_ask: called before each exchange with the round, the sites and the deadline in s.
         with_guard: ask the sites for their verdict at the end.
+        heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
+            the run's folder by default.
 
     Raises:
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
     """
-    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask)
+    heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
+    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads)
     return loop.run(with_guard=with_guard)
 
 
@@ -137,6 +117,7 @@ class _Rounds:
         roster: Callable[[], Sequence[str]],
         on_round: Callable[[Mapping[str, object]], None] | None,
         on_ask: Callable[[int, Sequence[str], float], None] | None,
+        heads: LedgerHeads,
     ) -> None:
         self._plan = plan
         self._digest = plan.digest()
@@ -145,6 +126,8 @@ class _Rounds:
         self._task = task
         self._read_roster = roster
         self._roster = sorted(roster())
+        self._heads = heads
+        self._aggregation = round_aggregation(plan, len(self._roster), SecureStream())
         self._on_round = on_round
         self._on_ask = on_ask
         self._patients: dict[str, int] = {}
@@ -158,8 +141,8 @@ class _Rounds:
             done = 0
         else:
             done, state, shared = resumed
-            self._patients = _patients_of(self._store.records)
-            self._slowest_round_s = _slowest_round_s(self._store.records)
+            self._patients = patients_of(self._store.records)
+            self._slowest_round_s = slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
             self._resumed_at = done + 1
             self._inform(done + 1)
@@ -171,7 +154,7 @@ class _Rounds:
         return FinishedRun(state.released, shared, guard, self._store.records)
 
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
-        answers, tally = self._ask(0, Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan)))
+        answers, tally = self._ask(0, self._statistics_request())
         contributions: list[Contribution] = []
         replies: dict[str, StatisticsReply] = {}
         for site, parcel in answers.items():
@@ -196,17 +179,22 @@ class _Rounds:
             tally.record(
                 0,
                 Kind.STATISTICS,
+                epsilon=epsilon_after(self._plan, 0),
                 statistics={site: reply.model_dump(mode="json") for site, reply in replies.items()},
             ),
         )
         return state, shared
+
+    def _statistics_request(self) -> Parcel:
+        heads = self._heads.known(self._roster)
+        return Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan, ledger_heads=heads))
 
     def _inform(self, round_index: int) -> None:
         """After a resume the sites get the plan again: they may have lost it meanwhile.
 
         Nobody waits long for the answers, which are known already.
         """
-        request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
+        request = self._statistics_request()
         self._ask(
             round_index,
             request,
@@ -225,7 +213,7 @@ class _Rounds:
         late = [s for s in self._roster if s not in self._patients and s in connected]
         if not late:
             return {}
-        request = Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
+        request = self._statistics_request()
         deadline_s = self._deadline_s(Kind.TRAIN)
         answers, _ = self._ask(round_index, request, late, deadline_s=deadline_s)
         replies = self._reviewed(answers)
@@ -272,25 +260,16 @@ class _Rounds:
         trainers = [site for site in self._roster if self._patients.get(site, 0) > 0]
         answers, tally = self._ask(round_index, request, trainers)
         replies: dict[str, TrainReply] = {}
-        updates: dict[str, Values] = {}
+        sent: dict[str, Contents] = {}
         for site, parcel in answers.items():
             try:
-                replies[site], updates[site] = review_update(
-                    parcel,
-                    state.mixer,
-                    plan_digest=self._digest,
-                    round_index=round_index,
-                    dtype=self._plan.federation.update_dtype,
-                    largest_norm=self._plan.federation.largest_update_norm,
+                replies[site], sent[site] = self._aggregation.review(
+                    site, parcel, state.mixer, round_index
                 )
             except UpdateRejectedError as error:
                 tally.refused[site] = error.seen
-        self._check_quorum(round_index, list(updates), tally)
-        weights = site_weights(
-            {site: self._patients[site] for site in updates}, self._plan.aggregation
-        )
-        after = next_state(state, mean_update(updates, weights), self._plan.aggregation)
-        tally.counted = weights
+        self._check_quorum(round_index, list(sent), tally)
+        after, tally.counted = self._aggregation.next_state(state, sent, self._patients)
         self._finish(
             round_index,
             after,
@@ -298,6 +277,7 @@ class _Rounds:
             tally.record(
                 round_index,
                 Kind.TRAIN,
+                epsilon=epsilon_after(self._plan, round_index),
                 loss={site: reply.loss for site, reply in replies.items()},
                 validation_psnr_db={
                     site: reply.validation_psnr_db for site, reply in replies.items()
@@ -328,7 +308,7 @@ class _Rounds:
         sites: Sequence[str] | None = None,
         *,
         deadline_s: float | None = None,
-    ) -> tuple[dict[str, Parcel], _Tally]:
+    ) -> tuple[dict[str, Parcel], Tally]:
         asked = sorted(self._roster if sites is None else sites)
         if deadline_s is None:
             deadline_s = self._deadline_s(request.kind)
@@ -338,7 +318,7 @@ class _Rounds:
         answers: dict[str, Answer] = self._transport.exchange(
             dict.fromkeys(asked, request), deadline_s=deadline_s
         )
-        tally = _Tally(asked, seconds=monotonic() - began)
+        tally = Tally(asked, seconds=monotonic() - began)
         parcels: dict[str, Parcel] = {}
         for site in sorted(answers):
             answer = answers[site]
@@ -352,9 +332,10 @@ class _Rounds:
                 continue
             tally.answered.append(site)
             parcels[site] = answer.content
+            self._heads.note(site, answer.content.body)
         return parcels, tally
 
-    def _check_quorum(self, round_index: int, present: Sequence[str], tally: _Tally) -> None:
+    def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
         """By sites, and by the share of all training patients that the roster's sites told of."""
         trained = [site for site in present if self._patients.get(site, 0) > 0]
         known = [site for site in self._roster if self._patients.get(site, 0) > 0]
@@ -389,20 +370,3 @@ class _Rounds:
         logger.info("event=round_done round=%d", round_index)
         if self._on_round is not None:
             self._on_round(self._store.records[-1])
-
-
-def _slowest_round_s(records: Sequence[Mapping[str, object]]) -> float:
-    """The longest round that a site expects, as round 0 recorded it."""
-    found = records[0]["statistics"]
-    assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
-    return max((float(reply["round_estimate_s"]) for reply in found.values()), default=0.0)
-
-
-def _patients_of(records: Sequence[Mapping[str, object]]) -> dict[str, int]:
-    """Training patients by site: those of round 0, and of each round's late joiners."""
-    patients: dict[str, int] = {}
-    for key, record in zip(["counted"] + ["joined"] * len(records), records, strict=False):
-        found = record[key]
-        assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
-        patients |= {str(site): int(n) for site, n in found.items()}
-    return patients

@@ -23,6 +23,7 @@ class RunStore:
     """
 
     def __init__(self, folder: Path, plan_digest: str) -> None:
+        self.folder = folder
         self._checkpoints = folder / "checkpoints"
         self._rounds = folder / "rounds.jsonl"
         self._plan_digest = plan_digest

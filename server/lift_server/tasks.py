@@ -11,16 +11,19 @@ from torch import Tensor
 
 from lift.assembly import start_values
 from lift.config.plan import Plan
-from lift.drifting.release import FEWEST_PATIENTS, to_arrays
+from lift.config.privacy import PatientGradients, StatisticsOnce
+from lift.drifting.release import FEWEST_PATIENTS, from_arrays, to_arrays
 from lift.drifting.review import review
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.z_filter import NormalEquations, fit
+from lift.privacy.start import fit_released
+from lift.privacy.statistics import denoised
 from lift.protocol.messages import SHARED, Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper, settings_of
-from lift_server.review import rejected, review_statistics
+from lift_server.review import rejected, review_private_statistics, review_statistics
 
 TAPS: Final = "z_filter/taps"
 _DRIFTING: Final = "drifting/"
@@ -30,8 +33,10 @@ Contribution = NormalEquations | Sums | None
 class RunTask(Protocol):
     """One kind of task, as the round loop sees it."""
 
-    has_guard: bool
-    """Whether sites judge the finished mixer."""
+    @property
+    def has_guard(self) -> bool:
+        """Whether sites judge the finished mixer."""
+        ...
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """One site's answer to round 0, or UpdateRejectedError."""
@@ -58,15 +63,21 @@ class PairedTask:
         start: z-filter taps (6,) -> the mixer's numbers at the start.
     """
 
-    has_guard = True
-
     def __init__(self, plan: Plan, start: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self._ridge = plan.mixer.ridge
+        self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
         self._start = start
+
+    @property
+    def has_guard(self) -> bool:
+        """Not under differential privacy: a verdict is a release of the patients it is based on."""
+        return self._privacy is None
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
-        return review_statistics(parcel, plan_digest)
+        if self._privacy is None:
+            return review_statistics(parcel, plan_digest)
+        return review_private_statistics(parcel, plan_digest, self._privacy)
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
         """See `RunTask`."""
@@ -74,7 +85,12 @@ class PairedTask:
         for sums in contributions:
             if isinstance(sums, NormalEquations):
                 total = total + sums
-        return {TAPS: fit(total, self._ridge)}
+        if self._privacy is None:
+            return {TAPS: fit(total, self._ridge)}
+        if self._privacy.start is None:
+            return {TAPS: torch.zeros_like(total.b)}
+        sites = sum(isinstance(sums, NormalEquations) for sums in contributions)
+        return {TAPS: fit_released(total, self._privacy.start, sites, self._ridge)}
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""
@@ -89,28 +105,36 @@ class PairedTask:
 class UnconditionalTask:
     """Drifting statistics in, their total out: what every site's volumes are drawn to."""
 
-    has_guard = False
-
     def __init__(self, plan: Plan, decoder: FrozenDecoder) -> None:
         self._plan = plan
         self._decoder = decoder
         self._samples = settings_of(plan).attraction == "samples"
+        self._privacy = plan.privacy if isinstance(plan.privacy, StatisticsOnce) else None
+
+    @property
+    def has_guard(self) -> bool:
+        """A new volume is nobody's: nobody can be asked whether it helped."""
+        return False
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
         body = parcel.body
         if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
             raise rejected("it answers another plan")
-        if self._samples or (body.train_patients < 2 * FEWEST_PATIENTS and not parcel.tensors):
+        few = self._privacy is None and body.train_patients < 2 * FEWEST_PATIENTS
+        if self._samples or (few and not parcel.tensors):
             # the attraction `samples` sends none; nor does a site of fewer than five patients,
             # whose number of patients may have been rounded up
             if parcel.tensors:
                 raise rejected("it holds statistics that nobody asked for")
             return body, None
         try:
-            sums = review(
-                parcel.tensors, self._decoder.public.projection, data_version=body.data_version
-            )
+            projection = self._decoder.public.projection
+            if self._privacy is None:
+                sums = review(parcel.tensors, projection, data_version=body.data_version)
+            else:
+                # noise makes sums that no cohort can have: only their form is looked at
+                sums = from_arrays(parcel.tensors, projection).sums
         except ConfigError as error:
             # another encoder or projection: one site's mistake must not end the run for all
             raise UpdateRejectedError(
@@ -126,10 +150,15 @@ class UnconditionalTask:
         """See `RunTask`."""
         if self._samples:
             return {}
-        total = Sums.zero(self._decoder.public.projection)
+        projection = self._decoder.public.projection
+        total = Sums.zero(projection)
+        sites = 0
         for sums in contributions:
             if isinstance(sums, Sums):
                 total = total + sums
+                sites += 1
+        if self._privacy is not None:
+            total = denoised(total, projection, self._privacy, sites)
         if total.patients == 0:
             raise DataError(
                 "there is nothing to draw new volumes to",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lift.config.kit import Kit, TaskRule
-from lift.config.plan import FederationPlan, NoPrivacy, Plan, SplitPlan, TaskPlan, TrainingPlan
+from lift.config.plan import FederationPlan, Plan, SplitPlan, TaskPlan, TrainingPlan
+from lift.config.privacy import NoPrivacy
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 from lift_client.policy import check_outgoing, check_plan

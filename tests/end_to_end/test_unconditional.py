@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
+from lift_client.ledger import verify
 from tests.end_to_end.tiny_run import changed, check_refusal, run_here
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,
@@ -202,6 +203,30 @@ def test_one_patient_cannot_be_compared_and_says_so(world: World, tmp_path: Path
     config = world.settings("lonely", sites=data, compare=[])
     done = run_here("lift-simulate", "--config", config, "--output", tmp_path / "out")
     check_refusal(done, 3, names=["no site has 5 training patients"])
+
+
+def test_noisy_statistics_are_paid_once_and_every_round_after_them_is_free(world: World) -> None:
+    privacy = {
+        "mode": "stats-once",
+        "delta": 1e-4,
+        "public_patients": 6,
+        "noise_multiplier": 0.8,
+    }
+    config = world.settings("noisy", plan__privacy=privacy)
+    out = world.folder / "noisy"
+    done = run_here("lift-simulate", "--config", config, "--output", out)
+    assert done.code == 0, done
+    planned = json.loads((out / "run.json").read_text())["privacy"]
+    assert planned["mode"] == "stats-once"
+    for site in SITES:
+        book = verify(out / "ledgers" / site / "ledger.jsonl")
+        assert [item.purpose for item in book.reservations.values()] == ["statistics"]
+        assert book.epsilon() <= planned["epsilon"] < book.epsilon() + 1e-3
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert {record["epsilon"] for record in rounds} == {rounds[0]["epsilon"]}
+    replies = rounds[0]["statistics"].values()
+    assert {reply["train_patients"] for reply in replies} == {6}
+    assert json.loads((out / "metrics.json").read_text())["pooled"]["federated"]
 
 
 def test_pretrain_and_dry_run_by_the_command_line(world: World, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan
+from lift.config.plan import FederationPlan, Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.mixer.z_filter import SCALE
 from lift.protocol.messages import (
     GuardReply,

@@ -9,7 +9,8 @@ from fastapi.routing import iter_route_contexts
 from flwr.app import RecordDict
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from lift.config.plan import NoPrivacy, Plan, TaskPlan
+from lift.config.plan import Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.protocol.codec import encode
 from lift.protocol.flower.children import write_local_certificate
 from lift.protocol.flower.records import pack

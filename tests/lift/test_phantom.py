@@ -35,7 +35,8 @@ from lift.config.phantom import (
     ScannerConfig,
     SequenceConfig,
 )
-from lift.config.plan import NoPrivacy, Plan, PreprocessingPlan, TaskPlan
+from lift.config.plan import Plan, PreprocessingPlan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.files import file_digest
 from lift.preprocessing import prepare
 

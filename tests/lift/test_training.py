@@ -93,6 +93,7 @@ def test_only_the_mixer_changes_and_the_generator_stays_frozen(kind: MixerKind) 
     assert [feature.pred.tobytes() for feature in patients] == kept
     # each tensor of the mixer learned
     assert all(not torch.equal(start[name], tensor) for name, tensor in trained.values.items())
+    assert trained.loss is not None
     assert np.isfinite(trained.loss)
 
 

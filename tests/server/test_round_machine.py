@@ -26,7 +26,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from lift.config.plan import AggregationPlan, FederationPlan, NoPrivacy, Plan, TaskPlan
+from lift.config.plan import AggregationPlan, FederationPlan, Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.errors import QuorumError
 from lift.protocol.flower.apps import GridTransport
 from lift.protocol.flower.in_process import run_in_process

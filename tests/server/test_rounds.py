@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan
+from lift.config.plan import FederationPlan, Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.errors import CheckpointError, QuorumError
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import (

@@ -11,7 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan, UnconditionalPlan
+from lift.config.plan import MixerPlan, Plan, TaskPlan, TrainingPlan, UnconditionalPlan
+from lift.config.privacy import NoPrivacy
 from lift.device import resolve_device
 from lift.drifting.loss import Rows
 from lift.drifting.release import to_arrays

@@ -7,7 +7,8 @@ import numpy as np
 
 from lift.assembly import plan_mixer
 from lift.config.generator import GeneratorDescription, UNetConfig
-from lift.config.plan import MixerPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
+from lift.config.plan import MixerPlan, Plan, TaskPlan, TrainingPlan
+from lift.config.privacy import NoPrivacy
 from lift.features import Features
 from lift.generator.bundle import make_card
 from lift.generator.networks import FrozenGenerator, build_network

@@ -11,7 +11,8 @@ from rich.console import Console
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.cohort import BratsData
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.plan import FederationPlan, NoPrivacy, Plan, TaskPlan, TrainingPlan
+from lift.config.plan import FederationPlan, Plan, TaskPlan, TrainingPlan
+from lift.config.privacy import NoPrivacy
 from lift.config.site import CacheSettings, SiteSettings
 from lift.device import resolve_device
 from lift.generator.bundle import load_bundle

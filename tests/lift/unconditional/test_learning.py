@@ -151,6 +151,7 @@ def test_samples_stay_and_need_a_patient(
     round_ = train_mapper_round(
         mapper, mapper.values(), decoder, loss, plan, round_index=1, site="a", device=CPU
     )
+    assert round_.loss is not None
     assert round_.loss > 0
     with pytest.raises(DataError, match="0 training patients"):
         samples_loss(plan, decoder.public, [])

@@ -1,0 +1,124 @@
+"""The privacy plan: every number that decides a run's epsilon, frozen with the rest of the plan.
+
+The unit is the patient and the neighbour relation is add or remove one patient, always; both
+stand in the plan so that whoever reads an epsilon reads what it is of. Nothing here is private:
+numbers of patients are the public ones that sites have agreed on, never a cohort's own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from lift.config.base import Settings
+
+PrivacyMode = Literal["none", "patient-local", "patient-central", "stats-once", "site"]
+Positive = Annotated[float, Field(gt=0)]
+Delta = Annotated[float, Field(gt=0, le=0.01)]
+PublicCount = Annotated[int, Field(ge=1, le=10**6)]
+FEWEST_SITES: Final = 100
+"""Below so many sites the mode `site` is refused: its noise drowns what the sites learn."""
+
+
+class NoPrivacy(Settings):
+    """Nobody adds noise: said in the log, the run record and the report."""
+
+    mode: Literal["none"]
+
+
+class _Patients(Settings):
+    """What all patient-level modes share."""
+
+    unit: Literal["patient"] = "patient"
+    """Several volumes of a patient, and all slices of a volume, count together."""
+    relation: Literal["add_remove"] = "add_remove"
+    """Epsilon compares a cohort with the same cohort and one patient more or less."""
+    accountant: Literal["pld"] = "pld"
+    delta: Delta
+    """One over ten times the public number of patients, rounded down to a power of ten."""
+    public_patients: PublicCount | dict[str, PublicCount]
+    """Agreed number of training patients of a site: one for all, or by site. It is what sums are
+    divided by and what weighs a site; it need not be right, and it is never derived from a cohort
+    without being told to everybody."""
+
+    def patients_of(self, site: str) -> int:
+        """The public number of training patients of `site`.
+
+        Raises:
+            KeyError: the plan gives numbers by site, and none for this one.
+        """
+        if isinstance(self.public_patients, int):
+            return self.public_patients
+        return self.public_patients[site]
+
+    def names(self, site: str) -> bool:
+        """Whether the plan has a public number for `site`."""
+        return isinstance(self.public_patients, int) or site in self.public_patients
+
+
+class StartRelease(Settings):
+    """The z-filter's normal equations, clipped by patient and noised: where the mixer starts."""
+
+    noise_multiplier: Positive
+    """Standard deviation over `clip_norm`."""
+    clip_norm: Positive
+    """Bound on the joint length of one patient's equations, from public data."""
+
+
+class PatientGradients(_Patients):
+    """DP-SGD over patients (Abadi et al. 2016, arXiv:1607.00133).
+
+    `patient-local`: each site adds the full noise before anything leaves; nobody outside the
+    hospital need be trusted. `patient-central`: sites send clipped sums and the server adds the
+    noise once; the server is trusted, and each round is one step of all sites together.
+    """
+
+    mode: Literal["patient-local", "patient-central"]
+    clip_norm: Positive
+    """Bound on the joint length of one patient's gradient, from public data."""
+    noise_multiplier: Positive
+    """Standard deviation of the noise over `clip_norm`."""
+    sampling_rate: float = Field(gt=0, le=1)
+    """Probability with which each patient takes part in a step, independently of all others."""
+    windows_per_volume: int = Field(default=2, ge=1, le=64)
+    """Windows that a sampled patient gives from each volume; their losses are averaged first."""
+    engine: Literal["loop", "hooks"] = "loop"
+    """How gradients by patient are computed: one patient after the other, or by hooks on the
+    layers. The numbers agree; the loop bears every mixer."""
+    start: StartRelease | None = None
+    """None: the mixer starts without the z-filter, and nothing is spent on it."""
+
+
+class StatisticsOnce(_Patients):
+    """The drifting statistics, clipped by patient and noised, once for each data version.
+
+    All that follows is post-processing: rounds cost nothing.
+    """
+
+    mode: Literal["stats-once"]
+    noise_multiplier: Positive
+    """Standard deviation over the joint sensitivity of all groups and kinds of statistics."""
+
+
+class SiteLevel(Settings):
+    """The server clips each site's update and adds noise: hides whether a site took part.
+
+    It protects no patient beyond that, and needs very many sites.
+    """
+
+    mode: Literal["site"]
+    unit: Literal["site"] = "site"
+    relation: Literal["add_remove"] = "add_remove"
+    accountant: Literal["pld"] = "pld"
+    delta: Delta
+    clip_norm: Positive
+    """Bound on the joint length of one site's update."""
+    noise_multiplier: Positive
+    forced: bool = False
+    """Run it with fewer than a hundred sites all the same."""
+
+
+Privacy = Annotated[
+    NoPrivacy | PatientGradients | StatisticsOnce | SiteLevel, Field(discriminator="mode")
+]

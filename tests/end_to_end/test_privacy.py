@@ -1,0 +1,149 @@
+"""Runs with patient-level privacy from the command to the ledger: cost, refusal, what leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.numpy
+
+from lift.config.site import BudgetSettings, SiteSettings
+from lift_client.ledger import verify
+from tests.end_to_end.tiny_run import DROP, PATIENTS, TinyRun, check_refusal, run_here
+
+DELTA = 1e-4
+LOCAL: dict[str, object] = {
+    "mode": "patient-local",
+    "delta": DELTA,
+    "public_patients": 4,
+    "clip_norm": 0.05,
+    "noise_multiplier": 4.0,
+    "sampling_rate": 0.5,
+    "start": {"noise_multiplier": 4.0, "clip_norm": 0.1},
+}
+CENTRAL = {**LOCAL, "mode": "patient-central"}
+DRY_EPSILON_DIGITS = 1e-4
+
+
+def _sites(tiny: TinyRun, epsilon: float | None) -> list[dict[str, object]]:
+    budget = {} if epsilon is None else {"budget": {"epsilon": epsilon, "delta": DELTA}}
+    return [
+        {"name": site, "data": {"layout": "brats", "root": str(tiny.site(site))}, **budget}
+        for site in PATIENTS
+    ]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_local_run_costs_what_the_dry_run_said_and_tells_nothing_else(tiny: TinyRun) -> None:
+    changes: dict[str, object] = {
+        "plan__privacy": LOCAL,
+        "plan__federation__rounds": 2,
+        "sites": _sites(tiny, 20.0),
+    }
+    config = tiny.settings("local", **changes)
+    dry = run_here("lift-simulate", "--config", config, "--dry-run", "--epsilon", "1")
+    assert dry.code == 0, dry
+    planned = json.loads(dry.stdout)["privacy"]
+    assert planned["epsilon_of_a_patient_in_two_hospitals"] > planned["epsilon"]
+    assert planned["noise_multiplier_for"]["noise_multiplier"] > LOCAL["noise_multiplier"]
+    done = tiny.simulate("local", **changes)
+    assert done.code == 0, done
+    assert "patient-local" in done.stderr
+    out = tiny.folder / "local"
+    for site in PATIENTS:
+        book = verify(out / "ledgers" / site / "ledger.jsonl")
+        assert book.epsilon() == pytest.approx(planned["epsilon"], abs=DRY_EPSILON_DIGITS)
+        assert {book.state(seq) for seq in book.reservations} == {"sent"}
+        assert [(r.purpose, r.round, r.count) for r in book.reservations.values()] == [
+            ("start", 0, 1),
+            ("steps", 1, 2),
+            ("steps", 2, 2),
+        ]
+    rounds = _lines(out / "rounds.jsonl")
+    for site, reply in rounds[0]["statistics"].items():
+        assert reply["train_patients"] == LOCAL["public_patients"], site
+        assert reply["lowest_slice_spacing_mm"] is reply["highest_slice_spacing_mm"] is None
+        assert reply["validation_patients"] == reply["test_patients"] == 0
+        assert reply["refused_volumes"] == 0
+    for record in rounds[1:]:
+        assert set(record["loss"].values()) == set(record["validation_psnr_db"].values()) == {None}
+    assert rounds[0]["epsilon"] < rounds[1]["epsilon"] < rounds[2]["epsilon"]
+    assert rounds[2]["epsilon"] <= planned["epsilon"]
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert run["privacy"]["epsilon"] == planned["epsilon"]
+    assert run["guard"] == {}
+
+
+def test_a_run_beyond_the_budget_is_refused_before_a_volume_is_read(tiny: TinyRun) -> None:
+    done = tiny.simulate("beyond", plan__privacy=LOCAL, sites=_sites(tiny, 0.5))
+    text = check_refusal(done, 5, names=["privacy budget", "0.5"])
+    assert "epsilon would be" in text
+    out = tiny.folder / "beyond"
+    assert not (out / "cache").exists()
+    assert not list(out.rglob("split.json"))
+    assert not (out / "rounds.jsonl").exists()
+    for site in PATIENTS:
+        assert verify(out / "ledgers" / site / "ledger.jsonl").epsilon() == 0
+
+
+def test_two_runs_of_the_same_settings_have_different_noise(tiny: TinyRun) -> None:
+    mixers = []
+    for name in ("first", "second"):
+        done = tiny.simulate(name, plan__privacy=LOCAL, sites=_sites(tiny, None))
+        assert done.code == 0, done
+        mixers.append((tiny.folder / name / "mixer.safetensors").read_bytes())
+    first, second = (safetensors.numpy.load(content) for content in mixers)
+    assert all((first[name] != second[name]).any() for name in first if "mixer" in name)
+
+
+def test_the_server_adds_the_noise_in_lockstep(tiny: TinyRun) -> None:
+    done = tiny.simulate(
+        "central",
+        plan__privacy=CENTRAL,
+        plan__training__steps=1,
+        plan__federation__rounds=3,
+        plan__aggregation={"optimiser": "adam", "learning_rate": 0.01},
+        sites=_sites(tiny, 20.0),
+    )
+    assert done.code == 0, done
+    rounds = _lines(tiny.folder / "central" / "rounds.jsonl")
+    assert len(rounds) == 4
+    assert sum(rounds[1]["counted"].values()) == pytest.approx(1)
+
+
+def test_lockstep_refuses_more_than_one_step_a_round(tiny: TinyRun) -> None:
+    done = tiny.simulate("steps", plan__privacy=CENTRAL)
+    check_refusal(done, 2, names=["one step a round"])
+
+
+def test_a_plan_without_a_privacy_section_is_an_error(tiny: TinyRun) -> None:
+    done = tiny.simulate("missing", plan__privacy=DROP)
+    check_refusal(done, 2, names=["privacy"])
+
+
+def test_site_level_noise_needs_many_sites(tiny: TinyRun) -> None:
+    section = {"mode": "site", "delta": DELTA, "clip_norm": 0.1, "noise_multiplier": 1.0}
+    check_refusal(tiny.simulate("few", plan__privacy=section), 5, names=["100", "forced"])
+    done = tiny.simulate("forced", plan__privacy={**section, "forced": True})
+    assert done.code == 0, done
+
+
+def test_no_patient_name_stands_in_a_ledger(tiny: TinyRun) -> None:
+    done = tiny.simulate("names", plan__privacy=LOCAL, sites=_sites(tiny, 20.0))
+    assert done.code == 0, done
+    for path in (tiny.folder / "names" / "ledgers").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"BraTS-TST" not in content
+            assert str(tiny.folder).encode() not in content
+
+
+def test_budget_settings_are_strict() -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        BudgetSettings(epsilon=-1, delta=DELTA)
+    assert SiteSettings.model_fields["budget"].default is None
