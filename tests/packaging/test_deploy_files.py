@@ -41,7 +41,7 @@ FILES = [
 # program -> its commands; "" is the program without one
 COMMANDS = {
     "lift-server": ["", "init", "add-site", "remove-site", "renew", "check", "status", "export"],
-    "lift-client": ["", "enroll", "check", "journal"],
+    "lift-client": ["", "enroll", "check", "journal", "ledger"],
 }
 MODULES = {"lift-server": "lift_server.cli", "lift-client": "lift_client.cli"}
 # somebody has to change something first: a restart cannot help

@@ -68,7 +68,7 @@ def test_a_cell_goes_to_its_nearest_neighbour() -> None:
     counts[:, 5] = form["anchor_counts"].scale * 2
     merged = merge_small_cells(dataclasses.replace(sums, patients=42), of)
     for group in range(GROUPS):
-        anchors = of.anchors[group]
+        anchors = of.anchors[group].double()
         distances = (anchors[:2] - anchors[5]).norm(dim=1)
         near = int(distances.argmin())
         assert merged.units["anchor_counts"][group, near] == 22 * form["anchor_counts"].scale

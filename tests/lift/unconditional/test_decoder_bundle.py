@@ -181,7 +181,7 @@ def test_one_patient_or_too_few_for_the_public_files_are_refused(tmp_path: Path)
     with pytest.raises(DataError, match="1 patient; at least 2"):
         pretrain_decoder(config, tmp_path / "b", work=tmp_path / "w", device=CPU)
     write_bodies(public, 1, 3)
-    few = DecoderPretrainConfig.from_data(pretrain_data(public, steps=2), "test")
+    few = DecoderPretrainConfig.from_data(pretrain_data(public, steps=2, windows=2), "test")
     with pytest.raises(DataError, match="feature vectors; at least"):
         pretrain_decoder(few, tmp_path / "b", work=tmp_path / "w", device=CPU)
     assert not (tmp_path / "b" / CARD_FILE).exists()
