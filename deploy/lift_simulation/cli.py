@@ -38,6 +38,14 @@ def simulate(
             help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
         ),
     ] = None,
+    clip_norms: Annotated[
+        bool,
+        typer.Option(
+            "--clip-norms",
+            help="Measure on phantom sites how long patients' gradients are, suggest clip norms, "
+            "and stop.",
+        ),
+    ] = False,
 ) -> None:
     """Run a federation of simulated sites: statistics, rounds, baselines, evidence, report.
 
@@ -54,6 +62,13 @@ def simulate(
 
     out = output or Path("out") / settings.name
     reporter = Reporter(Console(stderr=True), settings.budget_s)
+    if clip_norms:
+        from lift_simulation.clip_norms import measure_clip_norms
+
+        with reporter.stage("clip norms"):
+            found = measure_clip_norms(settings, out, reporter)
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
     reporter.line(f"{settings.name}: {settings.data_statement}")
     reporter.line(run.privacy_line(settings))
     command = shlex.join([PROGRAM, *sys.argv[1:]])

@@ -147,3 +147,47 @@ def test_budget_settings_are_strict() -> None:
     with pytest.raises(ValueError, match="epsilon"):
         BudgetSettings(epsilon=-1, delta=DELTA)
     assert SiteSettings.model_fields["budget"].default is None
+
+
+def test_clip_norms_are_measured_on_phantoms_and_on_nobody_else(tiny: TinyRun) -> None:
+    config = tiny.settings("norms", plan__privacy=LOCAL)
+    refused = run_here("lift-simulate", "--config", config, "--clip-norms")
+    check_refusal(refused, 2, names=["phantom", "ledger"])
+    plain = tiny.settings("plain")
+    check_refusal(
+        run_here("lift-simulate", "--config", plain, "--clip-norms"), 2, names=["privacy.mode"]
+    )
+
+
+def test_clip_norms_of_phantoms(tiny: TinyRun) -> None:
+    channels = ["t1n", "t1c", "t2w", "t2f"]
+    config = tiny.settings(
+        "phantoms",
+        generator={"builtin": "phantom-t1n-t1c-t2w-t2f"},
+        sites=[
+            {
+                "name": "north",
+                "data": {
+                    "layout": "phantom",
+                    "scanner": "north",
+                    "patients": 4,
+                    "seed": 5,
+                    "channels": channels,
+                    "target": "t2f",
+                },
+            }
+        ],
+        plan__task={"source": channels[:3], "target": "t2f"},
+        plan__privacy=LOCAL,
+    )
+    out = tiny.folder / "clip"
+    done = run_here("lift-simulate", "--config", config, "--clip-norms", "--output", out)
+    assert done.code == 0, done
+    found = json.loads(done.stdout)
+    assert found["phantom"]
+    assert set(found["gradients"]) == {"start", "round 1"}
+    for quantiles in [*found["gradients"].values(), found["equations"]]:
+        assert 0 < quantiles["25%"] <= quantiles["50%"] <= quantiles["95%"]
+    assert found["suggested"]["clip_norm"] > 0
+    # it is a measurement, not a run
+    assert not (out / "rounds.jsonl").exists()
