@@ -16,7 +16,6 @@ import numpy as np
 import safetensors.numpy
 
 from lift.config.plan import Plan
-from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.site import SiteSettings
 from lift.errors import ConfigError, LiftError
 from lift.files import write_atomically
@@ -157,7 +156,7 @@ class Budget:
 
 def spends(plan: Plan) -> bool:
     """Whether a run of the plan costs a site's patients anything that is counted."""
-    return not isinstance(plan.privacy, NoPrivacy | SiteLevel)
+    return plan.protects_patients
 
 
 def ledger_path(settings: SiteSettings, folder: Path) -> Path:

@@ -92,7 +92,12 @@ def open_cohort(
         )
 
     usable = read_patients(settings, plan, read, report)
-    split = split_patients(list(usable.patients.values()), plan.split, settings.name)
+    split = split_patients(
+        list(usable.patients.values()),
+        plan.split,
+        settings.name,
+        one_by_one=plan.protects_patients,
+    )
     write_split(work / "split.json", split)
     return SiteCohort(settings.name, split, usable.patients, usable.content, tuple(usable.refusals))
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from lift.config.kit import Kit
 from lift.config.plan import Plan
-from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 
@@ -60,8 +59,10 @@ def check_plan(plan: Plan, policy: PolicySettings, kit: Kit, *, parameters: int 
             f"the plan has {plan.training.steps} steps a round; "
             f"at most {policy.most_steps_per_round}"
         )
-    counts_leave = isinstance(plan.privacy, NoPrivacy | SiteLevel)
-    if counts_leave and plan.federation.patient_count_step < policy.least_patient_count_step:
+    if (
+        not plan.protects_patients
+        and plan.federation.patient_count_step < policy.least_patient_count_step
+    ):
         offences["least_patient_count_step"] = (
             f"the plan rounds numbers of patients to {plan.federation.patient_count_step}; "
             f"at least {policy.least_patient_count_step}"

@@ -82,7 +82,12 @@ class UnconditionalWork:
         self._mapper = plan_mapper(plan, decoder)
         self._losses: dict[str, DriftingLoss] = {}
         usable = read_patients(settings, plan, self._read, report)
-        self.split = split_patients(list(usable.patients.values()), plan.split, settings.name)
+        self.split = split_patients(
+            list(usable.patients.values()),
+            plan.split,
+            settings.name,
+            one_by_one=plan.protects_patients,
+        )
         write_split(work / "split.json", self.split)
         self.patients = usable.patients
         self.refusals = tuple(usable.refusals)

@@ -35,8 +35,14 @@ class Split:
 _STORED: Final = TypeAdapter(Split)
 
 
-def split_patients(patients: Sequence[Patient], rule: SplitPlan, site: str) -> Split:
+def split_patients(
+    patients: Sequence[Patient], rule: SplitPlan, site: str, *, one_by_one: bool = False
+) -> Split:
     """The split of one site's patients; it does not depend on their order.
+
+    With `one_by_one`, which differential privacy needs, each person's part follows from this
+    person's hash alone: whether somebody else is in the cohort moves nobody. Parts then have their
+    shares on average only, and may be empty. Otherwise:
 
     Persons (`Patient.subject`) are ordered by a keyed hash of their name and cut at whole
     numbers, by largest remainder. Cohorts of at least 5 persons have at least 2 validation
@@ -47,6 +53,8 @@ def split_patients(patients: Sequence[Patient], rule: SplitPlan, site: str) -> S
     empty when fewer than 6 persons remain.
     """
     prefix = f"{site}/"
+    if one_by_one:
+        return _split_one_by_one(patients, rule, prefix)
     if rule.held_out:
         held = {name.removeprefix(prefix) for name in rule.held_out if name.startswith(prefix)}
         tested = {patient.subject for patient in patients if patient.id in held}
@@ -69,6 +77,21 @@ def split_patients(patients: Sequence[Patient], rule: SplitPlan, site: str) -> S
     tests = min(tests, max(n - 1, 0))
     validations = min(validations, max(n - 1 - tests, 0))
     return _split(patients, set(order[tests : tests + validations]), set(order[:tests]))
+
+
+def _split_one_by_one(patients: Sequence[Patient], rule: SplitPlan, prefix: str) -> Split:
+    held = {name.removeprefix(prefix) for name in rule.held_out if name.startswith(prefix)}
+    tested = {patient.subject for patient in patients if patient.id in held}
+    tests = 0.0 if held else max(0.0, 1.0 - rule.train - rule.validation)
+    validations = rule.validation / (rule.train + rule.validation) if held else rule.validation
+    validated = set()
+    for subject in {patient.subject for patient in patients} - tested:
+        place = int.from_bytes(_rank(subject, rule.key)[:6], "big") / 2**48
+        if place < tests:
+            tested.add(subject)
+        elif place < tests + validations:
+            validated.add(subject)
+    return _split(patients, validated, tested)
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -112,11 +135,11 @@ def _largest_remainder(n: int, shares: Sequence[float]) -> list[int]:
 
 def _ordered(patients: Sequence[Patient], key: str, *, without: set[str]) -> list[str]:
     subjects = {patient.subject for patient in patients} - without
+    return sorted(subjects, key=lambda subject: (_rank(subject, key), subject))
 
-    def rank(subject: str) -> bytes:
-        return hmac.new(key.encode(), subject.encode(), hashlib.sha256).digest()
 
-    return sorted(subjects, key=lambda subject: (rank(subject), subject))
+def _rank(subject: str, key: str) -> bytes:
+    return hmac.new(key.encode(), subject.encode(), hashlib.sha256).digest()
 
 
 def _split(patients: Sequence[Patient], validation: set[str], test: set[str]) -> Split:

@@ -347,6 +347,11 @@ class Plan(Settings):
         return self
 
     @property
+    def protects_patients(self) -> bool:
+        """Whether what leaves a site is bounded and noised by patient."""
+        return not isinstance(self.privacy, NoPrivacy | SiteLevel)
+
+    @property
     def total_steps(self) -> int:
         """Local optimiser steps that a site takes in the whole run."""
         return self.federation.rounds * self.training.steps

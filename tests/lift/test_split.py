@@ -156,3 +156,35 @@ def test_a_split_that_lists_a_patient_twice_or_as_no_name_is_refused(tmp_path: P
             read_split(tmp_path / "split.json")
     (tmp_path / "split.json").write_text('{"train": ["a"], "validation": [], "test": ["b"]}')
     assert read_split(tmp_path / "split.json") == Split(("a",), (), ("b",))
+
+
+def test_one_by_one_nobody_moves_when_a_person_comes_or_goes() -> None:
+    rule = SplitPlan(train=0.6, validation=0.2)
+    everybody = cohort(40, visits=2)
+    whole = split_patients(everybody, rule, "north", one_by_one=True)
+    moved_by_rank = 0
+    for person in sorted({patient.subject for patient in everybody}):
+        rest = [patient for patient in everybody if patient.subject != person]
+        kept = {patient.id for patient in rest}
+        split = split_patients(rest, rule, "north", one_by_one=True)
+        for part in ("train", "validation", "test"):
+            assert set(getattr(split, part)) == set(getattr(whole, part)) & kept
+        ranked = split_patients(everybody, rule, "north")
+        without = split_patients(rest, rule, "north")
+        moved_by_rank += set(without.train) != set(ranked.train) & kept
+    # the ordinary split has exact shares, and so moves others: this test can fail
+    assert moved_by_rank > 0
+
+
+def test_one_by_one_parts_have_their_shares_on_average_and_keep_a_persons_visits() -> None:
+    rule = SplitPlan(train=0.6, validation=0.2)
+    split = split_patients(cohort(1000, visits=2), rule, "north", one_by_one=True)
+    shares = [len(part) / 2000 for part in (split.train, split.validation, split.test)]
+    # five standard errors of the larger share
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=5 * (0.6 * 0.4 / 1000) ** 0.5)
+    parts: dict[str, set[str]] = {p.subject: set() for p in cohort(1000, visits=2)}
+    for patient in cohort(1000, visits=2):
+        for name in ("train", "validation", "test"):
+            if patient.id in getattr(split, name):
+                parts[patient.subject].add(name)
+    assert {len(found) for found in parts.values()} == {1}
