@@ -199,7 +199,7 @@ def test_privacy_has_no_silent_default(tiny: TinyRun) -> None:
     done = tiny.simulate("private", plan__privacy=DROP)
     check_refusal(done, 2, names=["plan.privacy: missing; this key is required"])
     done = tiny.simulate("private", plan__privacy={})
-    check_refusal(done, 2, names=["plan.privacy.mode: missing"])
+    check_refusal(done, 2, names=["plan.privacy: the key 'mode' is missing"])
 
 
 def test_a_key_given_twice_is_refused(tiny: TinyRun) -> None:
@@ -504,7 +504,7 @@ def _misspelt(key: str) -> str:
 
 def _check_suggestion(message: str, path: tuple[str | int, ...], wrong: str) -> None:
     key = str(path[-1])
-    if key in {"layout", "rule"} or path == ("network", "name"):
+    if key in {"layout", "rule"} or path[-2:] in {("network", "name"), ("privacy", "mode")}:
         # the key that says which keys there are: without it none can be checked
         assert f"'{key}'" in message, (path, message)
         return
