@@ -127,6 +127,8 @@ class _Rounds:
         self._read_roster = roster
         self._roster = sorted(roster())
         self._heads = heads
+        # sites that said that their privacy budget is spent; asked again after a restart
+        self._spent: set[str] = set()
         self._aggregation = round_aggregation(plan, len(self._roster), SecureStream())
         self._on_round = on_round
         self._on_ask = on_ask
@@ -210,7 +212,11 @@ class _Rounds:
         is asked again before the next one: it has gone on with them.
         """
         connected = set(self._transport.sites())
-        late = [s for s in self._roster if s not in self._patients and s in connected]
+        late = [
+            site
+            for site in self._roster
+            if site not in self._patients and site in connected and site not in self._spent
+        ]
         if not late:
             return {}
         request = self._statistics_request()
@@ -257,7 +263,11 @@ class _Rounds:
             {name: tensor.numpy() for name, tensor in state.mixer.items()}
             | self._task.sent(shared),
         )
-        trainers = [site for site in self._roster if self._patients.get(site, 0) > 0]
+        trainers = [
+            site
+            for site in self._roster
+            if self._patients.get(site, 0) > 0 and site not in self._spent
+        ]
         answers, tally = self._ask(round_index, request, trainers)
         replies: dict[str, TrainReply] = {}
         sent: dict[str, Contents] = {}
@@ -327,6 +337,9 @@ class _Rounds:
                 tally.sent_again[site] = answer.sent - 1
             if isinstance(answer.content, Failure):
                 tally.refused[site] = answer.content.kind.value
+                if answer.content.kind is FailureKind.BUDGET:
+                    # it stops: whoever asked it again would wait for the deadline
+                    self._spent.add(site)
                 if answer.content.kind is not FailureKind.NO_ANSWER:
                     tally.answered.append(site)
                 continue

@@ -280,3 +280,23 @@ def test_a_removed_sites_patients_are_nobodys_to_wait_for(tmp_path: Path) -> Non
         ["harbour", "north", "valley"],
         ["harbour", "north"],
     ]
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_site_without_budget_is_not_asked_again(tmp_path: Path, when: int) -> None:
+    # it has stopped: whoever asked it again would wait for the deadline in every round
+    asked: list[str] = []
+    sites: dict[str, SiteHandler] = dict(scripted(valley={when: FailureKind.BUDGET}))
+    valley = sites["valley"]
+
+    def counting(request: Parcel) -> Parcel | Failure:
+        asked.append(request.kind.value)
+        return valley(request)
+
+    chosen = plan(rounds=4, quorum_sites=2, quorum_patients=0.5)
+    finished = federate(chosen, tmp_path, sites | {"valley": counting})
+    assert finished.records[when]["refused"] == {"valley": "budget"}
+    for record in finished.records[when + 1 :]:
+        assert "valley" not in record["asked"]  # type: ignore[operator]
+    trained = [kind for kind in asked if kind == "train"]
+    assert (asked.count("statistics"), len(trained)) == (1, when)
