@@ -88,10 +88,10 @@ def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
 
 
 def _patch_server(point: str, at_round: int, strike: Callable[[], None]) -> None:
-    rounds: Any = importlib.import_module("lift_server.rounds")
+    updates: Any = importlib.import_module("lift_server.updates")
     store: Any = importlib.import_module("lift_server.store")
 
-    averaging: Any = rounds.mean_update
+    averaging: Any = updates.mean_update
     writing: Any = store.write_checkpoint
     done = {"rounds": 0}
 
@@ -110,7 +110,7 @@ def _patch_server(point: str, at_round: int, strike: Callable[[], None]) -> None
             strike()
         writing(folder, checkpoint)
 
-    rounds.mean_update = mean_update
+    updates.mean_update = mean_update
     store.write_checkpoint = write_checkpoint
 
 
