@@ -357,6 +357,13 @@ class SiteSession:
 
     def _guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         opened = self._find(body.plan_digest)
+        if opened.plan.protects_patients:
+            raise PolicyError(
+                "the server asks for a verdict, which no noise protects",
+                where="privacy.mode",
+                seen=f"the plan's mode is {opened.plan.privacy.mode}",
+                remedy="Nothing was computed or sent. Tell the coordinator.",
+            )
         fix_threads(opened.plan.threads)
         return Parcel(Kind.GUARD, opened.work.guard(body, tensors))
 

@@ -6,11 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
+from lift.config.cohort import BratsData
+from lift.config.simulation import SimulationConfig
 from lift.config.site import BudgetSettings, SiteSettings
-from lift_client.ledger import verify
+from lift.generator.bundle import load_bundle
+from lift.protocol.messages import (
+    Failure,
+    FailureKind,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsRequest,
+)
+from lift_client.ledger import create_ledger, verify
+from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import DROP, PATIENTS, TinyRun, check_refusal, run_here
 
 DELTA = 1e-4
@@ -147,6 +161,30 @@ def test_budget_settings_are_strict() -> None:
     with pytest.raises(ValueError, match="epsilon"):
         BudgetSettings(epsilon=-1, delta=DELTA)
     assert SiteSettings.model_fields["budget"].default is None
+
+
+def test_a_verdict_on_private_patients_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    config = SimulationConfig.from_yaml(tiny.settings("verdict", plan__privacy=LOCAL))
+    generator = load_bundle(tiny.bundle, expected_fingerprint=None, device=torch.device("cpu"))
+    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+    site = next(iter(PATIENTS))
+    settings = SiteSettings(
+        name=site,
+        data=BratsData(root=tiny.site(site)),
+        budget=BudgetSettings(epsilon=20, delta=DELTA),
+        device="cpu",
+    )
+    create_ledger(tmp_path / "ledger.jsonl", cohort=site, delta=DELTA, cap=20)
+    session = SiteSession(settings, generator, tmp_path)
+    first = session.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+    assert isinstance(first, Parcel)
+    asked = Parcel(
+        Kind.GUARD,
+        GuardRequest(plan_digest=plan.digest()),
+        {"z_filter/taps": np.zeros(6)},
+    )
+    assert session.handle(asked) == Failure(FailureKind.POLICY)
+    session.close()
 
 
 def test_clip_norms_are_measured_on_phantoms_and_on_nobody_else(tiny: TinyRun) -> None:
