@@ -1,10 +1,17 @@
-"""What people compare of a public key, on both sides."""
+"""A site's key pair: reading it, and what people compare of it, on both sides."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hashlib
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from lift.errors import ConfigError
 
 
 def key_fingerprint(public_key: str) -> str:
@@ -18,3 +25,44 @@ def key_fingerprint(public_key: str) -> str:
     except (IndexError, binascii.Error):
         raise ValueError("the public key is not in OpenSSH form") from None
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def public_text(key: ec.EllipticCurvePublicKey) -> bytes:
+    """The public key as one OpenSSH line: what the coordinator gets."""
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The site's private key, if nobody else may read it and it is an EC P-384 key.
+
+    Raises:
+        ConfigError: the file is missing, open to others, or holds something else.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+        content = path.read_bytes()
+    except OSError as error:
+        raise _bad_key(path, error.strerror or type(error).__name__) from None
+    if mode & 0o077:
+        raise ConfigError(
+            "the site's private key is open to others",
+            where=str(path),
+            seen=f"its mode is {mode:04o}; needed: 0600",
+            remedy=f"Run: chmod 600 '{path}'. If others could have read it, enrol again.",
+        )
+    try:
+        key = serialization.load_ssh_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise _bad_key(path, "it is not an OpenSSH private key without a password") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise _bad_key(path, "it is not an EC P-384 key")
+    return key
+
+
+def _bad_key(path: Path, seen: str) -> ConfigError:
+    return ConfigError(
+        "cannot use the site's private key",
+        where=str(path),
+        seen=seen,
+        remedy="Correct `key` in the site's settings, or make a key with `lift-client enroll`.",
+    )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
+from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.evaluation import mixed, patient_equations, patient_psnr_db
@@ -25,7 +26,6 @@ from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.training import train_round
-from lift_client.cohort import SiteCohort, prepare_patient
 from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore

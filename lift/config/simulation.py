@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lift.config.base import Settings
-from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.cohort import BidsData, BratsData, SynthradData, TableData
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
@@ -27,7 +27,8 @@ class SimulatedSite(Settings):
     description: str = ""
     """One line for the report: scanner, patients."""
     data: Annotated[
-        BratsData | SynthradData | TableData | PhantomCohortConfig, Field(discriminator="layout")
+        BratsData | SynthradData | BidsData | TableData | PhantomCohortConfig,
+        Field(discriminator="layout"),
     ]
     budget: BudgetSettings | None = None
     """Privacy budget of the site; without it a plan with noise meets no cap here."""

@@ -150,12 +150,12 @@ def describe_privacy(
         "relation": privacy.relation,
         "delta": privacy.delta,
         "accountant": privacy.accountant,
-        "epsilon": _rounded_up(epsilon(mechanisms, privacy.delta)),
-        "epsilon_by_rdp": _rounded_up(epsilon(mechanisms, privacy.delta, "rdp")),
+        "epsilon": rounded_up(epsilon(mechanisms, privacy.delta)),
+        "epsilon_by_rdp": rounded_up(epsilon(mechanisms, privacy.delta, "rdp")),
     }
     if not isinstance(privacy, SiteLevel):
         twice = [release.mechanism(release.steps) for release in releases_in_two_hospitals(plan)]
-        described["epsilon_of_a_patient_in_two_hospitals"] = _rounded_up(
+        described["epsilon_of_a_patient_in_two_hospitals"] = rounded_up(
             epsilon(twice, privacy.delta)
         )
         described["epsilon_by_site"] = dict.fromkeys(sorted(sites), described["epsilon"])
@@ -207,6 +207,6 @@ def _noise_for(plan: Plan, target: float, delta: float) -> float:
     return round(noise + 5e-5, 4)
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """Four decimals, never below the value."""
     return value if value in {0.0, float("inf")} else round(value + 5e-5, 4)

@@ -8,22 +8,25 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import click
 import typer
 from rich.console import Console
 
 from lift.commands import run_command
+from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES
 from lift.generator.card import bundle_folder, check_task
 from lift_server import certificates, provisioning, roster
 from lift_server.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
-from lift_server.export import export_run
 from lift_server.preflight import Verdict, run_checks
 from lift_server.provisioning import CONFIG_FILE, load_settings
 from lift_server.status_view import describe, show
+
+if TYPE_CHECKING:
+    from lift.audit.documents import TrainingAudit
 
 PROGRAM = "lift-server"
 # the first of these that a problem has is the one to mend first: it decides the exit code
@@ -206,11 +209,41 @@ def status(
 def export(
     folder: Folder,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(help="A site's `lift audit patients`; once for each site."),
+    ] = None,
+    without_audit: Annotated[
+        bool,
+        typer.Option(
+            "--without-audit", help="Release although audits are missing; the bundle says so."
+        ),
+    ] = False,
 ) -> None:
-    """Copy the finished mixer and its records into a new folder, with SHA256SUMS."""
-    sums = export_run(load_settings(folder).output, output)
+    """Make the release bundle of the finished mixer, signed with the server's key.
+
+    It needs an audit of every site that the mixer learned from. Training under patient-level
+    privacy is audited here, with invented patients; that takes some minutes.
+    """
+    from lift_server.export import export_run  # torch takes seconds: a typo must not wait for it
+
+    config = load_settings(folder)
+
+    def audit_training(plan: Plan) -> TrainingAudit:
+        from lift.audit.training import training_audit
+
+        sys.stderr.write("auditing the training with invented patients ...\n")
+        return training_audit(plan, bundle_folder(config.generator))
+
+    sums = export_run(
+        config,
+        output,
+        audits=audit or (),
+        without_audit=without_audit,
+        audit_training=audit_training,
+    )
     _write(f"exported: {output}", *sums)
-    _next(f"cd {_quoted(output)} && sha256sum -c SHA256SUMS")
+    _next(f"read {_quoted(output)}/RELEASE.txt; it says how others check the folder")
 
 
 def main() -> None:

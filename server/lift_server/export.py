@@ -1,42 +1,234 @@
-"""`lift-server export`: the finished mixer and its records, copied with their sums."""
+"""`lift-server export`: the release bundle of a finished run, signed with the server's key.
+
+The gate: a mixer is released with audits of every site that it learned from, and under
+patient-level gradients with one of the training itself; or without, in so many words.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from lift.errors import CheckpointError, ConfigError, DataError
+from lift.audit.documents import SIGNATURE, SiteAudit, TrainingAudit, check_signature, read_signed
+from lift.config.plan import Plan
+from lift.config.privacy import NoPrivacy, PatientGradients
+from lift.config.server import ServerConfig
+from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
+from lift_server.bundle_text import bundle_text
+from lift_server.certificates import SERVER_FILE, SERVER_KEY_FILE, read_private_key
+from lift_server.heads import HEADS_FILE, LedgerHeads
+from lift_server.privacy_record import epsilon_by_site
+from lift_server.roster import Roster
 from lift_server.status_view import is_complete
 
 RELEASED: Final = ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json")
+BUNDLE_FILE: Final = "release.json"
+SIGNATURE_FILE: Final = "release.json.sig"
+TEXT_FILE: Final = "RELEASE.txt"
 SUMS_FILE: Final = "SHA256SUMS"
+WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
+_THE_TRAINING: Final = "the training"
 
 
-def export_run(run: Path, output: Path) -> list[str]:
-    """Copy a finished run into a new folder; the lines of its SHA256SUMS.
+def export_run(
+    config: ServerConfig,
+    output: Path,
+    *,
+    audits: Sequence[Path],
+    without_audit: bool,
+    audit_training: Callable[[Plan], TrainingAudit],
+) -> list[str]:
+    """Write the release bundle of a finished run into a new folder; the lines of its SHA256SUMS.
 
     Args:
-        run: the run's folder.
+        config: the coordinator's settings, paths from its folder.
         output: is made; it must not exist, or be empty.
+        audits: files that sites handed over.
+        without_audit: release without the audits that are missing, and say so.
+        audit_training: audits the plan's private training; asked where the plan has some.
 
     Raises:
-        CheckpointError: the run is not complete; nothing is written.
-        ConfigError: the folder is in use; nothing is written.
+        CheckpointError: the run is not complete.
+        ConfigError: the folder is in use, or an audit's file cannot be read.
+        PolicyError: an audit is missing, not of this mixer, not signed by its site, or the
+            training did not pass its own. Nothing is written in any of these cases.
         DataError: a copy came back with other bytes.
     """
-    mixer = run / RELEASED[0]
-    if not mixer.is_file() or not is_complete(run):
-        raise CheckpointError(
-            "the run has no finished mixer",
+    run = config.output
+    _check_finished(run)
+    _check_free(output)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    rounds = _rounds(run)
+    plan = Plan.from_data(record["plan"], "run.json")
+    keys = Roster.read(config.sites)
+    mixer_digest = file_digest(run / RELEASED[0])
+    sites = read_audits(audits, keys, mixer_digest)
+    learned_from = sorted({site for line in rounds[1:] for site in line["counted"]})
+    missing = [site for site in learned_from if site not in sites]
+    if missing and not without_audit:
+        raise _not_audited(missing, run)
+    training = None
+    if isinstance(plan.privacy, PatientGradients):
+        try:
+            training = audit_training(plan)
+        except ConfigError:
+            # with too little noise, or too small a mixer, no audit can tell anything
+            if not without_audit:
+                raise
+            missing.append(_THE_TRAINING)
+    if training is not None and not training.passed:
+        raise PolicyError(
+            "the training did not pass its audit",
             where=str(run),
-            seen="run.json does not say that the run is complete"
-            if mixer.is_file()
-            else f"there is no {RELEASED[0]}",
-            remedy="Nothing was written. Let `lift-server` run to its end: a partial run is "
-            "never shipped.",
+            seen=f"epsilon is at least {training.epsilon_lower_bound:.2f} by the canaries; "
+            f"{training.claimed_epsilon:.2f} was claimed ({training.audited})",
+            remedy="Nothing was written, and nothing should be released: noise, sampling or "
+            "clipping do less than they say. Please report it. A right pipeline fails once in "
+            f"{1 / (1 - training.confidence):.0f} times: run the same command again.",
         )
+    bundle = {
+        "format_version": 1,
+        "federation": config.name,
+        "released": datetime.now(UTC).isoformat(timespec="seconds"),
+        "audited": not missing,
+        "audit_statement": f"{WITHOUT_AUDIT}: {', '.join(missing)}" if missing else "audited",
+        "phantom": config.phantom,
+        "data_statement": config.data_statement,
+        "mixer": {**record["mixer"], "file": RELEASED[0], "sha256": mixer_digest},
+        "generator": record["generator"],
+        "plan": record["plan"],
+        "plan_digest": record["plan_digest"],
+        "rounds": {"trained": len(rounds) - 1, "by_site": participation(rounds)},
+        "sites": record.get("sites", []),
+        "privacy": {
+            **record["privacy"],
+            "epsilon_spent_by_site": epsilon_by_site(plan, rounds),
+            "ledger_heads": LedgerHeads(config.state / HEADS_FILE).known(learned_from)
+            if not isinstance(plan.privacy, NoPrivacy)
+            else {},
+        },
+        "audits": {
+            "training": None if training is None else training.model_dump(mode="json"),
+            "sites": {site: audit.model_dump(mode="json") for site, audit in sites.items()},
+            "missing": missing,
+        },
+        "metrics": _metrics(run),
+        "versions": record["versions"],
+    }
+    return _write(config, output, bundle)
+
+
+def participation(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each site: training rounds that counted it, and why others did not, with their number.
+
+    Args:
+        rounds: lines of `rounds.jsonl`, round 0 first.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in rounds[1:]:
+        for site in sorted({*line["asked"], *line["counted"]}):
+            own = found.setdefault(site, {"counted": 0, "not_counted": {}})
+            if site in line["counted"]:
+                own["counted"] += 1
+            else:
+                reason = str(line["refused"].get(site, "no_answer"))
+                own["not_counted"][reason] = own["not_counted"].get(reason, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dict[str, SiteAudit]:
+    """The sites' audits, each signed by its site and of this mixer; by site.
+
+    Raises:
+        ConfigError: a file cannot be read.
+        PolicyError: an audit is of another mixer, of nobody in the roster, or not signed by its
+            site, or a site has two.
+    """
+    found: dict[str, SiteAudit] = {}
+    for path in paths:
+        signed = read_signed(path)
+        site = signed.audit.site
+        entry = roster.sites.get(site)
+        if entry is None:
+            raise PolicyError(
+                f"the audit is of a site that was never admitted: '{site}'",
+                where=str(path),
+                seen=f"admitted: {', '.join(sorted(roster.sites)) or 'nobody'}",
+                remedy="Nothing was written. Leave the file out.",
+            )
+        # a site that was removed since may still speak of what it took part in
+        check_signature(signed, entry.public_key)
+        if signed.audit.mixer_digest != mixer_digest:
+            raise PolicyError(
+                f"the audit of site '{site}' is of another mixer",
+                where=str(path),
+                seen=f"SHA-256 {signed.audit.mixer_digest[:12]}... there, "
+                f"{mixer_digest[:12]}... here",
+                remedy="Nothing was written. Ask the site to audit this run's mixer.safetensors.",
+            )
+        if site in found:
+            raise PolicyError(
+                f"two audits of site '{site}' were given",
+                where=str(path),
+                seen="which one counts is not for the coordinator to choose",
+                remedy="Nothing was written. Give one.",
+            )
+        found[site] = signed.audit
+    return dict(sorted(found.items()))
+
+
+def _write(config: ServerConfig, output: Path, bundle: dict[str, Any]) -> list[str]:
+    key = read_private_key(config.certificates / SERVER_KEY_FILE)
+    certificate = (config.certificates / SERVER_FILE).read_bytes()
+    files = {
+        name: (config.output / name).read_bytes()
+        for name in RELEASED
+        if (config.output / name).is_file()
+    }
+    files[SERVER_FILE] = certificate
+    bundle["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    content = (json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    files[BUNDLE_FILE] = content
+    files[SIGNATURE_FILE] = key.sign(content, SIGNATURE)
+    files[TEXT_FILE] = bundle_text(bundle).encode()
+    sums = []
+    for name, data in files.items():
+        write_atomically(output / name, data)
+        # of what the disk gives back, against what was read: a bad copy is found here
+        digest = file_digest(output / name)
+        if digest != hashlib.sha256(data).hexdigest():
+            raise DataError(
+                "a copy differs from its source",
+                where=str(output / name),
+                seen="other bytes came back from the disk",
+                remedy="Check the disk, remove the folder and run the same command again.",
+            )
+        sums.append(f"{digest}  {name}")
+    write_atomically(output / SUMS_FILE, "".join(f"{line}\n" for line in sums).encode())
+    return sums
+
+
+def _check_finished(run: Path) -> None:
+    mixer = run / RELEASED[0]
+    if mixer.is_file() and is_complete(run):
+        return
+    raise CheckpointError(
+        "the run has no finished mixer",
+        where=str(run),
+        seen="run.json does not say that the run is complete"
+        if mixer.is_file()
+        else f"there is no {RELEASED[0]}",
+        remedy="Nothing was written. Let `lift-server` run to its end: a partial run is "
+        "never shipped.",
+    )
+
+
+def _check_free(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
             "the folder is in use",
@@ -44,20 +236,42 @@ def export_run(run: Path, output: Path) -> list[str]:
             seen="it exists and is not empty",
             remedy="Nothing was changed. Choose another folder.",
         )
-    sums = []
-    for name in RELEASED:
-        if (run / name).is_file():
-            content = (run / name).read_bytes()
-            write_atomically(output / name, content)
-            # of what the disk gives back, against what was read: a bad copy is found here
-            digest = file_digest(output / name)
-            if digest != hashlib.sha256(content).hexdigest():
-                raise DataError(
-                    "a copy differs from its source",
-                    where=str(output / name),
-                    seen="other bytes came back from the disk",
-                    remedy="Check the disk, remove the folder and run the same command again.",
-                )
-            sums.append(f"{digest}  {name}")
-    write_atomically(output / SUMS_FILE, "".join(f"{line}\n" for line in sums).encode())
-    return sums
+
+
+def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
+    return PolicyError(
+        "the mixer was not audited",
+        where=str(run),
+        seen=f"no audit of: {', '.join(missing)}",
+        remedy=f"Nothing was written. Send {RELEASED[0]} to these sites, let each run `lift audit "
+        "patients` and give the files with --audit; or release it with --without-audit, which the "
+        "bundle then says.",
+    )
+
+
+def _rounds(run: Path) -> list[Mapping[str, Any]]:
+    try:
+        text = (run / "rounds.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        whole = all(
+            isinstance(line["asked"], list)
+            and isinstance(line["counted"], dict)
+            and isinstance(line["refused"], dict)
+            for line in lines
+        )
+        if not lines or not whole:
+            raise ValueError("no round")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            "the run's record of rounds cannot be read",
+            where=str(run / "rounds.jsonl"),
+            seen="it is missing or damaged",
+            remedy="Nothing was written. Start `lift-server` once: it writes the record again "
+            "from its checkpoints.",
+        ) from None
+    return lines
+
+
+def _metrics(run: Path) -> object:
+    path = run / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

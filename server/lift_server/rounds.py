@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.config.plan import Plan
+from lift.config.plan import Plan, derived_deadline_s
 from lift.errors import QuorumError, UpdateRejectedError
 from lift.privacy.costs import epsilon_after
 from lift.privacy.noise import SecureStream
@@ -45,8 +45,6 @@ from lift_server.updates import Contents, round_aggregation
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
 _REMINDER_S = 60.0
-_DEADLINE_FACTOR = 3.0
-_DEADLINE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,7 @@ class _Rounds:
             return fixed
         if kind is Kind.STATISTICS:
             return _STATISTICS_DEADLINE_S
-        return _DEADLINE_FACTOR * self._slowest_round_s + _DEADLINE_MARGIN_S
+        return derived_deadline_s(self._slowest_round_s)
 
     def _train(
         self,

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -682,3 +682,25 @@ def test_a_line_whose_sync_failed_counts_from_then_on(
         assert ledger.epsilon == epsilon([Mechanism(6.0, 0.1, 10)], DELTA)
         with pytest.raises(PrivacyError, match="another process made it"):
             ledger.released_nothing(3, "the disk failed")
+
+
+def test_a_clock_that_jumps_changes_neither_cost_nor_order(path: Path) -> None:
+    steady = path.with_name("steady")
+    steady.mkdir()
+    other = steady / path.name
+    create_ledger(other, cohort="brain", delta=DELTA, cap=CAP, clock=lambda: NOON)
+    jumps = iter([NOON, *(NOON + timedelta(days=days) for days in (9000, -4000, 0, -4000, 12000))])
+    jumping = Ledger(path, cohort="brain", clock=lambda: next(jumps))
+    with jumping, Ledger(other, cohort="brain", clock=lambda: NOON) as plain:
+        for ledger in (jumping, plain):
+            ledger.begin(make_run())
+            for round_ in (1, 2):
+                seq = ledger.reserve(RUN, round_, "train", 10)
+                ledger.sent(seq, hashlib.sha256(bytes([round_])).hexdigest())
+        assert jumping.epsilon == plain.epsilon
+        assert [row.round for row in jumping.rows()] == [1, 2]
+    times = [line.time for line in verify(path).lines]
+    assert times != sorted(times), "the test's clock did not jump"
+    with open_ledger(path) as ledger:
+        assert ledger.epsilon == verify(other).epsilon()
+        ledger.reserve(RUN, 3, "train", 10)

@@ -24,6 +24,7 @@ from lift.config.server import ServerConfig
 from lift_server import cli, provisioning, roster
 from lift_server.certificates import ca_fingerprint
 
+BOTH = ["north", "valley"]
 COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "export")
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
 PORT_KEYS = ("listen_port", "control_port", "health_port")
@@ -123,11 +124,24 @@ def write_status(folder: Path, **changes: object) -> None:
 
 def write_rounds(folder: Path) -> None:
     records: list[Mapping[str, object]] = [
-        {"round": 0, "kind": "statistics", "counted": {"north": 12.0, "valley": 6.0}},
-        {"round": 1, "kind": "train", "counted": {"north": 0.6, "valley": 0.4}, "refused": {}},
+        {
+            "round": 0,
+            "kind": "statistics",
+            "asked": BOTH,
+            "counted": {"north": 12.0, "valley": 6.0},
+            "refused": {},
+        },
+        {
+            "round": 1,
+            "kind": "train",
+            "asked": BOTH,
+            "counted": {"north": 0.6, "valley": 0.4},
+            "refused": {},
+        },
         {
             "round": 2,
             "kind": "train",
+            "asked": BOTH,
             "counted": {"north": 1.0},
             "refused": {"valley": "no_answer"},
         },
@@ -551,7 +565,16 @@ def finished(folder: Path, *, complete: bool = True) -> Path:
     run_folder = folder / "run"
     write_rounds(folder)
     (run_folder / "mixer.safetensors").write_bytes(b"\x00\x01mixer")
-    (run_folder / "run.json").write_text(json.dumps({"complete": complete}))
+    record = {
+        "complete": complete,
+        "plan": load(folder).plan.model_dump(mode="json"),
+        "plan_digest": load(folder).plan.digest(),
+        "generator": {"fingerprint": "f" * 64},
+        "mixer": {"kind": "zrefine", "parameters": 4629},
+        "privacy": {"mode": "none", "statement": "nobody adds noise"},
+        "versions": {},
+    }
+    (run_folder / "run.json").write_text(json.dumps(record))
     (run_folder / "checkpoints").mkdir()
     return run_folder
 
@@ -561,10 +584,11 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
 ) -> None:
     source = finished(folder)
     out = tmp_path / "release"
-    done = run("export", folder, out)
+    done = run("export", folder, out, "--without-audit")
     assert done.code == 0, done.stderr
     names = {"mixer.safetensors", "run.json", "rounds.jsonl"}
-    assert {path.name for path in out.iterdir()} == {*names, "SHA256SUMS"}
+    made = {"server.pem", "release.json", "release.json.sig", "RELEASE.txt", "SHA256SUMS"}
+    assert {path.name for path in out.iterdir()} == names | made
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"],
@@ -573,10 +597,37 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
         text=True,
         check=True,
     )
-    assert checked.stdout.count(": OK") == 3
-    again = run("export", folder, out)
+    assert checked.stdout.count(": OK") == 7
+    bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
+    assert bundle["rounds"] == {
+        "trained": 2,
+        "by_site": {
+            "north": {"counted": 2, "not_counted": {}},
+            "valley": {"counted": 1, "not_counted": {"no_answer": 1}},
+        },
+    }
+    assert "valley: counted in 1; not counted: 1 no_answer" in (out / "RELEASE.txt").read_text()
+    again = run("export", folder, out, "--without-audit")
     assert again.code == 2
     assert "not empty" in again.stderr
+
+
+def test_export_refuses_a_mixer_that_no_site_has_audited(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    finished(folder)
+    done = run("export", folder, tmp_path / "release")
+    assert done.code == 7
+    assert "no audit of: north, valley" in done.stderr
+    assert not (tmp_path / "release").exists()
+
+
+def test_export_refuses_a_damaged_record_of_rounds(run: Run, folder: Path, tmp_path: Path) -> None:
+    (finished(folder) / "rounds.jsonl").write_text("{")
+    done = run("export", folder, tmp_path / "release", "--without-audit")
+    assert done.code == 3
+    assert "record of rounds" in done.stderr
+    assert not (tmp_path / "release").exists()
 
 
 @pytest.mark.parametrize("lacking", ["mixer.safetensors", "run.json", "complete"])

@@ -1,0 +1,1 @@
+"""What patient-level privacy costs: gains on phantoms by epsilon, mode and number of patients."""

@@ -1,0 +1,168 @@
+"""Results of audits as files: what a site hands over of its patients, signed with its key."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import Field
+
+from lift.audit.copies import CopyFigures
+from lift.audit.scores import FEWEST, AttackFigures
+from lift.config.base import Settings
+from lift.config.plan import Digest, Name
+from lift.errors import ConfigError, PolicyError
+from lift.files import write_json
+
+SIGNATURE: Final = ec.ECDSA(hashes.SHA384())
+Share = Annotated[float, Field(ge=0, le=1)]
+_LARGEST: Final = 1_000_000
+
+
+class AttackRow(Settings):
+    """:class:`lift.audit.scores.AttackFigures` in a file."""
+
+    auc: Share
+    auc_low: Share
+    auc_high: Share
+    tpr: Share
+    fpr_of_tpr: Share
+    members: int = Field(ge=FEWEST)
+    others: int = Field(ge=FEWEST)
+
+    @classmethod
+    def of(cls, figures: AttackFigures) -> Self:
+        """The figures as a file holds them."""
+        return cls(**asdict(figures))
+
+
+class CopyRow(Settings):
+    """:class:`lift.audit.copies.CopyFigures` in a file; its attack stands with the others."""
+
+    nearer_training: Share
+    nearer_low: Share
+    nearer_high: Share
+    chance_low: Share
+    chance_high: Share
+    copies: Share
+    copies_of_held_out: Share
+    generated: int = Field(ge=FEWEST)
+
+    @classmethod
+    def of(cls, figures: CopyFigures) -> Self:
+        """The figures as a file holds them."""
+        return cls(**{name: value for name, value in vars(figures).items() if name != "attack"})
+
+
+class SiteAudit(Settings):
+    """What one site found of its own patients in a released mixer; nothing of a single one."""
+
+    format_version: Literal[1] = 1
+    kind: Literal["membership", "copies"]
+    site: Name
+    mixer_digest: Digest
+    """SHA-256 of the file mixer.safetensors."""
+    plan_digest: Digest
+    attacks: dict[str, AttackRow]
+    """ATTACK -> how well it tells training patients from held-out ones."""
+    copies: CopyRow | None = None
+    """Of an unconditional task."""
+    caveat: str
+    made: str
+    """UTC, ISO 8601."""
+
+
+class SignedAudit(Settings):
+    """A site's audit with the signature of the key that the coordinator has admitted."""
+
+    audit: SiteAudit
+    signature: str
+    """Base64 of ECDSA P-384 with SHA-384, DER, over the audit's canonical JSON."""
+
+
+class TrainingAudit(Settings):
+    """The canary audit of the training pipeline: no patient takes part in it."""
+
+    format_version: Literal[1] = 1
+    plan_digest: Digest
+    audited: str
+    """The pipeline with its numbers."""
+    steps: int = Field(ge=1)
+    canaries: int = Field(ge=1)
+    guesses: int = Field(ge=1)
+    correct: int = Field(ge=0)
+    confidence: float = Field(gt=0, lt=1)
+    delta: float = Field(gt=0, lt=1)
+    claimed_epsilon: float = Field(ge=0)
+    """Of the audited steps, not of the whole run."""
+    epsilon_lower_bound: float = Field(ge=0)
+    passed: bool
+    meaningful: bool
+    """Whether it could have failed: a claim of more than about 4 cannot."""
+    statement: str
+
+
+def write_signed(path: Path, audit: SiteAudit, key: ec.EllipticCurvePrivateKey) -> None:
+    """Write a site's audit with its signature."""
+    signature = key.sign(audit.canonical_json().encode(), SIGNATURE)
+    signed = SignedAudit(audit=audit, signature=base64.b64encode(signature).decode())
+    write_json(path, signed.model_dump(mode="json"))
+
+
+def read_signed(path: Path) -> SignedAudit:
+    """A signed audit as it was written; the signature is not checked yet.
+
+    Raises:
+        ConfigError: the file is missing or something else.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("larger than any audit")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not the JSON of an audit"
+        raise ConfigError(
+            "cannot read an audit",
+            where=str(path),
+            seen=f"{reason}",
+            remedy="Give the file that `lift audit patients` wrote at the site.",
+        ) from None
+    return SignedAudit.from_data(data, str(path))
+
+
+def check_signature(signed: SignedAudit, public_key: str) -> None:
+    """Refuse an audit that was not signed by this key, or was changed since.
+
+    Args:
+        signed: the audit.
+        public_key: OpenSSH text of the site's key in the roster.
+
+    Raises:
+        PolicyError: the signature does not fit.
+    """
+    if not _fits(signed, public_key):
+        raise PolicyError(
+            f"the audit of site '{signed.audit.site}' is not signed by that site",
+            where="signature",
+            seen="it does not fit the key that was admitted, or the file was changed since",
+            remedy="Ask the site to run `lift audit patients` again and to send the file as it is.",
+        )
+
+
+def _fits(signed: SignedAudit, public_key: str) -> bool:
+    try:
+        key = serialization.load_ssh_public_key(public_key.encode())
+        signature = base64.b64decode(signed.signature, validate=True)
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed.audit.canonical_json().encode(), SIGNATURE)
+            return True
+    except (InvalidSignature, ValueError, binascii.Error, UnsupportedAlgorithm):
+        pass
+    return False

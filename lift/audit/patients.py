@@ -1,0 +1,215 @@
+"""One site's audit of a released mixer on its own patients: from its settings to a document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lift.assembly import FinishedMixer, plan_mixer, read_mixer, start_values
+from lift.audit.copies import Patients, Volume, copy_figures
+from lift.audit.documents import AttackRow, CopyRow, SiteAudit
+from lift.audit.membership import REFERENCES, membership
+from lift.audit.scores import CAVEAT
+from lift.cohort.opened import Part, open_cohort, read_patients
+from lift.cohort.patients import Patient
+from lift.cohort.split import Split, read_split, split_patients
+from lift.config.plan import Plan
+from lift.config.site import SiteConfig
+from lift.device import fix_threads, resolve_device
+from lift.errors import DataError
+from lift.files import file_digest
+from lift.generator.card import bundle_folder
+from lift.preprocessing import prepare
+from lift.randomness import derive_seed
+from lift.unconditional.bundle import load_generator
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.grid import body_volume
+from lift.unconditional.learning import plan_mapper, settings_of
+from lift.unconditional.sampling import generate_volume
+
+Report = Callable[[str, int, int], None]
+GENERATED: Final = 96
+"""Generated volumes that are compared with patients."""
+_SPLIT_FILE: Final = "split.json"
+
+
+@dataclass(frozen=True)
+class AuditedSite:
+    """A site's audit, and what its operator should know of it.
+
+    Attributes:
+        audit: what may be handed over.
+        concern: stays at the site; empty without one.
+    """
+
+    audit: SiteAudit
+    concern: str
+
+
+def audit_patients(
+    site: SiteConfig,
+    mixer: Path,
+    *,
+    generated: int = GENERATED,
+    references: int = REFERENCES,
+    report: Report | None = None,
+) -> AuditedSite:
+    """Attack a released mixer with a site's own training and held-out patients.
+
+    A paired mixer meets membership inference; the mapper of an unconditional task generates
+    volumes, which are searched for copies. Patients are split as the mixer's plan says.
+
+    Args:
+        site: the site's settings.
+        mixer: `mixer.safetensors` of the run.
+        generated: how many volumes an unconditional mixer makes.
+        references: how many reference mixers a paired one is compared with, an even number.
+        report: called with what is being done, the number done and the number of all.
+
+    Raises:
+        CheckpointError: the file is no finished mixer.
+        GeneratorError: the site's generator is not the mixer's.
+        DataError: no patient can be used, or fewer than five training or held-out ones.
+    """
+    finished = read_mixer(mixer)
+    plan = finished.plan
+    device = resolve_device(site.device)
+    fix_threads(plan.threads)
+    generator = load_generator(
+        bundle_folder(site.generator),
+        expected_fingerprint=plan.generator_fingerprint,
+        device=device,
+    )
+    seed = derive_seed(plan.seed, "audit")
+    if isinstance(generator, FrozenDecoder):
+        searched = _Searched(site, plan, generator, report)
+        figures = copy_figures(
+            _volumes(finished, generator, generated, seed, device, report),
+            searched.persons("train"),
+            searched.persons("validation", "test"),
+            seed=seed,
+        )
+        split, copies = searched.split, CopyRow.of(figures)
+        attacks = {"nearest_generated": AttackRow.of(figures.attack)}
+    else:
+        instance = plan_mixer(plan, generator)
+        cached = site.cache.model_copy(
+            update={"folder": site.cache.folder or site.folder / "cache"}
+        )
+        cohort = open_cohort(
+            site.model_copy(update={"cache": cached}),
+            plan,
+            generator,
+            instance,
+            work=site.folder / "audit",
+            device=device,
+            report=_named(report, "patients"),
+        )
+        split, copies = cohort.split, None
+        found = membership(
+            cohort.persons("train"),
+            cohort.persons("validation", "test"),
+            instance,
+            finished.values,
+            start_values(plan, generator, finished.taps),
+            plan,
+            seed=seed,
+            device=device,
+            references=references,
+            report=_named(report, "steps of reference mixers"),
+        )
+        attacks = {attack: AttackRow.of(figures) for attack, figures in found.items()}
+    audit = SiteAudit(
+        kind="membership" if copies is None else "copies",
+        site=site.name,
+        mixer_digest=file_digest(mixer),
+        plan_digest=plan.digest(),
+        attacks=attacks,
+        copies=copies,
+        caveat=CAVEAT,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return AuditedSite(audit, _split_concern(site.folder / _SPLIT_FILE, split))
+
+
+class _Searched:
+    """A site's patients, whose volumes are read again when they are asked for."""
+
+    def __init__(
+        self, site: SiteConfig, plan: Plan, decoder: FrozenDecoder, report: Report | None
+    ) -> None:
+        self._root = site.data.root
+        self._plan = plan
+        self._decoder = decoder
+        # read once to know who can be used, and not kept
+        self._usable = read_patients(
+            site, plan, lambda patient: self._read(patient).shape, _named(report, "patients")
+        )
+        self.split = split_patients(
+            list(self._usable.patients.values()),
+            plan.split,
+            site.name,
+            one_by_one=plan.protects_patients,
+        )
+
+    def persons(self, *parts: Part) -> Patients:
+        """Patient -> volumes on the decoder's grid, (z, h, w) in [0, 1]."""
+        by_subject: dict[str, list[Patient]] = {}
+        for part in parts:
+            ids: tuple[str, ...] = getattr(self.split, part)
+            for name in ids:
+                patient = self._usable.patients[name]
+                by_subject.setdefault(patient.subject, []).append(patient)
+        return {
+            subject: (self._read(patient) for patient in patients)
+            for subject, patients in by_subject.items()
+        }
+
+    def _read(self, patient: Patient) -> Volume:
+        prepared = prepare(patient, self._plan, root=self._root, with_target=False)
+        layout = self._decoder.public.projection.layout
+        body = body_volume(prepared, self._decoder.card.network, layout, patient.id)
+        voxels: Volume = body.voxels[0, 0].numpy()
+        return voxels
+
+
+def _volumes(
+    finished: FinishedMixer,
+    decoder: FrozenDecoder,
+    count: int,
+    seed: int,
+    device: torch.device,
+    report: Report | None,
+) -> Iterator[Volume]:
+    mapper = plan_mapper(finished.plan, decoder)
+    mapper.load_values(finished.values)
+    slices = settings_of(finished.plan).slices
+    for index in range(count):
+        yield generate_volume(mapper, decoder, seed=seed, index=index, slices=slices, device=device)
+        if report is not None:
+            report("generated volumes", index + 1, count)
+
+
+def _split_concern(stored: Path, split: Split) -> str:
+    """Whether the site's last run split its patients in another way; empty where it did not."""
+    try:
+        before = read_split(stored)
+    except DataError:
+        return ""
+    if before == split:
+        return ""
+    return (
+        "the patients are not those of this site's last run, or that was of another plan: who came "
+        "since then counts as trained on or held out, and was neither"
+    )
+
+
+def _named(report: Report | None, what: str) -> Callable[[int, int], None] | None:
+    if report is None:
+        return None
+    return lambda done, total: report(what, done, total)

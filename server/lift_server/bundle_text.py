@@ -1,0 +1,127 @@
+"""The release bundle in plain words: one page for a board."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+_WIDTH: Final = 78
+
+
+def bundle_text(bundle: Mapping[str, Any]) -> str:
+    """RELEASE.txt: what was released, how private it is, how it was audited, how to check it."""
+    lines: list[str] = []
+    if not bundle["audited"]:
+        lines += ["#" * _WIDTH, "", *_large(str(bundle["audit_statement"])), "", "#" * _WIDTH, ""]
+    lines += [f"Mixer of the federation '{bundle['federation']}', released {bundle['released']}"]
+    if bundle["phantom"]:
+        lines += ["PHANTOM: it was trained on simulated volumes alone"]
+    if bundle["data_statement"]:
+        lines += [str(bundle["data_statement"])]
+    mixer, generator, rounds = bundle["mixer"], bundle["generator"], bundle["rounds"]
+    lines += [
+        "",
+        f"mixer      {mixer['kind']}, {mixer['parameters']} parameters, SHA-256 {mixer['sha256']}",
+        f"generator  {generator['fingerprint']}",
+        f"plan       {bundle['plan_digest']}",
+        f"rounds     {rounds['trained']}",
+        *_sites(rounds["by_site"], bundle["sites"]),
+        "",
+        *_privacy(bundle["privacy"]),
+        "",
+        *_audits(bundle["audits"]),
+        "",
+        *_metrics(bundle["metrics"]),
+        "",
+        "To check this folder (the certificate against the ca.pem that you have from the "
+        "coordinator):",
+        "  sha256sum -c SHA256SUMS",
+        "  openssl verify -CAfile ca.pem server.pem",
+        "  openssl x509 -in server.pem -pubkey -noout > server.pub",
+        "  openssl dgst -sha384 -verify server.pub -signature release.json.sig release.json",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _large(statement: str) -> list[str]:
+    heading, _, sites = statement.partition(": ")
+    return [
+        " ".join(heading).center(_WIDTH).rstrip(),
+        "",
+        f"no audit of: {sites}".center(_WIDTH).rstrip(),
+    ]
+
+
+def _sites(rounds: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each site: training patients as it told them, rounds, and what was missed."""
+    patients = {site["name"]: site["patients"]["train"] for site in sites}
+    lines = []
+    for site, own in rounds.items():
+        missed = ", ".join(f"{count} {reason}" for reason, count in own["not_counted"].items())
+        told = f", {patients[site]} training patients by its own word" if site in patients else ""
+        lines.append(
+            f"           {site}: counted in {own['counted']}{told}"
+            + (f"; not counted: {missed}" if missed else "")
+        )
+    return lines
+
+
+def _privacy(privacy: Mapping[str, Any]) -> list[str]:
+    lines = [f"privacy    {privacy['mode']}: {privacy['statement']}"]
+    if "epsilon" not in privacy:
+        return lines
+    lines.append(
+        f"           epsilon {privacy['epsilon']} for the whole plan, delta {privacy['delta']:g}; "
+        f"unit {privacy['unit']}, add or remove one"
+    )
+    if "epsilon_of_a_patient_in_two_hospitals" in privacy:
+        twice = privacy["epsilon_of_a_patient_in_two_hospitals"]
+        lines.append(f"           a patient of two hospitals: epsilon {twice}")
+    spent = privacy["epsilon_spent_by_site"]
+    lines += [f"           {site}: {value} by the record" for site, value in spent.items()]
+    return lines
+
+
+def _audits(audits: Mapping[str, Any]) -> list[str]:
+    lines = ["audits"]
+    training = audits["training"]
+    if training is not None:
+        lines.append(
+            f"  training: {'passed' if training['passed'] else 'FAILED'}; by "
+            f"{training['canaries']} canaries epsilon is at least "
+            f"{training['epsilon_lower_bound']:.2f}, claimed {training['claimed_epsilon']:.2f} "
+            f"for {training['steps']} steps"
+        )
+    for site, audit in audits["sites"].items():
+        for attack, found in audit["attacks"].items():
+            lines.append(
+                f"  {site}: {attack}: AUC {found['auc']:.2f} "
+                f"[{found['auc_low']:.2f}, {found['auc_high']:.2f}], TPR {found['tpr']:.2f} at "
+                f"FPR {found['fpr_of_tpr']:.2f}; at least {found['members']} training and "
+                f"{found['others']} held-out patients"
+            )
+        copies = audit["copies"]
+        if copies is not None:
+            lines.append(
+                f"  {site}: copies: {copies['copies']:.2f} of {copies['generated']} generated "
+                f"volumes (of held-out patients: {copies['copies_of_held_out']:.2f}); nearer to "
+                f"training {copies['nearer_training']:.2f}, by chance "
+                f"{copies['chance_low']:.2f} to {copies['chance_high']:.2f}"
+            )
+    lines += [f"  {site}: NOT AUDITED" for site in audits["missing"]]
+    if audits["sites"]:
+        lines.append("  " + next(iter(audits["sites"].values()))["caveat"])
+    return lines
+
+
+def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
+    lines = ["metrics, as sites answered (n, 95% interval)"]
+    sites = {} if metrics is None else metrics["sites"]
+    for site, answer in sites.items():
+        rows = answer["methods"].get("federated", {})
+        for metric, row in rows.items():
+            interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
+            lines.append(f"  {site}: {metric} {row['value']:+.3g}{interval}, n = {row['n']}")
+    if len(lines) == 1:
+        lines.append("  none: under patient-level privacy a verdict would be a release of its own")
+    return lines

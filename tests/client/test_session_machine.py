@@ -1,0 +1,255 @@
+"""Whatever a server asks and whatever breaks at a site, its patients never pay more than the cap.
+
+The whole session answers, with its ledger and stored answers; only the work on volumes is a
+stand-in that says when it touches data. All releases are plain Gaussian, so the true epsilon of
+what left has a closed form that owes nothing to the accounting under test.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lift.assembly import plan_mixer
+from lift.config.cohort import BratsData
+from lift.config.plan import Plan
+from lift.config.privacy import PatientGradients
+from lift.config.site import BudgetSettings, SiteSettings
+from lift.errors import DataError
+from lift.protocol.messages import (
+    Failure,
+    FailureKind,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsRequest,
+    TrainRequest,
+)
+from lift.training import TrainedRound
+from lift_client import session as module
+from lift_client.budget import Budget
+from lift_client.ledger import LEDGER_FILE, Ledger, create_ledger
+from lift_client.session import SiteSession
+from tests.client.test_ledger_machine import true_epsilon
+from tests.lift.small_world import small_generator, small_plan
+
+GENERATOR = small_generator()
+Arrays = dict[str, np.ndarray]
+Compute = Callable[[], Arrays]
+DELTA, CAP, STEPS = 1e-4, 1.5, 2
+NOISES = (6.0, 9.0, 9.0)
+PLANS, ROUNDS, MIXERS = st.integers(0, 2), st.integers(1, 3), st.integers(0, 1)
+SMALL = settings(max_examples=25, stateful_step_count=20, deadline=None, derandomize=True)
+
+
+def make_plan(index: int) -> Plan:
+    privacy = PatientGradients(
+        mode="patient-local",
+        delta=DELTA,
+        public_patients=10,
+        clip_norm=1.0,
+        noise_multiplier=NOISES[index],
+        sampling_rate=1.0,
+    )
+    plan = small_plan("zdiff", generator=GENERATOR, rounds=3, training={"steps": STEPS})
+    return plan.model_copy(update={"seed": index, "privacy": privacy})
+
+
+class Work:
+    """What touches the patients' volumes."""
+
+    touched = 0
+    fault: Exception | None = None
+    made = 0
+
+    def __init__(self, settings: SiteSettings, plan: Plan, *_: object, **__: object) -> None:
+        del settings
+        Work.touched += 1
+        self._plan = plan
+        self.part = plan_mixer(plan, GENERATOR)
+
+    def train(self, start: dict[str, torch.Tensor], *_: object, **__: object) -> TrainedRound:
+        Work.touched += 1
+        if Work.fault is not None:
+            raise Work.fault
+        # no two results are the same: noise is fresh
+        Work.made += 1
+        moved = {name: tensor + float(Work.made) for name, tensor in start.items()}
+        return TrainedRound(moved, None)
+
+
+class Site(RuleBasedStateMachine):
+    """A server that asks what it likes, and a site where anything may break."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="lift-session-"))
+        path = self.folder / LEDGER_FILE
+        create_ledger(path, cohort="north", delta=DELTA, cap=CAP)
+        self.cap = CAP
+        self.left: dict[bytes, float] = {}
+        self.answers: dict[tuple[int, int, int], bytes] = {}
+        self.heads: dict[str, str] = {}
+        Work.touched, Work.fault, Work.made = 0, None, 0
+        self.patch = mock.patch.object(module, "PairedWork", Work)
+        self.patch.start()
+        self.open()
+
+    def open(self) -> None:
+        site = SiteSettings(
+            name="north",
+            data=BratsData(root=self.folder),
+            budget=BudgetSettings(epsilon=CAP, delta=DELTA),
+        )
+        self.session = SiteSession(site, GENERATOR, self.folder)
+
+    def teardown(self) -> None:
+        self.session.close()
+        self.patch.stop()
+        shutil.rmtree(self.folder)
+
+    def ask(self, request: Parcel) -> Parcel | Failure:
+        """One request; a refusal for the budget has touched nothing and told one word."""
+        before = Work.touched
+        answer = self.session.handle(request)
+        if isinstance(answer, Failure):
+            if answer.kind in {FailureKind.BUDGET, FailureKind.POLICY}:
+                assert Work.touched == before
+            return answer
+        head = getattr(answer.body, "ledger_head", None)
+        if head is not None:
+            self.heads["north"] = head
+        return answer
+
+    @rule(plan=PLANS)
+    def statistics(self, plan: int) -> None:
+        """The plan is sent, the first time or again."""
+        body = StatisticsRequest(plan=make_plan(plan), ledger_heads=self.heads)
+        answer = self.ask(Parcel(Kind.STATISTICS, body))
+        if isinstance(answer, Parcel):
+            assert not answer.tensors
+
+    @rule(plan=PLANS, mixer=MIXERS)
+    def whole_run(self, plan: int, mixer: int) -> None:
+        """The plan and all of its rounds, as a server asks that never stops."""
+        self.statistics(plan)
+        for round_ in (1, 2, 3):
+            self.train(plan, round_, mixer)
+
+    @rule(plan=PLANS, round_=ROUNDS, mixer=MIXERS)
+    def train(self, plan: int, round_: int, mixer: int) -> None:
+        """A round is asked for; the same request again gets the same bytes."""
+        answer = self.ask(self.train_request(plan, round_, mixer))
+        if isinstance(answer, Failure):
+            return
+        content = b"".join(array.tobytes() for _, array in sorted(answer.tensors.items()))
+        if content not in self.left:
+            self.left[content] = STEPS / NOISES[plan] ** 2
+        asked = (plan, round_, mixer)
+        again = self.ask(self.train_request(*asked))
+        assert isinstance(again, Parcel)
+        repeated = b"".join(array.tobytes() for _, array in sorted(again.tensors.items()))
+        assert repeated == content
+
+    def train_request(self, plan: int, round_: int, mixer: int) -> Parcel:
+        chosen = make_plan(plan)
+        values = plan_mixer(chosen, GENERATOR).values()
+        tensors = {n: t.numpy() + np.float32(mixer) for n, t in values.items()}
+        body = TrainRequest(plan_digest=chosen.digest(), round=round_)
+        return Parcel(Kind.TRAIN, body, tensors)
+
+    @rule(plan=PLANS, round_=ROUNDS, mixer=MIXERS, ours=st.booleans())
+    def train_breaks(self, plan: int, round_: int, mixer: int, ours: bool) -> None:
+        """The computation fails on the way: by bad data, or by a fault of ours."""
+        refusal = DataError("gone", where="there", seen="nothing", remedy="look")
+        Work.fault = refusal if ours else RuntimeError("broken")
+        try:
+            answer = self.ask(self.train_request(plan, round_, mixer))
+        finally:
+            Work.fault = None
+        # what was answered before is there without computing
+        if isinstance(answer, Parcel):
+            content = b"".join(array.tobytes() for _, array in sorted(answer.tensors.items()))
+            assert content in self.left
+
+    @rule(plan=PLANS, round_=ROUNDS, mixer=MIXERS)
+    def killed(self, plan: int, round_: int, mixer: int) -> None:
+        """The process ends while it computes."""
+        with mock.patch.object(Work, "train", side_effect=KeyboardInterrupt):
+            try:
+                self.session.handle(self.train_request(plan, round_, mixer))
+            except KeyboardInterrupt:
+                self.session.close()
+                self.open()
+
+    @rule()
+    def restart(self) -> None:
+        """A new process on the same folder."""
+        self.session.close()
+        self.open()
+
+    @rule(plan=PLANS)
+    def verdict(self, plan: int) -> None:
+        """A verdict would be a release that nobody counts."""
+        answer = self.ask(Parcel(Kind.GUARD, GuardRequest(plan_digest=make_plan(plan).digest())))
+        assert isinstance(answer, Failure)
+
+    @rule(cap=st.sampled_from([1.4, 1.2, 0.9]))
+    def lower(self, cap: float) -> None:
+        """The hospital lowers its cap; what was promised before stays spent."""
+        self.session.close()
+        with Ledger(self.folder / LEDGER_FILE, cohort="north") as ledger:
+            if ledger.epsilon <= cap < ledger.cap:
+                ledger.lower_cap(cap, "the board")
+                self.cap = cap
+        self.open()
+
+    @invariant()
+    def what_left_costs_no_more_than_the_cap(self) -> None:
+        assert true_epsilon(math.fsum(self.left.values())) <= self.cap
+
+
+def test_no_sequence_of_requests_and_accidents_passes_the_cap() -> None:
+    run_state_machine_as_test(Site, settings=SMALL)
+
+
+@pytest.mark.parametrize("fault", ["no cap", "data first", "unpaid"])
+def test_the_machine_finds_a_session_that_breaks_a_rule(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = Budget.admit
+
+    def late(self: Budget, plan: Plan, *, known_head: str | None = None) -> object:
+        Work.touched += 1
+        return admit(self, plan, known_head=known_head)
+
+    def unpaid(self: Budget, *_: object, compute: Compute, **__: object) -> Arrays:
+        del self
+        return compute()
+
+    if fault == "no cap":
+        monkeypatch.setattr(Ledger, "_check_cap", lambda *_: None)
+    elif fault == "data first":
+        monkeypatch.setattr(Budget, "admit", late)
+    else:
+        monkeypatch.setattr(Budget, "release", unpaid)
+    quick = settings(SMALL, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run_state_machine_as_test(Site, settings=quick)

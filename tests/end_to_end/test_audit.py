@@ -1,0 +1,303 @@
+"""From a finished run to a release: a site audits with its own patients, the server asks for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import lift_server.cli
+from lift.config.server import ServerConfig
+from lift.files import file_digest
+from lift_client.enrolment import enrol
+from lift_server import provisioning, roster
+from tests.end_to_end.tiny_run import (
+    ENTRY_POINTS,
+    Outcome,
+    TinyRun,
+    check_refusal,
+    make_patient,
+    patient_name,
+    run_here,
+    write_nifti,
+)
+
+PATIENTS = 16
+SITES = ("east", "west")
+LOCAL: dict[str, object] = {
+    "mode": "patient-local",
+    "delta": 1e-4,
+    "public_patients": 8,
+    "clip_norm": 0.05,
+    "noise_multiplier": 4.0,
+    "sampling_rate": 0.25,
+}
+Export = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A coordinator's folder with a finished run, and two sites' folders."""
+
+    folder: Path
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server"
+
+    @property
+    def run(self) -> Path:
+        return self.server / "run"
+
+    def site(self, name: str) -> Path:
+        return self.folder / name
+
+    def audit(self, name: str, mixer: Path | None = None) -> Outcome:
+        site = self.site(name)
+        return run_here(
+            "lift",
+            "audit",
+            "patients",
+            self.run if mixer is None else mixer,
+            "--site",
+            site / "site.yaml",
+            "-o",
+            site / "audit.json",
+        )
+
+    def export(self, out: str, *words: object) -> Outcome:
+        ENTRY_POINTS["lift-server"] = lift_server.cli.main
+        return run_here("lift-server", "export", self.server, self.folder / out, *map(str, words))
+
+    def bundle(self, out: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / out / "release.json").read_text())
+        return found
+
+
+def make_federation(tiny: TinyRun, folder: Path, privacy: dict[str, object]) -> Federation:
+    """Two sites with keys and patients, and what a run of theirs leaves at the server."""
+    made = Federation(folder)
+    provisioning.init_folder(made.server, ["127.0.0.1"], "trial")
+    settings = made.server / "server.yaml"
+    config = ServerConfig.from_yaml(settings).under(made.server)
+    for number, name in enumerate(SITES):
+        enrolled = enrol(made.site(name), name)
+        roster.add_site(config, name, enrolled.public)
+        for index in range(PATIENTS):
+            rng = np.random.default_rng([7, number, index])
+            patient = made.site(name) / "data" / patient_name(index)
+            for channel, voxels in make_patient(rng).items():
+                write_nifti(patient / f"{patient.name}-{channel}.nii.gz", voxels)
+        data = yaml.safe_load(enrolled.settings.read_text())
+        data |= {"generator": {"bundle": str(tiny.bundle)}, "device": "cpu"}
+        data["data"] = {"layout": "brats", "root": "data"}
+        enrolled.settings.write_text(yaml.safe_dump(data))
+    done = tiny.simulate(
+        f"audit-{privacy['mode']}",
+        sites=[
+            {"name": name, "data": {"layout": "brats", "root": str(made.site(name) / "data")}}
+            for name in SITES
+        ],
+        plan__privacy=privacy,
+        plan__split={"train": 0.5, "validation": 0.2},
+        plan__mixer={"kind": "zrefine", "width": 6},
+    )
+    assert done.code == 0, done
+    made.run.mkdir()
+    for name in ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json"):
+        shutil.copy(tiny.folder / f"audit-{privacy['mode']}" / name, made.run)
+    # the server's generator is that of the run
+    text = yaml.safe_load(settings.read_text())
+    text["generator"] = {"bundle": str(tiny.bundle)}
+    settings.write_text(yaml.safe_dump(text))
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    made = make_federation(tiny, tmp_path_factory.mktemp("plain"), {"mode": "none"})
+    for name in SITES:
+        done = made.audit(name)
+        assert done.code == 0, done
+    return made
+
+
+@pytest.fixture(scope="module")
+def private(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return make_federation(tiny, tmp_path_factory.mktemp("private"), LOCAL)
+
+
+def test_a_site_s_audit_says_what_leaves_and_holds_no_patient(plain: Federation) -> None:
+    done = plain.audit("east")
+    assert done.code == 0, done
+    for word in ("loss_threshold", "reference_models", "no proof", "AUC"):
+        assert word in done.stdout, done.stdout
+    assert "read the file" in done.stderr
+    text = (plain.site("east") / "audit.json").read_text()
+    assert "BraTS" not in text
+    assert str(plain.folder) not in text
+    audit = json.loads(text)["audit"]
+    assert audit["site"] == "east"
+    assert audit["mixer_digest"] == file_digest(plain.run / "mixer.safetensors")
+    assert 5 <= audit["attacks"]["loss_threshold"]["members"] <= PATIENTS
+    again = plain.audit("east")
+    repeated = json.loads((plain.site("east") / "audit.json").read_text())["audit"]
+    assert again.code == 0
+    assert repeated | {"made": ""} == audit | {"made": ""}
+
+
+def test_a_release_needs_the_audit_of_every_site(plain: Federation) -> None:
+    east = plain.site("east") / "audit.json"
+    refused = plain.export("lacking", "--audit", east)
+    check_refusal(refused, 7, names=["west", "--without-audit"])
+    assert not (plain.folder / "lacking").exists()
+    done = plain.export("whole", "--audit", east, "--audit", plain.site("west") / "audit.json")
+    assert done.code == 0, done
+    bundle = plain.bundle("whole")
+    assert bundle["audited"] is True
+    assert set(bundle["audits"]["sites"]) == set(SITES)
+    assert bundle["privacy"]["mode"] == "none"
+    assert bundle["audits"]["training"] is None
+    whole = {"counted": 1, "not_counted": {}}
+    assert bundle["rounds"] == {"trained": 1, "by_site": {"east": whole, "west": whole}}
+    assert {site["name"] for site in bundle["sites"]} == set(SITES)
+    assert bundle["mixer"]["sha256"] == file_digest(plain.folder / "whole" / "mixer.safetensors")
+    text = (plain.folder / "whole" / "RELEASE.txt").read_text()
+    assert "AUC" in text
+    assert "W I T H O U T" not in text
+
+
+def test_a_release_without_audit_says_so_in_large_letters(plain: Federation) -> None:
+    done = plain.export("without", "--without-audit")
+    assert done.code == 0, done
+    bundle = plain.bundle("without")
+    assert bundle["audited"] is False
+    assert bundle["audit_statement"] == "RELEASED WITHOUT AUDIT: east, west"
+    text = (plain.folder / "without" / "RELEASE.txt").read_text()
+    assert "R E L E A S E D   W I T H O U T   A U D I T" in text.splitlines()[2]
+
+
+def test_whoever_has_the_authority_s_certificate_can_check_a_release(plain: Federation) -> None:
+    assert plain.export("checked", "--without-audit").code == 0
+    folder = plain.folder / "checked"
+    authority = plain.server / "certificates" / "ca.pem"
+
+    def openssl(*words: object) -> int:
+        command = ["openssl", *map(str, words)]
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+
+    assert openssl("verify", "-CAfile", authority, "server.pem") == 0
+    key = subprocess.run(
+        ["openssl", "x509", "-in", "server.pem", "-pubkey", "-noout"],
+        cwd=folder,
+        capture_output=True,
+        check=True,
+    ).stdout
+    (folder / "server.pub").write_bytes(key)
+    verify = ("dgst", "-sha384", "-verify", "server.pub", "-signature", "release.json.sig")
+    assert openssl(*verify, "release.json") == 0
+    bundle = plain.bundle("checked")
+    for name, digest in bundle["files"].items():
+        assert file_digest(folder / name) == digest
+    (folder / "release.json").write_text(json.dumps(bundle | {"audited": True}))
+    assert openssl(*verify, "release.json") == 1
+
+
+def test_an_audit_that_was_changed_or_is_of_another_mixer_is_refused(
+    plain: Federation, private: Federation, tmp_path: Path
+) -> None:
+    own = json.loads((plain.site("east") / "audit.json").read_text())
+    own["audit"]["attacks"]["loss_threshold"]["auc"] = 0.5
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps(own))
+    check_refusal(plain.export("no", "--audit", forged), 7, names=["not signed by that site"])
+    own["audit"]["site"] = "north"
+    forged.write_text(json.dumps(own))
+    check_refusal(plain.export("no", "--audit", forged), 7, names=["never admitted"])
+    twice = plain.site("east") / "audit.json"
+    refused = plain.export("no", "--audit", twice, "--audit", twice)
+    check_refusal(refused, 7, names=["two audits"])
+    assert plain.audit("west", private.run).code == 0
+    other = plain.site("west") / "audit.json"
+    check_refusal(plain.export("no", "--audit", other), 7, names=["another mixer"])
+    assert plain.audit("west").code == 0
+    assert not (plain.folder / "no").exists()
+
+
+def test_private_training_is_audited_before_it_is_released(
+    private: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = private.export("whole", "--without-audit")
+    assert done.code == 0, done
+    assert "invented patients" in done.stderr
+    bundle = private.bundle("whole")
+    training = bundle["audits"]["training"]
+    assert training["passed"] is True
+    assert training["meaningful"] is True
+    assert training["plan_digest"] == bundle["plan_digest"]
+    assert set(bundle["privacy"]["epsilon_spent_by_site"]) == set(SITES)
+    assert bundle["privacy"]["epsilon_spent_by_site"]["east"] == bundle["privacy"]["epsilon"]
+    assert bundle["privacy"]["epsilon_of_a_patient_in_two_hospitals"] > bundle["privacy"]["epsilon"]
+    text = (private.folder / "whole" / "RELEASE.txt").read_text()
+    assert "a patient of two hospitals: epsilon" in text
+
+    def no_noise(values: Any, noise_std: float, stream: object) -> Any:
+        del noise_std, stream
+        return {name: values[name].float() for name in sorted(values)}
+
+    monkeypatch.setattr(sys.modules["lift.privacy.engines"], "add_noise", no_noise)
+    broken = private.export("broken", "--without-audit")
+    check_refusal(broken, 7, names=["did not pass its audit", "canaries"])
+    assert not (private.folder / "broken").exists()
+
+
+def test_the_training_s_audit_needs_no_patient(private: Federation, plain: Federation) -> None:
+    done = run_here("lift", "audit", "training", private.run, *_bundle(private))
+    assert done.code == 0, done
+    assert json.loads(done.stdout)["passed"] is True
+    refused = run_here("lift", "audit", "training", plain.run, *_bundle(plain))
+    check_refusal(refused, 2, names=["privacy.mode"])
+
+
+def _bundle(federation: Federation) -> tuple[str, str]:
+    settings = yaml.safe_load((federation.server / "server.yaml").read_text())
+    return "--generator", settings["generator"]["bundle"]
+
+
+def test_a_key_that_others_can_read_is_refused_before_hours_are_spent(plain: Federation) -> None:
+    key = plain.site("east") / "site.key"
+    key.chmod(0o644)
+    try:
+        check_refusal(plain.audit("east"), 2, names=["0600"])
+    finally:
+        key.chmod(0o600)
+
+
+def test_training_that_no_audit_can_refute_is_released_only_without(
+    private: Federation,
+) -> None:
+    path = private.run / "run.json"
+    before = path.read_text(encoding="utf-8")
+    record = json.loads(before)
+    record["plan"]["privacy"]["noise_multiplier"] = 0.1
+    path.write_text(json.dumps(record))
+    try:
+        (east, west) = (private.site(name) / "audit.json" for name in SITES)
+        assert private.audit("east").code == private.audit("west").code == 0
+        audits = ("--audit", east, "--audit", west)
+        check_refusal(private.export("weak", *audits), 2, names=["more than an audit can refute"])
+        assert not (private.folder / "weak").exists()
+        assert private.export("weak", *audits, "--without-audit").code == 0
+    finally:
+        path.write_text(before)
+    assert private.bundle("weak")["audits"]["missing"] == ["the training"]
+    assert private.bundle("weak")["audit_statement"] == "RELEASED WITHOUT AUDIT: the training"
