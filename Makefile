@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz lint bench bench-federation real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz lint bench bench-federation bench-privacy real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,9 +28,11 @@ test: $(STAMP) lint  ## lint, types, import contracts, tests
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
 
-test-fuzz: $(STAMP)  ## 100,000 mutated messages, and longer property tests of rounds
+test-fuzz: $(STAMP)  ## 100,000 mutated messages and 50,000 damaged files, longer property tests
 	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=200 $(BIN)/python -m pytest -o timeout=1800 \
 		tests/federation/test_messages.py tests/server/test_round_machine.py
+	LIFT_FORMAT_CASES=50000 $(BIN)/python -m pytest -o timeout=1800 \
+		tests/lift/formats/test_hostile_files.py
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .
@@ -43,6 +45,9 @@ bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table a
 
 bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
 	$(BIN)/python -m tests.federation.measure
+
+bench-privacy: $(STAMP)  ## gains by epsilon, mode and cohort, on phantoms; hours, resumable
+	$(BIN)/python -m lift_simulation.utility
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair

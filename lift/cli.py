@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lift.audit.cli import app as audit_app
 from lift.commands import run_command
 from lift.errors import ConfigError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="3D synthesis from a frozen 2D generator and a through-plane mixer, on files.",
 )
+app.add_typer(audit_app, name="audit")
 
 
 class Guard(StrEnum):
@@ -144,12 +146,13 @@ def translate(
     from lift.assembly import read_mixer
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
+    from lift.generator.card import shipped_bundle
     from lift.translation import translate as run
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "paired", "generate")
     chosen = resolve_device(device.value)
-    bundle = generator or _shipped_bundle(finished)
+    bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=chosen)
     console = Console(stderr=True)
     if finished.phantom:
@@ -202,6 +205,7 @@ def generate(
     """
     from lift.assembly import read_mixer
     from lift.device import resolve_device
+    from lift.generator.card import shipped_bundle
     from lift.unconditional.bundle import load_decoder
     from lift.unconditional.sampling import write_series
 
@@ -209,7 +213,7 @@ def generate(
     _check_kind(finished, "unconditional", "translate")
     chosen = resolve_device(device.value)
     frozen = load_decoder(
-        generator or _shipped_bundle(finished),
+        generator or shipped_bundle(finished.plan.generator_fingerprint),
         expected_fingerprint=finished.plan.generator_fingerprint,
         device=chosen,
     )
@@ -366,21 +370,6 @@ def _check_kind(finished: FinishedMixer, needed: str, other: str) -> None:
             seen=f"its task is {kind}; needed: {needed}",
             remedy=f"Use `lift {other}`.",
         )
-
-
-def _shipped_bundle(finished: FinishedMixer) -> Path:
-    from lift.generator.card import builtin_bundle, list_builtin, read_card
-
-    for name in list_builtin():
-        folder = builtin_bundle(name)
-        if read_card(folder).fingerprint == finished.plan.generator_fingerprint:
-            return folder
-    raise ConfigError(
-        "the mixer's generator does not ship with this package",
-        where="--generator",
-        seen=f"fingerprint {str(finished.plan.generator_fingerprint)[:12]}... is needed",
-        remedy="Give the bundle's folder with --generator.",
-    )
 
 
 def main() -> None:

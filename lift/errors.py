@@ -29,7 +29,11 @@ EXIT_CODES: Final[dict[str, ExitCode]] = {
         ExitCode(2, "config", "The command line or a YAML file is wrong: correct the named key."),
         ExitCode(3, "data", "A volume, a table or a folder cannot be used: see the named file."),
         ExitCode(4, "connection", "The other side could not be reached or TLS failed."),
-        ExitCode(5, "privacy", "The privacy budget does not allow this: nothing was computed."),
+        ExitCode(
+            5,
+            "privacy",
+            "A privacy rule or the hospital's budget does not allow this: nothing left.",
+        ),
         ExitCode(6, "version", "A file or a peer comes from an incompatible version."),
         ExitCode(7, "policy", "A policy refused this, or the site is not admitted."),
         ExitCode(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.config.plan import PercentileRule, Plan, WindowRule
 from lift.errors import SpacingError, VolumeError
 from lift.masks import body_mask, nonzero_mask

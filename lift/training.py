@@ -155,7 +155,8 @@ def optimise(
         done: called after each step with its number (from 1).
     """
     settings = plan.training
-    part.to(device)
+    # evaluation leaves a mixer in the other mode, in which a GPU's GRU has no gradient
+    part.to(device).train()
     part.load_values(start)
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lift.assembly import FinishedMixer, plan_mixer
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.device import fix_threads
 from lift.errors import CheckpointError, ConfigError, GeneratorError
 from lift.generator.networks import FrozenGenerator

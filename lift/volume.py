@@ -1,4 +1,4 @@
-"""Volumes: voxels with their place in the patient, read from NIfTI and written back exactly.
+"""Volumes: voxels with their place in the patient, read from a file, written back exactly as NIfTI.
 
 Conventions of the whole project, said once: a `Volume`'s voxels are (x, y, z) in the
 orientation closest to RAS+ (x to the right, y to the front, z upwards), lengths are in mm, and
@@ -8,7 +8,6 @@ orientation closest to RAS+ (x to the right, y to the front, z upwards), lengths
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,12 @@ from numpy.typing import NDArray
 
 from lift.errors import AffineError
 from lift.files import write_atomically
-from lift.nifti import LARGEST_VOLUME_BYTES, Refusal, check_values, decoded, placed, scaling
+from lift.formats.checks import Refusal, check_affine, check_values
+from lift.formats.decode import READ_SUFFIXES, decode
 
-SUFFIXES: Final = (".nii", ".nii.gz")
+SUFFIXES: Final = READ_SUFFIXES
+"""What files of volumes are called when a folder is searched; `read_volume` takes any name."""
+_WRITTEN: Final = (".nii", ".nii.gz")
 GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
 
@@ -38,7 +40,7 @@ class FileGrid:
         dtype: stored number format, native byte order.
         slope: stored scale factor, 1 when the file has none.
         inter: stored offset.
-        header: the file's NIfTI header (its text fields are never shown or written).
+        header: the file's NIfTI header without its texts; for another format, a fresh one.
     """
 
     shape: tuple[int, int, int]
@@ -58,7 +60,7 @@ class Volume:
         voxels: (x, y, z), RAS+; the stored type where the file has no scale factor, else float64.
         affine: voxel -> mm of `voxels`, (4, 4) float64.
         grid: how the file stored it.
-        digest: SHA-256 of the file's bytes.
+        digest: SHA-256 of the file's bytes; of two files, of the header's and then the other's.
     """
 
     voxels: NDArray[Any]
@@ -74,58 +76,31 @@ class Volume:
 
 
 def read_volume(path: Path, *, root: Path | None = None) -> Volume:
-    """The volume of one NIfTI-1 or NIfTI-2 file, brought to RAS+.
+    """The volume of one file, brought to RAS+.
 
-    Trailing axes of length 1 are dropped. A compressed file is read to its end and its checksum
-    verified: a damaged file is refused, never read as other voxels.
+    Formats: NIfTI-1 and NIfTI-2 (also as a pair, by either name), MGH and MGZ, NRRD, MetaImage.
+    The content tells them apart, whatever the file is called. Trailing axes of length 1 are
+    dropped. A compressed file is read to its end and its checksum verified: a damaged file is
+    refused, never read as other voxels.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: the file, or the header of two files.
         root: the data folder that messages name the file relative to.
 
     Raises:
-        VolumeError: the file is missing, empty, truncated, damaged, no NIfTI image, too large,
+        VolumeError: the file is missing, empty, truncated, damaged, of another format, too large,
             4D, colour or complex, holds NaN or infinity, is constant, or is thinner than 2 voxels.
-        AffineError: its affine is singular or not finite.
+        AffineError: its affine is singular or not finite, or the file does not say how the patient
+            lies.
     """
-    name = _relative(path, root)
-    refuse = Refusal(name, root)
-    if not path.name.endswith(SUFFIXES):
-        raise refuse("it is not a .nii or .nii.gz file", "Convert it to NIfTI.")
-    if not path.is_file():
-        raise refuse("there is no such file", "Restore it, or take the patient out.")
+    refuse = Refusal(_relative(path, root), root)
     try:
-        stored = path.read_bytes() if path.stat().st_size <= LARGEST_VOLUME_BYTES else None
-    except OSError as error:
+        return _read(path, refuse)
+    except MemoryError:
         raise refuse(
-            error.strerror or type(error).__name__, "Check the file's permissions."
+            "this machine has too little free memory for it",
+            "Close other programs, or resample the volume.",
         ) from None
-    if stored is None:
-        raise refuse(f"the file is larger than {LARGEST_VOLUME_BYTES >> 30} GiB", "Crop it.")
-    header, shape, data = decoded(stored, refuse, compressed=path.name.endswith(".gz"))
-    affine, orientation = placed(header, refuse)
-    slope, inter = scaling(header, refuse)
-    if (slope, inter) != (1.0, 0.0):
-        with np.errstate(over="ignore", invalid="ignore"):  # the check of values refuses these
-            data = data.astype(np.float64) * slope + inter
-    check_values(data, refuse)
-    # a copy always: a view would be read-only and would keep the whole file in memory
-    voxels = np.array(apply_orientation(data, orientation), order="C")
-    grid = FileGrid(
-        shape=shape,
-        affine=affine,
-        orientation=orientation,
-        dtype=header.get_data_dtype().newbyteorder("="),
-        slope=slope,
-        inter=inter,
-        header=header,
-    )
-    return Volume(
-        voxels.astype(voxels.dtype.newbyteorder("="), copy=False),
-        affine @ inv_ornt_aff(orientation, grid.shape),
-        grid,
-        hashlib.sha256(stored).hexdigest(),
-    )
 
 
 def write_volume(
@@ -154,7 +129,7 @@ def write_volume(
     if voxels.shape != like.voxels.shape:
         raise ValueError(f"shape {voxels.shape} is not that of the grid, {like.voxels.shape}")
     refuse = Refusal(path.name, path.parent, verb="write")
-    if not path.name.endswith(SUFFIXES):
+    if not path.name.endswith(_WRITTEN):
         raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
     grid = like.grid
     data = apply_orientation(voxels, ornt_transform(_CANONICAL, grid.orientation))
@@ -222,6 +197,37 @@ _GEOMETRY: Final = (
     "srow_z",
     "xyzt_units",
 )
+
+
+def _read(path: Path, refuse: Refusal) -> Volume:
+    decoded, digest = decode(path, refuse)
+    with np.errstate(all="ignore"):
+        orientation = check_affine(decoded.affine, refuse)
+    data, affine, header = decoded.data, decoded.affine, decoded.header
+    slope, inter = decoded.slope, decoded.inter
+    # each step's input is let go: a volume at the limit is in memory twice, not more often
+    del decoded
+    if (slope, inter) != (1.0, 0.0):
+        with np.errstate(over="ignore", invalid="ignore"):  # the check of values refuses these
+            data = data.astype(np.float64)
+            data *= slope
+            data += inter
+    check_values(data, refuse)
+    shape = (data.shape[0], data.shape[1], data.shape[2])
+    # a copy always: a view would be read-only and would keep the whole file in memory
+    voxels = np.array(
+        apply_orientation(data, orientation), dtype=data.dtype.newbyteorder("="), order="C"
+    )
+    grid = FileGrid(
+        shape=shape,
+        affine=affine,
+        orientation=orientation,
+        dtype=header.get_data_dtype().newbyteorder("="),
+        slope=slope,
+        inter=inter,
+        header=header,
+    )
+    return Volume(voxels, affine @ inv_ornt_aff(orientation, shape), grid, digest)
 
 
 def _relative(path: Path, root: Path | None) -> str:

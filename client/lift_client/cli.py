@@ -18,7 +18,7 @@ from lift.errors import EXIT_CODES, ConfigError, RecordError
 if TYPE_CHECKING:
     from lift.config.site import SiteConfig
     from lift_client.journal import Line, Reading
-    from lift_client.preflight import Verdict
+    from lift_client.verdict import Verdict
 
 PROGRAM = "lift-client"
 app = typer.Typer(
@@ -87,22 +87,42 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out admission, device, generator and data.")
     ] = False,
+    timed: Annotated[
+        bool,
+        typer.Option("--time", help="Also time one patient and a few training steps."),
+    ] = False,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="Also look at every patient's volumes; takes minutes."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Test everything that could keep this site out; one verdict each; nothing is changed."""
+    """Test everything that could keep this site out; one verdict each; nothing is changed.
+
+    With --images each patient is read and judged: use, use with a warning, veto, with what to do.
+    Reports stay in the work folder, and unchanged files are not looked at again.
+    """
     from lift_client.preflight import run_checks
 
     path = _site_file(site, ctx)
     verdicts = []
     ask = None if quick else _admission_check(path)
-    for verdict in run_checks(path, quick=quick, admission_check=ask):
+    for verdict in run_checks(path, quick=quick, timed=timed, admission_check=ask):
         verdicts.append(verdict)
         if not as_json:
             sys.stdout.write(_verdict_text(verdict))
             sys.stdout.flush()
+    looked = _images(path, as_json=as_json) if images else None
+    if looked is not None:
+        verdicts.append(looked[0])
+        if not as_json:
+            sys.stdout.write(_verdict_text(looked[0]))
     code = exit_code(verdicts)
     if as_json:
-        _write_json({"exit_code": code, "checks": [vars(verdict) for verdict in verdicts]})
+        data: dict[str, object] = {"checks": [vars(verdict) for verdict in verdicts]}
+        if looked is not None:
+            data["patients"] = looked[1]
+        _write_json({"exit_code": code} | data)
     if code == 0:
         _next(f"{PROGRAM} --site {path}")
     else:
@@ -192,6 +212,25 @@ def ledger(
         sys.stdout.write(ledger_view.change_cap(config, cap, reason, upwards=upwards))
     else:
         ledger_view.show(config, as_json=as_json, only_verify=verify, plan=plan)
+
+
+def _images(path: Path, *, as_json: bool) -> tuple[Verdict, list[object]]:
+    """The verdict on all volumes, and each patient's report as JSON."""
+    from lift.errors import LiftError
+    from lift_client import image_view
+    from lift_client.verdict import problem
+
+    try:
+        report = image_view.look(_settings(path))
+    except LiftError as error:
+        return problem("images", error), []
+    if not as_json:
+        image_view.show(report)
+    patients: list[object] = [
+        {"verdict": patient.verdict, **patient.model_dump(mode="json")}
+        for patient in report.patients
+    ]
+    return image_view.verdict(report), patients
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:

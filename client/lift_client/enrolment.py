@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import TypeAdapter, ValidationError
@@ -18,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from lift.config.kit import CA_FILE, KIT_FILE, Kit
 from lift.config.plan import Name
 from lift.errors import ConfigError
-from lift.keys import key_fingerprint
+from lift.keys import key_fingerprint, public_text, read_key
 
 KEY_FILE: Final = "site.key"
 PUBLIC_FILE: Final = "site.pub"
@@ -31,8 +30,9 @@ _SETTINGS: Final = """\
 name: "{name}"
 
 data:
-  # How the volumes lie on the disk: brats, synthrad or table (then also `table: patients.csv`).
-  layout: brats
+  # How the volumes lie on the disk: brats, synthrad, bids or table (then also `table:
+  # patients.csv`); auto finds out, and `lift-client check` says what it found.
+  layout: auto
   # The folder of the volumes. Nothing in it is changed, and no file name leaves this site.
   root: data
   # skip: a patient whose files cannot be used is left out, by name, in the site's own log.
@@ -141,38 +141,6 @@ def enrol(folder: Path, name: str) -> Enrolled:
     )
 
 
-def public_text(key: ec.EllipticCurvePublicKey) -> bytes:
-    """The public key as one OpenSSH line: what the coordinator gets."""
-    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-
-
-def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The site's private key, if nobody else may read it and it is an EC P-384 key.
-
-    Raises:
-        ConfigError: the file is missing, open to others, or holds something else.
-    """
-    try:
-        mode = path.stat().st_mode & 0o777
-        content = path.read_bytes()
-    except OSError as error:
-        raise _bad_key(path, error.strerror or type(error).__name__) from None
-    if mode & 0o077:
-        raise ConfigError(
-            "the site's private key is open to others",
-            where=str(path),
-            seen=f"its mode is {mode:04o}; needed: 0600",
-            remedy=f"Run: chmod 600 '{path}'. If others could have read it, enrol again.",
-        )
-    try:
-        key = serialization.load_ssh_private_key(content, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _bad_key(path, "it is not an OpenSSH private key without a password") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise _bad_key(path, "it is not an EC P-384 key")
-    return key
-
-
 def check_key(path: Path) -> str:
     """The fingerprint of the site's key, if :func:`read_key` takes it and its pair fits.
 
@@ -260,15 +228,6 @@ def _exists(path: Path) -> ConfigError:
         where=str(path),
         seen="the file exists",
         remedy="Nothing was changed. Choose another folder, or move the old files away first.",
-    )
-
-
-def _bad_key(path: Path, seen: str) -> ConfigError:
-    return ConfigError(
-        "cannot use the site's private key",
-        where=str(path),
-        seen=seen,
-        remedy="Correct `key` in the site's settings, or make a key with `lift-client enroll`.",
     )
 
 

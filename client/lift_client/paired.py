@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer
+from lift.cohort.opened import open_cohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
@@ -30,7 +31,6 @@ from lift.privacy.training import clipped_sum, train_round_privately
 from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
 from lift.randomness import derive_seed
 from lift.training import TrainedRound, draw_batches, train_round
-from lift_client.cohort import open_cohort
 from lift_client.received import received_values
 from lift_client.work import Counts, StepReport
 
@@ -73,11 +73,7 @@ class PairedWork:
     @property
     def train_patients(self) -> list[list[Features]]:
         """The training patients, each with all its volumes: the unit of privacy."""
-        by_subject: dict[str, list[Features]] = {}
-        for patient in self.cohort.split.train:
-            subject = self.cohort.patients[patient].subject
-            by_subject.setdefault(subject, []).append(self.cohort.features[patient])
-        return [volumes for _, volumes in sorted(by_subject.items())]
+        return list(self.cohort.persons("train").values())
 
     @property
     def counts(self) -> Counts:

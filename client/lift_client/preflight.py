@@ -19,19 +19,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
+from lift.config.cohort import AutoData
 from lift.config.kit import CA_FILE, Kit
 from lift.config.site import SiteConfig
 from lift.errors import LiftError
+from lift_client.budget_check import check_budget
 from lift_client.enrolment import check_key, read_authority, read_kit
+from lift_client.verdict import Status, Verdict, problem
 
 if TYPE_CHECKING:
     import httpx
 
-Status = Literal["ok", "warning", "problem", "skipped"]
 _NOTICE_DAYS: Final = 60
 # admission signatures allow 300 s; this leaves room for a clock that goes on drifting
 _LARGEST_SKEW_S: Final = 240
@@ -66,29 +68,11 @@ _UNREACHABLE_FIX: Final = (
 _SERVER_FIX: Final = "Ask the coordinator whether the server is up; then run this check again."
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the check.
-
-    Attributes:
-        check: what was looked at.
-        status: ok; warning: works today; problem: keeps the site out; skipped: not looked at.
-        detail: what was seen.
-        fix: what to do about it; empty when ok.
-        label: kind of the problem in the table of exit codes; empty without one.
-    """
-
-    check: str
-    status: Status
-    detail: str
-    fix: str = ""
-    label: str = ""
-
-
 def run_checks(
     site_file: Path,
     *,
     quick: bool = False,
+    timed: bool = False,
     admission_check: Callable[[], str | None] | None = None,
     clock: Callable[[], float] = time.time,
     timeout_s: float = 10.0,
@@ -98,6 +82,7 @@ def run_checks(
     Args:
         site_file: the site's settings.
         quick: leave out what needs torch or the volumes: device, generator, data.
+        timed: also prepare one patient and train a few steps.
         admission_check: asks the server whether it admits the site's key: None when it does,
             else why not; called only when the server was reached.
         clock: seconds since 1970.
@@ -106,7 +91,7 @@ def run_checks(
     try:
         config = SiteConfig.from_yaml(site_file).under(site_file.parent)
     except LiftError as error:
-        yield _problem("settings", error)
+        yield problem("settings", error)
         return
     yield Verdict("settings", "ok", f"site '{config.name}'")
     now = datetime.fromtimestamp(clock(), UTC)
@@ -115,11 +100,11 @@ def run_checks(
         kit = read_kit(config.kit, site=config.name)
         yield Verdict("kit", "ok", f"federation '{kit.federation}' at {kit.address}")
     except LiftError as error:
-        yield _problem("kit", error)
+        yield problem("kit", error)
     try:
         yield Verdict("key", "ok", check_key(config.key))
     except LiftError as error:
-        yield _problem("key", error)
+        yield problem("key", error)
     reached = False
     if kit is not None:
         yield _expiry("CA certificate", read_authority(config.kit), now)
@@ -133,6 +118,9 @@ def run_checks(
         if kit is not None:
             yield _generator(config, kit)
             yield _data(config, kit)
+            if timed:
+                yield _timing(config, kit)
+        yield from check_budget(config)
 
 
 @dataclass
@@ -305,7 +293,7 @@ def _admission(ask: Callable[[], str | None] | None) -> Verdict:
     try:
         refusal = ask()
     except LiftError as error:
-        return _problem("admission", error)
+        return problem("admission", error)
     if refusal is None:
         return Verdict("admission", "ok", "the server admits this site's key")
     fix = "Send site.pub to the coordinator, and compare the key's fingerprint by telephone."
@@ -338,7 +326,7 @@ def _device(config: SiteConfig) -> Verdict:
     try:
         device = resolve_device(config.device)
     except LiftError as error:
-        return _problem("device", error)
+        return problem("device", error)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return Verdict("device", "ok", name)
 
@@ -354,18 +342,25 @@ def _generator(config: SiteConfig, kit: Kit) -> Verdict:
         folder = bundle_folder(config.generator)
         load_generator(folder, expected_fingerprint=kit.generator_fingerprint, device=cpu)
     except LiftError as error:
-        return _problem("generator", error)
+        return problem("generator", error)
     return Verdict("generator", "ok", f"fingerprint {kit.generator_fingerprint[:16]}..., the kit's")
 
 
 def _data(config: SiteConfig, kit: Kit) -> Verdict:
+    from lift.cohort.guess import guess_layout
     from lift.cohort.layouts import list_patients
 
+    channels = [*kit.task.source, kit.task.target]
+    data, found_out = config.data, ""
     try:
-        usable, refused = list_patients(config.data, [*kit.task.source, kit.task.target])
+        if isinstance(data, AutoData):
+            guess = guess_layout(data, channels)
+            data = guess.data
+            found_out = f"; layout found out: {data.layout} ({guess.evidence})"
+        usable, refused = list_patients(data, channels)
     except LiftError as error:
-        return _problem("data", error)
-    seen = f"{len(usable)} patients with all channels, {len(refused)} without"
+        return problem("data", error)
+    seen = f"{len(usable)} patients with all channels, {len(refused)} without{found_out}"
     if not refused:
         return Verdict("data", "ok", seen)
     first = refused[0].reason
@@ -374,13 +369,14 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
     return Verdict("data", status, seen, first.remedy, "" if usable else "data")
 
 
+def _timing(config: SiteConfig, kit: Kit) -> Verdict:
+    from lift_client.timing import check_timing  # torch takes seconds: quick checks go without
+
+    return check_timing(config, kit)
+
+
 def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
-
-
-def _problem(check: str, error: LiftError) -> Verdict:
-    seen = ": ".join(part for part in (error.what, error.where, error.seen) if part)
-    return Verdict(check, "problem", seen.replace("\n", "; "), error.remedy, error.label)
 
 
 def _failed(check: str, seen: str, fix: str) -> Verdict:

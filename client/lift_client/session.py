@@ -16,6 +16,7 @@ from time import monotonic
 import numpy as np
 from torch import Tensor
 
+from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
@@ -52,7 +53,6 @@ from lift.unconditional.bundle import AnyGenerator, check_public_files
 from lift.unconditional.decoder import FrozenDecoder
 from lift.update import difference, is_finite
 from lift_client.budget import Budget, described
-from lift_client.cohort import SiteCohort
 from lift_client.paired import PairedWork
 from lift_client.received import received_values
 from lift_client.unconditional import UnconditionalWork
@@ -208,19 +208,27 @@ class SiteSession:
             report=self._step("features"),
         )
 
+    def _known_plan(self, plan_digest: str) -> Plan:
+        """The plan that the server sent before, maybe to an earlier process; reads no volume."""
+        if plan_digest in self._opened:
+            return self._opened[plan_digest].plan
+        stored = self._work / "plan.json"
+        if stored.is_file():
+            plan = Plan.model_validate_json(stored.read_bytes())
+            if plan.digest() == plan_digest:
+                return plan
+        raise ProtocolError(
+            "a request belongs to a plan that this site has not seen",
+            seen=f"plan {plan_digest[:12]}...",
+            remedy="The server sends the plan with round 0; run the federation again.",
+        )
+
     def _find(self, plan_digest: str) -> _Opened:
+        plan = self._known_plan(plan_digest)
         if plan_digest not in self._opened:
-            stored = self._work / "plan.json"
-            if stored.is_file():
-                plan = Plan.model_validate_json(stored.read_bytes())
-                if plan.digest() == plan_digest:
-                    return self._open(plan)
-            raise ProtocolError(
-                "a request belongs to a plan that this site has not seen",
-                seen=f"plan {plan_digest[:12]}...",
-                remedy="The server sends the plan with round 0; run the federation again.",
-            )
-        return self._opened[plan_digest]
+            # a restart: what the budget covers may have changed, and no volume was read yet
+            self._budget.admit(plan)
+        return self._open(plan)
 
     def _statistics(self, body: StatisticsRequest) -> Parcel:
         plan = body.plan
@@ -356,14 +364,15 @@ class SiteSession:
         return Parcel(Kind.TRAIN, reply, sent)
 
     def _guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
-        opened = self._find(body.plan_digest)
-        if opened.plan.protects_patients:
+        plan = self._known_plan(body.plan_digest)
+        if plan.protects_patients:
             raise PolicyError(
                 "the server asks for a verdict, which no noise protects",
                 where="privacy.mode",
-                seen=f"the plan's mode is {opened.plan.privacy.mode}",
+                seen=f"the plan's mode is {plan.privacy.mode}",
                 remedy="Nothing was computed or sent. Tell the coordinator.",
             )
+        opened = self._find(body.plan_digest)
         fix_threads(opened.plan.threads)
         return Parcel(Kind.GUARD, opened.work.guard(body, tensors))
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.cohort.layouts import Patient
+from lift.cohort.opened import file_digests, read_patients
+from lift.cohort.patients import Patient
 from lift.cohort.split import split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.privacy import StatisticsOnce
@@ -42,7 +43,6 @@ from lift.unconditional.learning import (
     sums_of,
     train_mapper_round,
 )
-from lift_client.cohort import file_digests, read_patients
 from lift_client.paired import with_steps
 from lift_client.work import Counts, StepReport
 

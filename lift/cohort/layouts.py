@@ -1,45 +1,21 @@
-"""Who is in a data folder: BraTS 2023, SynthRAD2023 or a table."""
+"""Who is in a data folder: BraTS 2023, SynthRAD2023, BIDS or a table."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from lift.config.cohort import BratsData, CohortData, TableData
+from lift.cohort.bids import list_bids
+from lift.cohort.guess import guess_layout
+from lift.cohort.patients import Patient, Refusal
+from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
 from lift.errors import DataError
 from lift.volume import SUFFIXES
 
 _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
-
-
-@dataclass(frozen=True)
-class Patient:
-    """One volume set of one patient.
-
-    Attributes:
-        id: its name in the cohort; it never leaves the site.
-        subject: the person: several time points of one person share it, and a split never
-            tears them apart.
-        channels: channel name -> file.
-        mask: the cohort's own mask, or None.
-    """
-
-    id: str
-    subject: str
-    channels: Mapping[str, Path]
-    mask: Path | None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A patient that cannot be used, and why, for the site's own operator."""
-
-    patient: str
-    reason: DataError
 
 
 def list_patients(
@@ -63,7 +39,13 @@ def list_patients(
             seen="there is no such folder",
             remedy="Correct data.root, or mount the folder.",
         )
-    found = _from_table(data) if isinstance(data, TableData) else _from_folders(data, channels)
+    known = guess_layout(data, channels).data if isinstance(data, AutoData) else data
+    if isinstance(known, TableData):
+        found = _from_table(known)
+    elif isinstance(known, BidsData):
+        found = list_bids(known, channels)
+    else:
+        found = _from_folders(known, channels)
     if not found:
         raise DataError(
             "cannot list the patients",
@@ -76,14 +58,17 @@ def list_patients(
         missing = [name for name in channels if name not in patient.channels]
         if needs_mask and patient.mask is None:
             missing.append("mask")
-        if not missing:
+        if not missing and not patient.problem:
             patients.append(patient)
             continue
         reason = DataError(
             f"cannot use patient '{patient.id}'",
             where=str(data.root),
-            seen=f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}",
-            remedy="Add the files, or take the patient out of the folder or table.",
+            seen=patient.problem
+            or f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}",
+            remedy="Say in `data.series` which is meant, or take the patient out."
+            if patient.problem
+            else "Add the files, or take the patient out of the folder or table.",
         )
         if data.on_bad_file == "stop":
             raise reason
@@ -91,7 +76,7 @@ def list_patients(
     return patients, refusals
 
 
-def _from_folders(data: CohortData, channels: Sequence[str]) -> list[Patient]:
+def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> list[Patient]:
     try:
         folders = sorted(path for path in data.root.iterdir() if path.is_dir())
     except OSError as error:

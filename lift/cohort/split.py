@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.config.plan import SplitPlan
 from lift.errors import DataError
 from lift.files import write_json

@@ -29,6 +29,22 @@ class SynthradData(_FolderData):
     layout: Literal["synthrad"] = "synthrad"
 
 
+SeriesPattern = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9]+-([A-Za-z0-9]+|\*)_)*[A-Za-z0-9]+$", max_length=200)
+]
+
+
+class BidsData(_FolderData):
+    """BIDS: `sub-01[/ses-01]/anat/sub-01[_ses-01][_ce-gd]_T1w.nii.gz`; each session by itself."""
+
+    layout: Literal["bids"] = "bids"
+    series: dict[str, SeriesPattern] = Field(default_factory=dict)
+    """Channel -> how its files end, with the entities that tell them from others, such as
+    `acq-3d_T1w`; `*` stands for any value. What is not named: t1n `T1w`, t1c `ce-*_T1w`, t2w `T2w`,
+    t2f `FLAIR`, mr `T1w`, ct `CT`. A file with contrast agent (`ce`) is meant only where it is
+    named."""
+
+
 class TableData(_FolderData):
     """A CSV table: `patient`, one column by channel, optionally `mask`; paths under the root."""
 
@@ -37,4 +53,15 @@ class TableData(_FolderData):
     """The CSV file."""
 
 
-CohortData = Annotated[BratsData | SynthradData | TableData, Field(discriminator="layout")]
+KnownData = BratsData | SynthradData | BidsData | TableData
+
+
+class AutoData(_FolderData):
+    """The layout is found out from the folder, and said; a name of it here is better."""
+
+    layout: Literal["auto"] = "auto"
+
+
+CohortData = Annotated[
+    BratsData | SynthradData | BidsData | TableData | AutoData, Field(discriminator="layout")
+]

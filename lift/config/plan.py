@@ -262,6 +262,11 @@ class AggregationPlan(Settings):
     """Decay by round of the moving average that is released; 0 releases the last mixer."""
 
 
+def derived_deadline_s(slowest_round_s: float) -> float:
+    """The deadline that a plan without one gets: three times the slowest round, and a minute."""
+    return 3.0 * slowest_round_s + 60.0
+
+
 class FederationPlan(Settings):
     """Rounds, quorum and what travels."""
 

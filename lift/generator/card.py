@@ -102,6 +102,24 @@ def builtin_bundle(name: str) -> Path:
     return _BUILTIN / name
 
 
+def shipped_bundle(fingerprint: str | None) -> Path:
+    """The folder of the built-in bundle with this fingerprint.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for name in list_builtin():
+        folder = builtin_bundle(name)
+        if read_card(folder).fingerprint == fingerprint:
+            return folder
+    raise ConfigError(
+        "the mixer's generator does not ship with this package",
+        where="--generator",
+        seen=f"fingerprint {str(fingerprint)[:12]}... is needed",
+        remedy="Give the bundle's folder with --generator.",
+    )
+
+
 def bundle_folder(choice: GeneratorChoice) -> Path:
     """The folder of the chosen bundle; one of your own may not exist.
 

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lift.cohort.layouts import Patient, list_patients
+from lift.cohort.layouts import list_patients
+from lift.cohort.patients import Patient
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.cohort import BratsData, CohortData, SynthradData
 from lift.config.generator import GeneratorCard, PretrainConfig

@@ -184,7 +184,7 @@ def _shown(entry: Entry | None) -> str:
 
 
 def _files(role: str, folder: Path, fewest: int) -> list[Path]:
-    """NIfTI files under a folder, in the order of their names."""
+    """Files of volumes under a folder, in the order of their names."""
     if not folder.is_dir():
         seen = "there is no such folder"
     else:
@@ -197,7 +197,7 @@ def _files(role: str, folder: Path, fewest: int) -> list[Path]:
             return found
         if found:
             raise too_few(role, len(found), fewest, where=f"'{folder}'")
-        seen = f"it holds no NIfTI file ({' or '.join(SUFFIXES)})"
+        seen = f"it holds no file of a volume ({', '.join(SUFFIXES)})"
     raise DataError(
         f"cannot read the folder of {role} volumes",
         where=f"'{folder}'",

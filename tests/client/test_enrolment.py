@@ -45,7 +45,7 @@ def test_enrolment_makes_a_key_pair_and_settings_that_fit(tmp_path: Path, name: 
     assert b"PRIVATE" not in made.public.read_bytes() + made.settings.read_bytes()
     config = SiteConfig.from_yaml(made.settings)
     assert config.name == name
-    assert config.data.layout == "brats"
+    assert config.data.layout == "auto"
     assert config.policy.privacy_modes == ("none",)
     assert config.under(tmp_path).key == tmp_path / "site.key"
     assert check_key(made.key) == made.fingerprint
@@ -55,7 +55,7 @@ def test_the_settings_hold_the_defaults_and_explain_every_key(tmp_path: Path) ->
     path = enrol(tmp_path, "north").settings
     shortest = {
         "name": "north",
-        "data": {"layout": "brats", "root": "data"},
+        "data": {"layout": "auto", "root": "data"},
         "generator": {"builtin": "phantom-t1n-t1c-t2w-t2f"},
         "policy": {"privacy_modes": ["none"]},
     }

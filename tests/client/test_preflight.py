@@ -27,7 +27,8 @@ from cryptography.x509.oid import NameOID
 from lift.errors import ProtocolError
 from lift_client.cli import exit_code
 from lift_client.enrolment import enrol
-from lift_client.preflight import Verdict, run_checks
+from lift_client.preflight import run_checks
+from lift_client.verdict import Verdict
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -205,7 +205,7 @@ def test_a_missing_or_empty_folder_is_refused(own: Path, role: str) -> None:
     check_refusal(run_here("lift", *words(own)), 3, names=["no such folder", str(own / role)])
     (own / role).mkdir()
     (own / role / ".hidden.nii").write_bytes(b"")
-    check_refusal(run_here("lift", *words(own)), 3, names=["no NIfTI file", role])
+    check_refusal(run_here("lift", *words(own)), 3, names=["no file of a volume", role])
 
 
 def test_real_volumes_that_training_saw_are_refused(own: Path) -> None:

@@ -69,6 +69,10 @@ def test_a_local_run_costs_what_the_dry_run_said_and_tells_nothing_else(tiny: Ti
     assert done.code == 0, done
     assert "patient-local" in done.stderr
     out = tiny.folder / "local"
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"epsilon {planned['epsilon']} at delta {DELTA}" in report
+    twice = planned["epsilon_of_a_patient_in_two_hospitals"]
+    assert f"of a patient in two hospitals {twice}" in report
     for site in PATIENTS:
         book = verify(out / "ledgers" / site / "ledger.jsonl")
         assert book.epsilon() == pytest.approx(planned["epsilon"], abs=DRY_EPSILON_DIGITS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
+from lift_client.enrolment import enrol
 from lift_client.ledger import verify
 from tests.end_to_end.tiny_run import changed, check_refusal, run_here
 from tests.lift.unconditional.tiny_decoder import (
@@ -241,3 +242,28 @@ def test_pretrain_and_dry_run_by_the_command_line(world: World, tmp_path: Path) 
     planned = json.loads(dry.stdout)
     assert planned["mixer_parameters"] > 100
     assert len(planned["plan"]["unconditional"]["projection_digest"]) == 64
+
+
+def test_a_site_searches_generated_volumes_for_copies(
+    world: World, finished: Path, tmp_path: Path
+) -> None:
+    site = enrol(tmp_path / "site", "west").settings
+    data: dict[str, object] = {
+        "name": "west",
+        "data": {"layout": "brats", "root": str(world.folder / "west")},
+        "generator": {"bundle": str(world.bundle)},
+        "device": "cpu",
+        "policy": {"privacy_modes": ["none"]},
+    }
+    write_settings(site, data)
+    out = tmp_path / "audit.json"
+    words = ("--site", site, "-o", out, "--generated", "8")
+    done = run_here("lift", "audit", "patients", finished, *words)
+    assert done.code == 0, done
+    assert "by chance" in done.stdout
+    audit = json.loads(out.read_text(encoding="utf-8"))["audit"]
+    assert audit["kind"] == "copies"
+    assert set(audit["attacks"]) == {"nearest_generated"}
+    assert audit["copies"]["generated"] == 8
+    refused = run_here("lift", "audit", "training", finished, "--generator", str(world.bundle))
+    check_refusal(refused, 2, names=["privacy.mode"])

@@ -65,9 +65,11 @@ def test_the_finished_run_is_left_as_it_is(finished: Federation) -> None:
 def test_status_and_export_need_no_running_server(finished: Federation, tmp_path: Path) -> None:
     status = json.loads(run("lift-server", "status", finished.server, "--json"))
     assert status["phase"] == "done"
-    run("lift-server", "export", finished.server, tmp_path / "release")
+    run("lift-server", "export", finished.server, tmp_path / "release", "--without-audit")
     sums = (tmp_path / "release" / "SHA256SUMS").read_text(encoding="utf-8")
     assert "mixer.safetensors" in sums
+    bundle = json.loads((tmp_path / "release" / "release.json").read_text(encoding="utf-8"))
+    assert bundle["audits"]["missing"] == sorted(finished.sites)
 
 
 def test_clients_stay_up_and_stop_when_told(finished: Federation) -> None:

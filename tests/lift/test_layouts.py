@@ -164,7 +164,7 @@ def test_the_layout_decides_which_keys_a_site_may_set() -> None:
     for data in (
         {"layout": "brats", "root": "/data", "table": "p.csv"},
         {"layout": "table", "root": "/data"},
-        {"layout": "bids", "root": "/data"},
+        {"layout": "nifti", "root": "/data"},
         {"root": "/data"},
     ):
         with pytest.raises(ConfigError):

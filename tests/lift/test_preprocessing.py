@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.config.plan import PercentileRule, Plan, WindowRule
 from lift.errors import AffineError, SpacingError, VolumeError
 from lift.masks import body_mask, nonzero_mask

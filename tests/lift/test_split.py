@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.cohort.split import Split, read_split, split_patients, write_split
 from lift.config.plan import SplitPlan
 from lift.errors import DataError

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lift.assembly import FinishedMixer
-from lift.cohort.layouts import Patient
+from lift.cohort.patients import Patient
 from lift.config.plan import Plan
 from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
 from lift.features import compute_features

@@ -360,3 +360,21 @@ def test_security_says_what_is_not_covered_and_how_to_report() -> None:
     for heading in ("Assets", "Actors", "Trust boundaries", "Threats", "NOT covered",
                     "Keys and certificates", "Reporting a vulnerability"):  # fmt: skip
         assert f"\n## {heading}\n" in text
+
+
+@pytest.mark.parametrize("module", ["lift.cli", "lift_server.cli", "lift_client.cli"])
+def test_help_says_what_every_argument_is(module: str) -> None:
+    group = typer.main.get_command(importlib.import_module(module).app)
+    assert isinstance(group, click.Group)
+    commands = [(group, name) for name in group.commands]
+    while commands:
+        parent, name = commands.pop()
+        command = parent.commands[name]
+        if isinstance(command, click.Group):
+            commands += [(command, inner) for inner in command.commands]
+            continue
+        text = " ".join(command.get_help(click.Context(command, info_name=name)).split())
+        for parameter in command.params:
+            told = getattr(parameter, "help", None)
+            assert told, f"{name}: {parameter.name}"
+            assert " ".join(str(told).split())[:40] in text, f"{name}: {parameter.name}"

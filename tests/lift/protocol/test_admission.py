@@ -25,11 +25,12 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, ProtocolError
+from lift.keys import read_key
 from lift.protocol.flower.admission import admission_problem
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift_client.cli import PROGRAM, main
-from lift_client.enrolment import enrol, read_key
+from lift_client.enrolment import enrol
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.roster import add_site
 

@@ -10,7 +10,8 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 
-from lift.cohort.layouts import Patient, Refusal, list_patients
+from lift.cohort.layouts import list_patients
+from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
@@ -48,6 +49,16 @@ class SiteCohort:
         """Features of one part, in the order of the patients' ids."""
         ids: tuple[str, ...] = getattr(self.split, part)
         return [self.features[patient] for patient in ids]
+
+    def persons(self, *parts: Part) -> dict[str, list[Features]]:
+        """The patients of some parts by name, each with all volumes: the unit of privacy."""
+        by_subject: dict[str, list[Features]] = {}
+        for part in parts:
+            ids: tuple[str, ...] = getattr(self.split, part)
+            for patient in ids:
+                subject = self.patients[patient].subject
+                by_subject.setdefault(subject, []).append(self.features[patient])
+        return dict(sorted(by_subject.items()))
 
     @property
     def slice_spacings_mm(self) -> list[float]:

@@ -1,0 +1,216 @@
+"""What the site's own volumes look like, patient by patient: use, use with a warning, or veto.
+
+One bad patient never stops the others. Nothing of a report leaves the site; it names files and
+patients, because its reader is the operator who has to mend them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lift.cohort.patients import Patient
+from lift.config.base import Settings
+from lift.errors import AffineError, VolumeError
+from lift.imaging.checks import (
+    check_ct,
+    check_field_of_view,
+    check_foreground,
+    check_grid,
+    check_mr,
+)
+from lift.imaging.face import has_face
+from lift.imaging.finding import Finding, Verdict, worst
+from lift.imaging.identifiers import identifying_fields
+from lift.imaging.pairing import pairing
+from lift.imaging.slice_profile import check_profile, estimate_profile
+from lift.imaging.traces import burnt_in_text, content_digest
+from lift.masks import body_mask
+from lift.volume import Volume, check_same_grid, read_volume
+
+VERSION: Final = 1
+"""Of the checks: reports of another version are made again."""
+
+CT: Final = "ct"
+"""The channel whose values are Hounsfield units."""
+_BRIGHTNESS: Final = (0.5, 99.5)
+
+
+class Remark(Settings):
+    """One finding about one patient, in the words that the operator reads."""
+
+    check: str
+    channel: str = ""
+    """Empty when it is about the patient as a whole."""
+    verdict: Verdict
+    seen: str
+    remedy: str = ""
+
+
+class PatientReport(Settings):
+    """Everything that was found about one patient; it stays at the site."""
+
+    version: int = VERSION
+    patient: str
+    subject: str
+    files: str
+    """Digest of names, sizes and times of the files: another one means that they changed."""
+    remarks: tuple[Remark, ...] = ()
+    digests: dict[str, str] = Field(default_factory=dict)
+    """Channel -> digest of what it shows, whatever the file, its number format and its axes."""
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest of all remarks."""
+        return worst(self.remarks)
+
+
+@dataclass(frozen=True)
+class _Read:
+    channel: str
+    volume: Volume
+    mask: NDArray[np.bool_]
+
+
+def examine_patient(patient: Patient, root: Path) -> PatientReport:
+    """Read all channels of a patient and look at each, then at all together.
+
+    Args:
+        patient: its files.
+        root: the data folder that messages name files relative to.
+    """
+    began = monotonic()
+    remarks: list[Remark] = []
+    read: list[_Read] = []
+    for channel, path in sorted(patient.channels.items()):
+        try:
+            volume = read_volume(path, root=root)
+        except VolumeError as error:
+            check = "place" if isinstance(error, AffineError) else "readable"
+            remarks.append(_refused(check, channel, error))
+            continue
+        remarks += _texts(channel, path)
+        one = _Read(channel, volume, _body(volume))
+        remarks += [_remark(found, channel) for found in _looked_at(one) if found.verdict != "use"]
+        read.append(one)
+    remarks += _together(read)
+    first = read[0].volume if read else None
+    return PatientReport(
+        patient=patient.id,
+        subject=patient.subject,
+        files=files_digest(patient.channels),
+        remarks=tuple(remarks),
+        digests={one.channel: content_digest(one.volume.voxels) for one in read},
+        shape=None if first is None else _three(first.voxels.shape),
+        spacing_mm=None if first is None else first.spacing_mm,
+        seconds=round(monotonic() - began, 2),
+    )
+
+
+def _looked_at(one: _Read) -> list[Finding]:
+    """Everything that one channel shows by itself."""
+    voxels, spacing = one.volume.voxels, one.volume.spacing_mm
+    axis = _depth_axis(one.volume)
+    return [
+        check_grid(one.volume.affine),
+        check_foreground(one.mask),
+        check_field_of_view(one.mask, spacing, axis=axis),
+        check_ct(voxels) if one.channel == CT else check_mr(voxels),
+        check_profile(estimate_profile(voxels, one.mask, spacing, axis=axis)),
+        burnt_in_text(voxels, one.mask, axis=axis).finding,
+        has_face(voxels, spacing).finding,
+    ]
+
+
+def _depth_axis(volume: Volume) -> int:
+    """The axis across the slices: that of the coarsest grid."""
+    return int(np.argmax(volume.spacing_mm))
+
+
+def _body(volume: Volume) -> NDArray[np.bool_]:
+    """The body by its brightness, whatever the unit."""
+    voxels = volume.voxels.astype(np.float32)
+    low, high = np.percentile(voxels, _BRIGHTNESS)
+    scaled = np.clip((voxels - low) / max(float(high - low), 1e-6), 0.0, 1.0)
+    return body_mask([scaled], volume.spacing_mm, _depth_axis(volume))
+
+
+def files_digest(channels: Mapping[str, Path]) -> str:
+    """Names, sizes and times of a patient's files, and the checks' version."""
+    found: list[object] = [VERSION]
+    for channel, path in sorted(channels.items()):
+        try:
+            stat = path.stat()
+            found.append([channel, path.name, stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            found.append([channel, path.name, None])
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _together(read: Sequence[_Read]) -> list[Remark]:
+    remarks = []
+    for other in read[1:]:
+        first = read[0]
+        try:
+            check_same_grid(first.volume, other.volume, (first.channel, other.channel))
+        except AffineError as error:
+            remarks.append(_refused("one grid", other.channel, error))
+            continue
+        found = pairing(
+            first.volume.voxels,
+            other.volume.voxels,
+            first.mask,
+            other.mask,
+            first.volume.spacing_mm,
+            axis=_depth_axis(first.volume),
+        ).finding
+        if found.verdict != "use":
+            remarks.append(_remark(found, other.channel))
+    return remarks
+
+
+def _texts(channel: str, path: Path) -> list[Remark]:
+    fields = identifying_fields(path)
+    if not fields:
+        return []
+    return [
+        Remark(
+            check="identifiers",
+            channel=channel,
+            verdict="warn",
+            seen=f"the header holds text: {', '.join(fields)}",
+            remedy="Look at it, and clear what names a patient. It never leaves this site.",
+        )
+    ]
+
+
+def _refused(check: str, channel: str, error: VolumeError) -> Remark:
+    seen = f"{error.what}: {error.seen}"
+    return Remark(check=check, channel=channel, verdict="veto", seen=seen, remedy=error.remedy)
+
+
+def _remark(found: Finding, channel: str) -> Remark:
+    return Remark(
+        check=found.check,
+        channel=channel,
+        verdict=found.verdict,
+        seen=f"{found.seen}; needed: {found.needed}",
+        remedy=found.remedy,
+    )
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = shape
+    return x, y, z

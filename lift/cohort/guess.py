@@ -1,0 +1,116 @@
+"""In which layout a data folder is: told by what lies in it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lift.config.cohort import AutoData, BidsData, BratsData, KnownData, SynthradData, TableData
+from lift.errors import DataError
+from lift.volume import SUFFIXES
+
+_MOST_LOOKED_AT: Final = 2000
+_HEAD_CHANNELS: Final = ("mr", "ct")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A layout, and what it rests on.
+
+    Attributes:
+        data: the same folder in the layout that was found.
+        evidence: what was seen, for the operator.
+    """
+
+    data: KnownData
+    evidence: str
+
+
+def guess_layout(data: AutoData, channels: Sequence[str]) -> Guess:
+    """The one layout that the folder's content fits.
+
+    Args:
+        data: the folder.
+        channels: names that are asked for: a table's columns.
+
+    Raises:
+        DataError: the folder is missing or cannot be read, or no layout fits, or several do.
+    """
+    entries = _entries(data.root)
+    folders = [path for path in entries if path.is_dir()]
+    brats = sum(_holds(folder, f"{folder.name}-") for folder in folders)
+    synthrad = sum(
+        any(_is_file(folder, channel) for channel in _HEAD_CHANNELS) for folder in folders
+    )
+    bids = sum(folder.name.startswith("sub-") and any(folder.glob("**/anat")) for folder in folders)
+    root, policy = data.root, data.on_bad_file
+    found: list[Guess] = []
+    if brats:
+        seen = f"{brats} folders whose files begin with their name"
+        found.append(Guess(BratsData(root=root, on_bad_file=policy), seen))
+    if synthrad:
+        seen = f"{synthrad} folders with mr.nii.gz or ct.nii.gz"
+        found.append(Guess(SynthradData(root=root, on_bad_file=policy), seen))
+    if bids:
+        seen = f"{bids} folders sub-* with an anat folder"
+        found.append(Guess(BidsData(root=root, on_bad_file=policy), seen))
+    found += [
+        Guess(TableData(root=root, on_bad_file=policy, table=table), f"the table {table.name}")
+        for table in _tables(entries, channels)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = "; ".join(f"{guess.data.layout} ({guess.evidence})" for guess in found)
+    raise DataError(
+        "cannot tell the layout of the data folder",
+        where=str(data.root),
+        seen=f"several fit: {names}"
+        if found
+        else "neither BraTS, SynthRAD nor BIDS folders, and "
+        "no table with a column `patient` and one for each channel",
+        remedy="Set data.layout to brats, synthrad, bids or table.",
+    )
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        return sorted(root.iterdir())[:_MOST_LOOKED_AT]
+    except OSError as error:
+        raise DataError(
+            "cannot list the patients",
+            where=str(root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Correct data.root, mount the folder, or let the user that runs this read it.",
+        ) from None
+
+
+def _holds(folder: Path, prefix: str) -> bool:
+    try:
+        return any(
+            path.name.startswith(prefix) and path.name.endswith(SUFFIXES)
+            for path in folder.iterdir()
+        )
+    except OSError:
+        return False
+
+
+def _is_file(folder: Path, stem: str) -> bool:
+    return any((folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES)
+
+
+def _tables(entries: Sequence[Path], channels: Sequence[str]) -> list[Path]:
+    found = []
+    for path in entries:
+        if path.suffix.lower() != ".csv" or not path.is_file():
+            continue
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                heading = next(csv.reader(stream), [])
+        except (OSError, UnicodeDecodeError, csv.Error):
+            continue
+        if {"patient", *channels} <= set(heading):
+            found.append(path)
+    return found

@@ -1,0 +1,37 @@
+"""One patient's volume set, and the refusal of one: what every layout speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lift.errors import DataError
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One volume set of one patient.
+
+    Attributes:
+        id: its name in the cohort; it never leaves the site.
+        subject: the person: several time points of one person share it, and a split never
+            tears them apart.
+        channels: channel name -> file.
+        mask: the cohort's own mask, or None.
+        problem: why it cannot be used although its files are there; empty without one.
+    """
+
+    id: str
+    subject: str
+    channels: Mapping[str, Path]
+    mask: Path | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A patient that cannot be used, and why, for the site's own operator."""
+
+    patient: str
+    reason: DataError

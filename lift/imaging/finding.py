@@ -1,0 +1,48 @@
+"""What one check of a patient's volumes found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Verdict = Literal["use", "warn", "veto"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result; it names no file and no patient.
+
+    Attributes:
+        check: what was looked at.
+        verdict: use; warn: a person should look; veto: do not use.
+        seen: what was seen, in numbers.
+        needed: what is needed.
+        remedy: what to do next; empty when `use`.
+    """
+
+    check: str
+    verdict: Verdict
+    seen: str
+    needed: str
+    remedy: str = ""
+
+
+def finding(check: str, verdict: Verdict, seen: str, needed: str, remedy: str) -> Finding:
+    """A finding whose remedy is left out when there is nothing to do."""
+    return Finding(check, verdict, seen, needed, "" if verdict == "use" else remedy)
+
+
+class Judged(Protocol):
+    """Whatever has a verdict."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """See :class:`Finding`."""
+        ...  # pragma: no cover
+
+
+def worst(findings: Iterable[Judged]) -> Verdict:
+    """The gravest verdict; `use` for none."""
+    order: tuple[Verdict, ...] = ("use", "warn", "veto")
+    return max((one.verdict for one in findings), key=order.index, default="use")

@@ -1,0 +1,172 @@
+"""The same voxels under two names, and text burnt into the pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lift.imaging.finding import Finding, finding
+
+Box = tuple[slice, slice]
+
+LEAST_REPEATS: Final = 0.5
+"""Share of the slices that show one and the same outline pattern: noise and anatomy change from
+slice to slice, an overlay does not."""
+
+FEWEST_REPEATS: Final = 4
+"""Slices: with fewer, chance repeats too."""
+
+FEWEST_MARKS: Final = 3
+"""Separate patterns: one bright block is a marker, a letter needs company."""
+
+FEWEST_PIXELS: Final = 30
+"""Of all marks together, in one slice."""
+
+LEAST_BRIGHTNESS: Final = 0.5
+"""Of the 99th percentile of the body, over air: overlays are drawn near white."""
+
+LEAST_EDGE: Final = 0.35
+"""Of the same, from a mark's pixel to the darkest within two pixels: strokes end at once, blurred
+things (ghosts, cushions) do not."""
+
+MOST_SIDE: Final = 0.25
+"""Of the picture: a longer mark is a table or a frame."""
+
+_REACH: Final = 5
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Patterns that look like burnt-in text.
+
+    Attributes:
+        finding: verdict and words.
+        marks: separate patterns outside the body.
+        repeats: share of the slices that show them alike.
+    """
+
+    finding: Finding
+    marks: int
+    repeats: float
+
+
+def content_digest(voxels: NDArray[Any]) -> str:
+    """A SHA-256 of what is shown, whatever the number format, scale or order of storage.
+
+    Values count by their rank, in float32: volumes whose values differ by type, slope and
+    offset, or by any curve that keeps their order, have one digest. So have volumes stored with
+    flipped or swapped axes: a left-right mirrored copy is the same patient. Volumes that lost
+    values in between (stored in 8 bits, cropped, resampled) have another one.
+
+    Raises:
+        ValueError: empty, or values that are not finite.
+    """
+    values = np.asarray(voxels).astype(np.float32)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("a digest needs finite voxels")
+    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64)
+    keys = []
+    for axis in range(ranks.ndim):
+        profile = ranks.sum(tuple(i for i in range(ranks.ndim) if i != axis)).tolist()
+        # the direction in which the sums of the slices come first in the alphabet
+        if profile[::-1] < profile:
+            ranks, profile = np.flip(ranks, axis), profile[::-1]
+        keys.append((len(profile), profile, axis))
+    ranks = np.ascontiguousarray(np.transpose(ranks, [axis for _, _, axis in sorted(keys)]))
+    return hashlib.sha256(repr(ranks.shape).encode() + ranks.tobytes()).hexdigest()
+
+
+def check_duplicates(digests: Mapping[str, str]) -> Finding:
+    """Whether two names hold the same voxels.
+
+    Args:
+        digests: name, relative to the data folder -> its :func:`content_digest`.
+    """
+    names: dict[str, list[str]] = {}
+    for name, digest in sorted(digests.items()):
+        names.setdefault(digest, []).append(name)
+    groups = [" = ".join(group) for group in names.values() if len(group) > 1]
+    return finding(
+        "duplicates",
+        "veto" if groups else "use",
+        "; ".join(groups) if groups else f"{len(names)} different volumes",
+        "every volume once",
+        "Keep one of each group: a patient counted twice loses half of the privacy promised, and "
+        "a channel copied onto another teaches nothing.",
+    )
+
+
+def burnt_in_text(voxels: NDArray[Any], mask: NDArray[Any], *, axis: int = 2) -> Overlay:
+    """Whether bright, sharp, small patterns outside the body stay alike from slice to slice.
+
+    A suspicion, not a reading of text: text over the body, and text that changes in every
+    slice, is not found.
+
+    Args:
+        voxels: (x, y, z), finite.
+        mask: non-zero in the body.
+        axis: the axis across the slices.
+
+    Raises:
+        ValueError: the shapes differ or are not 3D.
+    """
+    if voxels.ndim != 3 or mask.shape != voxels.shape:
+        raise ValueError("voxels and mask must be 3D and of one shape")
+    stack = np.moveaxis(np.asarray(voxels, dtype=np.float32), axis, 0)
+    body = np.moveaxis(mask != 0, axis, 0)
+    if not body.any() or body.all():
+        return _overlay(0, 0.0)
+    air = float(np.median(stack[~body]))
+    white = float(np.percentile(stack[body], 99))
+    # three pixels off the body: its own edge is bright and sharp too
+    near = ndimage.binary_dilation(body.any(0), iterations=3)
+    bright = (stack > air + LEAST_BRIGHTNESS * (white - air)) & ~near
+    often = bright.mean(0)
+    steady = often >= max(LEAST_REPEATS, FEWEST_REPEATS / len(stack))
+    mean = stack.mean(0)
+    steady &= mean - ndimage.minimum_filter(mean, _REACH) >= LEAST_EDGE * (white - air)
+    labels, count = ndimage.label(steady, structure=np.ones((3, 3)))
+    boxes: list[Box] = [
+        (rows, columns)
+        for rows, columns in ndimage.find_objects(labels, count)
+        if max(side.stop - side.start for side in (rows, columns)) <= MOST_SIDE * max(steady.shape)
+    ]
+    lined = _longest_line(boxes)
+    pixels = sum(int(steady[box].sum()) for box in lined)
+    if len(lined) < FEWEST_MARKS or pixels < FEWEST_PIXELS:
+        return _overlay(0, 0.0)
+    return _overlay(len(lined), float(np.mean([often[box][steady[box]].mean() for box in lined])))
+
+
+def _longest_line(boxes: list[Box]) -> list[Box]:
+    """The most boxes that lie in one row, or in one column, of the picture."""
+    best: list[Box] = []
+    for side in range(2):
+        for one in boxes:
+            middle = (one[side].start + one[side].stop - 1) / 2
+            lined = [box for box in boxes if box[side].start <= middle < box[side].stop]
+            best = max(best, lined, key=len)
+    return best
+
+
+def _overlay(marks: int, repeats: float) -> Overlay:
+    seen = (
+        f"{marks} small sharp marks in one line outside the body, alike in {repeats:.0%} of the "
+        "slices"
+        if marks
+        else "no such marks"
+    )
+    words = finding(
+        "burnt-in text",
+        "warn" if marks else "use",
+        seen,
+        "no text in the pixels",
+        "Look at the corners of the slices: names or dates there must not leave the hospital.",
+    )
+    return Overlay(words, marks, repeats)

@@ -1,0 +1,210 @@
+"""Planted faults are found by name, sound patients are let through, and nothing is read twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives import hashes
+
+from lift.cohort.phantom.write import write_phantom_cohort
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.site import SiteConfig
+from lift_client import cli, examine, image_check, image_view
+from lift_client.examine import PatientReport
+from lift_client.image_check import CohortReport, examine_cohort
+from tests.client.test_preflight import make_authority, pem
+
+CHANNELS = ["t1n", "t2w", "t2f"]
+SOUND = 3
+
+
+def name(index: int) -> str:
+    return f"BraTS-PHA-{index:05d}-000"
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    config = PhantomCohortConfig(
+        patients=SOUND + 7,
+        scanner="north",
+        seed=71,
+        corruption=False,
+        in_plane_mm=4.0,
+        channels=("t1n", "t2w", "t2f"),
+    )
+    write_phantom_cohort(config, folder, workers=1)
+    return folder
+
+
+def file(root: Path, index: int, channel: str) -> Path:
+    return root / name(index) / f"{name(index)}-{channel}.nii.gz"
+
+
+def change(path: Path, how: str) -> None:
+    image = nibabel.load(path)
+    voxels, affine = np.asanyarray(image.dataobj), image.affine.copy()
+    if how == "mirrored":
+        voxels = voxels[::-1].copy()
+    elif how == "moved":
+        voxels = np.roll(voxels, 4, axis=1)
+    elif how == "elsewhere":
+        affine[0, 3] += 5.0
+    made = nibabel.Nifti1Image(voxels, affine)
+    made.header["descrip"] = b"PHANTOM, simulated, no patient"
+    if how == "named":
+        made.header["aux_file"] = b"Doe^Jane"
+    nibabel.save(made, path)
+
+
+@pytest.fixture
+def cohort(phantoms: Path, tmp_path: Path) -> SiteConfig:
+    """Three sound patients and seven with a fault each."""
+    root = tmp_path / "data"
+    shutil.copytree(phantoms, root)
+    change(file(root, 4, "t2w"), "mirrored")
+    change(file(root, 5, "t2f"), "moved")
+    change(file(root, 6, "t2w"), "elsewhere")
+    change(file(root, 7, "t1n"), "named")
+    path = file(root, 8, "t2f")
+    path.write_bytes(path.read_bytes()[:2000])
+    file(root, 9, "t2w").unlink()
+    for channel in CHANNELS:
+        # another number format and another name: the same voxels
+        source = nibabel.load(file(root, 1, channel))
+        copy = nibabel.Nifti1Image(np.asanyarray(source.dataobj).astype(np.float32), source.affine)
+        nibabel.save(copy, file(root, 10, channel))
+    return SiteConfig.from_data(
+        {
+            "name": "north",
+            "data": {"layout": "brats", "root": str(root)},
+            "folder": str(tmp_path / "work"),
+            "generator": {"builtin": "phantom-t1n-t1c-t2w-t2f"},
+            "policy": {"privacy_modes": ["none"]},
+        },
+        "test",
+    )
+
+
+def by_name(report: CohortReport) -> dict[str, PatientReport]:
+    return {patient.patient: patient for patient in report.patients}
+
+
+def test_every_planted_fault_is_found_and_none_invented(
+    cohort: SiteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = by_name(examine_cohort(cohort, CHANNELS, workers=1))
+    assert len(found) == SOUND + 7
+    checks = {
+        patient: {(remark.check, remark.channel) for remark in report.remarks}
+        for patient, report in found.items()
+    }
+    assert checks[name(2)] == checks[name(3)] == set()
+    assert found[name(4)].verdict == "veto"
+    assert ("pairing", "t2w") in checks[name(4)]
+    assert ("pairing", "t2f") in checks[name(5)]
+    assert found[name(5)].verdict == "veto"
+    assert checks[name(6)] == {("one grid", "t2w")}
+    assert checks[name(7)] == {("identifiers", "t1n")}
+    assert found[name(7)].verdict == "warn"
+    assert checks[name(8)] == {("readable", "t2f")}
+    assert checks[name(9)] == {("files", "")}
+    same = {("duplicates", channel) for channel in CHANNELS}
+    assert checks[name(1)] == checks[name(10)] == same
+    report = CohortReport(tuple(found.values()), 0)
+    assert image_view.verdict(report).status == "warning"
+    image_view.show(report)
+    shown = capsys.readouterr().out
+    for index in (1, 4, 5, 6, 7, 8, 9, 10):
+        assert name(index) in shown
+    assert name(2) not in shown
+    assert "Doe" not in shown
+    assert "2 can be used, 1 with a warning, 7 cannot" in shown
+
+
+def test_unchanged_files_are_not_looked_at_again(
+    cohort: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = examine_cohort(cohort, CHANNELS, workers=1)
+    assert first.kept == 0
+    seen: list[str] = []
+    real = examine.examine_patient
+
+    def counted(patient: object, root: Path) -> PatientReport:
+        seen.append(patient.id)  # type: ignore[attr-defined]  # a patient
+        return real(patient, root)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(image_check, "examine_patient", counted)
+    again = examine_cohort(cohort, CHANNELS, workers=1)
+    assert seen == []
+    assert again.patients == first.patients
+    change(file(cohort.data.root, 2, "t2w"), "mirrored")
+    third = by_name(examine_cohort(cohort, CHANNELS, workers=1))
+    assert seen == [name(2)]
+    assert third[name(2)].verdict == "veto"
+    (broken, *_) = sorted((cohort.folder / "check").iterdir())
+    broken.write_text("{")
+    seen.clear()
+    examine_cohort(cohort, CHANNELS, workers=1)
+    assert len(seen) == 1
+
+
+def test_many_processes_find_the_same_as_one(cohort: SiteConfig) -> None:
+    shutil.rmtree(cohort.data.root / name(3))
+    one = examine_cohort(cohort, CHANNELS, workers=1)
+    shutil.rmtree(cohort.folder / "check")
+    steps: list[tuple[int, int]] = []
+    two = examine_cohort(cohort, CHANNELS, workers=2, progress=lambda *at: steps.append(at))
+    assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
+
+    def without_time(report: CohortReport) -> list[dict[str, object]]:
+        return [patient.model_dump(exclude={"seconds"}) for patient in report.patients]
+
+    assert without_time(one) == without_time(two)
+
+
+def test_the_command_says_what_to_mend_and_goes_on(
+    cohort: SiteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = make_authority().certificate
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "ca.pem").write_bytes(pem(authority))
+    content = {
+        "federation": "trial",
+        "site": "north",
+        "address": "127.0.0.1:1",
+        "ca_sha256": authority.fingerprint(hashes.SHA256()).hex(),
+        "generator_fingerprint": "a" * 64,
+        "task": {"source": CHANNELS[:2], "target": CHANNELS[2]},
+    }
+    (kit / "kit.json").write_text(json.dumps(content))
+    site = tmp_path / "site.yaml"
+    data = json.loads(cohort.model_dump_json(exclude_none=True))
+    site.write_text(yaml.safe_dump(data | {"kit": str(kit), "key": str(tmp_path / "site.key")}))
+    words = ["lift-client", "check", "--quick", "--images", "--json", "--site", str(site)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        cli.main()
+    found = json.loads(capsys.readouterr().out)
+    verdicts = {patient["patient"]: patient["verdict"] for patient in found["patients"]}
+    assert verdicts[name(2)] == "use"
+    assert verdicts[name(4)] == "veto"
+    (images,) = [check for check in found["checks"] if check["check"] == "images"]
+    assert images["status"] == "warning"
+
+
+def test_reports_stay_readable_as_json(cohort: SiteConfig) -> None:
+    examine_cohort(cohort, CHANNELS, workers=1)
+    for path in (cohort.folder / "check").iterdir():
+        assert json.loads(path.read_text(encoding="utf-8"))["patient"].startswith("BraTS-PHA")

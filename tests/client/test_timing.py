@@ -1,0 +1,103 @@
+"""The timed dry run: one patient and a few steps tell what a round will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lift.config.kit import Kit
+from lift.config.site import SiteConfig
+from lift_client.timing import by_size, check_timing, time_one_patient
+from tests.end_to_end.tiny_run import (
+    SOURCES,
+    TARGET,
+    make_bundle,
+    make_patient,
+    patient_name,
+    write_nifti,
+)
+
+PATIENTS = 4
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[SiteConfig, Kit]:
+    fingerprint = make_bundle(tmp_path / "bundle")
+    for index in range(PATIENTS):
+        patient = tmp_path / "data" / patient_name(index)
+        for channel, voxels in make_patient(np.random.default_rng(index)).items():
+            write_nifti(patient / f"{patient.name}-{channel}.nii.gz", voxels)
+    config = SiteConfig.from_data(
+        {
+            "name": "north",
+            "data": {"layout": "auto", "root": str(tmp_path / "data")},
+            "generator": {"bundle": str(tmp_path / "bundle")},
+            "device": "cpu",
+            "policy": {"privacy_modes": ["none"]},
+        },
+        "test",
+    )
+    kit = Kit.from_data(
+        {
+            "federation": "trial",
+            "site": "north",
+            "address": "localhost:1",
+            "ca_sha256": "a" * 64,
+            "generator_fingerprint": fingerprint,
+            "task": {"source": list(SOURCES), "target": TARGET},
+        },
+        "test",
+    )
+    return config, kit
+
+
+def test_one_patient_tells_what_all_of_them_take(world: tuple[SiteConfig, Kit]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in world[0].data.root.rglob("*")}
+    found = time_one_patient(*world)
+    assert found.patients == PATIENTS
+    assert found.prepare_s > 0
+    assert found.step_s > 0
+    assert found.cache_gb > 0
+    assert found.memory_gb > 0.05
+    assert found.round_s == pytest.approx(40 * found.step_s)
+    assert found.deadline_s == pytest.approx(3 * found.round_s + 60)
+    assert {path: path.stat().st_mtime_ns for path in world[0].data.root.rglob("*")} == before
+    verdict = check_timing(*world)
+    assert verdict.status == "ok"
+    assert f"all {PATIENTS} in" in verdict.detail
+    assert "deadline" in verdict.detail
+    assert "BraTS" not in verdict.detail
+
+
+def test_a_patient_that_cannot_be_used_is_passed_over(world: tuple[SiteConfig, Kit]) -> None:
+    config, kit = world
+    (first, *_) = sorted(config.data.root.iterdir())
+    for path in first.iterdir():
+        path.write_bytes(b"nothing")
+    assert time_one_patient(config, kit).patients == PATIENTS
+    for folder in config.data.root.iterdir():
+        for path in folder.iterdir():
+            path.write_bytes(b"nothing")
+    verdict = check_timing(config, kit)
+    assert verdict.status == "problem"
+    assert verdict.fix
+
+
+def test_new_volumes_are_not_timed(world: tuple[SiteConfig, Kit]) -> None:
+    config, kit = world
+    task = kit.task.model_copy(update={"source": ()})
+    assert check_timing(config, kit.model_copy(update={"task": task})).status == "skipped"
+
+
+def test_the_patient_of_middling_size_comes_first(tmp_path: Path) -> None:
+    from lift.cohort.patients import Patient
+
+    patients = []
+    for name, size in {"a": 900, "b": 10, "c": 500, "d": 510, "e": 1}.items():
+        path = tmp_path / name
+        path.write_bytes(b"x" * size)
+        patients.append(Patient(name, name, {"t1n": path}, None))
+    assert [patient.id for patient in by_size(patients)] == ["c", "d", "a", "b", "e"]
+    assert by_size([]) == []

@@ -1,0 +1,208 @@
+"""Each check on what it is for, with its limit and with the limit switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lift.imaging import checks
+from lift.imaging.checks import (
+    check_ct,
+    check_field_of_view,
+    check_foreground,
+    check_grid,
+    check_mr,
+    check_values,
+)
+from lift.imaging.finding import Finding, Verdict, worst
+from tests.lift.imaging.made import phantom
+
+Array = NDArray[Any]
+SHAPE = (40, 44, 36)
+
+
+def ball(radius: float = 14.0, *, middle_z: float = 17.5) -> NDArray[np.bool_]:
+    x, y, z = np.indices(SHAPE)
+    inside = (x - 19.5) ** 2 + (y - 21.5) ** 2 + (z - middle_z) ** 2 < radius**2
+    return np.asarray(inside)
+
+
+def ct(*, metal: int = 0, offset: float = 0.0, scale: float = 1.0) -> Array:
+    rng = np.random.default_rng(81)
+    values = np.where(ball(), 40.0, -1000.0) + rng.normal(0, 15, SHAPE)
+    values.ravel()[np.flatnonzero(ball())[:metal]] = 3071
+    return np.rint(values * scale + offset)
+
+
+def mr() -> Array:
+    rng = np.random.default_rng(82)
+    signal = np.where(ball(), 300.0, 0.0)
+    return np.asarray(np.hypot(signal + rng.normal(0, 12, SHAPE), rng.normal(0, 12, SHAPE)))
+
+
+def affine(sizes: tuple[float, float, float], *, tilt: float = 0.0, shear: float = 0.0) -> Array:
+    turn = np.deg2rad(tilt)
+    matrix = np.array(
+        [[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]]
+    )
+    matrix[:, 2] += np.tan(np.deg2rad(shear)) * matrix[:, 1]
+    whole = np.eye(4)
+    whole[:3, :3] = matrix @ np.diag(sizes)
+    return whole
+
+
+def test_good_volumes_pass_every_check() -> None:
+    head = phantom(61, whole_head=True)
+    found = [
+        check_values(mr()),
+        check_foreground(ball()),
+        check_field_of_view(ball(), (2.0, 2.0, 2.0)),
+        check_grid(affine((1.0, 1.0, 5.0), tilt=12)),
+        check_ct(ct(metal=1)),
+        check_mr(mr()),
+        check_ct(head.ct),
+        check_mr(head.t1),
+        check_mr(np.rint(head.t1 / head.t1.max() * 255).astype(np.uint8)),
+        check_mr(phantom(61, whole_head=False).flair),
+    ]
+    assert [one.verdict for one in found] == ["use"] * len(found)
+    assert not any(one.remedy for one in found)
+    assert worst(found) == "use"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "seen"),
+    [
+        (np.full((4, 4, 4), np.nan), "64 voxels are NaN"),
+        (np.array([[[0.0, np.inf]]]), "1 voxels"),
+        (np.full((4, 4, 4), 7, dtype=np.int16), "every voxel is 7"),
+        (np.zeros((0, 3, 3)), "every voxel"),
+    ],
+)
+def test_values_that_are_none_are_refused(voxels: Array, seen: str) -> None:
+    found = check_values(voxels)
+    assert found.verdict == "veto"
+    assert seen in found.seen
+    assert found.remedy
+
+
+Case = tuple[str, Callable[[], Finding], Verdict, str, object]
+CASES: list[Case] = [
+    ("LEAST_FOREGROUND", lambda: check_foreground(ball(3.0)), "veto", "body", 0.0),
+    ("DOUBTFUL_FOREGROUND", lambda: check_foreground(ball(6.5)), "warn", "body", 0.0),
+    (
+        "LEAST_EXTENT_MM",
+        lambda: check_field_of_view(ball(6.0), (1.0, 1.0, 1.0)),
+        "veto",
+        "the body measures 1",
+        0.0,
+    ),
+    (
+        "MOST_END_AREA",
+        lambda: check_field_of_view(ball(middle_z=30.0), (2.0, 2.0, 2.0)),
+        "warn",
+        "the last slice holds",
+        1.0,
+    ),
+    ("SPACING_MM", lambda: check_grid(affine((1.0, 1.0, 12.0))), "veto", "12 mm", (0.0, 99.0)),
+    ("SPACING_MM", lambda: check_grid(affine((1e-3,) * 3)), "veto", "0.001", (0.0, 99.0)),
+    ("MOST_TILT_DEG", lambda: check_grid(affine((1.0,) * 3, tilt=40)), "warn", "40 deg", 90.0),
+    ("MOST_SHEAR_DEG", lambda: check_grid(affine((1.0,) * 3, shear=15)), "veto", "15.0 d", 90.0),
+    ("LEAST_AIR", lambda: check_ct(ct()[14:26, 16:28, 12:24]), "warn", "air", 0.0),
+    (
+        "LEAST_SOFT_TISSUE",
+        lambda: check_ct(ct(offset=-1024.0)),
+        "veto",
+        "between -150 and 150",
+        0.0,
+    ),
+    ("MOST_METAL", lambda: check_ct(ct(metal=200)), "warn", "metal", 1.0),
+    (
+        "PADDING_HU",
+        lambda: check_ct(np.where(np.arange(36) < 3, -3024.0, ct())),
+        "warn",
+        "padding",
+        -np.inf,
+    ),
+    ("FEWEST_LEVELS", lambda: check_mr(ball().astype(np.uint8)), "veto", "2 distinct", 0),
+    (
+        "MOST_NEGATIVE",
+        lambda: check_mr((mr() - mr().mean()) / mr().std()),
+        "warn",
+        "below 0",
+        1.0,
+    ),
+]
+
+
+@pytest.mark.parametrize(("limit", "check", "verdict", "seen", "disabled"), CASES)
+def test_each_limit_is_what_finds_the_fault(
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    check: Callable[[], Finding],
+    verdict: Verdict,
+    seen: str,
+    disabled: object,
+) -> None:
+    found = check()
+    assert found.verdict == verdict
+    assert seen in found.seen
+    assert found.needed
+    assert found.remedy
+    assert worst([found, check_values(mr())]) == verdict
+    monkeypatch.setattr(checks, limit, disabled)
+    assert check().verdict != verdict
+
+
+@pytest.mark.parametrize(
+    ("voxels", "remedy"),
+    [(ct(offset=1100.0), "intercept"), (np.clip(ct() / 4 + 128, 0, 255), "8 bits")],
+)
+def test_a_ct_without_values_below_zero_is_refused(voxels: Array, remedy: str) -> None:
+    found = check_ct(voxels)
+    assert found.verdict == "veto"
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(("limit", "disabled"), [("LEAST_BORDER", 1.0), ("MOST_BORDER_SPREAD", 0)])
+def test_an_inverted_mr_is_refused(
+    monkeypatch: pytest.MonkeyPatch, limit: str, disabled: float
+) -> None:
+    for voxels in (mr(), phantom(61, whole_head=True).t1, phantom(61, whole_head=False).flair):
+        found = check_mr(voxels.max() - voxels)
+        assert found.verdict == "veto"
+        assert "inverted" in found.remedy
+    monkeypatch.setattr(checks, limit, disabled)
+    assert check_mr(voxels.max() - voxels).verdict == "use"
+
+
+def test_a_crop_without_air_is_not_inverted() -> None:
+    assert check_mr(mr()[10:30, 12:32, 8:28]).verdict == "use"
+    brain = phantom(61, whole_head=False)
+    assert check_mr(brain.t1[20:40, 20:45, 20:40]).verdict == "use"
+
+
+def test_a_neck_may_be_cut_and_a_vertex_may_not() -> None:
+    below, above = ball(middle_z=5.0), ball(middle_z=30.0)
+    size = (2.0, 2.0, 2.0)
+    assert check_field_of_view(below, size).verdict == "use"
+    assert check_field_of_view(below, size, may_be_cut=(False, False)).verdict == "warn"
+    assert check_field_of_view(above, size).verdict == "warn"
+    assert check_field_of_view(above, size, may_be_cut=(True, True)).verdict == "use"
+    turned = np.moveaxis(above, 2, 0)
+    assert check_field_of_view(turned, size, axis=0).verdict == "warn"
+
+
+def test_an_empty_mask_is_refused() -> None:
+    nothing = np.zeros(SHAPE)
+    assert check_foreground(nothing).verdict == "veto"
+    assert check_field_of_view(nothing, (1.0, 1.0, 1.0)).verdict == "veto"
+
+
+def test_an_affine_that_is_none_is_refused() -> None:
+    assert check_grid(np.full((4, 4), np.nan)).verdict == "veto"
+    assert check_grid(np.zeros((4, 4))).verdict == "veto"
