@@ -5,6 +5,7 @@ Of a header's texts nothing is looked at, and extensions are passed over.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import nibabel
@@ -16,6 +17,10 @@ from lift.formats.checks import COPY_AGAIN, Decoded, Refusal, check_shape, check
 from lift.formats.packed import Content
 
 _TEXTS: Final = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+_UNIT_OF_SPACE: Final = 0b111
+_MILLIMETRES: Final = frozenset({0, 2})
+"""Codes of NIfTI's xyzt_units: not said, or mm."""
+_UNHEARD: Final = logging.Logger("unheard", logging.CRITICAL + 1)
 _SINGLE: Final = {b"n+1\0": nibabel.Nifti1Header, b"n+2\0": nibabel.Nifti2Header}
 _PAIR: Final = {b"ni1\0": nibabel.Nifti1Header, b"ni2\0": nibabel.Nifti2Header}
 
@@ -66,7 +71,7 @@ def _decode(content: Content, kinds: dict[bytes, Any], voxels: Content, refuse: 
     try:
         with np.errstate(all="ignore"):
             # the fixed block alone: extensions may hold anything about the patient
-            header = kind(content.start[: kind.sizeof_hdr])
+            header = _checked(kind(content.start[: kind.sizeof_hdr], check=False))
             shape = check_shape(header.get_data_shape(), refuse)
             dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
             size = check_size(shape, dtype, refuse)
@@ -101,7 +106,25 @@ def _size_is(start: bytes, kind: Any) -> bool:
     return kind.sizeof_hdr in size and len(start) >= kind.sizeof_hdr
 
 
+def _checked(header: Any) -> Any:
+    """The header, its fields within NIfTI's rules (HeaderDataError: they cannot be).
+
+    Mended in silence: nibabel's log has a line for each field, which says nothing to an operator.
+    """
+    header.check_fix(logger=_UNHEARD)
+    return header
+
+
 def _affine(header: Any, refuse: Refusal) -> NDArray[np.float64]:
+    # NIfTI-1 standard, method 1: no code, no orientation
+    if not (header["sform_code"] or header["qform_code"]):
+        raise refuse.of_place(
+            "its header does not say how the patient lies (sform_code and qform_code are 0); left "
+            "and right cannot be told apart",
+            "Convert the patient's DICOM series to NIfTI again, with its orientation.",
+        )
+    if int(header["xyzt_units"]) & _UNIT_OF_SPACE not in _MILLIMETRES:
+        raise refuse.of_place("its lengths are not in mm", "Export it again in mm.")
     try:
         return np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError):

@@ -17,6 +17,7 @@ from tests.lift.formats.cases import (
     NAME,
     examples,
     meta_text,
+    nifti,
     nrrd_text,
     stored,
     turned,
@@ -262,6 +263,51 @@ def test_analyze_is_refused_for_left_and_right_cannot_be_told_apart(tmp_path: Pa
         # with its voxels too, by either name
         (tmp_path / "a.img").write_bytes(RAW)
     assert isinstance(refused(tmp_path / "a.img"), AffineError)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_nifti_file_without_an_orientation_is_refused(tmp_path: Path, kind: type) -> None:
+    image = nifti(voxels(), turned(), kind)
+    content = bytearray(image.to_bytes())
+    header = image.header.copy()
+    header["sform_code"] = 0
+    path = tmp_path / "a.nii"
+    for code in (0, 1):
+        header["qform_code"] = code
+        content[: header.sizeof_hdr] = header.binaryblock
+        path.write_bytes(content)
+        if code:
+            assert read_volume(path).voxels.shape == voxels().shape
+        else:
+            error = refused(path)
+            assert isinstance(error, AffineError)
+            assert "left and right cannot be told apart" in error.seen
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_read"), [("unknown", True), ("mm", True), (1, False), (3, False)]
+)
+def test_only_lengths_in_mm_are_lengths(tmp_path: Path, unit: str | int, is_read: bool) -> None:
+    image = nifti(voxels(), turned())
+    image.header.set_xyzt_units(unit, "sec")
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    if is_read:
+        read_volume(tmp_path / "a.nii")
+    else:
+        assert "not in mm" in refused(tmp_path / "a.nii").seen
+
+
+def test_reading_says_nothing_to_a_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(nifti(voxels(), turned()).to_bytes())
+    # a spacing of 0 and an offset that other software does not like
+    content[80:84] = bytes(4)
+    content[108:112] = np.float32(353).tobytes()
+    (tmp_path / "a.nii").write_bytes(content + b"\0")
+    read_volume(tmp_path / "a.nii")
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_mgh_file_without_a_place_or_with_frames_is_refused(tmp_path: Path) -> None:
