@@ -26,6 +26,7 @@ from lift.protocol.messages import (
     Failure,
     FailureKind,
     Parcel,
+    StatisticsReply,
     StatisticsRequest,
     TrainRequest,
 )
@@ -194,8 +195,10 @@ class Release:
         self._journal.append(self._failure_entry("", 0, kind))
 
     def _note(self, request: Parcel, answer: Parcel) -> None:
+        body = answer.body
         self._journal.append(
             Entry(
+                card=body.data_card if isinstance(body, StatisticsReply) else None,
                 run=_plan_digest(request),
                 round=_round(request),
                 kind=answer.kind.value,

@@ -35,6 +35,7 @@ _KINDS: Final = {
     "train": "mixer update",
     "guard": "verdict",
     "failure": "failure notice",
+    "card": "data card",
     "note": "(note)",
 }
 _PIPE_WIDTH: Final = 160
@@ -95,15 +96,25 @@ def check(
         bool,
         typer.Option("--images", help="Also look at every patient's volumes; takes minutes."),
     ] = False,
+    share_card: Annotated[
+        bool,
+        typer.Option("--share-card", help="Also show the data card, and share it if you agree."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Share the card without asking: for scripts.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Test everything that could keep this site out; one verdict each; nothing is changed.
 
     With --images each patient is read and judged: use, use with a warning, veto, with what to do.
-    Reports stay in the work folder, and unchanged files are not looked at again.
+    Reports stay in the work folder, and unchanged files are not looked at again. The data card
+    counts what was seen, rounded; it leaves only after --share-card, and stands in the journal.
     """
     from lift_client.preflight import run_checks
 
+    if share_card and not (yes or sys.stdin.isatty()):
+        raise click.UsageError("--share-card asks at a terminal; in a script, add --yes")
     path = _site_file(site, ctx)
     verdicts = []
     ask = None if quick else _admission_check(path)
@@ -112,17 +123,26 @@ def check(
         if not as_json:
             sys.stdout.write(_verdict_text(verdict))
             sys.stdout.flush()
-    looked = _images(path, as_json=as_json) if images else None
+    looked = None
+    if images or share_card:
+        from lift_client import image_command
+
+        looked = image_command.look(_settings(path), as_json=as_json)
     if looked is not None:
-        verdicts.append(looked[0])
+        verdicts.append(looked.verdict)
         if not as_json:
-            sys.stdout.write(_verdict_text(looked[0]))
+            sys.stdout.write(_verdict_text(looked.verdict))
     code = exit_code(verdicts)
     if as_json:
         data: dict[str, object] = {"checks": [vars(verdict) for verdict in verdicts]}
         if looked is not None:
-            data["patients"] = looked[1]
+            data["patients"] = looked.patients
+            data["card"] = None if looked.card is None else looked.card.model_dump(mode="json")
         _write_json({"exit_code": code} | data)
+    if looked is not None and looked.card is not None:
+        image_command.offer(
+            _settings(path), looked.card, share_it=share_card, yes=yes, as_json=as_json
+        )
     if code == 0:
         _next(f"{PROGRAM} --site {path}")
     else:
@@ -212,25 +232,6 @@ def ledger(
         sys.stdout.write(ledger_view.change_cap(config, cap, reason, upwards=upwards))
     else:
         ledger_view.show(config, as_json=as_json, only_verify=verify, plan=plan)
-
-
-def _images(path: Path, *, as_json: bool) -> tuple[Verdict, list[object]]:
-    """The verdict on all volumes, and each patient's report as JSON."""
-    from lift.errors import LiftError
-    from lift_client import image_view
-    from lift_client.verdict import problem
-
-    try:
-        report = image_view.look(_settings(path))
-    except LiftError as error:
-        return problem("images", error), []
-    if not as_json:
-        image_view.show(report)
-    patients: list[object] = [
-        {"verdict": patient.verdict, **patient.model_dump(mode="json")}
-        for patient in report.patients
-    ]
-    return image_view.verdict(report), patients
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from lift.cohort.patients import Patient
 from lift.config.base import Settings
+from lift.config.card import Vendor
 from lift.errors import AffineError, VolumeError
 from lift.imaging.checks import (
     check_ct,
@@ -32,12 +33,13 @@ from lift.imaging.face import has_face
 from lift.imaging.finding import Finding, Verdict, worst
 from lift.imaging.identifiers import identifying_fields
 from lift.imaging.pairing import pairing
-from lift.imaging.slice_profile import check_profile, estimate_profile
+from lift.imaging.scanner import scanner_of
+from lift.imaging.slice_profile import SliceProfile, check_profile, estimate_profile
 from lift.imaging.traces import burnt_in_text, content_digest
 from lift.masks import body_mask
 from lift.volume import Volume, check_same_grid, read_volume
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
@@ -56,6 +58,19 @@ class Remark(Settings):
     remedy: str = ""
 
 
+class ChannelFacts(Settings):
+    """What one channel of one patient is like; rounded and counted, it goes into the data card."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    depth_axis: int
+    """The axis across the slices."""
+    acquired_spacing_mm: float | None
+    """Along that axis, as acquired; None where neither header nor voxels say it."""
+    vendor: Vendor | None = None
+    field_strength_t: float | None = None
+
+
 class PatientReport(Settings):
     """Everything that was found about one patient; it stays at the site."""
 
@@ -67,8 +82,8 @@ class PatientReport(Settings):
     remarks: tuple[Remark, ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
     """Channel -> digest of what it shows, whatever the file, its number format and its axes."""
-    shape: tuple[int, int, int] | None = None
-    spacing_mm: tuple[float, float, float] | None = None
+    channels: dict[str, ChannelFacts] = Field(default_factory=dict)
+    """Of every channel that can be read."""
     seconds: float = 0.0
 
     @property
@@ -82,6 +97,7 @@ class _Read:
     channel: str
     volume: Volume
     mask: NDArray[np.bool_]
+    profile: SliceProfile
 
 
 def examine_patient(patient: Patient, root: Path) -> PatientReport:
@@ -102,20 +118,34 @@ def examine_patient(patient: Patient, root: Path) -> PatientReport:
             remarks.append(_refused(check, channel, error))
             continue
         remarks += _texts(channel, path)
-        one = _Read(channel, volume, _body(volume))
+        one = _read(channel, volume)
         remarks += [_remark(found, channel) for found in _looked_at(one) if found.verdict != "use"]
         read.append(one)
     remarks += _together(read)
-    first = read[0].volume if read else None
     return PatientReport(
         patient=patient.id,
         subject=patient.subject,
         files=files_digest(patient.channels),
         remarks=tuple(remarks),
         digests={one.channel: content_digest(one.volume.voxels) for one in read},
-        shape=None if first is None else _three(first.voxels.shape),
-        spacing_mm=None if first is None else first.spacing_mm,
+        channels={one.channel: _facts(one, patient.channels[one.channel]) for one in read},
         seconds=round(monotonic() - began, 2),
+    )
+
+
+def _facts(one: _Read, path: Path) -> ChannelFacts:
+    scanner, acquired = scanner_of(path), one.profile.acquired_spacing_mm
+    if not one.profile.is_resampled and scanner.slice_thickness_mm is not None:
+        # the voxels show nothing: thicker than the grid, by its own word
+        acquired = max(scanner.slice_thickness_mm, one.profile.stored_spacing_mm)
+    x, y, z = one.volume.voxels.shape
+    return ChannelFacts(
+        shape=(x, y, z),
+        spacing_mm=one.volume.spacing_mm,
+        depth_axis=_depth_axis(one.volume),
+        acquired_spacing_mm=acquired,
+        vendor=scanner.vendor,
+        field_strength_t=scanner.field_strength_t,
     )
 
 
@@ -128,10 +158,17 @@ def _looked_at(one: _Read) -> list[Finding]:
         check_foreground(one.mask),
         check_field_of_view(one.mask, spacing, axis=axis),
         check_ct(voxels) if one.channel == CT else check_mr(voxels),
-        check_profile(estimate_profile(voxels, one.mask, spacing, axis=axis)),
+        check_profile(one.profile),
         burnt_in_text(voxels, one.mask, axis=axis).finding,
         has_face(voxels, spacing).finding,
     ]
+
+
+def _read(channel: str, volume: Volume) -> _Read:
+    mask, axis = _body(volume), _depth_axis(volume)
+    return _Read(
+        channel, volume, mask, estimate_profile(volume.voxels, mask, volume.spacing_mm, axis=axis)
+    )
 
 
 def _depth_axis(volume: Volume) -> int:
@@ -209,8 +246,3 @@ def _remark(found: Finding, channel: str) -> Remark:
         seen=f"{found.seen}; needed: {found.needed}",
         remedy=found.remedy,
     )
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    x, y, z = shape
-    return x, y, z

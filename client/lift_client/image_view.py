@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lift.config.site import SiteConfig
-from lift_client.enrolment import read_kit
 from lift_client.image_check import CohortReport, examine_cohort
 from lift_client.verdict import Verdict
 
-_PIPE_WIDTH = 160
+PIPE_WIDTH = 160
 _STYLE = {"warn": "yellow", "veto": "red"}
 
 
-def look(config: SiteConfig) -> CohortReport:
-    """Examine the cohort for the kit's channels, with progress on a terminal.
+def look(config: SiteConfig, channels: Sequence[str]) -> CohortReport:
+    """Examine the cohort for the task's channels, with progress on a terminal.
 
     Raises:
-        ConfigError: there is no kit.
         DataError: the data folder cannot be read.
     """
-    kit = read_kit(config.kit, site=config.name)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("patients", total=None)
         return examine_cohort(
             config,
-            [*kit.task.source, kit.task.target],
+            channels,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
 
 
 def show(report: CohortReport) -> None:
     """Everything that needs a person, worst first."""
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     table = Table(title="patients that need a look; all others can be used")
     for heading in ("patient", "verdict", "check", "channel", "what was seen", "how to fix it"):
         table.add_column(heading, overflow="fold")

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field, ValidationError
 
 from lift.config.base import Settings
+from lift.config.card import DataCard
 from lift.config.plan import Digest
 from lift.errors import RecordError
 from lift.files import write_atomically, write_json
@@ -69,7 +70,7 @@ class Entry(Settings):
     run: Digest | Literal[""]
     """The plan's SHA-256; empty in a note."""
     round: int = Field(ge=0)
-    kind: Literal["statistics", "train", "guard", "failure", "note"]
+    kind: Literal["statistics", "train", "guard", "failure", "card", "note"]
     tensors: tuple[TensorNote, ...]
     bytes: int = Field(ge=0)
     """Bytes of the tensors."""
@@ -83,6 +84,8 @@ class Entry(Settings):
     """Who gets it: the server's address; `nobody` in a note."""
     purpose: Sentence
     """One plain sentence."""
+    card: DataCard | None = None
+    """The data card, whole, where one is shared or sent."""
 
 
 class Line(Entry):
@@ -221,7 +224,7 @@ class Journal:
 
     def _next(self, entry: Entry) -> tuple[bytes, Line]:
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-        record = {"number": self._count + 1, "time": now, **entry.model_dump(mode="json")}
+        record = {"number": self._count + 1, "time": now, **_dumped(entry)}
         record["previous"] = self._last_hash
         body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         digest = hashlib.sha256(body).hexdigest()
@@ -298,6 +301,11 @@ class Journal:
             yield
         finally:
             os.close(descriptor)
+
+
+def _dumped(entry: Entry) -> dict[str, object]:
+    # a card is rare: no line says that it has none
+    return entry.model_dump(mode="json", exclude={"card"} if entry.card is None else None)
 
 
 def _same(entry: Entry) -> tuple[str, int, str, str]:

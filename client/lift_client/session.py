@@ -53,6 +53,7 @@ from lift.unconditional.bundle import AnyGenerator, check_public_files
 from lift.unconditional.decoder import FrozenDecoder
 from lift.update import difference, is_finite
 from lift_client.budget import Budget, described
+from lift_client.data_card import shared_card
 from lift_client.paired import PairedWork
 from lift_client.received import received_values
 from lift_client.unconditional import UnconditionalWork
@@ -254,6 +255,7 @@ class SiteSession:
             highest_slice_spacing_mm=round(max(counts.slice_spacings_mm), 2),
             round_estimate_s=self._round_estimate_s(opened),
             data_version=counts.data_version,
+            data_card=shared_card(self._work),
         )
         return Parcel(Kind.STATISTICS, reply, tensors)
 

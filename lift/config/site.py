@@ -37,6 +37,13 @@ class BudgetSettings(Settings):
     that share patients must share it."""
 
 
+class CardSettings(Settings):
+    """The data card, which leaves only after `lift-client check --share-card`."""
+
+    floor: int = Field(default=5, ge=2, le=1000)
+    """Counts of persons are rounded down to a multiple of it, and nothing smaller appears."""
+
+
 class SiteSettings(Settings):
     """One site."""
 
@@ -79,6 +86,7 @@ class SiteConfig(SiteSettings):
     local_port: Port = 9094
     """On 127.0.0.1 only: between this program's own two processes; needs a secret."""
     policy: PolicySettings
+    card: CardSettings = CardSettings()
 
     def under(self, folder: Path) -> SiteConfig:
         """The same settings with relative paths taken from `folder`."""

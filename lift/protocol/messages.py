@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from lift.config.base import Settings
+from lift.config.card import DataCard
 from lift.config.plan import Digest, Plan
 
 PROTOCOL_VERSION: Final = 1
@@ -79,6 +80,8 @@ class StatisticsReply(Settings):
     """How often the training data of the site changed: statistics of older data are refused."""
     ledger_head: Digest | None = None
     """Hash of the last line of the site's privacy ledger; it tells nothing but that it grew."""
+    data_card: DataCard | None = None
+    """What the site's operator has looked at and shared; None under differential privacy."""
 
 
 class TrainRequest(Settings):

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from lift.card_view import show_card
+from lift.config.card import DataCard
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, DataError
 from lift_server.certificates import Notice, certificate_notices
@@ -56,6 +58,7 @@ def describe(config: ServerConfig, now: datetime) -> dict[str, Any]:
             name: _describe_site(name, roster, found if running else None, trained)
             for name in sorted(names)
         },
+        "data_cards": _data_cards(records),
         "certificates": [asdict(notice) for notice in _notices(config, now)],
         "next": _what_next(running=running, complete=complete),
     }
@@ -84,6 +87,8 @@ def show(console: Console, name: str, shown: Mapping[str, Any], now: datetime) -
             site["last_refusal"] or "",
         )
     console.print(table)
+    for card in shown["data_cards"].values():
+        show_card(DataCard.model_validate_json(json.dumps(card)), console)
     for notice in shown["certificates"]:
         console.print(f"{notice['level']}: {Notice(**notice)}", soft_wrap=True)
 
@@ -211,6 +216,13 @@ def _describe_site(
         "counted": sum(name in record.get("counted", {}) for record in trained),
         "last_refusal": refusals[-1] if refusals else None,
     }
+
+
+def _data_cards(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the sites chose to tell of their cohorts with their first answers."""
+    replies = records[0].get("statistics", {}) if records else {}
+    found = {site: reply.get("data_card") for site, reply in sorted(replies.items())}
+    return {site: card for site, card in found.items() if card is not None}
 
 
 def _notices(config: ServerConfig, now: datetime) -> list[Notice]:

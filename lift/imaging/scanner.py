@@ -1,0 +1,69 @@
+"""What made a volume, as far as its file says: the maker from a closed list, and two numbers.
+
+A NIfTI header does not say it; the JSON sidecar that BIDS puts beside the file may (Brain Imaging
+Data Structure 1.10, "Hardware information" of MRI). Nothing else of a sidecar is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lift.config.card import Vendor, vendor_of
+from lift.volume import SUFFIXES
+
+_LONGEST: Final = 1 << 20
+_STRONGEST_T: Final = 30.0
+_THICKEST_MM: Final = 100.0
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What one volume was made with; None where nothing says it.
+
+    Attributes:
+        vendor: the maker, never its free text.
+        field_strength_t: tesla.
+        slice_thickness_mm: as acquired.
+    """
+
+    vendor: Vendor | None = None
+    field_strength_t: float | None = None
+    slice_thickness_mm: float | None = None
+
+
+NOTHING_SAID: Final = Scanner()
+
+
+def scanner_of(path: Path) -> Scanner:
+    """What the sidecar of a volume's file says; a sidecar that cannot be read says nothing."""
+    said = _sidecar(path)
+    maker = said.get("Manufacturer")
+    return Scanner(
+        vendor=vendor_of(maker) if isinstance(maker, str) else None,
+        field_strength_t=_number(said.get("MagneticFieldStrength"), _STRONGEST_T),
+        slice_thickness_mm=_number(said.get("SliceThickness"), _THICKEST_MM),
+    )
+
+
+def _sidecar(path: Path) -> dict[str, object]:
+    suffix = max((s for s in SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
+    if not suffix:
+        return {}
+    beside = path.with_name(path.name[: -len(suffix)] + ".json")
+    try:
+        if not beside.is_file() or beside.stat().st_size > _LONGEST:
+            return {}
+        said = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _number(value: object, most: float) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and 0 < value <= most else None
