@@ -27,7 +27,7 @@ FACTS = ChannelFacts(
 def report(
     person: str, verdict: Verdict = "use", *, visit: str = "", **changes: Any
 ) -> PatientReport:
-    remarks = ()
+    remarks: tuple[Remark, ...] = ()
     if verdict != "use":
         remarks = (Remark(check="ct", channel="t1n", verdict=verdict, seen="it"),)
     return PatientReport(

@@ -19,6 +19,7 @@ from lift.config.site import SiteConfig
 from lift_client import cli, examine, image_check, image_view
 from lift_client.examine import PatientReport
 from lift_client.image_check import CohortReport, examine_cohort
+from lift_client.journal import verify
 from tests.client.test_preflight import make_authority, pem
 
 CHANNELS = ["t1n", "t2w", "t2f"]
@@ -202,6 +203,25 @@ def test_the_command_says_what_to_mend_and_goes_on(
     assert verdicts[name(4)] == "veto"
     (images,) = [check for check in found["checks"] if check["check"] == "images"]
     assert images["status"] == "warning"
+    # nothing was shared without being asked for, and nobody can be asked here
+    card = found["card"]
+    assert (card["persons"], card["floor"]) == (10, 5)
+    work = cohort.folder
+    assert not (work / "data-card.json").exists()
+    monkeypatch.setattr(sys, "argv", [*words, "--share-card"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "--yes" in capsys.readouterr().err
+    assert not (work / "data-card.json").exists()
+    monkeypatch.setattr(sys, "argv", [*words, "--share-card", "--yes"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shared = json.loads((work / "data-card.json").read_text())
+    assert json.loads(capsys.readouterr().out)["card"] == shared == card
+    (line,) = verify(work / "journal.jsonl").lines
+    assert line.card is not None
+    assert line.card.model_dump(mode="json") == shared
 
 
 def test_reports_stay_readable_as_json(cohort: SiteConfig) -> None:

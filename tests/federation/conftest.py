@@ -13,6 +13,7 @@ import pytest
 from lift.protocol.flower.superlink import make_app
 from tests.end_to_end.tiny_run import TinyRun, make_tiny_run
 from tests.federation.attackers import Server, running_server
+from tests.federation.desk import Real, real_site
 from tests.federation.network import ConnectProxy, TlsTap
 from tests.federation.world import Federation, add_north
 
@@ -78,3 +79,9 @@ def app(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
         # Flower's way of calling its migrations
         warnings.simplefilter("ignore", DeprecationWarning)
         return make_app(dataclasses.replace(server.settings, database=str(database)))
+
+
+@pytest.fixture
+def real(volumes: TinyRun, tmp_path: Path) -> Real:
+    """A real session on tiny volumes, without a wire."""
+    return real_site(volumes, tmp_path)

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.status import STATUS_FILE, ServerStatus, SiteStatus, StatusFile
-from lift_server.status_view import describe, is_alive, read_status
+from lift_server.status_view import describe, is_alive, read_status, show
 
 
 @pytest.fixture
@@ -68,3 +69,27 @@ def test_the_verdicts_after_the_last_round_are_not_counted_as_a_round(
 ) -> None:
     written.asking(6, ["north"], 60.0)
     assert read(folder).round == 5
+
+
+def test_the_cards_that_sites_shared_are_shown(folder: Path) -> None:
+    settings = load_settings(folder)
+    card = {
+        "site": "north",
+        "made": "2026-11-23",
+        "floor": 5,
+        **dict.fromkeys(("persons", "usable", "warned", "vetoed"), 10),
+        **dict.fromkeys(("train", "validation", "test"), 0),
+        "channels": [{"channel": "t1n", "modality": "MR", "persons": 10}],
+    }
+    statistics = {"north": {"data_card": card}, "valley": {"data_card": None}, "old": {}}
+    record = {"round": 0, "kind": "statistics", "statistics": statistics}
+    settings.output.mkdir(parents=True, exist_ok=True)
+    (settings.output / "rounds.jsonl").write_text(json.dumps(record) + "\n")
+    now = datetime.now(UTC)
+    shown = describe(settings, now)
+    assert shown["data_cards"] == {"north": card}
+    console = Console(width=160)
+    with console.capture() as capture:
+        show(console, "trial", shown, now)
+    assert "Data card of site 'north'" in capture.get()
+    assert "t1n (MR)" in capture.get()
