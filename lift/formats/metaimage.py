@@ -28,14 +28,14 @@ _FIRST_LINE: Final = re.compile(
 )
 _VOXELS: Final = "ElementDataFile"
 # one name for each of MetaIO's synonyms
-_SYNONYMS: Final = {
+SYNONYMS: Final = {
     "Rotation": "TransformMatrix",
     "Orientation": "TransformMatrix",
     "Position": "Offset",
     "Origin": "Offset",
     "BinaryDataByteOrderMSB": "ElementByteOrderMSB",
 }
-_KNOWN: Final = frozenset(
+KNOWN: Final = frozenset(
     {
         "ObjectType",
         "NDims",
@@ -117,9 +117,9 @@ def _fields(stored: bytes, refuse: Refusal) -> tuple[Fields, int]:
                 raise refuse("a line of its header is no field", COPY_AGAIN)
             continue
         name, text = words[0].strip(), words[1].strip()
-        name = _SYNONYMS.get(name, name)
+        name = SYNONYMS.get(name, name)
         # some programs write a field under two of its names
-        if name in _KNOWN and texts.setdefault(name, text) != text:
+        if name in KNOWN and texts.setdefault(name, text) != text:
             raise refuse("its header says two things about one field", COPY_AGAIN)
         if name == _VOXELS:
             return Fields(texts, refuse), after

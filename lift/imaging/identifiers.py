@@ -12,8 +12,20 @@ from typing import Final
 import nibabel
 import numpy as np
 
+from lift.formats.metaimage import KNOWN, SYNONYMS, is_metaimage
+from lift.formats.nrrd import is_nrrd
+
 _TEXTS: Final = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 _EXTENSIONS: Final = "header extensions"
+_LONGEST_HEADER: Final = 1 << 16
+_NRRD_COMMENT: Final = re.compile(
+    rb"# (Complete NRRD file format specification at:|http://teem\.sourceforge\.net/nrrd/format\.html)"
+)
+_NRRD_TEXTS: Final = frozenset({b"content", b"labels", b"sample units"})
+_METAIMAGE_NUMBERS: Final = frozenset(
+    name.encode()
+    for name in (*KNOWN, *SYNONYMS, "AnatomicalOrientation", "CenterOfRotation", "Modality")
+)
 # what common software signs with; dcm2niix adds a time of day, which is not among them
 _SIGNATURES: Final = re.compile(
     r"(FSL\d[\w.]*|\d+(\.\d+)+:[0-9a-f]+|spm ?-? ?[\w. -]{0,20}|SPM[\w .-]{0,20}"
@@ -23,22 +35,53 @@ _SIGNATURES: Final = re.compile(
 
 
 def identifying_fields(path: Path) -> tuple[str, ...]:
-    """Names of the header fields of a NIfTI file that hold text nobody can vouch for, sorted.
+    """Names of the header fields of a file that hold text nobody can vouch for, sorted.
 
-    Fields that are empty or hold the signature of common software alone are left out. At the end
-    stand header extensions, which may hold a whole DICOM header. A file that cannot be read has
-    none: reading it says why.
+    NIfTI: its text fields, without those that are empty or hold the signature of common software
+    alone, and header extensions, which may hold a whole DICOM header. NRRD and MetaImage: comments
+    and fields that anybody may add, by kind, for their names are free text too. MGH has a footer of
+    such texts, which common software fills with its own commands: it is not looked at. A file that
+    cannot be read has none: reading it says why.
 
     Args:
-        path: .nii or .nii.gz.
+        path: a file of one volume; of two files, the header.
     """
     start = _start(path)
+    if is_nrrd(start):
+        return _of_nrrd(start)
+    if is_metaimage(start):
+        return _of_metaimage(start)
     header = _header(start)
     if header is None:
         return ()
     flag = start[header.sizeof_hdr : header.sizeof_hdr + 4]
     extended = len(flag) == 4 and flag[0] != 0
     return (*sorted(_texts(header)), *((_EXTENSIONS,) if extended else ()))
+
+
+def _of_nrrd(start: bytes) -> tuple[str, ...]:
+    found = set()
+    for line in start.partition(b"\n\n")[0].splitlines()[1:]:
+        if line.startswith(b"#"):
+            # the two lines that the format's own software writes
+            if not _NRRD_COMMENT.fullmatch(line):
+                found.add("comments")
+        elif b":=" in line:
+            found.add("key/value pairs")
+        elif line.partition(b":")[0].strip().lower() in _NRRD_TEXTS:
+            found.add("content")
+    return tuple(sorted(found))
+
+
+def _of_metaimage(start: bytes) -> tuple[str, ...]:
+    found = set()
+    for line in start.splitlines():
+        name, _, text = (part.strip() for part in line.partition(b"="))
+        if name == b"ElementDataFile":
+            break
+        if text and name not in _METAIMAGE_NUMBERS:
+            found.add("Comment" if name == b"Comment" else "fields beside the image's own")
+    return tuple(sorted(found))
 
 
 def _texts(header: nibabel.Nifti1Header) -> Iterator[str]:
@@ -65,7 +108,7 @@ def _header(start: bytes) -> nibabel.Nifti1Header | None:
 
 
 def _start(path: Path) -> bytes:
-    length = nibabel.Nifti2Header.sizeof_hdr + 4
+    length = _LONGEST_HEADER
     try:
         with path.open("rb") as stream:
             if stream.read(2) != b"\x1f\x8b":

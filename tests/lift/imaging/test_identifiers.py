@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +73,20 @@ def test_other_bytes_are_no_header(
 
 def test_a_missing_file_has_none(tmp_path: Path) -> None:
     assert identifying_fields(tmp_path / "absent.nii") == ()
+
+
+def test_a_text_header_is_told_by_the_kind_of_what_was_added(tmp_path: Path) -> None:
+    image = SimpleITK.Image(3, 3, 3, SimpleITK.sitkInt16)
+    for name in ("a.nrrd", "a.mha"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+        assert identifying_fields(tmp_path / name) == ()
+    for name, added, told in (
+        ("a.nrrd", "# DOE^JANE", "comments"),
+        ("a.nrrd", "DOE^JANE:=1961", "key/value pairs"),
+        ("a.nrrd", "content: DOE^JANE", "content"),
+        ("a.mha", "Comment = DOE^JANE", "Comment"),
+        ("a.mha", "DOE^JANE = 1961", "fields beside the image's own"),
+    ):
+        first, rest = (tmp_path / name).read_bytes().split(b"\n", 1)
+        (tmp_path / f"b-{name}").write_bytes(first + f"\n{added}\n".encode() + rest)
+        assert identifying_fields(tmp_path / f"b-{name}") == (told,)
