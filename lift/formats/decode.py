@@ -6,12 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from lift.formats import metaimage, mgh, nifti, nrrd
+from lift.formats import dicom, metaimage, mgh, nifti, nrrd
 from lift.formats.checks import COPY_AGAIN, Decoded, Refusal
+from lift.formats.dicom_image import is_dicom
 from lift.formats.packed import GZIP, Content, read_file
 from lift.formats.texts import LONGEST_HEADER, Beside
 
 READ_SUFFIXES: Final = (
+    ".dcm",
     ".hdr.gz",
     ".hdr",
     ".mhd",
@@ -33,16 +35,19 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
     """What a volume's file holds, and its digest.
 
     Formats: NIfTI-1 and NIfTI-2, in one file or as a pair, of which either may be named; MGH and
-    MGZ; NRRD and MetaImage, attached, or detached with the voxels in the header's folder.
+    MGZ; NRRD and MetaImage, attached, or detached with the voxels in the header's folder; DICOM, as
+    the folder of a series or as one enhanced multi-frame file.
 
     The digest is SHA-256 of the file's bytes; of two files, of the header's and then of the
-    other's.
+    other's; of a series, of its files' sorted digests.
 
     Raises:
         VolumeError: a file is missing, empty, truncated or damaged, is of no format that is read,
             is too large, 4D, colour or complex, or is thinner than 2 voxels.
         AffineError: it does not say where its voxels lie.
     """
+    if path.is_dir():
+        return dicom.decode_series(path, refuse)
     # voxels alone have no mark: of a pair, the names decide
     header = _partner(path, _VOXELS, _HEADERS, refuse) or path
     missing = refuse("there is no such file", "Restore it, or take the patient out.")
@@ -65,6 +70,8 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
+    if is_dicom(stored[:132]):
+        return dicom.decode_file(stored, refuse)
     if nrrd.is_nrrd(stored[:16]):
         return nrrd.decode(stored, beside, refuse)
     if metaimage.is_metaimage(stored[:64]):

@@ -13,6 +13,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -89,12 +90,19 @@ def _used_before(tmp_path_factory: pytest.TempPathFactory) -> None:
         read_volume(example.write(tmp_path_factory.mktemp(name)))
 
 
-@pytest.fixture
-def _small_limit(_used_before: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def tracing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small volumes are large, and memory is counted."""
     monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", LIMIT)
     tracemalloc.start()
     yield
     tracemalloc.stop()
+
+
+@pytest.fixture
+def _small_limit(_used_before: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with tracing(monkeypatch):
+        yield
 
 
 def attempt(path: Path) -> tuple[Volume | LiftError, Cost]:
@@ -149,6 +157,12 @@ def damaged(example: Example, rng: np.random.Generator) -> dict[str, bytes]:
     content = ways[rng.integers(len(ways))](content, rng)
     files[name] = gzip.compress(content, mtime=0) if inside else content
     return files
+
+
+def with_other_bytes(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut off, with flipped bits, or with something put in."""
+    ways = (_cut, _flipped, _longer)
+    return ways[rng.integers(len(ways))](content, rng)
 
 
 def _cut(content: bytes, rng: np.random.Generator) -> bytes:

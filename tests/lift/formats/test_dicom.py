@@ -1,0 +1,374 @@
+"""DICOM series and multi-frame files: order and geometry as ITK has them, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from lift.errors import AffineError, VolumeError
+from lift.volume import read_volume, write_volume
+from tests.lift.formats.cases import NAME, Array, check_places, decoded, itk_answer, turned, voxels
+from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write
+
+AXES = {
+    "axial": np.eye(3),
+    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]),
+    "sagittal": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+    "flipped": np.diag([-1, -1, 1]),
+}
+
+
+def affine_of(name: str) -> Array:
+    if name == "oblique":
+        return turned()
+    affine = np.eye(4)
+    affine[:3, :3] = AXES[name] @ np.diag([0.8, 1.2, 4.5])
+    affine[:3, 3] = (12.5, -30.25, 7.0)
+    return affine
+
+
+def itk_series(folder: Path) -> tuple[Array, Array]:
+    """Voxels and RAS+ affine of a series, as ITK reads it."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    data = SimpleITK.GetArrayFromImage(image).T
+    affine = np.eye(4)
+    origin = np.array(image.GetOrigin())
+    for axis, unit in enumerate(np.eye(3)):
+        place = image.TransformContinuousIndexToPhysicalPoint(unit.tolist())
+        affine[:3, axis] = np.array(place) - origin
+    affine[:3, 3] = origin
+    return data, np.diag([-1, -1, 1, 1]) @ affine
+
+
+def values(path: Path) -> Array:
+    found = decoded(path)
+    return found.data * found.slope + found.inter
+
+
+@pytest.mark.parametrize("name", [*AXES, "oblique"])
+def test_a_series_lies_where_itk_has_it(tmp_path: Path, name: str) -> None:
+    data, affine = voxels(), affine_of(name)
+    folder = write(series(data, affine), tmp_path / "series")
+    found = decoded(folder)
+    # the order of the slices may be that of the other end: the same places, the same voxels
+    other, place = itk_series(folder)
+    if np.abs(found.affine - place).max() > 1e-3:
+        other = other[:, :, ::-1]
+        place = place @ np.array(
+            [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, data.shape[2] - 1], [0, 0, 0, 1]]
+        )
+    np.testing.assert_array_equal(found.data, other)
+    check_places(found.affine, place, data.shape, 1e-3)
+    volume = read_volume(folder)
+    again = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine))
+    np.testing.assert_array_equal(volume.voxels, np.asanyarray(again.dataobj))
+    check_places(volume.affine, again.affine, volume.voxels.shape, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+)
+@pytest.mark.parametrize("dtype", ["<i2", "<u2", "<u1", "<i4", "<i1"])
+def test_every_encoding_gives_the_same_voxels(tmp_path: Path, syntax: str, dtype: str) -> None:
+    data = voxels(dtype)
+    folder = write(series(data, syntax=syntax), tmp_path)
+    np.testing.assert_array_equal(decoded(folder).data, data)
+    assert decoded(folder).data.dtype == data.dtype.newbyteorder("=")
+
+
+def test_rle_is_unpacked(tmp_path: Path) -> None:
+    data = voxels("<u2")
+    packed = []
+    for content in series(data):
+        dataset = pydicom.dcmread(BytesIO(content))
+        dataset.compress(uid.RLELossless)
+        stream = BytesIO()
+        dataset.save_as(stream, enforce_file_format=True)
+        packed.append(stream.getvalue())
+    np.testing.assert_array_equal(decoded(write(packed, tmp_path)).data, data)
+
+
+def test_hounsfield_units_come_from_slope_and_intercept(tmp_path: Path) -> None:
+    data = voxels("<i2") // 16
+    folder = write(series(data, modality="CT"), tmp_path)
+    np.testing.assert_array_equal(values(folder), data - 1024.0)
+
+    def own_scale(index: int, dataset: Dataset) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1 + index, -10 * index
+
+    folder = write(series(data, modality="CT", change=own_scale), tmp_path / "each")
+    scale = np.arange(data.shape[2])
+    np.testing.assert_array_equal(values(folder), data * (1.0 + scale) - 10.0 * scale)
+
+
+def test_bits_above_the_stored_ones_are_left_out(tmp_path: Path) -> None:
+    for name, data in (("u", voxels("<u2") // 16), ("i", voxels("<i2") // 16)):
+
+        def overlaid(_: int, dataset: Dataset) -> None:
+            dataset.BitsStored, dataset.HighBit = 12, 11
+            pixels = np.frombuffer(dataset.PixelData, "<u2")
+            dataset.PixelData = ((pixels & 0x0FFF) | 0x5000).astype("<u2").tobytes()
+
+        folder = write(series(data, change=overlaid), tmp_path / name)
+        np.testing.assert_array_equal(decoded(folder).data, data)
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_a_multi_frame_file_is_the_same_volume_whatever_its_order(
+    tmp_path: Path, modality: str
+) -> None:
+    data, affine = voxels() // 16, turned()
+    (tmp_path / "a.dcm").write_bytes(
+        enhanced(data, affine, modality=modality, order=[3, 0, 5, 1, 4, 2])
+    )
+    found = decoded(tmp_path / "a.dcm")
+    check_places(found.affine, affine, data.shape, 1e-3)
+    np.testing.assert_array_equal(found.data, data)
+    assert found.inter == (-1024 if modality == "CT" else 0)
+    in_order = tmp_path / "b.dcm"
+    in_order.write_bytes(enhanced(data, affine, modality=modality))
+    theirs, place = itk_answer(in_order)
+    np.testing.assert_array_equal(values(in_order), theirs)
+    check_places(found.affine, place, data.shape, 1e-3)
+    # and in a folder of its own
+    folder = tmp_path / "only"
+    folder.mkdir()
+    in_order.rename(folder / "c")
+    np.testing.assert_array_equal(decoded(folder).data, data)
+
+
+def test_names_of_files_change_nothing(tmp_path: Path) -> None:
+    files = series()
+    one = write(files, tmp_path / "one", seed=1)
+    two = write(files[::-1], tmp_path / "two", seed=2)
+    (two / "DICOMDIR").write_bytes(directory())
+    (two / "README.txt").write_text("nothing")
+    (two / ".hidden").write_text("nothing")
+    (two / "more").mkdir()
+    first, second = read_volume(one), read_volume(two)
+    np.testing.assert_array_equal(first.voxels, second.voxels)
+    assert first.digest == second.digest
+    other = write(series(voxels() // 2), tmp_path / "three")
+    assert read_volume(other).digest != first.digest
+
+
+def directory() -> bytes:
+    dataset = Dataset()
+    dataset.SOPClassUID = uid.MediaStorageDirectoryStorage
+    return to_bytes(dataset)
+
+
+def test_a_tilted_gantry_keeps_the_true_places(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[1, 2] = 5.0 * np.tan(np.deg2rad(20))
+    data = voxels()
+    found = decoded(write(series(data, affine, modality="CT"), tmp_path))
+    np.testing.assert_array_equal(found.data, data)
+    check_places(found.affine, affine, data.shape, 1e-3)
+
+
+def test_a_series_is_written_as_nifti_where_it_lay(tmp_path: Path) -> None:
+    volume = read_volume(write(series(), tmp_path / "series"))
+    write_volume(tmp_path / "a.nii.gz", volume.voxels, volume)
+    again = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(again.voxels, volume.voxels)
+    check_places(again.affine, volume.affine, volume.voxels.shape, 1e-3)
+    data, affine = itk_answer(tmp_path / "a.nii.gz")
+    check_places(affine, turned(), voxels().shape, 1e-3)
+    np.testing.assert_array_equal(data, voxels())
+
+
+def refused(path: Path) -> VolumeError:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path, root=path.parent)
+    error = caught.value
+    assert all((error.what, error.where, error.seen, error.remedy))
+    assert NAME not in str(error)
+    assert "1948" not in str(error)
+    return error
+
+
+def set_at(number: int | None, **fields: Any) -> Any:
+    """A change of one slice, or of all: `None` as a value takes the field away."""
+
+    def change(index: int, dataset: Dataset) -> None:
+        if number is None or index == number:
+            for name, value in fields.items():
+                if value is None:
+                    delattr(dataset, name)
+                else:
+                    setattr(dataset, name, value)
+
+    return change
+
+
+def moved(number: int, by_mm: tuple[float, float, float]) -> Any:
+    def change(index: int, dataset: Dataset) -> None:
+        if index == number:
+            place = np.array(dataset.ImagePositionPatient, dtype=float) + by_mm
+            dataset.ImagePositionPatient = place.tolist()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (set_at(2, SeriesInstanceUID="1.2.3"), "files of 2 series lie in one folder (5, 1 each)"),
+        (set_at(2, Rows=4, PixelData=bytes(32)), "several sizes: 4 x 4, 4 x 5 pixels"),
+        (set_at(2, PixelSpacing=[2, 2]), "several pixel spacings"),
+        (set_at(2, ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), "several directions"),
+        (set_at(2, PixelRepresentation=0), "several number formats"),
+        (set_at(None, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localiser"),
+        (set_at(None, SOPClassUID=uid.PositronEmissionTomographyImageStorage), "Positron"),
+        (set_at(None, SOPClassUID=uid.SecondaryCaptureImageStorage), "Secondary Capture"),
+        (set_at(1, SOPClassUID=uid.RTDoseStorage), "RT Dose"),
+        (set_at(1, SOPClassUID=uid.SegmentationStorage), "Segmentation"),
+        (set_at(1, SOPClassUID="1.2.3.4"), "its kind is unknown"),
+        (set_at(None, SamplesPerPixel=3), "colour"),
+        (set_at(None, PhotometricInterpretation="MONOCHROME1"), "inverted"),
+        (set_at(None, PhotometricInterpretation="PALETTE COLOR"), "not MONOCHROME2"),
+        (set_at(None, LossyImageCompression="01"), "compressed with loss"),
+        (set_at(None, BitsAllocated=12), "number format"),
+        (set_at(None, HighBit=11), "number format"),
+        (set_at(None, BitsStored=None), "BitsStored is missing"),
+        (set_at(None, NumberOfFrames=3), "says that it has more"),
+        (set_at(3, PixelData=bytes(38)), "38 bytes of pixels; its header claims 40"),
+        (set_at(3, PixelData=None), "holds no pixels"),
+        (set_at(None, Rows=0), "Rows is missing or does not hold"),
+        (set_at(None, RescaleSlope=0), "zero or not finite"),
+        (set_at(3, ImagePositionPatient=None), "lacks ImagePositionPatient"),
+        (set_at(3, ImagePositionPatient=[1, 2]), "ImagePositionPatient does not hold"),
+        (set_at(3, PixelSpacing=None), "lacks PixelSpacing"),
+        (set_at(None, PixelSpacing=[1, 0]), "not positive"),
+        (set_at(None, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "right angles"),
+        (moved(3, (0.0, 6.0, 0.0)), "one above the other"),
+        (moved(3, (0.0, 0.0, 1.5)), "unevenly spaced"),
+        (moved(3, (0.0, 0.0, 5.0)), "1 places have several images"),
+    ],
+)
+def test_a_series_that_is_not_one_plain_stack_is_refused(
+    tmp_path: Path, change: Any, seen: str
+) -> None:
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    error = refused(write(series(affine=affine, change=change), tmp_path / "series"))
+    assert seen in error.seen
+    no_place = ("lacks", "ImagePositionPatient", "positive", "right angles")
+    assert isinstance(error, AffineError) == any(word in error.seen for word in no_place)
+
+
+def test_missing_slices_are_counted_and_named(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    files = series(voxels(shape=(4, 5, 12)), affine)
+    kept = [content for index, content in enumerate(files) if index not in {3, 7, 8}]
+    error = refused(write(kept, tmp_path / "three"))
+    assert "3 slices are missing: there are 9, 5.00 mm apart, and none at 15.0, 35.0, 40.0 mm" in (
+        error.seen
+    )
+    # every other one: only the header's word tells
+    said = series(voxels(shape=(4, 5, 12)), affine, change=set_at(None, SpacingBetweenSlices="5"))
+    error = refused(write(said[::2], tmp_path / "half"))
+    assert "5 slices are missing: there are 6, 5.00 mm apart" in error.seen
+
+
+@pytest.mark.parametrize(
+    ("thickness", "said"),
+    [("4", "1"), ("5", "5"), ("3", "5"), ("8", "5"), ("5", "4.9"), ("1", "9")],
+)
+def test_gaps_and_overlaps_that_the_scanner_meant_are_read(
+    tmp_path: Path, thickness: str, said: str
+) -> None:
+    change = set_at(None, SliceThickness=thickness, SpacingBetweenSlices=said)
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    found = decoded(write(series(affine=affine, change=change), tmp_path))
+    check_places(found.affine, affine, voxels().shape, 1e-3)
+
+
+def test_several_images_at_each_place_are_refused_as_4d(tmp_path: Path) -> None:
+    echoes = series() + series(change=set_at(None, EchoTime="90"))
+    assert "each of its 6 places has 2 images" in refused(write(echoes, tmp_path / "e")).seen
+    doubled = [*series(), series()[2]]
+    assert "1 places have several images" in refused(write(doubled, tmp_path / "d")).seen
+
+
+def test_ct_without_its_scale_is_refused(tmp_path: Path) -> None:
+    change = set_at(None, RescaleIntercept=None)
+    error = refused(write(series(modality="CT", change=change), tmp_path / "ct"))
+    assert "Hounsfield" in error.seen
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.JPEGLosslessSV1, uid.MPEG2MPML]
+)
+def test_a_packing_that_is_not_read_is_named(tmp_path: Path, syntax: uid.UID) -> None:
+    plain = series()[0]
+    old, new = (str(u).encode() for u in (uid.ExplicitVRLittleEndian, syntax))
+    length = len(old) + len(old) % 2
+    place = plain.index(old)
+    new += bytes(len(new) % 2)
+    stored = plain[: place - 2] + len(new).to_bytes(2, "little") + new + plain[place + length :]
+    stored = stored.replace(  # the group's length grows too
+        plain[128 + 4 : 128 + 16],
+        plain[128 + 4 : 128 + 12]
+        + (int.from_bytes(plain[140:144], "little") + len(new) - length).to_bytes(4, "little"),
+    )
+    error = refused(write([stored, stored], tmp_path / "s"))
+    assert syntax.name in error.seen
+    assert "gdcmconv" in error.remedy
+
+
+def test_a_deflated_file_is_not_unpacked(tmp_path: Path) -> None:
+    error = refused(write([to_bytes_deflated()], tmp_path / "s"))
+    assert "deflated" in error.seen
+
+
+def to_bytes_deflated() -> bytes:
+    dataset = header(voxels(), "MR")
+    plain = to_bytes(dataset)
+    return plain + str(uid.DeflatedExplicitVRLittleEndian).encode()
+
+
+def test_folders_that_hold_no_series_are_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no DICOM image" in refused(empty).seen
+    (empty / "DICOMDIR").write_bytes(directory())
+    assert "no DICOM image" in refused(empty).seen
+    foreign = write(series(), tmp_path / "foreign")
+    (foreign / "IM9999").write_bytes(b"not DICOM")
+    assert "no DICOM file" in refused(foreign).seen
+    one = write(series()[:1], tmp_path / "one")
+    assert "one slice" in refused(one).seen
+    (tmp_path / "a.dcm").write_bytes(series()[0])
+    assert "one slice" in refused(tmp_path / "a.dcm").seen
+    two = write([enhanced(), enhanced()], tmp_path / "two")
+    assert "beside other images" in refused(two).seen
+
+
+def test_a_pipe_in_a_folder_does_not_keep_us_waiting(tmp_path: Path) -> None:
+    folder = write(series(), tmp_path / "s")
+    os.mkfifo(folder / "IM7777")
+    assert refused(folder)
+
+
+def test_a_series_too_large_is_refused_before_its_pixels_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(series(change=set_at(None, Rows=60_000, Columns=60_000)), tmp_path / "s")
+    assert "GiB" in refused(folder).seen
+    monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", 1000)
+    assert "at most" in refused(write(series(), tmp_path / "t")).seen
+    monkeypatch.setattr("lift.formats.dicom.MOST_FILES", 5)
+    assert "at most 5" in refused(tmp_path / "t").seen
