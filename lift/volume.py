@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lift.errors import AffineError
 from lift.files import write_atomically
 from lift.formats.checks import Refusal, check_affine, check_values
-from lift.formats.decode import READ_SUFFIXES, decode
+from lift.formats.decode import READ_SUFFIXES, decode, files_of
 
 SUFFIXES: Final = READ_SUFFIXES
 """What files of volumes are called when a folder is searched; `read_volume` takes any name."""
@@ -60,7 +60,8 @@ class Volume:
         voxels: (x, y, z), RAS+; the stored type where the file has no scale factor, else float64.
         affine: voxel -> mm of `voxels`, (4, 4) float64.
         grid: how the file stored it.
-        digest: SHA-256 of the file's bytes; of two files, of the header's and then the other's.
+        digest: SHA-256 of the file's bytes; of two files, of the header's and then the other's;
+            of a series, of its files' sorted digests.
     """
 
     voxels: NDArray[Any]
@@ -78,13 +79,13 @@ class Volume:
 def read_volume(path: Path, *, root: Path | None = None) -> Volume:
     """The volume of one file, brought to RAS+.
 
-    Formats: NIfTI-1 and NIfTI-2 (also as a pair, by either name), MGH and MGZ, NRRD, MetaImage.
-    The content tells them apart, whatever the file is called. Trailing axes of length 1 are
-    dropped. A compressed file is read to its end and its checksum verified: a damaged file is
-    refused, never read as other voxels.
+    Formats: NIfTI-1 and NIfTI-2 (also as a pair, by either name), MGH and MGZ, NRRD, MetaImage, and
+    DICOM, as the folder of a series or as one enhanced multi-frame file. The content tells them
+    apart, whatever the file is called. Trailing axes of length 1 are dropped. A compressed file is
+    read to its end and its checksum verified: a damaged one is refused, never read as other voxels.
 
     Args:
-        path: the file, or the header of two files.
+        path: the file, the header of two files, or the folder of a series.
         root: the data folder that messages name the file relative to.
 
     Raises:
@@ -101,6 +102,19 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
             "this machine has too little free memory for it",
             "Close other programs, or resample the volume.",
         ) from None
+
+
+def stored_files(path: Path, *, root: Path | None = None) -> list[Path]:
+    """Every file that the volume of `path` is stored in: one, two, or those of a series' folder.
+
+    Args:
+        path: as for `read_volume`.
+        root: the data folder that messages name the file relative to.
+
+    Raises:
+        VolumeError: one of them is missing or cannot be read.
+    """
+    return files_of(path, Refusal(_relative(path, root), root))
 
 
 def write_volume(

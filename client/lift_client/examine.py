@@ -37,7 +37,7 @@ from lift.imaging.scanner import scanner_of
 from lift.imaging.slice_profile import SliceProfile, check_profile, estimate_profile
 from lift.imaging.traces import burnt_in_text, content_digest
 from lift.masks import body_mask
-from lift.volume import Volume, check_same_grid, read_volume
+from lift.volume import Volume, check_same_grid, read_volume, stored_files
 
 VERSION: Final = 2
 """Of the checks: reports of another version are made again."""
@@ -189,10 +189,11 @@ def files_digest(channels: Mapping[str, Path]) -> str:
     found: list[object] = [VERSION]
     for channel, path in sorted(channels.items()):
         try:
-            stat = path.stat()
-            found.append([channel, path.name, stat.st_size, stat.st_mtime_ns])
-        except OSError:
+            files = [(file.name, file.stat()) for file in stored_files(path)]
+        except (OSError, VolumeError):
             found.append([channel, path.name, None])
+            continue
+        found += [[channel, name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 

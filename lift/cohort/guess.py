@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lift.cohort.patients import volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, KnownData, SynthradData, TableData
 from lift.errors import DataError
 from lift.volume import SUFFIXES
@@ -43,7 +44,7 @@ def guess_layout(data: AutoData, channels: Sequence[str]) -> Guess:
     folders = [path for path in entries if path.is_dir()]
     brats = sum(_holds(folder, f"{folder.name}-") for folder in folders)
     synthrad = sum(
-        any(_is_file(folder, channel) for channel in _HEAD_CHANNELS) for folder in folders
+        any(volumes_called(folder, channel) for channel in _HEAD_CHANNELS) for folder in folders
     )
     bids = sum(folder.name.startswith("sub-") and any(folder.glob("**/anat")) for folder in folders)
     root, policy = data.root, data.on_bad_file
@@ -90,15 +91,11 @@ def _entries(root: Path) -> list[Path]:
 def _holds(folder: Path, prefix: str) -> bool:
     try:
         return any(
-            path.name.startswith(prefix) and path.name.endswith(SUFFIXES)
+            path.name.startswith(prefix) and (path.name.endswith(SUFFIXES) or path.is_dir())
             for path in folder.iterdir()
         )
     except OSError:
         return False
-
-
-def _is_file(folder: Path, stem: str) -> bool:
-    return any((folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES)
 
 
 def _tables(entries: Sequence[Path], channels: Sequence[str]) -> list[Path]:

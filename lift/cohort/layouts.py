@@ -10,7 +10,7 @@ from typing import Final
 
 from lift.cohort.bids import list_bids
 from lift.cohort.guess import guess_layout
-from lift.cohort.patients import Patient, Refusal
+from lift.cohort.patients import Patient, Refusal, volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
 from lift.errors import DataError
 from lift.volume import SUFFIXES
@@ -66,7 +66,8 @@ def list_patients(
             where=str(data.root),
             seen=patient.problem
             or f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}",
-            remedy="Say in `data.series` which is meant, or take the patient out."
+            remedy="Keep the one that is meant (in BIDS, say so in `data.series`), or take the "
+            "patient out."
             if patient.problem
             else "Add the files, or take the patient out of the folder or table.",
         )
@@ -90,16 +91,22 @@ def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> li
     for folder in folders:
         name = folder.name
         prefix = f"{name}-" if isinstance(data, BratsData) else ""
-        paths = {channel: _file(folder, prefix + channel) for channel in channels}
-        present = {channel: path for channel, path in paths.items() if path is not None}
-        mask = _file(folder, f"{prefix}mask")
+        paths = {channel: volumes_called(folder, prefix + channel) for channel in channels}
+        masks = volumes_called(folder, f"{prefix}mask")
+        several = [
+            f"{channel} may be {' or '.join(path.name for path in found_paths)}"
+            for channel, found_paths in [*paths.items(), ("mask", masks)]
+            if len(found_paths) > 1
+        ]
+        present = {channel: found_paths[0] for channel, found_paths in paths.items() if found_paths}
+        mask = masks[0] if masks else None
         # a folder of other things (SynthRAD's `overview`) is nobody; one with volumes is somebody
         # whose files are named otherwise, and is refused by name
         if not present and mask is None and not _holds_volumes(folder):
             continue
         time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
         subject = time_point["subject"] if time_point else name
-        found.append(Patient(name, subject, present, mask))
+        found.append(Patient(name, subject, present, mask, "; ".join(several)))
     return found
 
 
@@ -109,14 +116,6 @@ def _holds_volumes(folder: Path) -> bool:
     except OSError:
         # not ours to read: listed, so that it is refused by name
         return True
-
-
-def _file(folder: Path, stem: str) -> Path | None:
-    for suffix in reversed(SUFFIXES):
-        path = folder / f"{stem}{suffix}"
-        if path.exists():
-            return path
-    return None
 
 
 def _from_table(data: TableData) -> list[Patient]:
@@ -137,10 +136,15 @@ def _from_table(data: TableData) -> list[Patient]:
             raise _table_error(data, f"line {number} {problem}")
         cells = {k: v.strip() for k, v in row.items() if k != "patient" and v and v.strip()}
         paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
-        paths = {column: path for column, path in paths.items() if path.is_file()}
+        paths = {column: path for column, path in paths.items() if _is_volume(path, data)}
         mask = paths.pop("mask", None)
         found[name] = Patient(name, name, paths, mask)
     return list(found.values())
+
+
+def _is_volume(path: Path, data: TableData) -> bool:
+    # a folder is that of a series, and the data folder is none
+    return path.is_file() or (path.is_dir() and path.resolve() != data.root.resolve())
 
 
 def _under_root(data: TableData, cell: str, line: int) -> Path:

@@ -21,6 +21,7 @@ from lift.files import file_digest
 from lift.generator.networks import FrozenGenerator
 from lift.mixer.base import Mixer
 from lift.preprocessing import Prepared, prepare, preprocessing_digest
+from lift.volume import stored_files
 
 logger = logging.getLogger(__name__)
 Part = Literal["train", "validation", "test"]
@@ -187,7 +188,7 @@ def file_digests(patient: Patient, plan: Plan, root: Path) -> tuple[str, ...]:
     if patient.mask is not None:
         paths = [*paths, patient.mask]
     try:
-        return tuple(file_digest(path) for path in paths)
+        return tuple(file_digest(file) for path in paths for file in stored_files(path, root=root))
     except OSError as error:
         raise DataError(
             f"cannot read the files of patient '{patient.id}'",

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lift.errors import DataError
+from lift.volume import SUFFIXES
+
+
+def volumes_called(folder: Path, stem: str) -> list[Path]:
+    """Files of a volume in a folder with this name and any format's ending, or a series' folder."""
+    names = [*(stem + suffix for suffix in reversed(SUFFIXES)), stem]
+    found = [folder / name for name in names if (folder / name).exists()]
+    return [path for path in found if path.name != stem or path.is_dir()]
 
 
 @dataclass(frozen=True)

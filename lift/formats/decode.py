@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ READ_SUFFIXES: Final = (
 _PACKED: Final = ".gz"
 _HEADERS: Final = (".hdr", ".hdr.gz")
 _VOXELS: Final = (".img", ".img.gz")
+_TEXT_HEADERS: Final = (".nhdr", ".mhd")
 
 
 def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
@@ -65,6 +67,47 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
 
     decoded = _decoded(header, stored, beside, refuse)
     return decoded, digest.hexdigest()
+
+
+def files_of(path: Path, refuse: Refusal) -> list[Path]:
+    """Every file that a volume is stored in: of a series its folder's files, sorted by name.
+
+    Raises:
+        VolumeError: the file, or the other half of two, is missing or cannot be read.
+    """
+    if path.is_dir():
+        return dicom.series_files(path, refuse)
+    header = _partner(path, _VOXELS, _HEADERS, refuse) or path
+    if not _is_file(header):
+        raise refuse("there is no such file", "Restore it, or take the patient out.")
+    voxels = _partner(header, _HEADERS, _VOXELS, refuse)
+    if voxels is not None:
+        return [header, voxels]
+    return [header, *_named_in(header, refuse)]
+
+
+def _named_in(header: Path, refuse: Refusal) -> list[Path]:
+    """The file that a text header names, if there is one."""
+    found: list[Path] = []
+
+    def beside(name: str) -> bytes:
+        found.append(header.with_name(name))
+        raise _FoundError
+
+    if not header.name.lower().endswith(_TEXT_HEADERS):
+        return []
+    missing = refuse("there is no such file", "Restore it, or take the patient out.")
+    stored = read_file(header, refuse, missing=missing)
+    with contextlib.suppress(_FoundError):
+        if nrrd.is_nrrd(stored[:16]):
+            nrrd.decode(stored, beside, refuse)
+        elif metaimage.is_metaimage(stored[:64]):
+            metaimage.decode(stored, beside, refuse)
+    return found
+
+
+class _FoundError(Exception):
+    """Ends the reading of a header where its voxels would be asked for."""
 
 
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:

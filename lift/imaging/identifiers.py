@@ -12,8 +12,13 @@ from typing import Final
 import nibabel
 import numpy as np
 
+from lift.errors import VolumeError
+from lift.formats.checks import Refusal
+from lift.formats.dicom import series_files
+from lift.formats.dicom_image import is_dicom, parsing, read_dataset
 from lift.formats.metaimage import KNOWN, SYNONYMS, is_metaimage
 from lift.formats.nrrd import is_nrrd
+from lift.formats.packed import read_file
 
 _TEXTS: Final = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 _EXTENSIONS: Final = "header extensions"
@@ -34,19 +39,43 @@ _SIGNATURES: Final = re.compile(
 )
 
 
+# PS3.15 table E.1-1: what a scanner usually fills of the attributes that may tell who it is
+_DICOM_NAMES: Final = (
+    *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthDate"),
+    *("PatientBirthTime", "PatientAddress", "PatientTelephoneNumbers", "PatientComments"),
+    *("PatientMotherBirthName", "MilitaryRank", "EthnicGroup", "Occupation", "AccessionNumber"),
+    *("AdditionalPatientHistory", "MedicalRecordLocator", "IssuerOfPatientID", "StudyID"),
+    *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName"),
+    *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord"),
+    *("RequestingPhysician", "NameOfPhysiciansReadingStudy", "ResponsiblePerson"),
+    *("DeviceSerialNumber", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
+    *("AcquisitionDateTime", "StudyDescription", "SeriesDescription", "ProtocolName"),
+    *("ImageComments", "RequestedProcedureDescription", "PerformedProcedureStepDescription"),
+)
+
+
 def identifying_fields(path: Path) -> tuple[str, ...]:
     """Names of the header fields of a file that hold text nobody can vouch for, sorted.
 
     NIfTI: its text fields, without those that are empty or hold the signature of common software
     alone, and header extensions, which may hold a whole DICOM header. NRRD and MetaImage: comments
     and fields that anybody may add, by kind, for their names are free text too. MGH has a footer of
-    such texts, which common software fills with its own commands: it is not looked at. A file that
-    cannot be read has none: reading it says why.
+    such texts, which common software fills with its own commands: it is not looked at. DICOM:
+    keywords of the filled attributes that PS3.15 annex E would clear, of any file of the series,
+    and that there are private tags. A file that cannot be read has none: reading it says why.
 
     Args:
-        path: a file of one volume; of two files, the header.
+        path: a file of one volume; of two files, the header; of a series, its folder.
     """
+    if path.is_dir():
+        try:
+            files = series_files(path, Refusal(path.name, None))
+        except VolumeError:
+            return ()
+        return tuple(sorted({name for file in files for name in _of_dicom(file)}))
     start = _start(path)
+    if is_dicom(start):
+        return tuple(sorted(_of_dicom(path)))
     if is_nrrd(start):
         return _of_nrrd(start)
     if is_metaimage(start):
@@ -57,6 +86,24 @@ def identifying_fields(path: Path) -> tuple[str, ...]:
     flag = start[header.sizeof_hdr : header.sizeof_hdr + 4]
     extended = len(flag) == 4 and flag[0] != 0
     return (*sorted(_texts(header)), *((_EXTENSIONS,) if extended else ()))
+
+
+def _of_dicom(path: Path) -> set[str]:
+    refuse = Refusal(path.name, None)
+    missing = refuse("there is no such file", "Restore it.")
+    try:
+        stored = read_file(path, refuse, missing=missing)
+        if not is_dicom(stored[:132]):
+            return set()
+        dataset = read_dataset(stored, refuse)
+        with parsing(refuse):
+            found = {name for name in _DICOM_NAMES if str(dataset.get(name, "") or "").strip()}
+            tags = list(dataset.keys())
+            if any(tag.is_private and not tag.is_private_creator for tag in tags):
+                found.add("private tags")
+    except VolumeError:
+        return set()
+    return found
 
 
 def _of_nrrd(start: bytes) -> tuple[str, ...]:

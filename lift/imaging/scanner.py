@@ -1,7 +1,7 @@
 """What made a volume, as far as its file says: the maker from a closed list, and two numbers.
 
-A NIfTI header does not say it; the JSON sidecar that BIDS puts beside the file may (Brain Imaging
-Data Structure 1.10, "Hardware information" of MRI). Nothing else of a sidecar is looked at.
+DICOM says it. A NIfTI header does not; the JSON sidecar that BIDS puts beside the file may (Brain
+Imaging Data Structure 1.10, "Hardware information" of MRI). Nothing else of either is looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from lift.config.card import Vendor, vendor_of
+from lift.errors import VolumeError
+from lift.formats.checks import Refusal
+from lift.formats.dicom import series_files
+from lift.formats.dicom_image import is_dicom, parsing, read_dataset
+from lift.formats.packed import read_file
 from lift.volume import SUFFIXES
 
 _LONGEST: Final = 1 << 20
@@ -35,18 +40,41 @@ class Scanner:
     slice_thickness_mm: float | None = None
 
 
-NOTHING_SAID: Final = Scanner()
-
-
 def scanner_of(path: Path) -> Scanner:
-    """What the sidecar of a volume's file says; a sidecar that cannot be read says nothing."""
-    said = _sidecar(path)
+    """What a DICOM file, or the sidecar of another one, says; what cannot be read says nothing.
+
+    Args:
+        path: a file, or the folder of a series, of which the first file speaks.
+    """
+    said = _dicom(path) or _sidecar(path)
     maker = said.get("Manufacturer")
     return Scanner(
         vendor=vendor_of(maker) if isinstance(maker, str) else None,
         field_strength_t=_number(said.get("MagneticFieldStrength"), _STRONGEST_T),
         slice_thickness_mm=_number(said.get("SliceThickness"), _THICKEST_MM),
     )
+
+
+def _dicom(path: Path) -> dict[str, object]:
+    refuse = Refusal(path.name, None)
+    try:
+        files = series_files(path, refuse) if path.is_dir() else [path]
+        for file in files:
+            with file.open("rb") as stream:
+                if not is_dicom(stream.read(132)):
+                    continue
+            missing = refuse("there is no such file", "Restore it.")
+            dataset = read_dataset(read_file(file, refuse, missing=missing), refuse)
+            with parsing(refuse):
+                maker = dataset.get("Manufacturer")
+                numbers = {
+                    name: None if (value := dataset.get(name)) is None else float(value)
+                    for name in ("MagneticFieldStrength", "SliceThickness")
+                }
+            return {"Manufacturer": None if maker is None else str(maker), **numbers}
+    except (OSError, VolumeError):
+        pass
+    return {}
 
 
 def _sidecar(path: Path) -> dict[str, object]:

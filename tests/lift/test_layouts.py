@@ -169,3 +169,22 @@ def test_the_layout_decides_which_keys_a_site_may_set() -> None:
     ):
         with pytest.raises(ConfigError):
             SiteSettings.from_data({"name": "north", "data": data}, "x")
+
+
+@pytest.mark.parametrize("form", ["nii.gz", "series", "dcm", "mha"])
+def test_a_channel_in_one_form_is_found_and_in_two_is_refused(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "1BA001"
+    touch(folder, "ct.nii")
+    if form == "series":
+        touch(folder / "mr", "IM0001")
+    else:
+        touch(folder, f"mr.{form}")
+    data = SynthradData(root=tmp_path)
+    (patient,), refusals = list_patients(data, ["mr", "ct"])
+    assert patient.channels["mr"].name in {"mr", f"mr.{form}"}
+    assert refusals == []
+    touch(folder, "mr.nrrd")
+    patients, (refusal,) = list_patients(data, ["mr", "ct"])
+    assert patients == []
+    assert "mr may be " in refusal.reason.seen
+    assert " or " in refusal.reason.seen

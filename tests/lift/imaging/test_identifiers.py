@@ -11,8 +11,11 @@ import pytest
 import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from lift.imaging.identifiers import identifying_fields
+from tests.lift.formats.dicom_cases import enhanced, series
+from tests.lift.formats.dicom_cases import write as write_series
 
 SECRETS = {
     "descrip": "DOE^JANE 1961-02-03",
@@ -90,3 +93,20 @@ def test_a_text_header_is_told_by_the_kind_of_what_was_added(tmp_path: Path) -> 
         first, rest = (tmp_path / name).read_bytes().split(b"\n", 1)
         (tmp_path / f"b-{name}").write_bytes(first + f"\n{added}\n".encode() + rest)
         assert identifying_fields(tmp_path / f"b-{name}") == (told,)
+
+
+def test_attributes_of_a_series_are_told_by_keyword(tmp_path: Path) -> None:
+    def one_named(index: int, dataset: Dataset) -> None:
+        for element in list(dataset):
+            if element.VR in {"PN", "LO", "SH", "LT", "DA"}:
+                del dataset[element.tag]
+        if index == 4:
+            dataset.PatientName = "DOE^JANE"
+
+    folder = write_series(series(change=one_named), tmp_path / "cleared")
+    assert identifying_fields(folder) == ("PatientName",)
+    (tmp_path / "a.dcm").write_bytes(enhanced())
+    told = identifying_fields(tmp_path / "a.dcm")
+    assert {"PatientID", "StudyDate", "AccessionNumber", "private tags"} <= set(told)
+    assert not any("JANE" in name for name in told)
+    assert identifying_fields(tmp_path) == told
