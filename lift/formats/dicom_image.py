@@ -39,6 +39,15 @@ _PLAIN: Final = (
 )
 _DEFLATED: Final = str(uid.DeflatedExplicitVRLittleEndian).encode()
 _MOST_FRAMES: Final = 65_536
+_LONGEST_VALUE: Final = 1 << 12
+_USED: Final = (
+    *("MediaStorageSOPClassUID", "TransferSyntaxUID", "SOPClassUID", "SeriesInstanceUID"),
+    *("ImageType", "Manufacturer", "MagneticFieldStrength", "SliceThickness"),
+    *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("LossyImageCompression", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames"),
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept"),
+)
 _UNIT: Final = 1e-3
 """Direction cosines that are this far from orthonormal are damaged."""
 
@@ -108,7 +117,14 @@ def read_dataset(stored: bytes, refuse: Refusal, *, pixels: bool = False) -> Any
         # unpacked in one piece by every library: how large it becomes nobody knows before
         raise _packed(refuse, "deflated")
     with parsing(refuse):
-        return pydicom.dcmread(BytesIO(stored), stop_before_pixels=not pixels)
+        dataset = pydicom.dcmread(BytesIO(stored), stop_before_pixels=not pixels)
+        # looked at as bytes: a text of the file's own length would be copied over and over
+        for part in (dataset, dataset.file_meta):
+            for name in _USED:
+                value = getattr(part.get_item(name), "value", None)
+                if isinstance(value, bytes) and len(value) > _LONGEST_VALUE:
+                    raise refuse(f"its field {name} does not hold what it should", COPY_AGAIN)
+        return dataset
 
 
 def is_directory(dataset: Any, refuse: Refusal) -> bool:
