@@ -12,9 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lift.cohort.patients import Patient
-from lift.config.plan import PercentileRule, Plan, WindowRule
+from lift.config.plan import (
+    FirstSourceGrid,
+    GridRule,
+    OwnGrid,
+    PercentileRule,
+    Plan,
+    WindowRule,
+)
 from lift.errors import SpacingError, VolumeError
 from lift.masks import body_mask, nonzero_mask
+from lift.resampling import Grid, resample, resample_labels, with_spacing
 from lift.slices import from_slices, slice_spacing, to_slices
 from lift.volume import Volume, check_same_grid, read_volume
 
@@ -60,6 +68,7 @@ class Prepared:
         crop: where the slices lie.
         target_range: (offset, scale) with target = offset + scale * normalised, or None.
         plane: the slice plane.
+        grid: what the whole stack lies on, where that is not the reference's own grid.
     """
 
     source: Floats
@@ -70,6 +79,7 @@ class Prepared:
     crop: CropBox
     target_range: tuple[float, float] | None
     plane: str
+    grid: Grid | None = None
 
 
 def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> Prepared:
@@ -92,13 +102,20 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
     volumes = {name: read_volume(patient.channels[name], root=root) for name in names}
     reference = volumes[inputs[0]]
     files = {name: _relative(patient.channels[name], root) for name in names}
-    for name in names[1:]:
-        check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
-    spacing_mm = slice_spacing(reference.spacing_mm, rules.plane)
-    _check_spacing(spacing_mm[0], plan, files[names[0]])
+    grid = _plan_grid(reference, rules.grid, files[names[0]])
+    for name in names:
+        if grid is None:
+            check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
+        own_mm = slice_spacing(volumes[name].spacing_mm, rules.plane)
+        _check_spacing(own_mm[0], plan, files[name])
+    whole_mm = reference.spacing_mm if grid is None else grid.spacing_mm
+    spacing_mm = slice_spacing(whole_mm, rules.plane)
     normalised: dict[str, tuple[Floats, tuple[float, float]]] = {}
     for name in names:
-        normalised[name] = normalise(volumes[name].voxels, rules.rule(name), files[name])
+        values, scale = normalise(volumes[name].voxels, rules.rule(name), files[name])
+        if grid is not None:
+            values = resample(values, grid_of(volumes[name]), grid)
+        normalised[name] = values, scale
     sources = [normalised[name][0] for name in inputs]
     axis = _DEPTH_AXIS[rules.plane]
     if rules.mask == "file":
@@ -111,12 +128,22 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
             )
         own = read_volume(patient.mask, root=root)
         mask_name = _relative(patient.mask, root)
-        check_same_grid(reference, own, (files[names[0]], mask_name))
-        inside = own.voxels > 0
+        if grid is None:
+            check_same_grid(reference, own, (files[names[0]], mask_name))
+        inside = _labels_on(own.voxels > 0, own, grid)
     elif rules.mask == "nonzero":
-        inside = nonzero_mask([volumes[name].voxels for name in inputs], axis)
+        filled = [volumes[name].voxels != 0 for name in inputs]
+        on_grid = [
+            _labels_on(one, volumes[name], grid) for one, name in zip(filled, inputs, strict=True)
+        ]
+        inside = nonzero_mask(on_grid, axis)
     else:
-        inside = body_mask(sources, reference.spacing_mm, axis)
+        inside = body_mask(sources, whole_mm, axis)
+    if grid is not None:
+        # where a channel was not scanned there is nothing to learn from
+        for name in names:
+            everywhere = np.ones(volumes[name].voxels.shape, dtype=np.bool_)
+            inside = inside & _labels_on(everywhere, volumes[name], grid)
     if inside.mean() < _SMALLEST_MASK:
         raise VolumeError(
             f"the mask of patient '{patient.id}' is nearly empty",
@@ -144,20 +171,35 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         crop=crop,
         target_range=None if target is None else target[1],
         plane=rules.plane,
+        grid=grid,
     )
 
 
-def restore(prepared: Prepared, slices: NDArray[Any], *, background: float) -> Floats:
-    """Prepared slices on the whole grid as (x, y, z), `background` outside the crop.
+def restore(
+    prepared: Prepared, slices: NDArray[Any], *, background: float, labels: bool = False
+) -> Floats:
+    """Prepared slices on the patient's own grid as (x, y, z), `background` outside the crop.
 
     Args:
         prepared: the patient that the slices belong to.
         slices: (z, 1, h, w) or (z, h, w), padded as `prepared.mask` is.
         background: what the rest of the volume holds.
+        labels: where the plan resamples, take the nearest voxel's value instead of a mean.
 
     Raises:
         ValueError: the shape is not that of the patient's slices.
     """
+    whole = on_plan_grid(prepared, slices, background=background)
+    if prepared.grid is None:
+        return whole
+    own = grid_of(prepared.reference)
+    if labels:
+        return resample_labels(whole, prepared.grid, own)
+    return resample(whole, prepared.grid, own, background=background)
+
+
+def on_plan_grid(prepared: Prepared, slices: NDArray[Any], *, background: float) -> Floats:
+    """As `restore`, on the grid that the plan works on: what figures are computed on."""
     crop = prepared.crop
     slices = np.asarray(slices)
     if slices.ndim == 4:
@@ -237,6 +279,26 @@ def _check_spacing(spacing_mm: float, plan: Plan, name: str) -> None:
         seen=f"slice spacing is {spacing_mm:.2f} mm; the plan allows {low:g} to {high:g} mm",
         remedy="Resample the volume, take it out, or ask the study lead before widening the range.",
     )
+
+
+def grid_of(volume: Volume) -> Grid:
+    """The grid that a volume's voxels lie on."""
+    x, y, z = volume.voxels.shape
+    return Grid((x, y, z), volume.affine)
+
+
+def _plan_grid(reference: Volume, rule: GridRule, name: str) -> Grid | None:
+    """The grid that a patient is worked on; None for the files' own."""
+    if isinstance(rule, OwnGrid):
+        return None
+    own = grid_of(reference)
+    return own if isinstance(rule, FirstSourceGrid) else with_spacing(own, rule.spacing_mm, name)
+
+
+def _labels_on(voxels: NDArray[Any], volume: Volume, grid: Grid | None) -> NDArray[Any]:
+    if grid is None:
+        return voxels
+    return resample_labels(voxels.astype(np.uint8), grid_of(volume), grid) > 0
 
 
 def _crop(

@@ -189,7 +189,8 @@ def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) ->
         f"'{names[0]}' and '{names[1]}' are not on one grid",
         where="the voxel grids",
         seen=seen,
-        remedy="Register and resample the channels of this patient to one grid, or take it out.",
+        remedy="Register and resample the channels of this patient to one grid, or take it out. "
+        "For registered channels the plan may do it (preprocessing.grid).",
     )
 
 

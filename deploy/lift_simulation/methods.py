@@ -16,7 +16,7 @@ from lift.features import Features
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
 from lift.metrics.table import PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
-from lift.preprocessing import Prepared, restore
+from lift.preprocessing import Prepared, on_plan_grid
 from lift.slices import to_slices
 
 Floats = NDArray[np.float32]
@@ -64,7 +64,7 @@ class HeldOut:
 def measure(
     held_out: HeldOut, prediction: Floats, plan: Plan, *, brief: bool = False
 ) -> PatientMetrics:
-    """All metrics (`brief`: two) of one prediction, on the patient's whole grid.
+    """All metrics (`brief`: two) of one prediction, on the whole grid that the plan works on.
 
     Outside the mask both volumes hold the background (0 normalised), as cWDM's sampling sets
     it; CT is measured in HU.
@@ -74,7 +74,7 @@ def measure(
         raise ValueError("a held-out patient needs a target")
     mask = np.asarray(prepared.mask)
     volumes = [
-        to_slices(restore(prepared, volume, background=0.0), plan.preprocessing.plane)
+        to_slices(on_plan_grid(prepared, volume, background=0.0), plan.preprocessing.plane)
         for volume in (np.asarray(prediction) * mask, prepared.target * mask, mask)
     ]
     rule = plan.preprocessing.rule(plan.task.target)

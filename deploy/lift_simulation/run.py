@@ -252,7 +252,7 @@ def _write_synthesis(
         write_volume(place / f"{name}.nii.gz", voxels, prepared.reference, dtype=dtype)
     write_volume(
         place / "mask.nii.gz",
-        restore(prepared, mask, background=0.0),
+        restore(prepared, mask, background=0.0, labels=True),
         prepared.reference,
         dtype=np.dtype(np.uint8),
     )

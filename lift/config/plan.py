@@ -101,11 +101,49 @@ class TaskPlan(Settings):
         return self
 
 
+class OwnGrid(Settings):
+    """Each patient on its own grid, which all channels must share already."""
+
+    kind: Literal["own"] = "own"
+
+
+class FirstSourceGrid(Settings):
+    """Each patient on the grid of the first input; the other channels, and a mask, are resampled.
+
+    For channels that are registered and stored on grids of their own, such as a 1 mm T1 beside a
+    FLAIR of 5 mm slices.
+    """
+
+    kind: Literal["first_source"] = "first_source"
+
+
+class SpacingGrid(Settings):
+    """Every patient at one spacing, along the axes of the first input; results go back again.
+
+    For sites whose grids differ so much that one generator cannot serve them. Resampling blurs:
+    leave it out where grids are alike.
+    """
+
+    kind: Literal["spacing"] = "spacing"
+    spacing_mm: tuple[
+        Annotated[float, Field(ge=0.2, le=20)],
+        Annotated[float, Field(ge=0.2, le=20)],
+        Annotated[float, Field(ge=0.2, le=20)],
+    ]
+    """Along x, y and z of the patient, mm."""
+
+
+GridRule = Annotated[OwnGrid | FirstSourceGrid | SpacingGrid, Field(discriminator="kind")]
+
+
 class PreprocessingPlan(Settings):
     """From files to slices; every step can be inverted on the way out."""
 
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
     """The slice plane; depth runs across it (axial: inferior to superior)."""
+    grid: GridRule = OwnGrid()
+    """own: as stored; first_source: channels onto the first input's grid; spacing: all onto one
+    spacing. Results are written on the first input's own grid in any case."""
     normalisation: dict[Name, NormalisationRule] = Field(default_factory=dict)
     """Rule by channel; one that is not named gets `window` if it is `ct`, else `percentile`."""
     mask: Literal["nonzero", "body", "file"] = "nonzero"
