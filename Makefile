@@ -28,11 +28,12 @@ test: $(STAMP) lint  ## lint, types, import contracts, tests
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
 
-test-fuzz: $(STAMP)  ## 100,000 mutated messages and 50,000 damaged files, longer property tests
+test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults in a cohort of 200
 	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=200 $(BIN)/python -m pytest -o timeout=1800 \
 		tests/federation/test_messages.py tests/server/test_round_machine.py
 	LIFT_FORMAT_CASES=50000 $(BIN)/python -m pytest -o timeout=1800 \
-		tests/lift/formats/test_hostile_files.py
+		tests/lift/formats/test_hostile_files.py tests/lift/formats/test_dicom_hostile.py
+	LIFT_COHORT=200 $(BIN)/python -m pytest -o timeout=1800 tests/client/test_planted_faults.py
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

@@ -38,13 +38,16 @@ from lift.imaging.slice_profile import SliceProfile, check_profile, estimate_pro
 from lift.imaging.traces import burnt_in_text, content_digest
 from lift.masks import body_mask
 from lift.volume import Volume, check_same_grid, read_volume, stored_files
+from lift_client.memory import peak_mb, reset_peak
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
 """The channel whose values are Hounsfield units."""
 _BRIGHTNESS: Final = (0.5, 99.5)
+_COARSER: Final = 1.05
+_AXIAL: Final = 2
 
 
 class Remark(Settings):
@@ -85,6 +88,8 @@ class PatientReport(Settings):
     channels: dict[str, ChannelFacts] = Field(default_factory=dict)
     """Of every channel that can be read."""
     seconds: float = 0.0
+    peak_mb: float | None = None
+    """Largest memory of the working process meanwhile; None where the system does not tell."""
 
     @property
     def verdict(self) -> Verdict:
@@ -108,6 +113,7 @@ def examine_patient(patient: Patient, root: Path) -> PatientReport:
         root: the data folder that messages name files relative to.
     """
     began = monotonic()
+    reset_peak()
     remarks: list[Remark] = []
     read: list[_Read] = []
     for channel, path in sorted(patient.channels.items()):
@@ -130,6 +136,7 @@ def examine_patient(patient: Patient, root: Path) -> PatientReport:
         digests={one.channel: content_digest(one.volume.voxels) for one in read},
         channels={one.channel: _facts(one, patient.channels[one.channel]) for one in read},
         seconds=round(monotonic() - began, 2),
+        peak_mb=peak_mb(),
     )
 
 
@@ -172,8 +179,11 @@ def _read(channel: str, volume: Volume) -> _Read:
 
 
 def _depth_axis(volume: Volume) -> int:
-    """The axis across the slices: that of the coarsest grid."""
-    return int(np.argmax(volume.spacing_mm))
+    """The axis across the slices: that of the coarsest spacing; z where none stands out."""
+    spacing = volume.spacing_mm
+    coarsest = int(np.argmax(spacing))
+    others = [mm for axis, mm in enumerate(spacing) if axis != coarsest]
+    return coarsest if spacing[coarsest] > _COARSER * max(others) else _AXIAL
 
 
 def _body(volume: Volume) -> NDArray[np.bool_]:

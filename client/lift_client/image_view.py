@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from statistics import median
 
 from rich.console import Console
 from rich.progress import Progress
@@ -55,6 +56,18 @@ def show(report: CohortReport) -> None:
     if table.row_count:
         console.print(table)
     console.print(summary(report))
+    if cost(report):
+        console.print(cost(report))
+
+
+def cost(report: CohortReport) -> str:
+    """One line: time and memory by patient; empty when nobody could be looked at."""
+    seconds = [patient.seconds for patient in report.patients if patient.seconds]
+    if not seconds:
+        return ""
+    peaks = [patient.peak_mb for patient in report.patients if patient.peak_mb is not None]
+    memory = f"; at most {max(peaks) / 1000:.1f} GB of memory in one process" if peaks else ""
+    return f"{median(seconds):.1f} s a patient (at most {max(seconds):.1f} s){memory}"
 
 
 def summary(report: CohortReport) -> str:
