@@ -18,6 +18,7 @@ from lift.config.plan import (
     OwnGrid,
     PercentileRule,
     Plan,
+    SpacingGrid,
     WindowRule,
 )
 from lift.errors import SpacingError, VolumeError
@@ -99,7 +100,10 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
     rules = plan.preprocessing
     inputs = plan.task.inputs
     names = [*inputs, *([plan.task.target] if with_target and plan.task.source else [])]
-    volumes = {name: read_volume(patient.channels[name], root=root) for name in names}
+    coarsest = rules.grid.spacing_mm if isinstance(rules.grid, SpacingGrid) else None
+    volumes = {
+        name: read_volume(patient.channels[name], root=root, coarsest_mm=coarsest) for name in names
+    }
     reference = volumes[inputs[0]]
     files = {name: _relative(patient.channels[name], root) for name in names}
     grid = _plan_grid(reference, rules.grid, files[names[0]])
@@ -126,7 +130,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
                 seen="the plan's mask rule is `file`",
                 remedy="Add the mask, or use another mask rule.",
             )
-        own = read_volume(patient.mask, root=root)
+        own = read_volume(patient.mask, root=root, coarsest_mm=coarsest)
         mask_name = _relative(patient.mask, root)
         if grid is None:
             check_same_grid(reference, own, (files[names[0]], mask_name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from lift.errors import AffineError
 from lift.files import write_atomically
-from lift.formats.checks import Refusal, check_affine, check_values
+from lift.formats.checks import Decoded, Refusal, TooLargeError, check_affine, check_values
 from lift.formats.decode import READ_SUFFIXES, decode, files_of
+from lift.formats.parts import coarsened
 
 SUFFIXES: Final = READ_SUFFIXES
 """What files of volumes are called when a folder is searched; `read_volume` takes any name."""
@@ -76,7 +78,12 @@ class Volume:
         return x, y, z
 
 
-def read_volume(path: Path, *, root: Path | None = None) -> Volume:
+def read_volume(
+    path: Path,
+    *,
+    root: Path | None = None,
+    coarsest_mm: tuple[float, float, float] | None = None,
+) -> Volume:
     """The volume of one file, brought to RAS+.
 
     Formats: NIfTI-1 and NIfTI-2 (also as a pair, by either name), MGH and MGZ, NRRD, MetaImage, and
@@ -87,6 +94,9 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
     Args:
         path: the file, the header of two files, or the folder of a series.
         root: the data folder that messages name the file relative to.
+        coarsest_mm: spacing along x, y and z to which the volume will be resampled. One that is
+            larger than memory is then read in parts, each mean of whole voxels that still fits
+            into this spacing becoming one (`lift.formats.parts`); its grid is that of the means.
 
     Raises:
         VolumeError: the file is missing, empty, truncated, damaged, of another format, too large,
@@ -96,7 +106,18 @@ def read_volume(path: Path, *, root: Path | None = None) -> Volume:
     """
     refuse = Refusal(_relative(path, root), root)
     try:
-        return _read(path, refuse)
+        try:
+            return _read(lambda: decode(path, refuse), refuse)
+        except TooLargeError:
+            if coarsest_mm is None:
+                raise
+        in_parts = Refusal(_relative(path, root), root, in_parts=True)
+
+        def means() -> tuple[Decoded, str]:
+            decoded, digest = decode(path, in_parts)
+            return coarsened(decoded, coarsest_mm, in_parts), digest
+
+        return _read(means, refuse)
     except MemoryError:
         raise refuse(
             "this machine has too little free memory for it",
@@ -214,8 +235,8 @@ _GEOMETRY: Final = (
 )
 
 
-def _read(path: Path, refuse: Refusal) -> Volume:
-    decoded, digest = decode(path, refuse)
+def _read(decoded_now: Callable[[], tuple[Decoded, str]], refuse: Refusal) -> Volume:
+    decoded, digest = decoded_now()
     with np.errstate(all="ignore"):
         orientation = check_affine(decoded.affine, refuse)
     data, affine, header = decoded.data, decoded.affine, decoded.header

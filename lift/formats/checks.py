@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from lift.errors import AffineError, VolumeError
 
 LARGEST_VOLUME_BYTES: Final = 4 << 30
+LARGEST_MAPPED_BYTES: Final = 1 << 40
 COPY_AGAIN: Final = "Copy it again from where it came, or take the patient out."
+REALLY_LARGE: Final = (
+    "A volume that is really this large needs a plan that resamples to twice its spacing or more "
+    "(preprocessing.grid), and to be stored uncompressed as NIfTI, MGH, NRRD or MetaImage: then it "
+    "is read in parts."
+)
 _FEWEST_VOXELS: Final = 2
 _FLATTEST: Final = 1e-3
 _QFORM_TOLERANCE_MM: Final = 1e-3
@@ -24,9 +30,19 @@ _LONGEST_NIFTI1_AXIS: Final = 32767
 
 
 class Refusal:
-    """Makes the error for one file: who it is and where it lies are always the same."""
+    """Makes the error for one file: who it is and where it lies are always the same.
 
-    def __init__(self, name: str, root: Path | None, *, verb: str = "use") -> None:
+    Args:
+        name: of the file, relative to the data folder.
+        root: the data folder.
+        verb: what cannot be done with it.
+        in_parts: the file is mapped and read part by part: it may be larger than memory.
+    """
+
+    def __init__(
+        self, name: str, root: Path | None, *, verb: str = "use", in_parts: bool = False
+    ) -> None:
+        self.in_parts = in_parts
         self.where = "the file given" if root in {None, Path()} else str(root)
         self.what = f"cannot {verb} volume '{name}'"
 
@@ -34,9 +50,22 @@ class Refusal:
         """The error, to be raised."""
         return VolumeError(self.what, where=self.where, seen=seen, remedy=remedy)
 
+    def too_large(self, seen: str, remedy: str) -> TooLargeError:
+        """The error of a volume that memory does not hold, to be raised."""
+        return TooLargeError(self.what, where=self.where, seen=seen, remedy=remedy)
+
     def of_place(self, seen: str, remedy: str) -> AffineError:
         """The error of a volume whose voxels have no place in the patient, to be raised."""
         return AffineError(self.what, where=self.where, seen=seen, remedy=remedy)
+
+
+class TooLargeError(VolumeError):
+    """More voxels than are read at once; in parts it may be possible."""
+
+
+def most_bytes(refuse: Refusal) -> int:
+    """The largest volume, or the largest file where it is read in parts."""
+    return LARGEST_MAPPED_BYTES if refuse.in_parts else LARGEST_VOLUME_BYTES
 
 
 @dataclass(frozen=True)
@@ -84,12 +113,12 @@ def check_size(shape: tuple[int, int, int], dtype: np.dtype[Any], refuse: Refusa
         kind = "colour" if dtype.kind == "V" else "complex" if dtype.kind == "c" else str(dtype)
         raise refuse(f"its voxels are {kind}, not plain numbers", "Export a grey-scale volume.")
     count = shape[0] * shape[1] * shape[2]
-    size = count * max(dtype.itemsize, 8)
-    if size > LARGEST_VOLUME_BYTES:
-        raise refuse(
+    size = count * (dtype.itemsize if refuse.in_parts else max(dtype.itemsize, 8))
+    if size > most_bytes(refuse):
+        raise refuse.too_large(
             f"its header claims {size / 2**30:.1f} GiB in memory; at most "
-            f"{LARGEST_VOLUME_BYTES >> 30} GiB are read",
-            "Check the header; crop or resample a volume that is really this large.",
+            f"{most_bytes(refuse) >> 30} GiB are read",
+            f"Check the header. {REALLY_LARGE}",
         )
     return count * dtype.itemsize
 

@@ -49,6 +49,7 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
         AffineError: it does not say where its voxels lie.
     """
     if path.is_dir():
+        _check_whole(refuse)
         return dicom.decode_series(path, refuse)
     # voxels alone have no mark: of a pair, the names decide
     header = _partner(path, _VOXELS, _HEADERS, refuse) or path
@@ -114,12 +115,13 @@ def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Deco
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
     if is_dicom(stored[:132]):
+        _check_whole(refuse)
         return dicom.decode_file(stored, refuse)
     if nrrd.is_nrrd(stored[:16]):
         return nrrd.decode(stored, beside, refuse)
     if metaimage.is_metaimage(stored[:64]):
         return metaimage.decode(stored, beside, refuse)
-    content = Content(stored, refuse, packed=stored.startswith(GZIP))
+    content = Content(stored, refuse, packed=stored[:2] == GZIP)
     if nifti.is_single(content.start):
         return nifti.decode_single(content, refuse)
     if mgh.is_mgh(content.start):
@@ -135,12 +137,20 @@ def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Deco
         packed = voxels.name.lower().endswith(_PACKED)
         other = Content(beside(voxels.name), refuse, packed=packed)
         return nifti.decode_pair(content, other, refuse)
-    if path.name.endswith(_PACKED) and not stored.startswith(GZIP):
+    if path.name.endswith(_PACKED) and stored[:2] != GZIP:
         raise refuse("it is damaged: its name ends in .gz, its content is no gzip", COPY_AGAIN)
     raise refuse(
         "it is not an image of a format that is read",
         "Convert it to NIfTI; of two files, name the header (.hdr, .nhdr, .mhd).",
     )
+
+
+def _check_whole(refuse: Refusal) -> None:
+    if refuse.in_parts:
+        raise refuse.too_large(
+            "it is larger than memory, and DICOM is not read in parts",
+            "Convert it to an uncompressed NIfTI file (.nii).",
+        )
 
 
 def _partner(

@@ -136,10 +136,15 @@ def series_files(folder: Path, refuse: Refusal) -> list[Path]:
         raise refuse(
             error.strerror or type(error).__name__, "Check the folder's permissions."
         ) from None
-    if len(files) > MOST_FILES or size > checks.LARGEST_VOLUME_BYTES:
+    if len(files) > MOST_FILES:
         raise refuse(
-            f"the folder holds {len(files)} files; at most {MOST_FILES}, and "
-            f"{checks.LARGEST_VOLUME_BYTES >> 30} GiB, are read as one series",
+            f"the folder holds {len(files)} files; at most {MOST_FILES} are read as one series",
+            "Give the folder of one series.",
+        )
+    if size > checks.LARGEST_VOLUME_BYTES:
+        raise refuse.too_large(
+            f"the folder's files are larger than {checks.LARGEST_VOLUME_BYTES >> 30} GiB, the most "
+            "that is read as one series",
             "Give the folder of one series.",
         )
     return files

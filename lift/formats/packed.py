@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import stat
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from lift.errors import VolumeError
 from lift.formats import checks
@@ -26,10 +27,11 @@ _MOST_EXTRA: Final = 64 << 20
 
 
 def read_file(path: Path, refuse: Refusal, *, missing: VolumeError) -> bytes:
-    """A regular file's bytes.
+    """A regular file's bytes; mapped into memory where it is read in parts.
 
     Raises:
-        VolumeError: `missing`, when it is not there; it is unreadable, or larger than any volume.
+        VolumeError: `missing`, when it is not there; it is unreadable.
+        TooLargeError: it is larger than any volume.
     """
     try:
         # asked before it is opened: a pipe would keep us waiting
@@ -37,10 +39,13 @@ def read_file(path: Path, refuse: Refusal, *, missing: VolumeError) -> bytes:
             raise missing
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
-            if size > checks.LARGEST_VOLUME_BYTES:
-                limit = checks.LARGEST_VOLUME_BYTES >> 30
-                raise refuse(f"the file is larger than {limit} GiB", "Crop it.")
+            if size > checks.most_bytes(refuse):
+                limit = checks.most_bytes(refuse) >> 30
+                raise refuse.too_large(f"the file is larger than {limit} GiB", checks.REALLY_LARGE)
             stream.seek(0)
+            if refuse.in_parts and size:
+                # bytes in all that is asked of it: slices, find, length, a view
+                return cast("bytes", mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ))
             return stream.read(size)
     except FileNotFoundError:
         raise missing from None
@@ -60,6 +65,8 @@ class Content:
     def __init__(self, stored: bytes, refuse: Refusal, *, packed: bool) -> None:
         self._stored = stored
         self._refuse = refuse
+        if packed:
+            check_may_unpack(refuse)
         self._inflater = Inflater(memoryview(stored), refuse) if packed else None
         if self._inflater is None:
             self.start = stored[:_START]
@@ -75,7 +82,7 @@ class Content:
         Raises:
             VolumeError: there are fewer, `end` is beyond any file, or the content is damaged.
         """
-        if end > checks.LARGEST_VOLUME_BYTES:
+        if end > checks.most_bytes(self._refuse):
             raise self._refuse(_BEYOND, COPY_AGAIN)
         if self._inflater is None:
             check_length(len(self._stored), end, self._refuse)
@@ -111,6 +118,7 @@ def unpacked(packed: memoryview, size: int, refuse: Refusal) -> memoryview:
     Raises:
         VolumeError: they are damaged, there are fewer or more, or too many to be read.
     """
+    check_may_unpack(refuse)
     if size > checks.LARGEST_VOLUME_BYTES:
         raise refuse(_BEYOND, COPY_AGAIN)
     check_possible(len(packed), size, refuse)
@@ -120,6 +128,15 @@ def unpacked(packed: memoryview, size: int, refuse: Refusal) -> memoryview:
     if inflater.rest(0):
         raise refuse(_TOO_MANY, COPY_AGAIN)
     return memoryview(made)
+
+
+def check_may_unpack(refuse: Refusal) -> None:
+    """Nothing, unless the file is read in parts (else TooLargeError)."""
+    if refuse.in_parts:
+        raise refuse.too_large(
+            "it is larger than memory and compressed: it cannot be read in parts",
+            "Unpack it (`gunzip`, or store it uncompressed): then it can.",
+        )
 
 
 def check_length(found: int, wanted: int, refuse: Refusal) -> None:
