@@ -12,7 +12,7 @@ def show_card(card: DataCard, console: Console) -> None:
     """Print the whole card for a reader: everything that it holds, and nothing else."""
     console.print(
         f"Data card of site '{card.site}', {card.made}. Counts are of persons, rounded down to "
-        f"multiples of {card.floor}; what fewer have is not in it.",
+        f"multiples of {card.floor}; what fewer have is not in it. Below, `value: persons`.",
         soft_wrap=True,
     )
     console.print(
