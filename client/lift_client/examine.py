@@ -21,6 +21,7 @@ from pydantic import Field
 from lift.cohort.patients import Patient
 from lift.config.base import Settings
 from lift.config.card import Vendor
+from lift.config.plan import GridRule, OwnGrid, SpacingGrid
 from lift.errors import AffineError, VolumeError
 from lift.imaging.checks import (
     check_ct,
@@ -37,6 +38,8 @@ from lift.imaging.scanner import scanner_of
 from lift.imaging.slice_profile import SliceProfile, check_profile, estimate_profile
 from lift.imaging.traces import burnt_in_text, content_digest
 from lift.masks import body_mask
+from lift.preprocessing import grid_of
+from lift.resampling import resample, resample_labels
 from lift.volume import Volume, check_same_grid, read_volume, stored_files
 from lift_client.memory import peak_mb, reset_peak
 
@@ -48,6 +51,7 @@ CT: Final = "ct"
 _BRIGHTNESS: Final = (0.5, 99.5)
 _COARSER: Final = 1.05
 _AXIAL: Final = 2
+_OWN_GRID: Final = OwnGrid()
 
 
 class Remark(Settings):
@@ -105,20 +109,22 @@ class _Read:
     profile: SliceProfile
 
 
-def examine_patient(patient: Patient, root: Path) -> PatientReport:
+def examine_patient(patient: Patient, root: Path, grid: GridRule = _OWN_GRID) -> PatientReport:
     """Read all channels of a patient and look at each, then at all together.
 
     Args:
         patient: its files.
         root: the data folder that messages name files relative to.
+        grid: the plan's rule: with `own` all channels must lie on one grid.
     """
+    coarsest = grid.spacing_mm if isinstance(grid, SpacingGrid) else None
     began = monotonic()
     reset_peak()
     remarks: list[Remark] = []
     read: list[_Read] = []
     for channel, path in sorted(patient.channels.items()):
         try:
-            volume = read_volume(path, root=root)
+            volume = read_volume(path, root=root, coarsest_mm=coarsest)
         except VolumeError as error:
             check = "place" if isinstance(error, AffineError) else "readable"
             remarks.append(_refused(check, channel, error))
@@ -127,11 +133,11 @@ def examine_patient(patient: Patient, root: Path) -> PatientReport:
         one = _read(channel, volume)
         remarks += [_remark(found, channel) for found in _looked_at(one) if found.verdict != "use"]
         read.append(one)
-    remarks += _together(read)
+    remarks += _together(read, must_share_grid=isinstance(grid, OwnGrid))
     return PatientReport(
         patient=patient.id,
         subject=patient.subject,
-        files=files_digest(patient.channels),
+        files=files_digest(patient.channels, grid),
         remarks=tuple(remarks),
         digests={one.channel: content_digest(one.volume.voxels) for one in read},
         channels={one.channel: _facts(one, patient.channels[one.channel]) for one in read},
@@ -194,9 +200,9 @@ def _body(volume: Volume) -> NDArray[np.bool_]:
     return body_mask([scaled], volume.spacing_mm, _depth_axis(volume))
 
 
-def files_digest(channels: Mapping[str, Path]) -> str:
-    """Names, sizes and times of a patient's files, and the checks' version."""
-    found: list[object] = [VERSION]
+def files_digest(channels: Mapping[str, Path], grid: GridRule = _OWN_GRID) -> str:
+    """Names, sizes and times of a patient's files, the checks' version and the rule for grids."""
+    found: list[object] = [VERSION, grid.model_dump(mode="json")]
     for channel, path in sorted(channels.items()):
         try:
             files = [(file.name, file.stat()) for file in stored_files(path)]
@@ -207,20 +213,25 @@ def files_digest(channels: Mapping[str, Path]) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _together(read: Sequence[_Read]) -> list[Remark]:
+def _together(read: Sequence[_Read], *, must_share_grid: bool) -> list[Remark]:
     remarks = []
     for other in read[1:]:
         first = read[0]
+        voxels, mask = other.volume.voxels, other.mask
         try:
             check_same_grid(first.volume, other.volume, (first.channel, other.channel))
         except AffineError as error:
-            remarks.append(_refused("one grid", other.channel, error))
-            continue
+            if must_share_grid:
+                remarks.append(_refused("one grid", other.channel, error))
+                continue
+            here, there = grid_of(first.volume), grid_of(other.volume)
+            voxels = resample(voxels, there, here, background=float(voxels.min()))
+            mask = resample_labels(mask.astype(np.uint8), there, here) > 0
         found = pairing(
             first.volume.voxels,
-            other.volume.voxels,
+            voxels,
             first.mask,
-            other.mask,
+            mask,
             first.volume.spacing_mm,
             axis=_depth_axis(first.volume),
         ).finding

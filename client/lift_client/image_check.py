@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients
-from lift.config.plan import SplitPlan
+from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
 from lift.files import write_json
 from lift_client.examine import (
@@ -30,6 +30,7 @@ from lift_client.examine import (
 
 FOLDER: Final = "check"
 _MOST_WORKERS: Final = 8
+_OWN_GRID: Final = OwnGrid()
 Progress = Callable[[int, int], None]
 
 
@@ -54,6 +55,7 @@ def examine_cohort(
     config: SiteConfig,
     channels: Sequence[str],
     *,
+    grid: GridRule = _OWN_GRID,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CohortReport:
@@ -62,6 +64,7 @@ def examine_cohort(
     Args:
         config: the site's settings.
         channels: names that a patient must have.
+        grid: the plan's rule for a patient's channels on several grids.
         workers: processes; None: one a core, 8 at most. 1 works in this one.
         progress: called with the patients done and their number.
 
@@ -74,7 +77,7 @@ def examine_cohort(
     reports: dict[str, PatientReport] = {r.patient: _of_refusal(r) for r in refusals}
     todo = []
     for patient in usable:
-        kept = _stored(_path(folder, patient.id), patient)
+        kept = _stored(_path(folder, patient.id), patient, grid)
         if kept is None:
             todo.append(patient)
         else:
@@ -93,12 +96,12 @@ def examine_cohort(
     count = min(workers or os.cpu_count() or 1, _MOST_WORKERS, max(len(todo), 1))
     if count == 1:
         for patient in todo:
-            done(examine_patient(patient, data.root))
+            done(examine_patient(patient, data.root, grid))
     else:
         # spawned, not forked: the parent may hold threads of numerical libraries
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, mp_context=context) as pool:
-            futures = [pool.submit(examine_patient, patient, data.root) for patient in todo]
+            futures = [pool.submit(examine_patient, patient, data.root, grid) for patient in todo]
             for future in as_completed(futures):
                 done(future.result())
     split = split_patients(usable, SplitPlan(), config.name) if usable else None
@@ -156,12 +159,12 @@ def _of_refusal(refusal: Refusal) -> PatientReport:
     )
 
 
-def _stored(path: Path, patient: Patient) -> PatientReport | None:
+def _stored(path: Path, patient: Patient, grid: GridRule) -> PatientReport | None:
     try:
         report = PatientReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    same = report.version == VERSION and report.files == files_digest(patient.channels)
+    same = report.version == VERSION and report.files == files_digest(patient.channels, grid)
     return report if same and report.patient == patient.id else None
 
 

@@ -41,9 +41,10 @@ def look(config: SiteConfig, *, as_json: bool) -> Looked:
         as_json: write nothing on stdout.
     """
     try:
-        task = read_kit(config.kit, site=config.name).task
+        kit = read_kit(config.kit, site=config.name)
+        task = kit.task
         channels = [*task.source, task.target]
-        report = image_view.look(config, channels)
+        report = image_view.look(config, channels, kit.grid)
     except LiftError as error:
         return Looked(problem("images", error), [], None)
     if not as_json:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lift.config.plan import GridRule
 from lift.config.site import SiteConfig
 from lift_client.image_check import CohortReport, examine_cohort
 from lift_client.verdict import Verdict
@@ -18,7 +19,7 @@ PIPE_WIDTH = 160
 _STYLE = {"warn": "yellow", "veto": "red"}
 
 
-def look(config: SiteConfig, channels: Sequence[str]) -> CohortReport:
+def look(config: SiteConfig, channels: Sequence[str], grid: GridRule) -> CohortReport:
     """Examine the cohort for the task's channels, with progress on a terminal.
 
     Raises:
@@ -30,6 +31,7 @@ def look(config: SiteConfig, channels: Sequence[str]) -> CohortReport:
         return examine_cohort(
             config,
             channels,
+            grid=grid,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from lift.config.base import Settings
-from lift.config.plan import Digest, Name
+from lift.config.plan import Digest, GridRule, Name, OwnGrid
 
 KIT_FILE: Final = "kit.json"
 CA_FILE: Final = "ca.pem"
@@ -39,3 +39,6 @@ class Kit(Settings):
     """The frozen generator that the federation uses."""
     task: TaskRule
     """What the federation synthesises."""
+    grid: GridRule = OwnGrid()
+    """Whether its plan brings a patient's channels to one grid, for the site's check of its images.
+    The plan itself comes with round 0."""

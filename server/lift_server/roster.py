@@ -165,6 +165,7 @@ def add_site(
             ca_sha256=ca.fingerprint(hashes.SHA256()).hex(),
             generator_fingerprint=plan_fingerprint(config),
             task=TaskRule(source=config.plan.task.source, target=config.plan.task.target),
+            grid=config.plan.preprocessing.grid,
         )
         entry = SiteEntry(
             public_key=public_key,

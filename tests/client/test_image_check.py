@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives import hashes
 
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import FirstSourceGrid, GridRule
 from lift.config.site import SiteConfig
+from lift.resampling import Grid, resample, with_spacing
 from lift_client import cli, examine, image_check, image_view
 from lift_client.examine import PatientReport
 from lift_client.image_check import CohortReport, examine_cohort
@@ -130,6 +132,25 @@ def test_every_planted_fault_is_found_and_none_invented(
     assert "2 can be used, 1 with a warning, 7 cannot" in shown
 
 
+def test_channels_on_several_grids_are_compared_where_the_plan_resamples(
+    cohort: SiteConfig,
+) -> None:
+    path = file(cohort.data.root, 2, "t2w")
+    image = nibabel.load(path)
+    own = Grid(image.shape, image.affine)
+    coarser = with_spacing(own, (5.0, 5.0, 4.0), "t2w")
+    made = resample(np.asanyarray(image.dataobj), own, coarser)
+    nibabel.Nifti1Image(made, coarser.affine).to_filename(path)
+    found = by_name(examine_cohort(cohort, CHANNELS, workers=1))
+    assert {remark.check for remark in found[name(2)].remarks} == {"one grid"}
+    assert "preprocessing.grid" in found[name(2)].remarks[0].remedy
+    planned = by_name(examine_cohort(cohort, CHANNELS, grid=FirstSourceGrid(), workers=1))
+    assert planned[name(2)].verdict == "use"
+    # its header moved it: another grid, and no longer the same place
+    (remark,) = planned[name(6)].remarks
+    assert (remark.check, remark.channel, remark.verdict) == ("pairing", "t2w", "veto")
+
+
 def test_unchanged_files_are_not_looked_at_again(
     cohort: SiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,9 +159,9 @@ def test_unchanged_files_are_not_looked_at_again(
     seen: list[str] = []
     real = examine.examine_patient
 
-    def counted(patient: object, root: Path) -> PatientReport:
+    def counted(patient: object, root: Path, grid: GridRule) -> PatientReport:
         seen.append(patient.id)  # type: ignore[attr-defined]  # a patient
-        return real(patient, root)  # type: ignore[arg-type]
+        return real(patient, root, grid)  # type: ignore[arg-type]
 
     monkeypatch.setattr(image_check, "examine_patient", counted)
     again = examine_cohort(cohort, CHANNELS, workers=1)
