@@ -64,6 +64,12 @@ local_port: 9094
 # data protection officer, then make the ledger once: lift-client ledger --create --site site.yaml
 # budget: {{epsilon: 8.0, delta: 0.0001}}
 
+# The data card tells the coordinator what the cohort is like, and leaves only after
+# `lift-client check --share-card`.
+card:
+  # Its counts of persons are rounded down to a multiple of this; nothing smaller appears.
+  floor: 5
+
 # What a federation may do here. The site decides: whatever the server asks beyond this is refused.
 policy:
   # `none`: what leaves carries no added noise. `patient-local`, `patient-central` (the server is
