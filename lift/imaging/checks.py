@@ -71,19 +71,6 @@ MOST_NEGATIVE: Final = 0.01
 """Share of MR voxels far below 0: a magnitude image has none, spline ringing a few."""
 
 
-def check_values(voxels: NDArray[Any]) -> Finding:
-    """Finite and not constant."""
-    needed, remedy = "finite values that vary", "Convert it again from the original."
-    values = np.asarray(voxels)
-    bad = 0 if values.dtype.kind in "iub" else int(np.count_nonzero(~np.isfinite(values)))
-    if bad:
-        return finding("values", "veto", f"{bad} voxels are NaN or infinite", needed, remedy)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not low < high:
-        return finding("values", "veto", f"every voxel is {low:g}", needed, remedy)
-    return finding("values", "use", f"{low:g} to {high:g}", needed, remedy)
-
-
 def check_foreground(mask: NDArray[Any]) -> Finding:
     """Whether the body is a believable part of the volume."""
     share = float(np.count_nonzero(mask)) / max(1, mask.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,26 +79,6 @@ def content_digest(voxels: NDArray[Any]) -> str:
         keys.append((len(profile), profile, axis))
     ranks = np.ascontiguousarray(np.transpose(ranks, [axis for _, _, axis in sorted(keys)]))
     return hashlib.sha256(repr(ranks.shape).encode() + ranks.tobytes()).hexdigest()
-
-
-def check_duplicates(digests: Mapping[str, str]) -> Finding:
-    """Whether two names hold the same voxels.
-
-    Args:
-        digests: name, relative to the data folder -> its :func:`content_digest`.
-    """
-    names: dict[str, list[str]] = {}
-    for name, digest in sorted(digests.items()):
-        names.setdefault(digest, []).append(name)
-    groups = [" = ".join(group) for group in names.values() if len(group) > 1]
-    return finding(
-        "duplicates",
-        "veto" if groups else "use",
-        "; ".join(groups) if groups else f"{len(names)} different volumes",
-        "every volume once",
-        "Keep one of each group: a patient counted twice loses half of the privacy promised, and "
-        "a channel copied onto another teaches nothing.",
-    )
 
 
 def burnt_in_text(voxels: NDArray[Any], mask: NDArray[Any], *, axis: int = 2) -> Overlay:

@@ -114,7 +114,11 @@ def itk_image(data: Array, affine: Array) -> Any:
 
 def itk_answer(path: Path) -> tuple[Array, Array]:
     """Voxels along the file's axes, and its affine in RAS+, as ITK reads them."""
-    image = SimpleITK.ReadImage(str(path))
+    return placed(SimpleITK.ReadImage(str(path)))
+
+
+def placed(image: Any) -> tuple[Array, Array]:
+    """Voxels and RAS+ affine of an image that ITK has read."""
     data = SimpleITK.GetArrayFromImage(image).T
     affine = np.eye(4)
     origin = np.array(image.TransformContinuousIndexToPhysicalPoint((0.0, 0.0, 0.0)))

@@ -17,7 +17,16 @@ from pydicom.dataset import Dataset
 
 from lift.errors import AffineError, VolumeError
 from lift.volume import read_volume, write_volume
-from tests.lift.formats.cases import NAME, Array, check_places, decoded, itk_answer, turned, voxels
+from tests.lift.formats.cases import (
+    NAME,
+    Array,
+    check_places,
+    decoded,
+    itk_answer,
+    placed,
+    turned,
+    voxels,
+)
 from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write
 
 AXES = {
@@ -41,15 +50,7 @@ def itk_series(folder: Path) -> tuple[Array, Array]:
     """Voxels and RAS+ affine of a series, as ITK reads it."""
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    image = reader.Execute()
-    data = SimpleITK.GetArrayFromImage(image).T
-    affine = np.eye(4)
-    origin = np.array(image.GetOrigin())
-    for axis, unit in enumerate(np.eye(3)):
-        place = image.TransformContinuousIndexToPhysicalPoint(unit.tolist())
-        affine[:3, axis] = np.array(place) - origin
-    affine[:3, 3] = origin
-    return data, np.diag([-1, -1, 1, 1]) @ affine
+    return placed(reader.Execute())
 
 
 def values(path: Path) -> Array:

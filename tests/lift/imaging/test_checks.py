@@ -16,7 +16,6 @@ from lift.imaging.checks import (
     check_foreground,
     check_grid,
     check_mr,
-    check_values,
 )
 from lift.imaging.finding import Finding, Verdict, worst
 from tests.lift.imaging.made import phantom
@@ -58,7 +57,6 @@ def affine(sizes: tuple[float, float, float], *, tilt: float = 0.0, shear: float
 def test_good_volumes_pass_every_check() -> None:
     head = phantom(61, whole_head=True)
     found = [
-        check_values(mr()),
         check_foreground(ball()),
         check_field_of_view(ball(), (2.0, 2.0, 2.0)),
         check_grid(affine((1.0, 1.0, 5.0), tilt=12)),
@@ -72,22 +70,6 @@ def test_good_volumes_pass_every_check() -> None:
     assert [one.verdict for one in found] == ["use"] * len(found)
     assert not any(one.remedy for one in found)
     assert worst(found) == "use"
-
-
-@pytest.mark.parametrize(
-    ("voxels", "seen"),
-    [
-        (np.full((4, 4, 4), np.nan), "64 voxels are NaN"),
-        (np.array([[[0.0, np.inf]]]), "1 voxels"),
-        (np.full((4, 4, 4), 7, dtype=np.int16), "every voxel is 7"),
-        (np.zeros((0, 3, 3)), "every voxel"),
-    ],
-)
-def test_values_that_are_none_are_refused(voxels: Array, seen: str) -> None:
-    found = check_values(voxels)
-    assert found.verdict == "veto"
-    assert seen in found.seen
-    assert found.remedy
 
 
 Case = tuple[str, Callable[[], Finding], Verdict, str, object]
@@ -153,7 +135,7 @@ def test_each_limit_is_what_finds_the_fault(
     assert seen in found.seen
     assert found.needed
     assert found.remedy
-    assert worst([found, check_values(mr())]) == verdict
+    assert worst([found, check_mr(mr())]) == verdict
     monkeypatch.setattr(checks, limit, disabled)
     assert check().verdict != verdict
 

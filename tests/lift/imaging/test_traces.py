@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lift.imaging import traces
-from lift.imaging.traces import burnt_in_text, check_duplicates, content_digest
+from lift.imaging.traces import burnt_in_text, content_digest
 from tests.lift.imaging.made import phantom
 
 Array = NDArray[Any]
@@ -55,18 +55,6 @@ def test_another_volume_has_another_digest() -> None:
     others = [changed, counts()[:-1], np.roll(counts(), 1, axis=0), counts() // 16]
     digests = {content_digest(volume) for volume in [counts(), *others]}
     assert len(digests) == 5
-
-
-def test_the_same_voxels_under_two_names_are_named() -> None:
-    other = content_digest(counts() // 16)
-    one = content_digest(counts())
-    again = content_digest(counts()[::-1].astype(np.float32))
-    found = check_duplicates({"b/t1.nii": one, "a/t1.nii": again, "c/t1.nii": other})
-    assert found.verdict == "veto"
-    assert found.seen == "a/t1.nii = b/t1.nii"
-    assert found.remedy
-    assert check_duplicates({"a/t1.nii": one, "c/t1.nii": other}).verdict == "use"
-    assert check_duplicates({}).verdict == "use"
 
 
 @pytest.mark.parametrize("voxels", [np.zeros((0, 2, 2)), np.full((2, 2, 2), np.nan)])
