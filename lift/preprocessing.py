@@ -65,7 +65,8 @@ class Prepared:
         target: (z, 1, h, w), float32 in [0, 1], or None.
         mask: 0 or 1, (z, 1, h, w), float32.
         spacing_mm: along depth, height and width.
-        reference: the first source: the grid to write on.
+        reference: the first source: the grid to write on (of one larger than memory, the grid of
+            what was read of it).
         crop: where the slices lie.
         target_range: (offset, scale) with target = offset + scale * normalised, or None.
         plane: the slice plane.
@@ -130,7 +131,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
                 seen="the plan's mask rule is `file`",
                 remedy="Add the mask, or use another mask rule.",
             )
-        own = read_volume(patient.mask, root=root, coarsest_mm=coarsest)
+        own = read_volume(patient.mask, root=root, coarsest_mm=coarsest, labels=True)
         mask_name = _relative(patient.mask, root)
         if grid is None:
             check_same_grid(reference, own, (files[names[0]], mask_name))
@@ -183,6 +184,8 @@ def restore(
     prepared: Prepared, slices: NDArray[Any], *, background: float, labels: bool = False
 ) -> Floats:
     """Prepared slices on the patient's own grid as (x, y, z), `background` outside the crop.
+
+    Where the plan works on another grid they are resampled back, trilinear.
 
     Args:
         prepared: the patient that the slices belong to.

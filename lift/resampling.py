@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from lift.errors import VolumeError
 from lift.formats import checks
+from lift.formats.parts import Spacings
 
 Floats = NDArray[np.float32]
 _EDGE: Final = 0.5 + 1e-3
@@ -47,20 +48,23 @@ class Grid:
         return x, y, z
 
 
-def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float], name: str) -> Grid:
+def with_spacing(grid: Grid, spacing_mm: Spacings, name: str) -> Grid:
     """The grid with the same axes, centre and (at least) extent, and this spacing.
 
     Args:
         grid: the volume's own.
-        spacing_mm: along the same axes.
+        spacing_mm: along the same axes; None keeps the volume's own along that axis.
         name: what a message calls the volume.
 
     Raises:
         VolumeError: it would have more voxels than any volume that is read.
     """
+    wanted_mm = [
+        own if new is None else new for own, new in zip(grid.spacing_mm, spacing_mm, strict=True)
+    ]
     shape = tuple(
         max(_FEWEST, math.ceil(count * own / new - _WHOLE))
-        for count, own, new in zip(grid.shape, grid.spacing_mm, spacing_mm, strict=True)
+        for count, own, new in zip(grid.shape, grid.spacing_mm, wanted_mm, strict=True)
     )
     if math.prod(shape) * 8 > checks.LARGEST_VOLUME_BYTES:
         raise VolumeError(
@@ -71,7 +75,7 @@ def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float], name: str) 
             remedy="Use a plan with a larger spacing, or crop the volume.",
         )
     affine = np.eye(4)
-    affine[:3, :3] = grid.affine[:3, :3] * np.array(spacing_mm) / np.array(grid.spacing_mm)
+    affine[:3, :3] = grid.affine[:3, :3] * (np.array(wanted_mm) / np.array(grid.spacing_mm))
     centre = grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1.0]
     affine[:3, 3] = centre[:3] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     x, y, z = shape
@@ -87,6 +91,8 @@ def resample(voxels: NDArray[Any], source: Grid, onto: Grid, *, background: floa
         onto: where they are wanted.
         background: value half a voxel and more beyond the outermost voxels.
     """
+    if _same(source, onto):
+        return voxels.astype(np.float32)
     sigma = _smoothing(source, onto)
     if any(sigma):
         voxels = ndimage.gaussian_filter(
@@ -105,9 +111,16 @@ def resample_labels(voxels: NDArray[Any], source: Grid, onto: Grid) -> NDArray[A
         source: where they lie.
         onto: where they are wanted; 0 outside the field of view.
     """
+    if _same(source, onto):
+        return voxels.copy()
     made = np.empty(onto.shape, dtype=voxels.dtype)
     _fill(made, voxels, source, onto, order=0, background=0.0)
     return made
+
+
+def _same(one: Grid, other: Grid) -> bool:
+    """Whether there is nothing to do: interpolation would give the same bits, later."""
+    return one.shape == other.shape and np.array_equal(one.affine, other.affine)
 
 
 def _fill(

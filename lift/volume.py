@@ -22,7 +22,7 @@ from lift.errors import AffineError
 from lift.files import write_atomically
 from lift.formats.checks import Decoded, Refusal, TooLargeError, check_affine, check_values
 from lift.formats.decode import READ_SUFFIXES, decode, files_of
-from lift.formats.parts import coarsened
+from lift.formats.parts import Spacings, coarsened
 
 SUFFIXES: Final = READ_SUFFIXES
 """What files of volumes are called when a folder is searched; `read_volume` takes any name."""
@@ -82,7 +82,8 @@ def read_volume(
     path: Path,
     *,
     root: Path | None = None,
-    coarsest_mm: tuple[float, float, float] | None = None,
+    coarsest_mm: Spacings | None = None,
+    labels: bool = False,
 ) -> Volume:
     """The volume of one file, brought to RAS+.
 
@@ -96,7 +97,9 @@ def read_volume(
         root: the data folder that messages name the file relative to.
         coarsest_mm: spacing along x, y and z to which the volume will be resampled. One that is
             larger than memory is then read in parts, each mean of whole voxels that still fits
-            into this spacing becoming one (`lift.formats.parts`); its grid is that of the means.
+            into this spacing becoming one (`lift.formats.parts`); its grid, on which results are
+            written too, is that of the means.
+        labels: in parts, take middle voxels instead of means.
 
     Raises:
         VolumeError: the file is missing, empty, truncated, damaged, of another format, too large,
@@ -115,7 +118,7 @@ def read_volume(
 
         def means() -> tuple[Decoded, str]:
             decoded, digest = decode(path, in_parts)
-            return coarsened(decoded, coarsest_mm, in_parts), digest
+            return coarsened(decoded, coarsest_mm, in_parts, labels=labels), digest
 
         return _read(means, refuse)
     except MemoryError:

@@ -22,6 +22,7 @@ from lift.config.privacy import (
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Spacing = Annotated[float, Field(ge=0.2, le=20)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MixerKind = Literal[
@@ -125,12 +126,17 @@ class SpacingGrid(Settings):
     """
 
     kind: Literal["spacing"] = "spacing"
-    spacing_mm: tuple[
-        Annotated[float, Field(ge=0.2, le=20)],
-        Annotated[float, Field(ge=0.2, le=20)],
-        Annotated[float, Field(ge=0.2, le=20)],
-    ]
-    """Along x, y and z of the patient, mm."""
+    spacing_mm: tuple[Spacing | None, Spacing | None, Spacing | None]
+    """Along x, y and z of the patient, mm; null keeps the first input's own along that axis."""
+
+    @model_validator(mode="after")
+    def _changes_an_axis(self) -> Self:
+        if self.spacing_mm == (None, None, None):
+            raise ValueError(
+                "spacing_mm is null along every axis: use the kind `own`, or `first_source` where "
+                "channels lie on several grids"
+            )
+        return self
 
 
 GridRule = Annotated[OwnGrid | FirstSourceGrid | SpacingGrid, Field(discriminator="kind")]
