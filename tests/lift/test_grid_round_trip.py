@@ -1,6 +1,6 @@
 """A file, the plan's grid, and back: places to a tenth of a voxel, labels exactly, for every format.
 
-Every test records the worst that it saw: `--junitxml FILE` keeps it.
+Every test records the worst that it saw: `--junitxml FILE -o junit_family=xunit1` keeps it.
 """
 
 from __future__ import annotations
