@@ -1,4 +1,4 @@
-"""A file, the plan's grid, and back: places to a tenth of a voxel, labels exactly, for every format.
+"""A file, the plan's grid, and back: places to a tenth of a voxel, labels exactly, in any format.
 
 Every test records the worst that it saw: `--junitxml FILE -o junit_family=xunit1` keeps it.
 """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lift.cohort.patients import Patient
 from lift.config.plan import Plan
-from lift.errors import AffineError, SpacingError, VolumeError
+from lift.errors import AffineError, ConfigError, SpacingError, VolumeError
 from lift.preprocessing import grid_of, on_plan_grid, prepare, preprocessing_digest, restore
 from lift.resampling import Grid, resample, resample_labels, with_spacing
 from lift.volume import read_volume, write_volume
@@ -93,6 +93,32 @@ def test_the_new_grid_has_the_same_centre_and_covers_the_old_one(kind: str) -> N
     assert same.shape == source.shape
 
 
+def test_an_axis_without_a_number_keeps_its_spacing_and_its_voxels() -> None:
+    source = Grid((40, 36, 18), affine_of("oblique", (0.9, 1.1, 3.0)))
+    onto = with_spacing(source, (None, 2.2, None), "a")
+    assert onto.shape == (40, 18, 18)
+    np.testing.assert_array_equal(onto.affine[:3, [0, 2]], source.affine[:3, [0, 2]])
+    np.testing.assert_allclose(onto.affine[:3, 1], 2 * source.affine[:3, 1])
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"kind": "spacing", "spacing_mm": [None, None, None]},
+        {"kind": "spacing", "spacing_mm": [1.0, 1.0]},
+        {"kind": "spacing", "spacing_mm": [1.0, 0.0, 1.0]},
+        {"kind": "spacing", "spacing_mm": [1.0, 21.0, None]},
+        {"kind": "spacing"},
+        {"kind": "own", "spacing_mm": [1.0, 1.0, 1.0]},
+        {"kind": "atlas"},
+    ],
+)
+def test_a_rule_that_says_nothing_or_too_much_is_refused(grid: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_with(grid)
+    assert "preprocessing.grid" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_labels_come_back_exactly_from_a_finer_grid(kind: str, dtype: type) -> None:
@@ -112,7 +138,13 @@ def test_the_same_grid_gives_the_same_bits(kind: str) -> None:
     rng = np.random.default_rng(4)
     grid = Grid((14, 12, 9), affine_of(kind, (1.2, 0.9, 3.0)))
     voxels = rng.normal(size=grid.shape).astype(np.float32)
-    np.testing.assert_array_equal(resample(voxels, grid, grid), voxels)
+    again = resample(voxels, grid, grid)
+    np.testing.assert_array_equal(again, voxels)
+    assert not np.shares_memory(again, voxels)
+    # as interpolation itself does, where the numbers of the two grids differ in a last bit
+    nearly = Grid(grid.shape, grid.affine * (1 + 2e-16))
+    assert not np.array_equal(nearly.affine, grid.affine)
+    np.testing.assert_array_equal(resample(voxels, grid, nearly), voxels)
 
 
 def test_it_agrees_with_simpleitk() -> None:

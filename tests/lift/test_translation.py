@@ -206,6 +206,69 @@ def test_a_mask_of_the_patients_own_is_used_where_the_plan_says_so(
     assert made[inside > 0].any()
 
 
+def save(path: Path, head: NDArray[Any], affine: NDArray[np.float64]) -> Path:
+    nibabel.Nifti1Image(head, affine).to_filename(path)
+    return path
+
+
+def head_on(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[np.int16]:
+    """An ellipsoid around the origin with slow structure, a function of the place in mm."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    x, y, z = np.moveaxis(index @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+    inside = (x / 11) ** 2 + (y / 12) ** 2 + (z / 13) ** 2 < 1
+    return np.where(inside, 400 + 90 * np.sin(x / 3) * np.cos(z / 4), 0).astype(np.int16)
+
+
+def around_the_origin(
+    shape: tuple[int, int, int], axes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = -axes @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+@pytest.mark.parametrize("streamed", ["zrefine", "pooled_bigru"])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"kind": "first_source"},
+        {"kind": "spacing", "spacing_mm": [1.5, 1.5, 2.0]},
+        {"kind": "spacing", "spacing_mm": [None, 2.0, 0.7]},
+    ],
+)
+def test_a_1_mm_scan_and_one_of_5_mm_slices_make_an_output_on_the_firsts_own_grid(
+    tmp_path: Path, grid: dict[str, Any], streamed: Any
+) -> None:
+    fine, thick = (28, 30, 31), (20, 22, 7)
+    turned = oblique()[:3, :3] / np.linalg.norm(oblique()[:3, :3], axis=0)
+    own = around_the_origin(fine, turned)
+    other = around_the_origin(thick, np.diag([1.4, 1.4, 5.0]))
+    files = {
+        SOURCES[0]: save(tmp_path / "t1.nii", head_on(fine, own), own),
+        SOURCES[1]: save(tmp_path / "flair.nii.gz", head_on(thick, other), other),
+    }
+    plan = small_plan(streamed, generator=GENERATOR, preprocessing={"grid": grid})
+    run(files, tmp_path / "out.nii.gz", plan)
+    given, made = nibabel.load(files[SOURCES[0]]), nibabel.load(tmp_path / "out.nii.gz")
+    assert made.shape == fine
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-5)
+    prepared = prepared_from(files, plan)
+    # in each channel the same head, at the same place
+    inside = prepared.mask[:, 0] > 0
+    first, second = prepared.source[:, 0][inside], prepared.source[:, 1][inside]
+    assert np.corrcoef(first, second)[0, 1] > 0.5
+    wanted = (np.clip(expected(prepared, plan), 0, 1) * 1000.0).astype(np.float32)
+    np.testing.assert_array_equal(canonical(tmp_path / "out.nii.gz"), wanted)
+    assert float(wanted.max()) > 1.0
+    # what was made is where the head is
+    shown = np.asarray(made.dataobj)
+    head = np.asarray(given.dataobj) > 0
+    assert np.count_nonzero(shown[head]) > 0.8 * np.count_nonzero(shown)
+    with pytest.raises(LiftError, match="not on one grid"):
+        run(files, tmp_path / "no.nii", small_plan(generator=GENERATOR))
+
+
 def test_progress_ends_at_the_last_slice(files: dict[str, Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     plan = small_plan(generator=GENERATOR)

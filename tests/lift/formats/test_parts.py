@@ -77,6 +77,32 @@ def test_the_means_lie_where_the_voxels_lay(tmp_path: Path) -> None:
     check_places(volume.affine, wanted, volume.voxels.shape, 1e-3)
 
 
+def test_of_labels_the_middle_voxel_is_taken_where_it_lay(tmp_path: Path) -> None:
+    data, affine = np.abs(large()) % 7, turned()
+    (tmp_path / "a.nii").write_bytes(nifti(data, affine).to_bytes())
+    coarsest = (1.9, 3.4, 10.5)
+    volume = read_volume(tmp_path / "a.nii", coarsest_mm=coarsest, labels=True)
+    middle = [(many // 2, slice(many // 2, None, many)) for many in (2, 3, 2)]
+    picked = data[tuple(places for _, places in middle)]
+    x, y, z = volume.voxels.shape
+    np.testing.assert_array_equal(volume.voxels, picked[:x, :y, :z])
+    assert (x, y, z) == (45, 26, 35)
+    wanted = affine.copy()
+    wanted[:3, :3] *= (2, 3, 2)
+    wanted[:3, 3] = (affine @ [*(place for place, _ in middle), 1.0])[:3]
+    check_places(volume.affine, wanted, volume.voxels.shape, 1e-3)
+    # a mean of labels is no label
+    means = read_volume(tmp_path / "a.nii", coarsest_mm=coarsest)
+    assert (means.voxels % 1 != 0).any()
+
+
+def test_along_an_axis_that_keeps_its_spacing_no_voxels_become_one(tmp_path: Path) -> None:
+    path = examples(large())["nifti1"].write(tmp_path)
+    volume = read_volume(path, coarsest_mm=(None, 5.0, 9.0))
+    assert volume.voxels.shape == (90, 16, 23)
+    np.testing.assert_allclose(volume.spacing_mm, (1, 5, 9))
+
+
 @pytest.mark.parametrize("name", WHOLE_ONLY)
 def test_what_is_compressed_is_not_read_in_parts_and_says_so(tmp_path: Path, name: str) -> None:
     path = examples(large())[name].write(tmp_path)
