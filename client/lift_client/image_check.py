@@ -96,12 +96,12 @@ def examine_cohort(
     count = min(workers or os.cpu_count() or 1, _MOST_WORKERS, max(len(todo), 1))
     if count == 1:
         for patient in todo:
-            done(examine_patient(patient, data.root, grid))
+            done(examined(patient, data.root, grid))
     else:
         # spawned, not forked: the parent may hold threads of numerical libraries
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, mp_context=context) as pool:
-            futures = [pool.submit(examine_patient, patient, data.root, grid) for patient in todo]
+            futures = [pool.submit(examined, patient, data.root, grid) for patient in todo]
             for future in as_completed(futures):
                 done(future.result())
     split = split_patients(usable, SplitPlan(), config.name) if usable else None
@@ -111,6 +111,26 @@ def examine_cohort(
         for name, report in sorted(reports.items())
     ]
     return CohortReport(tuple(found), kept_reports)
+
+
+def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
+    """The patient's report; a fault of this software in one patient does not stop the others."""
+    try:
+        return examine_patient(patient, root, grid)
+    except Exception as error:
+        remark = Remark(
+            check="looking",
+            verdict="veto",
+            seen=f"this software failed on it ({type(error).__name__})",
+            remedy="Take the patient out, and report it: a volume like this should be refused with "
+            "a reason.",
+        )
+        return PatientReport(
+            patient=patient.id,
+            subject=patient.subject,
+            files=files_digest(patient.channels, grid),
+            remarks=(remark,),
+        )
 
 
 def _together(

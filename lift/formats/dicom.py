@@ -39,12 +39,23 @@ from lift.formats.dicom_image import (
 from lift.formats.packed import read_file
 
 MOST_FILES: Final = 20_000
-_SLICE_SUFFIXES: Final = ("", ".dcm", ".ima", ".dic", ".dicom")
+_NO_SLICES: Final = frozenset(
+    f".{name}"
+    for name in (
+        *("txt", "csv", "tsv", "json", "xml", "yaml", "html", "htm", "md", "log", "ini", "inf"),
+        *("pdf", "doc", "docx", "jpg", "jpeg", "png", "gif", "bmp", "zip", "db", "exe"),
+        *("bval", "bvec"),
+    )
+)
+"""Endings of what lies beside slices. A slice's own name may end in anything, as a UID does."""
 _SAME_MM: Final = 0.01
 """Places that lie this close together are one place: headers round to 0.001 mm or so."""
 _SAME_DIRECTION: Final = 1e-3
 _EVEN: Final = 0.05
-"""A step this much off, as a share of the regular one, is irregular."""
+_ROUNDED_MM: Final = 0.11
+_MOST_UNEVEN: Final = 0.2
+"""A step that is off by more than 5% of the regular one, or what positions rounded to 0.1 mm make,
+is irregular; by more than a fifth in any case."""
 _MOST_NAMED: Final = 12
 _TAKE_ONE: Final = "Put each series into a folder of its own, and give the one that is meant."
 
@@ -59,8 +70,8 @@ class _Slice:
 def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
     """The volume of one series, and its digest.
 
-    Files without DICOM's mark are passed over when their names end otherwise than slices' do, and
-    so are folders and a DICOMDIR.
+    Files without DICOM's mark are passed over when their names end as those of other things do
+    (.txt, .json, .jpg ...), and so are folders and a DICOMDIR.
 
     Returns:
         What the series holds, and SHA-256 over the sorted digests of its files: whatever they are
@@ -92,6 +103,7 @@ def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
         return decode_file(_stored(found[0].path, refuse), refuse), digest
     _check_one_series([one.image for one in found], refuse)
     order, affine = _stack([one.frame for one in found], refuse)
+    _check_alike([one.image for one in found], refuse)
     slices = [found[index] for index in order]
 
     def pixels(index: int) -> NDArray[Any]:
@@ -157,7 +169,7 @@ def _stored(path: Path, refuse: Refusal) -> bytes:
 def _is_slice(path: Path, stored: bytes, refuse: Refusal) -> bool:
     if is_dicom(stored[:132]):
         return True
-    if path.suffix.lower() not in _SLICE_SUFFIXES:
+    if path.suffix.lower() in _NO_SLICES:
         return False
     # passed over it would be missing, and at an end of the stack nobody would notice
     raise refuse("a file in its folder is no DICOM file", "Take it out, or copy it again.")
@@ -176,6 +188,16 @@ def _check_one_series(images: Sequence[Image], refuse: Refusal) -> None:
         raise refuse(f"its slices have several sizes: {shown} pixels", _TAKE_ONE)
     if len({image.dtype for image in images}) > 1:
         raise refuse("its slices have several number formats", _TAKE_ONE)
+
+
+def _check_alike(images: Sequence[Image], refuse: Refusal) -> None:
+    """Nothing, when slices with a place each are of one scan (else VolumeError)."""
+    if len({image.frame_of_reference for image in images}) > 1:
+        raise refuse("its slices have several frames of reference: the patient moved", _TAKE_ONE)
+    if len({image.contrast for image in images}) > 1:
+        raise refuse(
+            "its slices have several echo times, or are magnitude and phase images", _TAKE_ONE
+        )
 
 
 def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
@@ -203,7 +225,7 @@ def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray
     step = (positions[-1] - positions[0]) / (len(order) - 1)
     line = positions[0] + np.arange(len(order))[:, None] * step
     astray = float(np.linalg.norm(positions - line, axis=1).max())
-    if astray > max(_EVEN * float(np.linalg.norm(step)), _SAME_MM):
+    if astray > _uneven_mm(float(np.linalg.norm(step))):
         raise refuse(
             f"its slices do not lie one above the other: one is {astray:.2f} mm off their line",
             _TAKE_ONE,
@@ -224,7 +246,7 @@ def _check_steps(places: NDArray[np.float64], frame: Frame, refuse: Refusal) -> 
         _refuse_doubled(places, same, refuse)
     regular = _regular_step(steps, frame)
     counts = np.rint(steps / regular)
-    uneven = np.abs(steps - counts * regular) > max(_EVEN * regular, _SAME_MM)
+    uneven = np.abs(steps - counts * regular) > _uneven_mm(regular)
     missing = [
         place + regular * (number + 1)
         for place, count in zip(places, counts, strict=False)
@@ -245,6 +267,10 @@ def _check_steps(places: NDArray[np.float64], frame: Frame, refuse: Refusal) -> 
             f"none at {shown}{' ...' if total > _MOST_NAMED else ''} mm along their normal",
             "Export the whole series again from the archive.",
         )
+
+
+def _uneven_mm(step: float) -> float:
+    return min(max(_EVEN * step, _ROUNDED_MM), _MOST_UNEVEN * step)
 
 
 def _regular_step(steps: NDArray[np.float64], frame: Frame) -> float:

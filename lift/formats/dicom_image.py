@@ -39,10 +39,23 @@ _PLAIN: Final = (
 )
 _DEFLATED: Final = str(uid.DeflatedExplicitVRLittleEndian).encode()
 _MOST_FRAMES: Final = 65_536
+_COMPONENTS: Final = frozenset(
+    {"M", "P", "R", "I", "MAGNITUDE", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
+)
+_MOST_ITEMS: Final = 50_000
+_ITEMS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_RLE_FRAME: Final = 1 << 12
 _LONGEST_VALUE: Final = 1 << 12
 _USED: Final = (
     *("MediaStorageSOPClassUID", "TransferSyntaxUID", "SOPClassUID", "SeriesInstanceUID"),
-    *("ImageType", "Manufacturer", "MagneticFieldStrength", "SliceThickness"),
+    *(
+        "ImageType",
+        "FrameOfReferenceUID",
+        "EchoTime",
+        "Manufacturer",
+        "MagneticFieldStrength",
+        "SliceThickness",
+    ),
     *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("LossyImageCompression", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -83,6 +96,8 @@ class Image:
 
     Attributes:
         series: the series that it belongs to; compared, never shown.
+        frame_of_reference: likewise.
+        contrast: echo time and kind of image, likewise.
         modality: MR or CT.
         enhanced: whether one file may hold a whole volume.
         columns: pixels along a row.
@@ -93,6 +108,8 @@ class Image:
     """
 
     series: str
+    frame_of_reference: str
+    contrast: tuple[str, str]
     modality: str
     enhanced: bool
     columns: int
@@ -116,6 +133,9 @@ def read_dataset(stored: bytes, refuse: Refusal, *, pixels: bool = False) -> Any
     if _DEFLATED in stored:
         # unpacked in one piece by every library: how large it becomes nobody knows before
         raise _packed(refuse, "deflated")
+    if sum(stored.count(item) for item in _ITEMS) > _MOST_ITEMS:
+        # each becomes an object: a few megabytes would keep us busy for minutes
+        raise refuse("its header has more items than any image's", COPY_AGAIN)
     with parsing(refuse):
         dataset = pydicom.dcmread(BytesIO(stored), stop_before_pixels=not pixels)
         # looked at as bytes: a text of the file's own length would be copied over and over
@@ -153,8 +173,11 @@ def describe(dataset: Any, refuse: Refusal) -> Image:
             if _whole(dataset, "NumberOfFrames", refuse, default=1) != 1:
                 raise refuse("a file of one slice says that it has more", COPY_AGAIN)
             frames = (_frame(_looking_in(dataset), modality, refuse),)
-        series = str(dataset.get("SeriesInstanceUID", ""))
-    return Image(series, modality, enhanced, columns, rows, dtype, bits, frames)
+        series, place = (
+            str(dataset.get(name, "")) for name in ("SeriesInstanceUID", "FrameOfReferenceUID")
+        )
+        contrast = str(dataset.get("EchoTime", "")), _component(dataset)
+    return Image(series, place, contrast, modality, enhanced, columns, rows, dtype, bits, frames)
 
 
 def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
@@ -170,6 +193,9 @@ def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
         if "PixelData" not in dataset:
             raise refuse("it holds no pixels", COPY_AGAIN)
         if syntax == uid.RLELossless:
+            # no coder makes more of its input; a decoder would unpack whatever is there
+            if len(dataset.PixelData) > 2 * size + _RLE_FRAME * len(image.frames):
+                raise refuse("it holds more pixels than its header claims", COPY_AGAIN)
             found = np.asarray(dataset.pixel_array).reshape(shape)
         else:
             stored = dataset.PixelData
@@ -215,10 +241,26 @@ def _kind(dataset: Any, refuse: Refusal) -> tuple[str, bool]:
     return (_ENHANCED if enhanced else _CLASSIC)[kind], enhanced
 
 
+def _component(dataset: Any) -> str:
+    """Magnitude, phase, real or imaginary, where the image type says it."""
+    words = [str(word).upper() for word in dataset.get("ImageType", None) or ()]
+    return ",".join(sorted({*words} & _COMPONENTS))
+
+
 def _check_syntax(dataset: Any, refuse: Refusal) -> None:
     syntax = uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     if syntax not in (*_PLAIN, uid.RLELossless):
         raise _packed(refuse, syntax.name if syntax.type else "unknown")
+    if dataset.get("ModalityLUTSequence"):
+        raise refuse(
+            "its numbers become values by a table (Modality LUT), which is not read",
+            "Export the series with Rescale Slope and Intercept.",
+        )
+    if syntax == uid.ExplicitVRBigEndian and dataset.get("BitsAllocated") == 32:
+        raise refuse(
+            "it is big-endian with 32 bits, which readers take differently",
+            "Convert it to little-endian: `gdcmconv --raw`, or `dcmconv +te`.",
+        )
     if str(dataset.get("LossyImageCompression", "")) == "01":
         raise refuse(
             "its pixels were compressed with loss once", "Export the original from the archive."

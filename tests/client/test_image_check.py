@@ -249,3 +249,22 @@ def test_reports_stay_readable_as_json(cohort: SiteConfig) -> None:
     examine_cohort(cohort, CHANNELS, workers=1)
     for path in (cohort.folder / "check").iterdir():
         assert json.loads(path.read_text(encoding="utf-8"))["patient"].startswith("BraTS-PHA")
+
+
+def test_a_fault_of_ours_in_one_patient_does_not_stop_the_others(
+    cohort: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = examine.examine_patient
+
+    def faulty(patient: object, root: Path, grid: GridRule) -> PatientReport:
+        if patient.id == name(3):  # type: ignore[attr-defined]  # a patient
+            raise ZeroDivisionError("Doe^Jane")
+        return real(patient, root, grid)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(image_check, "examine_patient", faulty)
+    found = by_name(examine_cohort(cohort, CHANNELS, workers=1))
+    (remark,) = found[name(3)].remarks
+    assert remark.verdict == "veto"
+    assert "ZeroDivisionError" in remark.seen
+    assert "Doe" not in str(found[name(3)])
+    assert found[name(2)].verdict == "use"

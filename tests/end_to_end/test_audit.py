@@ -236,7 +236,7 @@ def test_an_audit_that_was_changed_or_is_of_another_mixer_is_refused(
 def test_private_training_is_audited_before_it_is_released(
     private: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = private.export("whole", "--without-audit")
+    done = until_passed(lambda: private.export("whole", "--without-audit"))
     assert done.code == 0, done
     assert "invented patients" in done.stderr
     bundle = private.bundle("whole")
@@ -255,13 +255,26 @@ def test_private_training_is_audited_before_it_is_released(
         return {name: values[name].float() for name in sorted(values)}
 
     monkeypatch.setattr(sys.modules["lift.privacy.engines"], "add_noise", no_noise)
-    broken = private.export("broken", "--without-audit")
+    broken = until_passed(lambda: private.export("broken", "--without-audit"))
     check_refusal(broken, 7, names=["did not pass its audit", "canaries"])
     assert not (private.folder / "broken").exists()
 
 
+def until_passed(audit: Callable[[], Outcome]) -> Outcome:
+    """The last of at most four tries: a right pipeline fails an audit once in 20 times by chance,
+    a wrong one (without noise, say) every time.
+    """
+    for _ in range(3):
+        done = audit()
+        if done.code == 0:
+            return done
+    return audit()
+
+
 def test_the_training_s_audit_needs_no_patient(private: Federation, plain: Federation) -> None:
-    done = run_here("lift", "audit", "training", private.run, *_bundle(private))
+    done = until_passed(
+        lambda: run_here("lift", "audit", "training", private.run, *_bundle(private))
+    )
     assert done.code == 0, done
     assert json.loads(done.stdout)["passed"] is True
     refused = run_here("lift", "audit", "training", plain.run, *_bundle(plain))

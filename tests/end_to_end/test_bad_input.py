@@ -504,7 +504,11 @@ def _misspelt(key: str) -> str:
 
 def _check_suggestion(message: str, path: tuple[str | int, ...], wrong: str) -> None:
     key = str(path[-1])
-    if key in {"layout", "rule"} or path[-2:] in {("network", "name"), ("privacy", "mode")}:
+    if key in {"layout", "rule"} or path[-2:] in {
+        ("network", "name"),
+        ("privacy", "mode"),
+        ("grid", "kind"),
+    }:
         # the key that says which keys there are: without it none can be checked
         assert f"'{key}'" in message, (path, message)
         return

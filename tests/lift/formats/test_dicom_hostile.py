@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,9 +16,10 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 
-from lift.errors import LiftError
+from lift.errors import LiftError, VolumeError
 from lift.volume import read_volume
 from tests.lift.formats.cases import voxels
 from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write
@@ -153,6 +156,42 @@ def test_sequences_within_sequences_are_refused(tmp_path: Path) -> None:
     # what Python's own limit of depth lets happen, however deep the file is
     assert cost.peak_bytes < 4 << 20
     assert cost.seconds < LONGEST_S
+
+
+@pytest.mark.usefixtures("_read_before")
+def test_a_header_of_empty_items_is_refused_at_once(tmp_path: Path) -> None:
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    items = item * 500_000
+    many = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, len(items)) + items
+    plain = series()
+    place = plain[0].index(struct.pack("<HH", 0x0010, 0x0010))
+    folder = write([plain[0][:place] + many + plain[0][place:], *plain[1:]], tmp_path / "many")
+    start = time.process_time()
+    with pytest.raises(VolumeError) as caught:
+        read_volume(folder)
+    assert "more items than any" in caught.value.seen
+    assert time.process_time() - start < LONGEST_S
+
+
+@pytest.mark.usefixtures("_read_before")
+def test_an_rle_slice_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    folder = write(EXAMPLES["dicom-rle"], tmp_path / "rle")
+    path = max(folder.iterdir())
+    dataset = pydicom.dcmread(path)
+    header = struct.pack("<16I", 1, 64, *[0] * 14)
+    # 128 zeros of each two bytes
+    dataset.PixelData = encapsulate([header + b"\x81\x00" * (1 << 20)])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(VolumeError) as caught:
+            read_volume(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "more pixels than its header claims" in caught.value.seen
+    assert peak < 16 << 20
 
 
 @pytest.mark.usefixtures("_small")
