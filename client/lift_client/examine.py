@@ -23,6 +23,7 @@ from lift.config.base import Settings
 from lift.config.card import Vendor
 from lift.config.plan import GridRule, OwnGrid, SpacingGrid
 from lift.errors import AffineError, VolumeError
+from lift.imaging.body import depth_axis, find_body
 from lift.imaging.checks import (
     check_ct,
     check_field_of_view,
@@ -37,20 +38,16 @@ from lift.imaging.pairing import pairing
 from lift.imaging.scanner import scanner_of
 from lift.imaging.slice_profile import SliceProfile, check_profile, estimate_profile
 from lift.imaging.traces import burnt_in_text, content_digest
-from lift.masks import body_mask
 from lift.preprocessing import grid_of
 from lift.resampling import resample, resample_labels
 from lift.volume import Volume, check_same_grid, read_volume, stored_files
 from lift_client.memory import peak_mb, reset_peak
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
 """The channel whose values are Hounsfield units."""
-_BRIGHTNESS: Final = (0.5, 99.5)
-_COARSER: Final = 1.05
-_AXIAL: Final = 2
 _OWN_GRID: Final = OwnGrid()
 
 
@@ -173,31 +170,20 @@ def _looked_at(one: _Read) -> list[Finding]:
         check_ct(voxels) if one.channel == CT else check_mr(voxels),
         check_profile(one.profile),
         burnt_in_text(voxels, one.mask, axis=axis).finding,
-        has_face(voxels, spacing).finding,
+        has_face(voxels, spacing, body=one.mask).finding,
     ]
 
 
 def _read(channel: str, volume: Volume) -> _Read:
-    mask, axis = _body(volume), _depth_axis(volume)
+    axis = _depth_axis(volume)
+    mask = find_body(volume.voxels, volume.spacing_mm, axis=axis)
     return _Read(
         channel, volume, mask, estimate_profile(volume.voxels, mask, volume.spacing_mm, axis=axis)
     )
 
 
 def _depth_axis(volume: Volume) -> int:
-    """The axis across the slices: that of the coarsest spacing; z where none stands out."""
-    spacing = volume.spacing_mm
-    coarsest = int(np.argmax(spacing))
-    others = [mm for axis, mm in enumerate(spacing) if axis != coarsest]
-    return coarsest if spacing[coarsest] > _COARSER * max(others) else _AXIAL
-
-
-def _body(volume: Volume) -> NDArray[np.bool_]:
-    """The body by its brightness, whatever the unit."""
-    voxels = volume.voxels.astype(np.float32)
-    low, high = np.percentile(voxels, _BRIGHTNESS)
-    scaled = np.clip((voxels - low) / max(float(high - low), 1e-6), 0.0, 1.0)
-    return body_mask([scaled], volume.spacing_mm, _depth_axis(volume))
+    return depth_axis(volume.spacing_mm)
 
 
 def files_digest(channels: Mapping[str, Path], grid: GridRule = _OWN_GRID) -> str:

@@ -20,6 +20,7 @@ from lift.cohort.split import Split, split_patients
 from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
 from lift.files import write_json
+from lift.imaging.traces import check_duplicates
 from lift_client.examine import (
     VERSION,
     PatientReport,
@@ -137,30 +138,23 @@ def _together(
     reports: Sequence[PatientReport], split: Split | None
 ) -> defaultdict[str, list[Remark]]:
     """What only shows when patients are compared: the same voxels under two names."""
+    digests = {
+        (report.patient, channel): digest
+        for report in reports
+        for channel, digest in report.digests.items()
+    }
+    parts = {report.patient: _part(split, report.patient) for report in reports}
     remarks: defaultdict[str, list[Remark]] = defaultdict(list)
-    owners: defaultdict[str, list[tuple[PatientReport, str]]] = defaultdict(list)
-    for report in reports:
-        for channel, digest in sorted(report.digests.items()):
-            owners[digest].append((report, channel))
-    for found in owners.values():
-        if len(found) < 2:
-            continue
-        names = ", ".join(f"{report.patient}/{channel}" for report, channel in found)
-        people = {report.subject for report, _ in found}
-        parts = {_part(split, report.patient) for report, _ in found}
-        leak = len(people) > 1 and len(parts) > 1
-        for report, channel in found:
-            remarks[report.patient].append(
-                Remark(
-                    check="duplicates",
-                    channel=channel,
-                    verdict="veto",
-                    seen=f"the same voxels under several names: {names}"
-                    + ("; in several parts of the split" if leak else ""),
-                    remedy="Keep one and take the others out: a patient counts once, and must not "
-                    "be trained on and tested with.",
-                )
+    for (patient, channel), found in sorted(check_duplicates(digests, parts).items()):
+        remarks[patient].append(
+            Remark(
+                check=found.check,
+                channel=channel,
+                verdict=found.verdict,
+                seen=found.seen,
+                remedy=found.remedy,
             )
+        )
     return remarks
 
 

@@ -42,6 +42,9 @@ AIR_HU: Final = (-1100.0, -850.0)
 LEAST_AIR: Final = 0.002
 """Share of air: around, or in, every body that is not cropped tightly."""
 
+MOST_ABOVE_FLOOR: Final = 0.02
+"""Of the values' range, from the lowest ones to what lies around the body: air is the floor."""
+
 SOFT_TISSUE_HU: Final = (-150.0, 150.0)
 """Fat to enhanced tissue."""
 
@@ -59,6 +62,9 @@ PADDING_HU: Final = -1500.0
 
 FEWEST_LEVELS: Final = 32
 """Distinct values of an image: label maps have fewer, 8-bit images over 100."""
+
+LEAST_LIKENESS: Final = 0.2
+"""Correlation of neighbouring voxels: 0.7 and more in images with strong noise, 0 in noise."""
 
 LEAST_BORDER: Final = 0.9
 """Share of the border that is bright in an inverted volume; a shoulder may reach into it."""
@@ -189,6 +195,11 @@ def check_ct(voxels: NDArray[Any]) -> Finding:
         seen = f"{soft:.1%} between {SOFT_TISSUE_HU[0]:g} and {SOFT_TISSUE_HU[1]:g}"
         remedy = "The scale is not HU: check slope and intercept, and convert it again."
         return finding("CT values", "veto", seen, needed, remedy)
+    around = _floor(values) if air < LEAST_AIR else None
+    if around is not None and around > PADDING_HU:
+        seen = f"what lies around the body is at {around:.3g}"
+        remedy = "The scale is not HU: check slope and intercept, and convert it again."
+        return finding("CT values", "veto", seen, needed, remedy)
     notes, remedies = [], []
     if air < LEAST_AIR:
         notes.append(f"{air:.2%} air near -1000")
@@ -220,6 +231,11 @@ def check_mr(voxels: NDArray[Any]) -> Finding:
         seen = f"{levels} distinct values"
         remedy = "This is a mask or a label map: choose the image itself."
         return finding("MR values", "veto", seen, needed, remedy)
+    likeness = _likeness(values)
+    if likeness < LEAST_LIKENESS:
+        seen = f"neighbouring voxels have nothing in common (correlation {likeness:.2f})"
+        remedy = "This is noise without an image, or its rows were mixed up: convert it again."
+        return finding("MR values", "veto", seen, needed, remedy)
     if _is_inverted(values):
         seen = "the border is uniform and brighter than what it surrounds"
         remedy = "The contrast is inverted: export the original series."
@@ -235,10 +251,38 @@ def check_mr(voxels: NDArray[Any]) -> Finding:
     )
 
 
+def _floor(values: NDArray[np.float32]) -> float | None:
+    """What a CT shows around the body, when that is uniform and the lowest of all.
+
+    None where tissue reaches the sides, and for 0 alone: a background that somebody cut out.
+    """
+    low, high = np.percentile(values, (0.5, 99.5))
+    lower, middle, upper = np.percentile(_sides(values), (25, 50, 75))
+    most = low + MOST_ABOVE_FLOOR * (high - low)
+    is_cut_out = lower == upper == 0
+    return float(middle) if upper <= most and not is_cut_out else None
+
+
+def _likeness(values: NDArray[Any]) -> float:
+    """The largest correlation of voxels with their neighbours, of the three axes."""
+    best = -1.0
+    for axis in range(3):
+        rows = np.moveaxis(values, axis, 0)[:, ::2, ::2].astype(np.float64)
+        one, other = rows[:-1] - rows[:-1].mean(), rows[1:] - rows[1:].mean()
+        norm = float(np.sqrt((one * one).sum() * (other * other).sum()))
+        best = max(best, float((one * other).sum()) / norm if norm > 0 else 1.0)
+    return best
+
+
+def _sides(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The voxels at the ends along x and y: at those along z the body may go on."""
+    ends = [np.take(values, (0, -1), axis=axis).ravel() for axis in range(2)]
+    return np.concatenate(ends).astype(np.float64)
+
+
 def _is_inverted(values: NDArray[Any]) -> bool:
     """Whether nearly all of the volume's sides lies above Otsu's threshold, as air would not."""
-    sides = [np.take(values, (0, -1), axis=axis).ravel() for axis in range(2)]
-    border = np.concatenate(sides).astype(np.float64)
+    border = _sides(values)
     threshold = float(threshold_otsu(values))
     dark = float(values[values <= threshold].mean())
     low, middle, high = np.percentile(border, (25, 50, 75))

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.imaging.body import find_body
 from lift.imaging.finding import Finding, finding
-from lift.masks import body_mask
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -35,6 +35,11 @@ it; what lies farther back is the neck, or the underside of a brain."""
 LEAST_WIDTH_MM: Final = 90.0
 """Of the slices that count: the top of any round thing is a narrow ridge."""
 
+MOST_RIDGE_MM: Final = 40.0
+"""Of the ridge over both cheeks, in a slice or up to 9 mm below it: no nose is that high (real ones
+up to 33); the frontal lobes over the tips of the temporal ones, seen from below, 47 and more."""
+
+_BELOW_MM: Final = 9.0
 _TIP_MM: Final = 5.0
 _CHEEK_MM: Final = (18.0, 26.0)
 _OFF_MIDLINE_MM: Final = 25.0
@@ -57,7 +62,12 @@ class Face:
     protrusion_mm: float
 
 
-def has_face(voxels: NDArray[Any], spacing_mm: tuple[float, float, float]) -> Face:
+def has_face(
+    voxels: NDArray[Any],
+    spacing_mm: tuple[float, float, float],
+    *,
+    body: NDArray[np.bool_] | None = None,
+) -> Face:
     """Whether a nose stands out of the front (y+) surface.
 
     A heuristic: it answers for heads lying within about 20 degrees of straight whose field of
@@ -66,17 +76,16 @@ def has_face(voxels: NDArray[Any], spacing_mm: tuple[float, float, float]) -> Fa
     Args:
         voxels: (x, y, z), RAS+, MR or CT of a head.
         spacing_mm: voxel size.
+        body: where it is (`lift.imaging.body`), when that is known already.
 
     Raises:
         ValueError: not 3D.
     """
     if voxels.ndim != 3:
         raise ValueError("a volume is 3D")
-    low, high = np.percentile(voxels.astype(np.float64), (0.1, 99.9))
-    if not low < high:
+    if not voxels.min() < voxels.max():
         return _face(0.0)
-    scaled = np.clip((voxels.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
-    inside = body_mask([scaled], spacing_mm, 2)
+    inside = find_body(voxels, spacing_mm) if body is None else body
     nose = _nose(inside, spacing_mm)
     run = max(1, round(LEAST_HEIGHT_MM / spacing_mm[2]))
     if len(nose) < run:
@@ -108,6 +117,8 @@ def _nose(inside: Bools, spacing_mm: tuple[float, float, float]) -> Floats:
     nose = np.zeros(len(ridge))
     for index in np.flatnonzero(wide):
         above = z_mm - z_mm[index]
+        if ridge[(above <= 0) & (above >= -_BELOW_MM)].max() > MOST_RIDGE_MM:
+            continue
         forehead = wide & (above >= _FOREHEAD_MM[0]) & (above <= _FOREHEAD_MM[1])
         behind = wide & (above >= sum(_FOREHEAD_MM) / 2)
         if not behind.any():
@@ -120,30 +131,43 @@ def _nose(inside: Bools, spacing_mm: tuple[float, float, float]) -> Floats:
 def _ridge(inside: Bools, spacing_mm: tuple[float, float, float]) -> Floats:
     """Height in mm of the front surface over both sides, at its best place of each slice."""
     width = inside.shape[0]
-    y = np.arange(inside.shape[1])[None, :, None]
-    front = np.where(inside, y, -1).max(1) * spacing_mm[1]
-    empty: Bools = np.logical_not(np.asarray(inside.any(axis=1)))
+    y = np.arange(inside.shape[1], dtype=np.float32)[None, :, None]
+    front = np.where(inside, y * np.float32(spacing_mm[1]), np.float32(-1)).max(1)
+    taken: Bools = np.asarray(inside.any(axis=1))
+    # sorted to the end, and left out of every mean
+    front = np.where(taken, front, np.nan).astype(np.float64)
     x_mm = np.arange(width) * spacing_mm[0]
+    first, last = taken.argmax(0), width - 1 - taken[::-1].argmax(0)
+    middle = (x_mm[first] + x_mm[last]) / 2
     heights = np.zeros(inside.shape[2])
-    for index in range(inside.shape[2]):
-        taken = ~empty[:, index]
-        if not taken.any():
+    whole = taken.any(0)
+    for place in range(width):
+        off = x_mm - x_mm[place]
+        near = whole & (np.abs(x_mm[place] - middle) <= _OFF_MIDLINE_MM)
+        sides = (off >= -_CHEEK_MM[1]) & (off <= -_CHEEK_MM[0])
+        others = (off >= _CHEEK_MM[0]) & (off <= _CHEEK_MM[1])
+        if not near.any() or not sides.any() or not others.any():
             continue
-        ends = np.flatnonzero(taken)
-        middle = x_mm[ends[[0, -1]]].mean()
-        profile = front[:, index]
-        best = 0.0
-        for place in x_mm[np.abs(x_mm - middle) <= _OFF_MIDLINE_MM]:
-            off = x_mm - place
-            tip = taken & (np.abs(off) <= _TIP_MM)
-            left = taken & (off >= -_CHEEK_MM[1]) & (off <= -_CHEEK_MM[0])
-            right = taken & (off >= _CHEEK_MM[0]) & (off <= _CHEEK_MM[1])
-            if not (tip.any() and left.any() and right.any()):
-                continue
-            # a turned head tilts the surface: the mean of both sides, but above each of them
-            sides = float(profile[left].mean()), float(profile[right].mean())
-            top = float(np.median(profile[tip]))
-            if top > max(sides):
-                best = max(best, top - (sides[0] + sides[1]) / 2)
-        heights[index] = best
+        left, right = _mean(front[sides][:, near]), _mean(front[others][:, near])
+        top = _median(front[np.abs(off) <= _TIP_MM][:, near])
+        # a turned head tilts the surface: the mean of both sides, but above each of them
+        over = np.where(top > np.maximum(left, right), top - (left + right) / 2, 0.0)
+        heights[near] = np.maximum(heights[near], over)
     return heights
+
+
+def _mean(rows: Floats) -> Floats:
+    """Mean over the rows that are numbers; NaN, which beats nothing, without one."""
+    count = np.isfinite(rows).sum(0)
+    total = np.nansum(rows, axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _median(rows: Floats) -> Floats:
+    """Median over the rows that are numbers; NaN without one."""
+    ordered = np.sort(rows, axis=0)
+    count = np.isfinite(rows).sum(0)
+    columns = np.arange(rows.shape[1])
+    low = ordered[np.maximum(count - 1, 0) // 2, columns]
+    high = ordered[np.minimum(count // 2, len(rows) - 1), columns]
+    return np.where(count > 0, (low + high) / 2, np.nan)

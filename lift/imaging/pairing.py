@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lift.imaging.finding import Finding, Verdict, finding
 
 Bools = NDArray[np.bool_]
-Levels = NDArray[np.int32]
+Levels = NDArray[np.uint8]
 Index = tuple[slice, slice, slice]
 
 SHIFTS_MM: Final = (2.0, 4.0, 8.0)
@@ -161,21 +161,27 @@ def _levels(volume: NDArray[Any], where: Bools, axis: int) -> Levels:
     By slice, because slices that lost their signal in both channels would otherwise be the best
     of landmarks: the copy that lays one of them on another would win.
     """
-    levels = np.empty(volume.shape, dtype=np.int32)
-    slices = np.moveaxis(volume, axis, 0), np.moveaxis(where, axis, 0), np.moveaxis(levels, axis, 0)
-    whole = np.percentile(volume[where].astype(np.float64), (1, 99))
-    for values, inside, into in zip(*slices, strict=True):
+    # slice by slice in memory: half of the time
+    stack = np.ascontiguousarray(np.moveaxis(volume, axis, 0))
+    within = np.ascontiguousarray(np.moveaxis(where, axis, 0))
+    levels = np.empty(stack.shape, dtype=np.uint8)
+    whole = np.percentile(volume[where], (1, 99))
+    for values, inside, into in zip(stack, within, levels, strict=True):
         many = np.count_nonzero(inside) >= _FEWEST_SLICE_VOXELS
-        ends = np.percentile(values[inside].astype(np.float64), (1, 99)) if many else whole
-        step = float(ends[1] - ends[0]) / (_BINS - 1) or 1.0
-        scaled = (values.astype(np.float64) - ends[0]) / step
-        into[...] = np.clip(np.rint(scaled), 0, _BINS - 1)
-    return levels
+        low, high = np.percentile(values[inside], (1, 99)) if many else whole
+        step = float(high - low) / (_BINS - 1) or 1.0
+        scaled = values.astype(np.float32)
+        scaled -= np.float32(low)
+        scaled /= np.float32(step)
+        np.rint(scaled, out=scaled)
+        into[...] = np.clip(scaled, 0, _BINS - 1, out=scaled)
+    return np.moveaxis(levels, 0, axis)
 
 
 def _information(one: Levels, other: Levels) -> float:
     """Mutual information of two sets of bins, in nats."""
-    counts = np.bincount(one * _BINS + other, minlength=_BINS * _BINS).reshape(_BINS, _BINS)
+    pairs = one.astype(np.int32) * _BINS + other
+    counts = np.bincount(pairs, minlength=_BINS * _BINS).reshape(_BINS, _BINS)
     joint = counts / counts.sum()
     expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.imaging.body import LEAST_KEPT, kept_signal
 from lift.imaging.finding import Finding, finding
 from lift.imaging.interpolation import Fit, best_fit
 
@@ -132,6 +133,8 @@ def estimate_profile(
     least = LEAST_CONTRAST
     if columns is not None and len(columns) <= _SHORT:
         least = LEAST_CONTRAST_SHORT
+    if columns is not None:
+        columns = _restored(columns, float(voxels.min()))
     fit = None if columns is None else best_fit(columns, least_contrast=least)
     if columns is None or fit is None:
         return SliceProfile(stored, None, "none", "too few voxels", "", 1.0, None)
@@ -182,10 +185,11 @@ def _interpolated(stored: float, fit: Fit, correlation: float | None) -> SlicePr
 def _columns(voxels: NDArray[Any], inside: Bools, axis: int) -> Floats | None:
     """Columns that lie inside over one window of slices, (slice, column); None with too few."""
     stack, within = np.moveaxis(voxels, axis, 0), np.moveaxis(inside, axis, 0)
-    counts = np.concatenate(
-        [np.zeros((1, *within.shape[1:]), np.int32), np.cumsum(within, axis=0, dtype=np.int32)]
-    )
     depth = len(stack)
+    counted = np.int16 if depth <= np.iinfo(np.int16).max else np.int32
+    counts = np.concatenate(
+        [np.zeros((1, *within.shape[1:]), counted), np.cumsum(within, axis=0, dtype=counted)]
+    )
     for n in WINDOWS:
         starts = range(max(0, depth - n + 1))
         whole = [int(np.count_nonzero(counts[s + n] - counts[s] == n)) for s in starts]
@@ -198,6 +202,17 @@ def _columns(voxels: NDArray[Any], inside: Bools, axis: int) -> Floats | None:
         chosen = chosen[:: -(-len(chosen) // _MOST_COLUMNS)]
         return np.asarray(stack[start : start + n].reshape(n, -1)[:, chosen], dtype=np.float64)
     return None
+
+
+def _restored(columns: Floats, air: float) -> Floats:
+    """The columns with slices that lost their signal made as bright as those beside them.
+
+    A lost slice is the largest step of all: a few of them, evenly spaced by chance, would decide
+    where the knots of an interpolation lie.
+    """
+    kept = kept_signal(np.maximum(columns.mean(1) - air, 1e-12))
+    gain = np.where(kept < LEAST_KEPT, kept, 1.0)[:, None]
+    return np.asarray(air + (columns - air) / gain, dtype=np.float64)
 
 
 def _neighbour_correlation(columns: Floats) -> float | None:

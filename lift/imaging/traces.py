@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from scipy import ndimage
 from lift.imaging.finding import Finding, finding
 
 Box = tuple[slice, slice]
+Name = tuple[str, str]
+"""Patient and channel."""
 
 LEAST_REPEATS: Final = 0.5
 """Share of the slices that show one and the same outline pattern: noise and anatomy change from
@@ -38,6 +41,7 @@ MOST_SIDE: Final = 0.25
 """Of the picture: a longer mark is a table or a frame."""
 
 _REACH: Final = 5
+_COUNTED: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,62 @@ def content_digest(voxels: NDArray[Any]) -> str:
     values = np.asarray(voxels).astype(np.float32)
     if not values.size or not np.isfinite(values).all():
         raise ValueError("a digest needs finite voxels")
-    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int64)
+    ranks = _ranks(values)
     keys = []
     for axis in range(ranks.ndim):
-        profile = ranks.sum(tuple(i for i in range(ranks.ndim) if i != axis)).tolist()
+        profile = ranks.sum(
+            tuple(i for i in range(ranks.ndim) if i != axis), dtype=np.int64
+        ).tolist()
         # the direction in which the sums of the slices come first in the alphabet
         if profile[::-1] < profile:
             ranks, profile = np.flip(ranks, axis), profile[::-1]
         keys.append((len(profile), profile, axis))
     ranks = np.ascontiguousarray(np.transpose(ranks, [axis for _, _, axis in sorted(keys)]))
     return hashlib.sha256(repr(ranks.shape).encode() + ranks.tobytes()).hexdigest()
+
+
+def _ranks(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The place of each voxel's value among the distinct ones, from 0."""
+    low, high = float(values.min()), float(values.max())
+    if high - low < _COUNTED:
+        whole = values.astype(np.int32)
+        if np.array_equal(whole, values):
+            # a table instead of sorting: most files hold 12 bits
+            whole -= np.int32(low)
+            present = np.bincount(whole.ravel()) > 0
+            return np.asarray((np.cumsum(present, dtype=np.int32) - 1)[whole], dtype=np.int32)
+    ranks = np.unique(values, return_inverse=True)[1]
+    return np.asarray(ranks.reshape(values.shape), dtype=np.int32)
+
+
+def check_duplicates(
+    digests: Mapping[Name, str], parts: Mapping[str, str] | None = None
+) -> dict[Name, Finding]:
+    """A veto for every volume whose voxels are there under another name too; the others: nothing.
+
+    Args:
+        digests: (patient, channel) -> its :func:`content_digest`.
+        parts: patient -> its part of the split: the words say when a duplicate joins two parts.
+    """
+    owners: dict[str, list[Name]] = {}
+    for name, digest in sorted(digests.items()):
+        owners.setdefault(digest, []).append(name)
+    found = {}
+    for names in owners.values():
+        if len(names) < 2:
+            continue
+        seen = "the same voxels under several names: " + ", ".join("/".join(one) for one in names)
+        joined = {(parts or {}).get(patient, "") for patient, _ in names}
+        words = finding(
+            "duplicates",
+            "veto",
+            seen + ("; in several parts of the split" if len(joined) > 1 else ""),
+            "every volume once",
+            "Keep one and take the others out: a patient counts once, and must not be trained on "
+            "and tested with; a channel copied onto another teaches nothing.",
+        )
+        found.update(dict.fromkeys(names, words))
+    return found
 
 
 def burnt_in_text(voxels: NDArray[Any], mask: NDArray[Any], *, axis: int = 2) -> Overlay:

@@ -188,3 +188,30 @@ def test_an_empty_mask_is_refused() -> None:
 def test_an_affine_that_is_none_is_refused() -> None:
     assert check_grid(np.full((4, 4), np.nan)).verdict == "veto"
     assert check_grid(np.zeros((4, 4))).verdict == "veto"
+
+
+def test_noise_without_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(93)
+    noise = np.rint(100 * np.hypot(*rng.standard_normal((2, 40, 40, 30))))
+    found = check_mr(noise)
+    assert found.verdict == "veto"
+    assert "nothing in common" in found.seen
+    monkeypatch.setattr(checks, "LEAST_LIKENESS", -1.0)
+    assert "nothing in common" not in check_mr(noise).seen
+
+
+@pytest.mark.parametrize("background", ["tenths", "attenuation", "cut out", "cropped"])
+def test_what_lies_around_the_body_must_be_air(background: str) -> None:
+    scan = phantom(61, whole_head=True)
+    inside = np.argwhere(scan.mask)
+    middle = tuple(slice(int(m) - 12, int(m) + 12) for m in inside.mean(0))
+    voxels, verdict = {
+        "tenths": (scan.ct / 10, "veto"),
+        "attenuation": (0.19 * (1 + scan.ct / 1000), "veto"),
+        # somebody replaced the air: doubtful, but HU
+        "cut out": (np.where(scan.mask, scan.ct, 0), "warn"),
+        "cropped": (scan.ct[middle], "warn"),
+    }[background]
+    found = check_ct(voxels)
+    assert found.verdict == verdict
+    assert ("around the body" in found.seen) == (verdict == "veto")

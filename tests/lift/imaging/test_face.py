@@ -99,3 +99,17 @@ def test_a_volume_without_contents_has_no_face() -> None:
     assert not has_face(np.zeros((20, 20, 20)), (1.0, 1.0, 1.0)).is_present
     with pytest.raises(ValueError, match="3D"):
         has_face(np.zeros((20, 20)), (1.0, 1.0, 1.0))
+
+
+def test_frontal_lobes_seen_from_below_are_no_nose(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a lobe that stands 55 mm over the tips on both sides of it, and its gentle slope above
+    x, y, z = np.meshgrid(*(3.0 * np.arange(n) for n in (70, 80, 56)), indexing="ij")
+    x, y = x - 105, y - 105
+    brain = np.hypot(x, y) < 70
+    reach = np.clip(70 - 55 * np.clip((90 - z) / 40, 0, 1), 15, 70)
+    temporal = (np.abs(x) > 15) & (y > reach) & (z < 90)
+    voxels = np.where(brain & ~temporal, np.float32(1), np.float32(0))
+    size = (3.0, 3.0, 3.0)
+    assert not has_face(voxels, size).is_present
+    monkeypatch.setattr(face, "MOST_RIDGE_MM", np.inf)
+    assert has_face(voxels, size).is_present

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lift.imaging import traces
-from lift.imaging.traces import burnt_in_text, content_digest
+from lift.imaging.traces import burnt_in_text, check_duplicates, content_digest
 from tests.lift.imaging.made import phantom
 
 Array = NDArray[Any]
@@ -55,6 +55,29 @@ def test_another_volume_has_another_digest() -> None:
     others = [changed, counts()[:-1], np.roll(counts(), 1, axis=0), counts() // 16]
     digests = {content_digest(volume) for volume in [counts(), *others]}
     assert len(digests) == 5
+
+
+def test_the_same_voxels_under_two_names_are_named() -> None:
+    other = content_digest(counts() // 16)
+    one = content_digest(counts())
+    again = content_digest(counts()[::-1].astype(np.float32))
+    digests = {("b", "t1"): one, ("a", "t1"): again, ("c", "t1"): other}
+    found = check_duplicates(digests)
+    assert set(found) == {("a", "t1"), ("b", "t1")}
+    assert found["a", "t1"] == found["b", "t1"]
+    assert found["a", "t1"].verdict == "veto"
+    assert found["a", "t1"].seen.endswith("names: a/t1, b/t1")
+    assert found["a", "t1"].remedy
+    assert check_duplicates({("a", "t1"): one, ("c", "t1"): other}) == {}
+    assert check_duplicates({}) == {}
+
+
+def test_a_duplicate_in_training_and_test_is_said_to_be_one() -> None:
+    digests = {("a", "t1"): "x", ("b", "t1"): "x"}
+    apart = check_duplicates(digests, {"a": "train", "b": "test"})
+    together = check_duplicates(digests, {"a": "train", "b": "train"})
+    assert "several parts" in apart["a", "t1"].seen
+    assert "several parts" not in together["a", "t1"].seen
 
 
 @pytest.mark.parametrize("voxels", [np.zeros((0, 2, 2)), np.full((2, 2, 2), np.nan)])
