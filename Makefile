@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz lint bench bench-federation bench-privacy real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,11 @@ test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults i
 	LIFT_FORMAT_CASES=50000 $(BIN)/python -m pytest -o timeout=1800 \
 		tests/lift/formats/test_hostile_files.py tests/lift/formats/test_dicom_hostile.py
 	LIFT_COHORT=200 $(BIN)/python -m pytest -o timeout=1800 tests/client/test_planted_faults.py
+
+test-web: $(STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"
+	command -v chromium || { apt-get update -q && apt-get install -y -q chromium; }
+	$(BIN)/python -m pytest -m web tests/web
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .
