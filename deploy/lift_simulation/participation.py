@@ -9,7 +9,8 @@ from typing import Final
 from lift.errors import ConfigError
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
 from lift.protocol.transport import Transport
-from lift.report.read import RoundRecord, read_rounds
+from lift.report.read import read_rounds
+from lift.round_record import RoundRecord
 
 _WHERE: Final = "participation"
 

@@ -16,6 +16,7 @@ from lift.config.privacy import (
 from lift.errors import ConfigError
 from lift.privacy.accounting import epsilon, noise_multiplier_for
 from lift.privacy.book import Release
+from lift.privacy.rounding import rounded_up
 
 START: Final = "start"
 STEPS: Final = "steps"
@@ -205,8 +206,3 @@ def _noise_for(plan: Plan, target: float, delta: float) -> float:
     already = [release.mechanism(release.steps) for release in before]
     noise = noise_multiplier_for(target, delta, q=last.q, steps=last.steps, already=already)
     return round(noise + 5e-5, 4)
-
-
-def rounded_up(value: float) -> float:
-    """Four decimals, never below the value."""
-    return value if value in {0.0, float("inf")} else round(value + 5e-5, 4)

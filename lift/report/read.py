@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
 from lift.report.terms import BETTER
+from lift.round_record import RoundRecord
 
 Floats = NDArray[np.float32]
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -127,23 +128,6 @@ class RunRecord(_Record):
     statistics_bytes: int | None = None
     mixer: MixerRecord | None = None
     complete: bool = False
-
-
-class RoundRecord(_Record):
-    """One line of `rounds.jsonl`."""
-
-    round: int
-    kind: str = "train"
-    asked: tuple[str, ...] = ()
-    answered: tuple[str, ...] = ()
-    counted: dict[str, float] = Field(default_factory=dict)
-    refused: dict[str, str] = Field(default_factory=dict)
-    joined: dict[str, int] = Field(default_factory=dict)
-    bytes: dict[str, int] = Field(default_factory=dict)
-    seconds: float | None = None
-    loss: dict[str, float | None] = Field(default_factory=dict)
-    validation_psnr_db: dict[str, float | None] = Field(default_factory=dict)
-    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -275,7 +259,7 @@ def read_patient(folder: PatientFolder) -> PatientVolumes:
     )
 
 
-Model = TypeVar("Model", bound=_Record)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _parse(model: type[Model], text: str | bytes, where: str) -> Model:

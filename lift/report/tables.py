@@ -12,7 +12,6 @@ from lift.report.read import (
     RUN_FILE,
     GuardRecord,
     Measure,
-    RoundRecord,
     Run,
     Table,
 )
@@ -27,6 +26,8 @@ from lift.report.terms import (
     method_term,
     metric_decimals,
 )
+from lift.round_record import WORDS, Outcome, RoundRecord, reason
+from lift.round_record import outcome as became
 
 INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
 _COMPARED: Final = ("psnr_db", "ssim", "mae", "dz_corr", "hf_error", "hf_coherence")
@@ -339,16 +340,15 @@ def _verdict(verdict: str) -> Markup:
 
 def _participation(record: RoundRecord, index: int, site: str) -> Markup:
     sent = number(record.bytes.get(site), pointer(ROUNDS_FILE, index, "bytes", site), 0)
-    if site in record.refused:
-        return tag("td", "▼ refused: ", foreign(record.refused[site]), class_="word worse")
-    if site in record.counted:
+    found = became(record, site)
+    if found is Outcome.COUNTED:
         weight = number(record.counted[site], pointer(ROUNDS_FILE, index, "counted", site), 3)
         return tag("td", "weight ", weight, tag("small", sent, " bytes"))
-    if site in record.answered:
-        return tag("td", "◆ answered, not counted", class_="word")
-    if site in record.asked:
-        return tag("td", "◆ no answer", class_="word")
-    return tag("td", "not asked", class_="word none")
+    if found is Outcome.REFUSED:
+        return tag("td", "▼ refused: ", foreign(reason(record, site)), class_="word worse")
+    if found is Outcome.NOT_ASKED:
+        return tag("td", WORDS[found], class_="word none")
+    return tag("td", f"◆ {WORDS[found]}", class_="word")
 
 
 def _unit(tables: Iterable[Table], metric: str) -> str:

@@ -103,7 +103,7 @@ class _Server:
 
                 coordinator.admit(self._roster())
                 with self._status.kept():
-                    coordinator.run(main, on_sites=self._see)
+                    coordinator.run(main, on_sites=self._see, on_answer=self._status.answered)
                 coordinator.close()
         except BaseException:
             self._status.end("stopped")

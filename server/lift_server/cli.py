@@ -20,10 +20,12 @@ from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES
 from lift.generator.card import bundle_folder, check_task
 from lift_server import certificates, provisioning, roster
+from lift_server.board import show
 from lift_server.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from lift_server.preflight import Verdict, run_checks
 from lift_server.provisioning import CONFIG_FILE, load_settings
-from lift_server.status_view import describe, show
+from lift_server.rounds_file import RoundsFile
+from lift_server.status_view import describe
 
 if TYPE_CHECKING:
     from lift.audit.documents import TrainingAudit
@@ -193,7 +195,8 @@ def status(
     """Show the running federation: its round, each site with its last contact, certificates."""
     config = load_settings(folder)
     now = datetime.now(UTC)
-    shown = describe(config, now)
+    rounds = RoundsFile(config.output)
+    shown = describe(config, now, rounds)
     shown["next"] = str(shown["next"]).replace("DIR", _quoted(folder))
     if as_json:
         sys.stdout.write(json.dumps(shown, indent=2, allow_nan=False) + "\n")
@@ -201,7 +204,7 @@ def status(
     console = Console(
         width=None if sys.stdout.isatty() else _PIPE_WIDTH, markup=False, highlight=False
     )
-    show(console, config.name, shown, now)
+    show(console, config.name, shown, now, rounds.read().lines)
     _next(shown["next"])
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lift.config.plan import Plan
-from lift.privacy.costs import epsilon_after, rounded_up
+from lift.privacy.costs import epsilon_after
+from lift.privacy.rounding import rounded_up
 
 
 def epsilon_by_site(plan: Plan, rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:

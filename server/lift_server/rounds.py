@@ -77,7 +77,7 @@ def run_rounds(
     *,
     roster: Callable[[], Sequence[str]],
     on_round: Callable[[Mapping[str, object]], None] | None = None,
-    on_ask: Callable[[int, Sequence[str], float], None] | None = None,
+    on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
     heads_file: Path | None = None,
 ) -> FinishedRun:
@@ -91,7 +91,8 @@ def run_rounds(
         roster: gives the names of all admitted sites, what a quorum is counted against; asked
             anew before each round, so that a removed site is out from the next one on.
         on_round: called with each round's record, after its checkpoint is on disk.
-        on_ask: called before each exchange with the round, the sites and the deadline in s.
+        on_ask: called before each exchange with the round, its kind, the sites and the deadline in
+            s.
         with_guard: ask the sites for their verdict at the end.
         heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
             the run's folder by default.
@@ -114,7 +115,7 @@ class _Rounds:
         task: RunTask,
         roster: Callable[[], Sequence[str]],
         on_round: Callable[[Mapping[str, object]], None] | None,
-        on_ask: Callable[[int, Sequence[str], float], None] | None,
+        on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
         heads: LedgerHeads,
     ) -> None:
         self._plan = plan
@@ -321,7 +322,7 @@ class _Rounds:
         if deadline_s is None:
             deadline_s = self._deadline_s(request.kind)
         if self._on_ask is not None:
-            self._on_ask(round_index, asked, deadline_s)
+            self._on_ask(round_index, request.kind, asked, deadline_s)
         began = monotonic()
         answers: dict[str, Answer] = self._transport.exchange(
             dict.fromkeys(asked, request), deadline_s=deadline_s

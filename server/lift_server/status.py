@@ -8,15 +8,19 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from lift.files import write_json
 
+if TYPE_CHECKING:
+    from lift.protocol.messages import Kind
+
 STATUS_FILE: Final = "status.json"
-_EVERY_S: Final = 2.0
+_EVERY_S: Final = 1.0
 Phase = Literal["waiting", "round", "done", "stopped"]
+Exchange = Literal["statistics", "train", "guard"]
 
 
 class SiteStatus(BaseModel):
@@ -39,6 +43,8 @@ class ServerStatus(BaseModel):
     phase: Phase
     round: int
     rounds: int
+    exchange: Exchange | None = None
+    """What the sites were asked for last."""
     round_started: str | None = None
     deadline_s: float | None = None
     sites: dict[str, SiteStatus] = {}
@@ -46,7 +52,7 @@ class ServerStatus(BaseModel):
 
 
 class StatusFile:
-    """Writes the file at every change, and every two seconds while something goes on.
+    """Writes the file at every change, and every second while something goes on.
 
     Args:
         path: `status.json` in the state folder.
@@ -61,6 +67,7 @@ class StatusFile:
         self._started = _now()
         self._phase: Phase = "waiting"
         self._round = 0
+        self._exchange: Exchange | None = None
         self._round_started: str | None = None
         self._deadline_s = 0.0
         self._sites: dict[str, SiteStatus] = {}
@@ -93,10 +100,11 @@ class StatusFile:
                     online=online, last_contact=last_contact, state=site.state
                 )
 
-    def asking(self, round_index: int, sites: Sequence[str], deadline_s: float) -> None:
+    def asking(self, round_index: int, kind: Kind, sites: Sequence[str], deadline_s: float) -> None:
         """A request goes out to these sites."""
         with self._lock:
             self._phase = "round"
+            self._exchange = kind.value
             self._round = min(round_index, self._rounds)
             self._round_started = _now()
             self._deadline_s = deadline_s
@@ -104,14 +112,21 @@ class StatusFile:
                 self._set_state(name, "asked")
         self._write()
 
+    def answered(self, name: str) -> None:
+        """An answer of this site has come; the file says so within a second."""
+        with self._lock:
+            self._set_state(name, "answered")
+
     def round_done(self, record: Mapping[str, object]) -> None:
         """A round is over and on disk."""
         refused = record["refused"]
         missing = set(refused) if isinstance(refused, dict) else set()
         with self._lock:
             for name, site in self._sites.items():
-                if site.state == "asked":
-                    self._set_state(name, "missing" if name in missing else "answered")
+                if site.state in {"asked", "answered"} and name in missing:
+                    self._set_state(name, "missing")
+                elif site.state == "asked":
+                    self._set_state(name, "answered")
         self._write()
 
     def end(self, phase: Phase) -> None:
@@ -137,6 +152,7 @@ class StatusFile:
                 phase=self._phase,
                 round=self._round,
                 rounds=self._rounds,
+                exchange=self._exchange,
                 round_started=self._round_started,
                 deadline_s=self._deadline_s,
                 sites=self._sites,

@@ -1,4 +1,7 @@
-"""`lift-server status`: what the running server last wrote, and the run's record, for a reader."""
+"""What the running server last wrote, and the run's record, for whoever looks: as plain data.
+
+`lift-server status`, the live board of a terminal and the live page all show what stands here.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
-from lift.card_view import show_card
-from lift.config.card import DataCard
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, DataError
+from lift.round_record import RoundRecord
 from lift_server.certificates import Notice, certificate_notices
 from lift_server.provisioning import CONFIG_FILE
 from lift_server.roster import Roster
+from lift_server.rounds_file import RoundsFile, SiteTally
 from lift_server.status import STATUS_FILE, ServerStatus, SiteStatus
 
 # a process that began later than this after the record did is another one with the same number
 _PID_REUSE_S: Final = 60.0
 _SILENCE_S: Final = 60.0
 _NOT_SEEN: Final = SiteStatus()
+_AT_WORK: Final = {"statistics": "preparing", "train": "training", "guard": "judging"}
+_MOST_REFUSALS: Final = 100
 
 
-def describe(config: ServerConfig, now: datetime) -> dict[str, Any]:
-    """What `status` shows, as plain data.
+def describe(
+    config: ServerConfig, now: datetime, rounds: RoundsFile | None = None
+) -> dict[str, Any]:
+    """What `status`, the board and the page show, as plain data.
+
+    Args:
+        config: the server's settings.
+        now: the present time.
+        rounds: the reader of the run's rounds; whoever asks often keeps one.
 
     Raises:
         ConfigError: the roster cannot be read.
@@ -39,58 +50,37 @@ def describe(config: ServerConfig, now: datetime) -> dict[str, Any]:
     found = read_status(config)
     running = found is not None and is_alive(found)
     complete = is_complete(config.output)
-    records = _read_records(config.output)
-    trained = [record for record in records if record.get("kind") == "train"]
+    record = (rounds or RoundsFile(config.output)).read()
+    trained = record.trained
     roster = Roster.read(config.sites)
     names = {*roster.sites, *(found.sites if found else ())}
+    planned = config.plan.federation.rounds if found is None else found.rounds
     return {
         "federation": config.name,
+        "phantom": config.phantom,
+        "data_statement": config.data_statement,
         "summary": _summary(found, roster, running=running, complete=complete, now=now),
         "running": running,
         "complete": complete,
         **({} if found is None else found.model_dump(mode="json", exclude={"sites"})),
         # a process that died cannot have said so
         "phase": "not running" if found is None else _phase(found, running=running),
-        "rounds": config.plan.federation.rounds if found is None else found.rounds,
+        "rounds": planned,
         "rounds_done": len(trained),
-        "last_round": records[-1] if records else None,
+        "left_s": _left_s(trained, planned) if running and not complete else None,
+        "last_round": record.raw[-1] if record.raw else None,
         "sites": {
-            name: _describe_site(name, roster, found if running else None, trained)
+            name: _describe_site(
+                name, roster, found if running else None, record.tallies.get(name, SiteTally())
+            )
             for name in sorted(names)
         },
-        "data_cards": _data_cards(records),
+        "refusals": record.refusals[:_MOST_REFUSALS],
+        "epsilon": record.lines[-1].epsilon if record.lines else None,
+        "data_cards": _data_cards(record.raw),
         "certificates": [asdict(notice) for notice in _notices(config, now)],
         "next": _what_next(running=running, complete=complete),
     }
-
-
-def show(console: Console, name: str, shown: Mapping[str, Any], now: datetime) -> None:
-    """Print what :func:`describe` gave, for a person.
-
-    Args:
-        console: where to.
-        name: of the federation.
-        shown: what `describe` gave.
-        now: the present time.
-    """
-    console.print(f"{name}: {shown['summary']}", soft_wrap=True)
-    table = Table()
-    for heading in ("site", "connection", "state", "last contact", "counted", "last refusal"):
-        table.add_column(heading)
-    for site_name, site in shown["sites"].items():
-        table.add_row(
-            site_name,
-            {None: "-", True: "online", False: "offline"}[site["online"]],
-            site["state"],
-            _ago(site["last_contact"], now),
-            f"{site['counted']} of {shown['rounds_done']}",
-            site["last_refusal"] or "",
-        )
-    console.print(table)
-    for card in shown["data_cards"].values():
-        show_card(DataCard.model_validate_json(json.dumps(card)), console)
-    for notice in shown["certificates"]:
-        console.print(f"{notice['level']}: {Notice(**notice)}", soft_wrap=True)
 
 
 def read_status(config: ServerConfig) -> ServerStatus | None:
@@ -123,7 +113,7 @@ def is_alive(found: ServerStatus) -> bool:
     except PermissionError:
         pass
     began = _process_start(found.pid)
-    started = _time(found.started)
+    started = time_of(found.started)
     return began is None or started is None or began <= started.timestamp() + _PID_REUSE_S
 
 
@@ -148,21 +138,6 @@ def _process_start(pid: int) -> float | None:
     return None if boot is None else boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _read_records(output: Path) -> list[dict[str, Any]]:
-    path = output / "rounds.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
-        raise DataError(
-            "cannot read the record of rounds",
-            where=str(path),
-            seen="a line is not JSON",
-            remedy="Start the server again: it makes this file anew from its checkpoints.",
-        ) from None
-
-
 def _phase(found: ServerStatus, *, running: bool) -> str:
     return found.phase if running or found.phase == "done" else "stopped"
 
@@ -178,34 +153,29 @@ def _summary(
         before = {"waiting": "was waiting for sites", "round": f"was in round {found.round}"}
         return f"stopped ({before.get(found.phase, f'after round {found.round}')})"
     # a server that hangs is alive as well
-    updated = _time(found.updated)
+    updated = time_of(found.updated)
     silence = 0.0 if updated is None else (now - updated).total_seconds()
-    silent = f", no news for {_span(silence)}" if silence > _SILENCE_S else ""
+    silent = f", no news for {span(silence)}" if silence > _SILENCE_S else ""
     if found.phase == "waiting":
         admitted = roster.admitted_keys
         online = sum(site.online for name, site in found.sites.items() if name in admitted)
         return f"waiting for sites, {online} of {len(admitted)} online{silent}"
     text = f"round {found.round} of {found.rounds}"
-    began = _time(found.round_started)
+    began = time_of(found.round_started)
     if began is not None:
-        text += f", for {_span((now - began).total_seconds())}"
+        text += f", for {span((now - began).total_seconds())}"
         if found.deadline_s is not None:
             left = found.deadline_s - (now - began).total_seconds()
-            text += f", closes in {_span(left)}" if left > 0 else ", past its deadline"
+            text += f", closes in {span(left)}" if left > 0 else ", past its deadline"
     return text + silent
 
 
 def _describe_site(
-    name: str, roster: Roster, found: ServerStatus | None, trained: Sequence[Mapping[str, Any]]
+    name: str, roster: Roster, found: ServerStatus | None, tally: SiteTally
 ) -> dict[str, Any]:
     """One site; what only a running server knows is null without one."""
     entry = roster.sites.get(name)
     seen = None if found is None else found.sites.get(name, _NOT_SEEN)
-    refusals = [
-        f"round {record['round']}: {record['refused'][name]}"
-        for record in trained
-        if name in record.get("refused", {})
-    ]
     removed = entry is None or entry.removed is not None
     return {
         "admitted": None if entry is None else entry.admitted,
@@ -213,14 +183,33 @@ def _describe_site(
         "online": None if seen is None else seen.online,
         "last_contact": None if seen is None else seen.last_contact,
         "state": "removed" if removed else "-" if seen is None else seen.state,
-        "counted": sum(name in record.get("counted", {}) for record in trained),
-        "last_refusal": refusals[-1] if refusals else None,
+        "doing": "removed" if removed else "-" if seen is None else _doing(seen, found),
+        **asdict(tally),
     }
+
+
+def _doing(site: SiteStatus, found: ServerStatus | None) -> str:
+    """What the site is at, in a word or two."""
+    if found is None or found.phase != "round" or site.state == "idle":
+        return "waiting" if site.online else "away"
+    if site.state == "asked":
+        if not site.online:
+            return "away, asked"
+        return _AT_WORK[found.exchange or "train"]
+    if site.state == "missing":
+        return "missed the round"
+    return "answered, waiting" if site.online else "answered, away"
+
+
+def _left_s(trained: Sequence[RoundRecord], planned: int) -> float | None:
+    """Seconds that the rounds to come take if they take what the last ten took."""
+    last = [line.seconds for line in trained[-10:] if line.seconds is not None]
+    return median(last) * max(planned - len(trained), 0) if last else None
 
 
 def _data_cards(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the sites chose to tell of their cohorts with their first answers."""
-    replies = records[0].get("statistics", {}) if records else {}
+    replies = records[0].get("statistics") or {} if records else {}
     found = {site: reply.get("data_card") for site, reply in sorted(replies.items())}
     return {site: card for site, card in found.items() if card is not None}
 
@@ -241,19 +230,16 @@ def _what_next(*, running: bool, complete: bool) -> str:
     return f"lift-server check DIR, then: lift-server --config DIR/{CONFIG_FILE}"
 
 
-def _ago(text: str | None, now: datetime) -> str:
-    time = _time(text)
-    return "-" if time is None else f"{_span((now - time).total_seconds())} ago"
-
-
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A length of time for a reader: `40 s`, `3 min`, `5 h`."""
     whole = max(0, round(seconds))
     if whole < 120:
         return f"{whole} s"
     return f"{whole // 60} min" if whole < 7200 else f"{whole // 3600} h"
 
 
-def _time(text: str | None) -> datetime | None:
+def time_of(text: str | None) -> datetime | None:
+    """The moment that ISO 8601 text names; None where it names none."""
     try:
         time = datetime.fromisoformat(text or "")
     except ValueError:

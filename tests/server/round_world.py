@@ -303,9 +303,9 @@ class Witness:
         """The next round needs a new look at the roster."""
         self._fresh = False
 
-    def asking(self, round_index: int, asked: Sequence[str], deadline_s: float) -> None:
+    def asking(self, round_index: int, kind: Kind, asked: Sequence[str], deadline_s: float) -> None:
         """The round loop is about to ask."""
-        del asked, deadline_s
+        del kind, asked, deadline_s
         self._round = round_index
 
     def sites(self) -> list[str]:

@@ -470,8 +470,8 @@ def test_status_of_a_round_shows_every_site_with_its_last_contact(run: Run, fold
     assert re.match(r"trial: round 3 of 20, for 5\d s, closes in 59 min\n", shown)
     north = next(line for line in shown.splitlines() if "north" in line)
     valley = next(line for line in shown.splitlines() if "valley" in line)
-    assert re.search(r"online .*answered .*\d s ago .*2 of 2", north)
-    assert re.search(r"offline .*missing .*1 of 2 .*round 2: no_answer", valley)
+    assert re.search(r"online .*answered, waiting .*\d s ago .*2 of 2", north)
+    assert re.search(r"offline .*missed the round .*1 of 2 .*round 2: no answer before the", valley)
     data = status(run, folder)
     assert (data["round"], data["rounds"], data["rounds_done"]) == (3, 20, 2)
     assert data["last_round"]["round"] == 2

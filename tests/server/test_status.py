@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lift.protocol.messages import Kind
+from lift_server.board import show
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.status import STATUS_FILE, ServerStatus, SiteStatus, StatusFile
-from lift_server.status_view import describe, is_alive, read_status, show
+from lift_server.status_view import describe, is_alive, read_status
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_a_round_goes_from_asked_to_answered_or_missing(folder: Path, written: S
         assert (read(folder).phase, read(folder).rounds) == ("waiting", 5)
         assert is_alive(read(folder))
     written.connected(["north", "valley"])
-    written.asking(2, ["north", "valley"], 60.0)
+    written.asking(2, Kind.TRAIN, ["north", "valley"], 60.0)
     found = read(folder)
     assert (found.phase, found.round, found.deadline_s) == ("round", 2, 60.0)
     assert {site.state for site in found.sites.values()} == {"asked"}
@@ -67,7 +69,7 @@ def test_a_round_goes_from_asked_to_answered_or_missing(folder: Path, written: S
 def test_the_verdicts_after_the_last_round_are_not_counted_as_a_round(
     folder: Path, written: StatusFile
 ) -> None:
-    written.asking(6, ["north"], 60.0)
+    written.asking(6, Kind.GUARD, ["north"], 60.0)
     assert read(folder).round == 5
 
 

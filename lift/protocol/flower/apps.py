@@ -67,6 +67,7 @@ def make_server_app(
     *,
     poll_s: float = 0.1,
     on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+    on_answer: Callable[[str], None] | None = None,
 ) -> ServerApp:
     """Flower's ServerApp around LiFT's own round loop."""
     app = ServerApp()
@@ -74,7 +75,7 @@ def make_server_app(
     @app.main()
     def run(grid: Grid, context: Context) -> None:
         del context
-        main(GridTransport(grid, poll_s=poll_s, on_sites=on_sites))
+        main(GridTransport(grid, poll_s=poll_s, on_sites=on_sites, on_answer=on_answer))
 
     return app
 
@@ -124,6 +125,7 @@ class GridTransport:
         grid: Flower's Grid.
         poll_s: shortest wait between two looks for answers.
         on_sites: called with the connected sites about twice a second while waiting.
+        on_answer: called with a site's name when its answer has come.
         clock: seconds, for measuring a wait.
         wait: waits that many seconds.
     """
@@ -134,12 +136,14 @@ class GridTransport:
         *,
         poll_s: float,
         on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+        on_answer: Callable[[str], None] | None = None,
         clock: Callable[[], float] = monotonic,
         wait: Callable[[float], None] = sleep,
     ) -> None:
         self._grid = grid
         self._poll_s = poll_s
         self._on_sites = on_sites
+        self._on_answer = on_answer
         self._clock = clock
         self._wait = wait
 
@@ -225,6 +229,8 @@ class GridTransport:
                     del asked.sent_to[site]
                 continue
             asked.answers[site] = _read_answer(reply, asked.requests[site].kind)
+            if self._on_answer is not None:
+                self._on_answer(site)
 
 
 def _read_answer(reply: Message, kind: Kind) -> Answer:

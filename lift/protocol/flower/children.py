@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,17 @@ def start_child(module: str, settings: str, log: Path) -> subprocess.Popen[bytes
             stdout=output,
             stderr=output,
         )
+
+
+def end_with_parent() -> None:
+    """End this process at once when its standard input closes, as it does when the parent dies."""
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def end_child(child: subprocess.Popen[bytes]) -> None:

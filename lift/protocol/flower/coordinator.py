@@ -210,6 +210,7 @@ class Coordinator:
         main: Callable[[Transport], None],
         *,
         on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
+        on_answer: Callable[[str], None] | None = None,
     ) -> None:
         """Open a run, execute `main` in this process over its Grid, and close the run.
 
@@ -237,7 +238,7 @@ class Coordinator:
             TaskIdentity.run_id = task.run.run_id
             TaskIdentity.node_id = context.node_id
             grid.set_run(run_from_proto(task.run))
-            make_server_app(main, on_sites=on_sites)(grid, context)
+            make_server_app(main, on_sites=on_sites, on_answer=on_answer)(grid, context)
             status, details = "completed", ""
         finally:
             with contextlib.suppress(httpx.HTTPError):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self
+
+from lift.protocol.flower.children import end_with_parent
 
 LARGEST_REQUEST_BYTES: Final = 32 << 20
 """A larger request is refused with 413 before it is read."""
@@ -271,17 +271,6 @@ async def serve(settings: SuperLinkSettings) -> None:
         other.should_exit = True
 
     await asyncio.gather(one(local, public), one(public, local))
-
-
-def end_with_parent() -> None:
-    """End this process at once when its standard input closes, as it does when the parent dies."""
-
-    def watch() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from lift.files import write_atomically
+from lift.protocol.flower.children import end_with_parent
 from lift.protocol.flower.stub import is_stub
-from lift.protocol.flower.superlink import ChildSettings, Door, end_with_parent
+from lift.protocol.flower.superlink import ChildSettings, Door
 
 CHILD_PATHS: Final = frozenset(
     {

@@ -1,0 +1,90 @@
+"""A line of `rounds.jsonl`, and what it says of each site: for the report, the page, the terminal.
+
+Imports neither torch nor an image library: a page about a run must not weigh on the run.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+
+class RoundRecord(BaseModel):
+    """One line of `rounds.jsonl`; keys that are not known here are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    round: int
+    kind: str = "train"
+    asked: tuple[str, ...] = ()
+    answered: tuple[str, ...] = ()
+    counted: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    joined: dict[str, int] = {}
+    bytes: dict[str, int] = {}
+    seconds: float | None = None
+    loss: dict[str, float | None] = {}
+    validation_psnr_db: dict[str, float | None] = {}
+    epsilon: float | None = None
+    sent_again: dict[str, int] = {}
+    resumed: bool = False
+
+
+class Outcome(StrEnum):
+    """What became of one site in one round."""
+
+    COUNTED = "counted"
+    REFUSED = "refused"
+    LATE = "late"
+    UNCOUNTED = "uncounted"
+    NOT_ASKED = "not asked"
+
+
+NO_ANSWER: Final = "no_answer"
+WORDS: Final = {
+    Outcome.COUNTED: "counted",
+    Outcome.REFUSED: "refused",
+    Outcome.LATE: "no answer in time",
+    Outcome.UNCOUNTED: "answered, not counted",
+    Outcome.NOT_ASKED: "not asked",
+}
+"""Each outcome as a reader meets it."""
+_REASONS: Final = {
+    "config": "the site's settings do not allow it",
+    "data": "the site's volumes cannot be used",
+    "policy": "the site's policy forbids it",
+    "privacy": "privacy cannot be kept at the site",
+    "budget": "the site's privacy budget is spent",
+    "version": "the site runs another version",
+    "not_finite": "training at the site gave no finite numbers",
+    "protocol": "the site could not read the request, or its answer was not readable",
+    "internal": "a fault at the site; its own log says more",
+    NO_ANSWER: "no answer before the deadline",
+}
+
+
+def outcome(record: RoundRecord, site: str) -> Outcome:
+    """What became of the site in this round."""
+    if site in record.refused:
+        return Outcome.LATE if record.refused[site] == NO_ANSWER else Outcome.REFUSED
+    if site in record.counted:
+        return Outcome.COUNTED
+    if site in record.answered:
+        return Outcome.UNCOUNTED
+    return Outcome.LATE if site in record.asked else Outcome.NOT_ASKED
+
+
+def reason(record: RoundRecord, site: str) -> str:
+    """Why the site did not count, in words; empty where there is nothing to explain."""
+    told = record.refused.get(site)
+    if told is None:
+        return _REASONS[NO_ANSWER] if outcome(record, site) is Outcome.LATE else ""
+    return _REASONS.get(told, told)
+
+
+def mean_of(values: dict[str, float | None]) -> float | None:
+    """The mean over the sites that told a value; None when nobody did."""
+    told = [value for value in values.values() if value is not None]
+    return sum(told) / len(told) if told else None
