@@ -35,6 +35,10 @@ class ServerConfig(Settings):
     """On 127.0.0.1 only: control of runs; needs the executor's secret."""
     health_port: Port | None = 8445
     """On 127.0.0.1 only: gRPC health service for orchestrators; null switches it off."""
+    page_host: str = Field(default="127.0.0.1", min_length=1)
+    """Interface of the live page: this machine alone by default; it asks for no password."""
+    page_port: Port | None = 8446
+    """The live page and `/metrics`, read-only; null switches both off."""
     certificates: Path = Path("certificates")
     """Folder of ca.pem, ca.key, server.pem and server.key (`lift-server init` makes them)."""
     sites: Path = Path("sites.json")
@@ -50,11 +54,11 @@ class ServerConfig(Settings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        ports = [self.listen_port, self.control_port, self.health_port]
+        ports = [self.listen_port, self.control_port, self.health_port, self.page_port]
         used = [port for port in ports if port is not None]
         if len(set(used)) != len(used):
             raise ValueError(
-                f"listen_port, control_port and health_port must differ (seen: {used})"
+                f"listen_port, control_port, health_port and page_port must differ (seen: {used})"
             )
         return self
 

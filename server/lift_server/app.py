@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from lift.assembly import describe_run
 from lift.config.plan import Plan
@@ -30,12 +30,16 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
+from lift_server.board import board, live_board
 from lift_server.certificates import certificate_notices
 from lift_server.heads import HEADS_FILE
+from lift_server.live.process import live_page
 from lift_server.release import site_metrics, verdicts, write_finished_mixer
 from lift_server.roster import Roster
 from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.rounds_file import RoundsFile
 from lift_server.status import STATUS_FILE, StatusFile
+from lift_server.status_view import describe
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 
@@ -76,6 +80,7 @@ class _Server:
         self._console = console
         self._status = StatusFile(config.state / STATUS_FILE, plan.federation.rounds)
         self._online: dict[str, Connected] = {}
+        self._rounds_file = RoundsFile(config.output)
 
     def run(self) -> None:
         config, plan = self._config, self._plan
@@ -95,14 +100,18 @@ class _Server:
         superlink = SuperLink(settings, config.state / "superlink.log")
         finished: list[FinishedRun] = []
         try:
-            with health_service(config.health_port), superlink.running():
+            with (
+                health_service(config.health_port),
+                live_page(config, self._say),
+                superlink.running(),
+            ):
                 coordinator = Coordinator(superlink, settings)
 
                 def main(transport: Transport) -> None:
                     finished.append(self._rounds(transport, coordinator))
 
                 coordinator.admit(self._roster())
-                with self._status.kept():
+                with self._status.kept(), live_board(self._console, self._look):
                     coordinator.run(main, on_sites=self._see, on_answer=self._status.answered)
                 coordinator.close()
         except BaseException:
@@ -180,7 +189,8 @@ class _Server:
             if isinstance(refused, dict) and refused
             else ""
         )
-        self._say(
+        # on a terminal the board shows it
+        self._say_when_piped(
             f"round {record['round']} of {self._plan.federation.rounds} · {record['kind']} · "
             f"counted: {', '.join(names)}{missing} · {record['seconds']} s"
         )
@@ -248,6 +258,14 @@ class _Server:
 
     def _privacy(self) -> dict[str, object]:
         return describe_privacy(self._plan, sorted(self._roster()))
+
+    def _look(self, now: datetime) -> tuple[str, RenderableType]:
+        shown = describe(self._config, now, self._rounds_file)
+        return shown["summary"], board(shown, self._rounds_file.read().lines, now)
+
+    def _say_when_piped(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._say(line)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)

@@ -209,6 +209,28 @@ def status(
 
 
 @app.command()
+def page(
+    folder: Folder,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Another port than page_port.")
+    ] = None,
+) -> None:
+    """Serve the live page alone, of a run that is over or whose page is switched off.
+
+    A running server serves its own page; this one reads the same files and changes none.
+    """
+    from lift_server.live.app import serve_page
+    from lift_server.live.process import page_url
+
+    config = load_settings(folder)
+    if port is not None:
+        config = config.model_copy(update={"page_port": port})
+    if config.page_port is not None:
+        sys.stderr.write(f"live page: {page_url(config)}  (Ctrl-C ends it)\n")
+    serve_page(config)
+
+
+@app.command()
 def export(
     folder: Folder,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],

@@ -141,6 +141,8 @@ def _check_ports(config: ServerConfig) -> Iterator[Verdict]:
     ports = [(config.listen_host, config.listen_port), ("127.0.0.1", config.control_port)]
     if config.health_port is not None:
         ports.append(("127.0.0.1", config.health_port))
+    if config.page_port is not None:
+        ports.append((config.page_host, config.page_port))
     for host, port in ports:
         seen = _port_error(host, port)
         if seen is None:

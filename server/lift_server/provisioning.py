@@ -38,6 +38,8 @@ listen_host: 0.0.0.0
 listen_port: 8443              # the only public port: TLS, and nothing but what sites need
 control_port: 8444             # on 127.0.0.1 only
 health_port: 8445              # on 127.0.0.1 only: gRPC health service; null switches it off
+page_host: 127.0.0.1           # the live page is for this machine: it asks for no password
+page_port: 8446                # live page and /metrics, read-only; null switches both off
 certificates: certificates     # ca.pem, ca.key, server.pem, server.key
 sites: sites.json              # written by add-site and remove-site
 state: state                   # what the server must remember between starts
