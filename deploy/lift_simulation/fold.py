@@ -144,7 +144,11 @@ class Fold:
                 )
             )
 
-        run_in_process(main, {name: s.handle for name, s in self._sessions.items()})
+        handlers = {name: session.handle for name, session in self._sessions.items()}
+        with self._reporter.federation(
+            handlers, plan.federation.rounds, lambda: store.records
+        ) as watched:
+            run_in_process(main, watched)
         return results[0]
 
     def _alone(self, cohorts: Mapping[str, SiteCohort]) -> dict[str, dict[str, Tensor]]:

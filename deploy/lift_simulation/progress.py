@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
 from time import monotonic
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from lift.protocol.messages import Failure, Kind, Parcel
+from lift.protocol.transport import SiteHandler
+from lift_server.board import board
+from lift_server.rounds_file import Rounds, SiteTally, rounds_of
+
+_AT_WORK = {Kind.STATISTICS: "preparing", Kind.TRAIN: "training", Kind.GUARD: "judging"}
+
+
+class _Federation:
+    """One federation on the screen: what each site is at, and the rounds so far."""
+
+    def __init__(
+        self, sites: Sequence[str], rounds: int, records: Callable[[], Sequence[Mapping[str, Any]]]
+    ) -> None:
+        self.doing = dict.fromkeys(sites, "waiting")
+        self._rounds = rounds
+        self._records = records
+        self._read = Rounds()
+
+    def render(self) -> RenderableType:
+        records = self._records()
+        if len(records) != len(self._read.raw):
+            self._read = rounds_of(list(records))
+        rounds = self._read
+        done = len(rounds.trained)
+        shown = {
+            "rounds_done": done,
+            "epsilon": rounds.lines[-1].epsilon if rounds.lines else None,
+            "sites": {
+                name: {
+                    "online": None,
+                    "last_contact": None,
+                    "doing": doing,
+                    **asdict(rounds.tallies.get(name, SiteTally())),
+                }
+                for name, doing in self.doing.items()
+            },
+        }
+        headline = Text(f"round {min(done + 1, self._rounds)} of {self._rounds}", style="bold")
+        return Group(headline, board(shown, rounds.lines, datetime.now(UTC)))
 
 
 class Reporter:
@@ -26,6 +72,7 @@ class Reporter:
         self._quiet = quiet
         self._budget_s = budget_s
         self._progress: Progress | None = None
+        self._federation: _Federation | None = None
         self._tasks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
@@ -40,16 +87,24 @@ class Reporter:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, console=self.console, transient=True) if live else None
+        progress = Progress(*columns, console=self.console) if live else None
+        self._progress = progress
         self._tasks = {}
+
+        def render() -> RenderableType:
+            shown = () if self._federation is None else (self._federation.render(),)
+            return Group(*shown, *(() if progress is None else (progress,)))
+
+        display = (
+            Live(console=self.console, get_renderable=render, refresh_per_second=4, transient=True)
+            if live
+            else nullcontext()
+        )
         try:
-            if self._progress is not None:
-                self._progress.start()
-            yield
+            with display:
+                yield
         finally:
-            if self._progress is not None:
-                self._progress.stop()
-                self._progress = None
+            self._progress = None
             self.seconds[name] = self.seconds.get(name, 0.0) + monotonic() - began
         budget = self._budget_s.get(name)
         limit = f" (budget {budget:.0f} s)" if budget is not None else ""
@@ -64,8 +119,52 @@ class Reporter:
         task = self._tasks[what]
         self._progress.update(task, completed=done, total=total, visible=done < total)  # type: ignore[arg-type]  # rich's NewType over int
 
+    @contextmanager
+    def federation(
+        self,
+        handlers: Mapping[str, SiteHandler],
+        rounds: int,
+        records: Callable[[], Sequence[Mapping[str, Any]]],
+    ) -> Iterator[dict[str, SiteHandler]]:
+        """On a terminal a table of sites and rounds inside the block.
+
+        Args:
+            handlers: what each site does with a request.
+            rounds: training rounds of the plan.
+            records: gives the rounds on record, those of an earlier start too.
+
+        Yields:
+            The handlers to use: each says what its site is at.
+        """
+        if self._progress is None:
+            yield dict(handlers)
+            return
+        self._federation = federation = _Federation(list(handlers), rounds, records)
+
+        def watched(name: str, handler: SiteHandler) -> SiteHandler:
+            def handle(parcel: Parcel) -> Parcel | Failure:
+                federation.doing[name] = _AT_WORK[parcel.kind]
+                try:
+                    return handler(parcel)
+                finally:
+                    federation.doing[name] = "answered, waiting"
+
+            return handle
+
+        try:
+            yield {name: watched(name, handler) for name, handler in handlers.items()}
+        finally:
+            # what stood on the screen last stays there
+            self.console.print(federation.render())
+            self._federation = None
+
     def round_done(self, record: Mapping[str, object]) -> None:
-        """One line by round: who counted, mean loss, validation PSNR, bytes, seconds."""
+        """One line by round when piped: who counted, mean loss, validation PSNR, bytes, seconds.
+
+        On a terminal the federation's table shows it.
+        """
+        if self._federation is not None:
+            return
         counted, bytes_by_site = record["counted"], record["bytes"]
         loss, psnr = record.get("loss"), record.get("validation_psnr_db")
         if not isinstance(counted, dict) or not isinstance(bytes_by_site, dict):

@@ -264,5 +264,9 @@ class _Run:
                 )
             )
 
-        run_in_process(main, {name: s.handle for name, s in self._sessions.items()})
+        handlers = {name: session.handle for name, session in self._sessions.items()}
+        with self._reporter.federation(
+            handlers, plan.federation.rounds, lambda: store.records
+        ) as watched:
+            run_in_process(main, watched)
         return results[0]

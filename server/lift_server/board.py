@@ -28,34 +28,39 @@ def board(shown: Mapping[str, Any], rounds: Sequence[RoundRecord], now: datetime
     """Sites and the last rounds.
 
     Args:
-        shown: what `describe` gave.
+        shown: what `describe` gave, or its `rounds_done`, `epsilon` and `sites` alone.
         rounds: the lines of the run so far.
         now: the present time.
     """
     done = shown["rounds_done"]
+    found: Mapping[str, Mapping[str, Any]] = shown["sites"]
+    # a simulation, and a server that does not run, have no connections to show
+    connected = any(site["online"] is not None for site in found.values())
+    noisy = shown["epsilon"] is not None
     sites = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, right in (
-        ("site", False),
-        ("connection", False),
-        ("doing", False),
-        ("last seen", True),
-        ("counted", True),
-        ("loss", True),
-        ("validation", True),
-        *((("epsilon", True),) if shown["epsilon"] is not None else ()),
-        ("last refusal", False),
+    for heading, right, there in (
+        ("site", False, True),
+        ("connection", False, connected),
+        ("doing", False, True),
+        ("last seen", True, connected),
+        ("counted", True, True),
+        ("loss", True, True),
+        ("validation", True, True),
+        ("epsilon", True, noisy),
+        ("last refusal", False, True),
     ):
-        sites.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for name, site in shown["sites"].items():
+        if there:
+            sites.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for name, site in found.items():
         sites.add_row(
             Text(name),
-            _connection(site["online"]),
+            *([_connection(site["online"])] if connected else []),
             Text(site["doing"]),
-            _ago(site["last_contact"], now),
+            *([_ago(site["last_contact"], now)] if connected else []),
             f"{site['counted']} of {done}",
             _figure(site["loss"], 4),
             _figure(site["validation_psnr_db"], 2, " dB"),
-            *((_figure(site["epsilon"], 3),) if shown["epsilon"] is not None else ()),
+            *([_figure(site["epsilon"], 3)] if noisy else []),
             Text(_short(site["last_refusal"] or "")),
         )
     return Group(sites, *((Text(""), last_rounds(rounds)) if rounds else ()))

@@ -136,5 +136,13 @@ class RoundsFile:
 
 
 def _parsed(content: bytes) -> Rounds:
-    raw = [json.loads(line) for line in content.decode().splitlines()]
+    return rounds_of([json.loads(line) for line in content.decode().splitlines()])
+
+
+def rounds_of(raw: Sequence[Mapping[str, Any]]) -> Rounds:
+    """The record of rounds that these lines are.
+
+    Raises:
+        ValidationError: a line is not what a round leaves.
+    """
     return Rounds(raw, tuple(RoundRecord.model_validate(line) for line in raw))
