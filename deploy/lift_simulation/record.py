@@ -19,6 +19,9 @@ from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
+from lift_server.heads import HEADS_FILE, LedgerHeads
+from lift_server.privacy_record import epsilon_by_site
+from lift_server.release import most_bytes
 from lift_server.rounds import FinishedRun
 from lift_simulation.fold import FoldResult
 
@@ -101,6 +104,7 @@ class RunRecord:
             "folds": [_guard([result], self._config.plan.seed) for result in results]
             if len(results) > 1
             else [],
+            **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
             "update_bytes": _update_bytes(results),
             "privacy": describe_privacy(
                 self._config.plan, [site.name for site in self._config.sites]
@@ -138,8 +142,9 @@ class RunRecord:
                 }
                 for name, work in sorted(works.items())
             ],
-            "update_bytes": _most_bytes(records, "train"),
-            "statistics_bytes": _most_bytes(records, "statistics"),
+            **_ledgers(records, self._config.plan, self._path.parent),
+            "update_bytes": most_bytes(records, "train"),
+            "statistics_bytes": most_bytes(records, "statistics"),
             "privacy": describe_privacy(
                 self._config.plan, [site.name for site in self._config.sites]
             ),
@@ -185,17 +190,15 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
 
 def _update_bytes(results: list[FoldResult]) -> int:
     """The largest message of one site in one training round, as it crossed the wire."""
-    return max((_most_bytes(result.finished.records, "train") for result in results), default=0)
+    return max((most_bytes(result.finished.records, "train") for result in results), default=0)
 
 
-def _most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:
-    """The largest answer of one site in exchanges of this kind."""
-    largest = 0
-    for record in records:
-        sizes = record["bytes"]
-        if record["kind"] == kind and isinstance(sizes, dict):
-            largest = max([largest, *sizes.values()])
-    return largest
+def _ledgers(
+    records: Sequence[Mapping[str, object]], plan: Plan, out: Path
+) -> dict[str, dict[str, float] | dict[str, str]]:
+    """What each site's patients have met, and the last hash that its ledger told."""
+    met = epsilon_by_site(plan, records)
+    return {"epsilon_met": met, "ledger_heads": LedgerHeads(out / HEADS_FILE).known(met)}
 
 
 def _now() -> str:

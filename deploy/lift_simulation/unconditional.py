@@ -26,7 +26,7 @@ from lift.generator.card import CARD_FILE, bundle_folder, check_task
 from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
-from lift.report.generated import write_generated_report
+from lift.report.page import write_report
 from lift.unconditional.bundle import load_decoder, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
@@ -105,7 +105,7 @@ def simulate_unconditional(
         evidence.write_samples(out / "synthesis", trained, config.written_volumes)
     record.finish_unconditional(run.works, finished, reporter.seconds)
     with reporter.stage("report"):
-        report = write_generated_report(out)
+        report = write_report(out)
     record.finish_unconditional(run.works, finished, reporter.seconds)
     return report
 

@@ -115,7 +115,7 @@ def differences_figure(run: Run) -> Picture | None:
     references = in_known_order({ref for _, rows in panels for ref in rows}, METHODS)[::-1]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = _grid(lines, columns, 0.8 + 0.3 * len(references), share_x=True, share_y=True)
+    figure, axes = grid(lines, columns, 0.8 + 0.3 * len(references), share_x=True, share_y=True)
     for place, (name, rows) in zip(axes, panels, strict=False):
         place.axvline(0, color=_INK, linewidth=1)
         for height, reference in enumerate(references):
@@ -128,7 +128,7 @@ def differences_figure(run: Run) -> Picture | None:
     for place in axes[len(panels) :]:
         place.remove()
     figure.suptitle(titled(run, "federated minus each other method"), x=0.01, ha="left")
-    return _svg(
+    return svg(
         figure,
         "Paired PSNR differences, federated minus each other method, with 95% intervals.",
         "Right of the line: federated is better. Bars: 95% paired bootstrap interval over test "
@@ -150,7 +150,7 @@ def curves_figure(run: Run) -> Picture | None:
         return None
     # new volumes have no target: such a run has a loss alone
     columns = 1 if _makes_new_volumes(run) else 2
-    figure, axes = _grid(len(sites), columns, 1.9)
+    figure, axes = grid(len(sites), columns, 1.9)
     term = METHODS["federated"]
     for row, site in enumerate(sites):
         series = (
@@ -182,8 +182,8 @@ def curves_figure(run: Run) -> Picture | None:
         caption = (
             "Each site has its own scales. The drift's part is about constant by construction."
         )
-        return _svg(figure, "Training loss by round for each site.", caption)
-    return _svg(
+        return svg(figure, "Training loss by round for each site.", caption)
+    return svg(
         figure,
         "Training loss and validation PSNR by round for each site.",
         "Each site has its own scales. PSNR is of the site's own validation patients.",
@@ -207,7 +207,7 @@ def smoothing_figure(run: Run) -> Picture | None:
     if not metrics:
         return None
     methods = in_known_order(set(pooled), METHODS)[::-1]
-    figure, axes = _grid(1, len(metrics), 1.1 + 0.28 * len(methods), share_y=True)
+    figure, axes = grid(1, len(metrics), 1.1 + 0.28 * len(methods), share_y=True)
     for place, metric in zip(axes, metrics, strict=True):
         ideal = METRICS[metric].ideal
         if ideal is not None:
@@ -226,7 +226,7 @@ def smoothing_figure(run: Run) -> Picture | None:
         place.set_title(METRICS[metric].label)
         place.set_xlabel("no unit" if metric == "hf_coherence" else "relative to the target")
     figure.suptitle(titled(run, "does it only smooth?"), x=0.01, ha="left")
-    return _svg(
+    return svg(
         figure,
         "High-frequency error, coherence and ratio and slice gain of every method.",
         "Black line: the target itself. Dashed: the HF error of a volume that holds nothing above "
@@ -241,7 +241,7 @@ def seconds_figure(run: Run) -> Picture | None:
     stages = list(dict.fromkeys([*seconds, *budget]))[::-1]
     if not stages:
         return None
-    figure, (place,) = _grid(1, 1, 0.9 + 0.3 * len(stages))
+    figure, (place,) = grid(1, 1, 0.9 + 0.3 * len(stages))
     for height, stage in enumerate(stages):
         took, may = seconds.get(stage), budget.get(stage)
         if took is not None:
@@ -255,7 +255,7 @@ def seconds_figure(run: Run) -> Picture | None:
     place.set_xlim(left=0)
     place.set_xlabel("wall time (s)")
     place.set_title(titled(run, "seconds by stage"))
-    return _svg(
+    return svg(
         figure,
         "Wall time of each stage against its budget.",
         "Bar: what the stage took, red where it took more than its budget. Black tick: budget.",
@@ -266,7 +266,7 @@ def flicker_figure(run: Run, profiles: Sequence[Profile]) -> Picture | None:
     """Mean of every slice along depth, and its error, for each patient shown."""
     if not profiles:
         return None
-    figure, axes = _grid(len(profiles), 2, 2.0)
+    figure, axes = grid(len(profiles), 2, 2.0)
     for row, profile in enumerate(profiles):
         means, errors = axes[2 * row], axes[2 * row + 1]
         means.plot(profile.depth_mm, profile.target, color=TARGET_COLOUR, linewidth=2.2)
@@ -287,7 +287,7 @@ def flicker_figure(run: Run, profiles: Sequence[Profile]) -> Picture | None:
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     figure.suptitle(titled(run, "slice means along depth"), x=0.01, ha="left")
-    return _svg(
+    return svg(
         figure,
         "Mean of every slice along depth for target, no mixer and federated.",
         "Left: mean inside the mask of every slice. Right: the same minus the target's. A jagged "
@@ -320,7 +320,7 @@ def _draw_interval(place: Axes, measure: Measure, height: float, method: str) ->
     place.plot([measure.value], [height], color=term.colour, marker=term.marker, markeredgewidth=0)
 
 
-def _grid(
+def grid(
     rows: int,
     columns: int,
     panel_height_inches: float,
@@ -335,7 +335,8 @@ def _grid(
     return figure, list(axes.ravel())
 
 
-def _svg(figure: Figure, alt: str, caption: str) -> Picture:
+def svg(figure: Figure, alt: str, caption: str) -> Picture:
+    """The figure as SVG: its bytes depend on what is drawn alone."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return Picture(stream.getvalue(), "svg+xml", alt, caption)

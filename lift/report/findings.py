@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lift.report.markup import Markup, foreign, join, number, pointer, tag
-from lift.report.read import METRICS_FILE, Comparisons, Measure, Metrics, Run, Table
+from lift.report.markup import Markup, escape, foreign, join, number, pointer, tag
+from lift.report.read import FEDERATION, METRICS_FILE, Comparisons, Measure, Metrics, Run, Table
 from lift.report.tables import interval, outcome
 
 _FEW_PATIENTS = 10
+_MOST_NAMED = 12
 
 
 def headline(run: Run) -> tuple[Markup, ...]:
@@ -17,7 +18,11 @@ def headline(run: Run) -> tuple[Markup, ...]:
     The first one says whether the run is complete, if it is not, and whether the federated
     mixer beats the fitted linear z-filter. Then come no mixer, and the sites' own verdicts.
     """
-    paragraphs = [_no_figures()] if run.metrics is None else _gains(run.metrics.comparisons)
+    paragraphs: list[Markup] = []
+    if run.record.kind != FEDERATION:
+        paragraphs = [_no_figures()] if run.metrics is None else _gains(run.metrics.comparisons)
+    elif not run.record.guard:
+        paragraphs = [Markup("<b>No site has given a verdict</b> on the mixer so far.")]
     if run.record.guard:
         paragraphs.append(_guard(run))
     if run.record.complete:
@@ -191,7 +196,10 @@ def _guard(run: Run) -> Markup:
     for verdict in ("harmed", "helped", "undecided"):
         sites = [site for site, record in run.record.guard.items() if record.verdict == verdict]
         if sites:
-            groups.append(join([tag("b", f"{verdict} at "), _listing(sites)]))
+            # who was harmed is always named; a long list of others would hide it
+            long = verdict != "harmed" and len(sites) > _MOST_NAMED
+            named = escape(f"{len(sites)} sites") if long else _listing(sites)
+            groups.append(join([tag("b", f"{verdict} at "), named]))
     return join(
         ["On the sites' own validation patients, against no mixer: ", join(groups, "; "), "."]
     )

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from lift.files import write_atomically
-from lift.report.figures import Picture, house_style, titled
+from lift.report.figures import Picture, titled
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
+from lift.report.privacy import privacy_section
 from lift.report.read import (
     METRICS_FILE,
     RUN_FILE,
     SYNTHESIS_FOLDER,
     Measure,
     Run,
-    read_run,
     read_voxels,
 )
 from lift.report.sections import (
@@ -41,7 +40,6 @@ from lift.report.sections import (
 from lift.report.tables import methods_table, sites_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 
-REPORT_FILE: Final = "report.html"
 _MAIN: Final = (
     "frechet_axial",
     "frechet_coronal",
@@ -63,22 +61,21 @@ _NAMES: Final = {"frechet_coronal": "coronal", "frechet_sagittal": "sagittal"}
 Floats = NDArray[np.float32]
 
 
-def write_generated_report(run: Path) -> Path:
-    """`run/report.html`: everything that the run folder knows, in one file, written atomically.
+def generated_page(run: Run, synthesis: Path, audits: Mapping[str, Any] | None) -> Markup:
+    """The whole page of a run that makes new volumes.
+
+    Args:
+        run: the run.
+        synthesis: folder of the volumes that the run wrote; it need not be there.
+        audits: `audits` of the release that the report goes with.
 
     Raises:
-        DataError: `run.json` is missing, or a record is damaged.
-        VolumeError: a volume under `synthesis/` is damaged.
+        VolumeError: a volume under `synthesis` is damaged.
     """
-    record = read_run(run)
-    with house_style():
-        page = shell(record, _opening(record), _sections(record, run / SYNTHESIS_FOLDER))
-    path = run / REPORT_FILE
-    write_atomically(path, page.encode())
-    return path
+    return shell(run, _opening(run), _sections(run, synthesis, audits))
 
 
-def _sections(run: Run, synthesis: Path) -> tuple[Section, ...]:
+def _sections(run: Run, synthesis: Path, audits: Mapping[str, Any] | None) -> tuple[Section, ...]:
     return (
         _trained(run),
         _samples(run, synthesis),
@@ -87,6 +84,7 @@ def _sections(run: Run, synthesis: Path) -> tuple[Section, ...]:
         _by_site(run),
         curves_section(run),
         rounds_section(run),
+        privacy_section(run, audits),
         seconds_section(run),
         reproducibility_section(run),
     )

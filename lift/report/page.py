@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lift.files import write_atomically
 from lift.report.figures import (
@@ -14,9 +14,12 @@ from lift.report.figures import (
     smoothing_figure,
 )
 from lift.report.findings import headline, smoothing
+from lift.report.generated import generated_page
 from lift.report.markup import Markup, foreign, join, number, pointer, tag
+from lift.report.overviews import MOST_PANELS, gains_figure
 from lift.report.patients import Pictures, held_out_pictures
-from lift.report.read import RUN_FILE, Run, read_run
+from lift.report.privacy import privacy_section
+from lift.report.read import FEDERATION, RUN_FILE, SYNTHESIS_FOLDER, Metrics, Run, read_run
 from lift.report.sections import (
     Section,
     curves_section,
@@ -36,6 +39,7 @@ from lift.report.tables import (
     cross_site_table,
     differences_table,
     guard_table,
+    interval,
     methods_table,
     sites_table,
     smoothing_table,
@@ -57,7 +61,18 @@ _MAIN_METRICS: Final = (
 
 
 def write_report(run: Path) -> Path:
-    """`run/report.html`: everything that the run folder knows, in one file, written atomically.
+    """`run/report.html`, written atomically: see :func:`render_report`."""
+    path = run / REPORT_FILE
+    write_atomically(path, render_report(run))
+    return path
+
+
+def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
+    """Everything that the run folder knows, as one HTML file.
+
+    Args:
+        run: the run's folder.
+        audits: `audits` of the release that the report goes with.
 
     Guarantee: reads files of `run` only; the same files (and package versions) give the same
     bytes; the page is at most 10 MB, runs no script and fetches nothing; every number in it
@@ -69,13 +84,37 @@ def write_report(run: Path) -> Path:
     """
     record = read_run(run)
     with house_style():
-        page = _page(record, held_out_pictures(record))
-    path = run / REPORT_FILE
-    write_atomically(path, page.encode())
-    return path
+        if record.setting("task", "kind") == "unconditional":
+            page = generated_page(record, run / SYNTHESIS_FOLDER, audits)
+        elif record.record.kind == FEDERATION:
+            page = shell(record, _opening(record), _of_a_server(record, audits))
+        else:
+            page = _page(record, held_out_pictures(record), audits)
+    return page.encode()
 
 
-def _page(run: Run, pictures: Pictures) -> Markup:
+def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, ...]:
+    """What a server can tell: it has no patient, so no figure and no picture of one."""
+    nowhere = tag(
+        "p",
+        "A server has no patients: tables of all methods, pictures and flicker profiles exist in "
+        "a simulation, and in each site's own report (",
+        tag("code", "lift-client report"),
+        "), which stays there.",
+        class_="note",
+    )
+    guard = _guard(run)
+    return (
+        _trained(run),
+        Section(guard.anchor, guard.title, (*guard.content, nowhere)),
+        rounds_section(run),
+        curves_section(run),
+        privacy_section(run, audits),
+        reproducibility_section(run),
+    )
+
+
+def _page(run: Run, pictures: Pictures, audits: Mapping[str, Any] | None) -> Markup:
     sections = (
         _trained(run),
         _pooled(run),
@@ -83,6 +122,7 @@ def _page(run: Run, pictures: Pictures) -> Markup:
         _guard(run),
         curves_section(run),
         rounds_section(run),
+        privacy_section(run, audits),
         _flicker(run, pictures),
         _mosaics(pictures),
         _smoothing(run),
@@ -138,7 +178,7 @@ def _trained(run: Run) -> Section:
                 ]
             ),
         ),
-        ("privacy", privacy_markup(run)),
+        ("privacy", tag("a", privacy_markup(run), href="#privacy")),
         (
             "generator",
             join(
@@ -183,7 +223,11 @@ def _pooled(run: Run) -> Section:
                 "Paired differences, all sites.",
             )
         )
-    content += figure_markup(differences_figure(run))
+    content += figure_markup(
+        differences_figure(run)
+        if len(run.sites) <= MOST_PANELS
+        else gains_figure(run, metrics.comparisons.sites)
+    )
     present = {metric for figures in metrics.pooled.values() for metric in figures}
     if further := present - set(_MAIN_METRICS):
         content.append(
@@ -218,28 +262,42 @@ def _by_site(run: Run) -> Section:
     if run.metrics is None or not run.metrics.sites:
         return Section("sites", title, (lacking("metrics.json holds no figures by site."),))
     metrics = run.metrics
+    # a long list of sites is folded: one line each, with the figure that most look for
+    folded = len(run.sites) > MOST_PANELS
     content: list[Markup] = []
     for site in run.sites:
-        content.append(tag("h3", foreign(site)))
-        if site not in metrics.sites:
-            content.append(lacking("No test patient of this site was measured."))
-            continue
-        figures = metrics.sites[site].methods
-        content.append(
-            methods_table(
-                figures,
-                ("sites", site, "methods"),
-                "This site's test patients.",
-                only=_MAIN_METRICS,
-            )
-        )
-        if differences := metrics.comparisons.sites.get(site):
-            path = ("comparisons", "sites", site)
-            content.append(differences_table(differences, path, "Paired differences at this site."))
+        tables = _site_tables(metrics, site)
+        if folded:
+            line = tag("summary", *_site_line(metrics, site))
+            content.append(tag("details", line, *tables, class_="fold"))
+        else:
+            content += [tag("h3", foreign(site)), *tables]
     if metrics.cross_site:
         content.append(tag("h3", "One site's mixer at another site"))
         content.append(cross_site_table(run, metrics.cross_site))
     return Section("sites", title, tuple(content))
+
+
+def _site_line(metrics: Metrics, site: str) -> list[Markup]:
+    """A site's name and its gain over no mixer."""
+    measure = metrics.comparisons.sites.get(site, {}).get("federated - no_mixer", {}).get("psnr_db")
+    if measure is None:
+        return [foreign(site)]
+    path = ("comparisons", "sites", site, "federated - no_mixer", "psnr_db")
+    gain = interval(measure, path, 2, signed=True)
+    return [foreign(site), join([" · federated against no mixer: ", gain, " dB"])]
+
+
+def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
+    if site not in metrics.sites:
+        return [lacking("No test patient of this site was measured.")]
+    path = ("sites", site, "methods")
+    caption = "This site's test patients."
+    tables = [methods_table(metrics.sites[site].methods, path, caption, only=_MAIN_METRICS)]
+    if differences := metrics.comparisons.sites.get(site):
+        place = ("comparisons", "sites", site)
+        tables.append(differences_table(differences, place, "Paired differences at this site."))
+    return tables
 
 
 def _guard(run: Run) -> Section:

@@ -28,6 +28,8 @@ RUN_FILE: Final = "run.json"
 ROUNDS_FILE: Final = "rounds.jsonl"
 METRICS_FILE: Final = "metrics.json"
 SYNTHESIS_FOLDER: Final = "synthesis"
+FEDERATION: Final = "federation"
+"""Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
 SHOWN_METHODS: Final = ("no_mixer", "z_median", "z_filter", "federated")
 _NEEDED: Final = ("target", "mask", "no_mixer", "federated")
 _SUFFIX: Final = ".nii.gz"
@@ -123,6 +125,8 @@ class RunRecord(_Record):
     sites: tuple[SiteRecord, ...] = ()
     guard: dict[str, GuardRecord] = Field(default_factory=dict)
     privacy: dict[str, JsonValue] = Field(default_factory=dict)
+    epsilon_met: dict[str, float] = Field(default_factory=dict)
+    ledger_heads: dict[str, str] = Field(default_factory=dict)
     command: str = ""
     update_bytes: int | None = None
     statistics_bytes: int | None = None

@@ -13,11 +13,21 @@ from pydantic import JsonValue
 
 from lift.report.figures import Picture, curves_figure, seconds_figure
 from lift.report.markup import Markup, foreign, join, table, tag
+from lift.report.overviews import (
+    MOST_PANELS,
+    shared_curves_figure,
+    taking_part,
+    timeline_figure,
+)
 from lift.report.read import METRICS_FILE, ROUNDS_FILE, RUN_FILE, Run
-from lift.report.tables import rounds_table, seconds_table
+from lift.report.tables import rounds_table, seconds_table, stretches_table
 
 # the page may show its own pictures and styles; no script runs and nothing is fetched
 _CONTENT_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+_MOST_COLUMNS: Final = 12
+_MOST_ROWS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,9 @@ def privacy_markup(run: Run) -> Markup:
 
 def curves_section(run: Run) -> Section:
     """Loss and validation figures by round."""
-    content = figure_markup(curves_figure(run)) or [
+    sites = taking_part(run)
+    picture = curves_figure(run) if len(sites) <= MOST_PANELS else shared_curves_figure(run, sites)
+    content = figure_markup(picture) or [
         lacking(
             f"{ROUNDS_FILE} holds neither loss nor validation PSNR; under differential privacy no "
             "site sends them."
@@ -107,8 +119,14 @@ def curves_section(run: Run) -> Section:
 
 
 def rounds_section(run: Run) -> Section:
-    """Who was asked, answered, counted."""
-    content = [rounds_table(run) if run.rounds else lacking(f"There is no {ROUNDS_FILE}.")]
+    """Who was asked, answered, counted: as a picture, then in figures."""
+    content = figure_markup(timeline_figure(run))
+    if not run.rounds:
+        content.append(lacking(f"There is no {ROUNDS_FILE}."))
+    elif len(taking_part(run)) > _MOST_COLUMNS or len(run.rounds) > _MOST_ROWS:
+        content.append(stretches_table(run))
+    else:
+        content.append(rounds_table(run))
     if run.last_line_lost:
         content.append(lacking(f"The last line of {ROUNDS_FILE} is cut off and was passed over."))
     return Section("rounds", "Rounds", tuple(content))

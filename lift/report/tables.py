@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Final, Literal
 
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
@@ -218,6 +219,62 @@ def rounds_table(run: Run) -> Markup:
     )
 
 
+def stretches_table(run: Run) -> Markup:
+    """Many rounds in few lines: stretches in which the same sites counted.
+
+    Who did not count is named with the reason; everything else is in the file of rounds.
+    """
+    with_epsilon = any(record.epsilon is not None for record in run.rounds)
+    rows = []
+    for _, group in groupby(enumerate(run.rounds), key=lambda pair: _absences(pair[1])):
+        held = list(group)
+        (first, opening), (last, closing) = held[0], held[-1]
+        cells: list[str] = [
+            join(
+                [
+                    number(opening.round, pointer(ROUNDS_FILE, first, "round"), 0),
+                    *(
+                        [" to ", number(closing.round, pointer(ROUNDS_FILE, last, "round"), 0)]
+                        if last > first
+                        else []
+                    ),
+                ]
+            ),
+            tag("td", closing.kind, class_="word"),
+            f"{len(closing.counted)} of {len(closing.asked)} sites",
+        ]
+        if with_epsilon:
+            cells.append(number(closing.epsilon, pointer(ROUNDS_FILE, last, "epsilon"), 3))
+        absent = [
+            join([foreign(site), " (", foreign(told or WORDS[became(closing, site)]), ")"])
+            for site, told in _absences(closing)[1]
+        ]
+        cells.append(tag("td", join(absent, "; "), class_="word worse" if absent else "word"))
+        rows.append(cells)
+    return table(
+        f"Rounds in order, those with the same outcome in one line. Weights, bytes and seconds of "
+        f"each round stand in {ROUNDS_FILE}.",
+        [
+            "rounds",
+            tag("th", "kind", scope="col", class_="word"),
+            "counted",
+            *(["epsilon so far"] if with_epsilon else []),
+            tag("th", "who did not count, and why", scope="col", class_="word"),
+        ],
+        rows,
+        kind="rounds",
+    )
+
+
+def _absences(record: RoundRecord) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The kind of the exchange, and each asked site that did not count, with the reason."""
+    return record.kind, tuple(
+        (site, reason(record, site))
+        for site in sorted({*record.asked, *record.refused})
+        if became(record, site) is not Outcome.COUNTED
+    )
+
+
 def cross_site_table(run: Run, cross_site: Mapping[str, Mapping[str, Table]]) -> Markup:
     """PSNR of a mixer trained at one site (rows) on the test patients of another (columns)."""
     tested = {site for row in cross_site.values() for site in row}
@@ -277,7 +334,12 @@ def seconds_table(run: Run) -> Markup:
         )
     return table(
         "Wall time by stage. A dash: no budget was set, or the stage did not run.",
-        ["stage", "took (s)", "budget (s)", tag("th", "", scope="col")],
+        [
+            "stage",
+            "took (s)",
+            "budget (s)",
+            tag("th", "against the budget", scope="col", class_="word"),
+        ],
         rows,
     )
 

@@ -192,8 +192,17 @@ GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
     "flat_volumes": MetricTerm("flat", "empty or constant volumes", 0, 0.0),
 }
 
+GUARD_METRICS: Final[dict[str, MetricTerm]] = {
+    "psnr_over_no_mixer_db": MetricTerm(
+        "PSNR over no mixer", "difference on a site's own validation patients", 2, None
+    ),
+    "psnr_over_z_filter_db": MetricTerm("PSNR over z-filter", "the same, to the z-filter", 2, None),
+}
+"""All that a real server's `metrics.json` holds: what the sites' verdicts rest on."""
+
 BETTER: Final[dict[str, Better]] = {
     **PAIRED_BETTER,
+    **dict.fromkeys(GUARD_METRICS, "higher"),
     **{
         f"{name}_{plane}": "lower"
         for name in ("frechet", "mmd")
@@ -207,7 +216,7 @@ BETTER: Final[dict[str, Better]] = {
     "flat_volumes": "lower",
 }
 """METRIC -> which of two figures wins."""
-ALL_METRICS: Final = GENERATED_METRICS | METRICS
+ALL_METRICS: Final = GENERATED_METRICS | METRICS | GUARD_METRICS
 
 
 def method_term(method: str) -> MethodTerm:

@@ -32,9 +32,10 @@ from lift.protocol.transport import Transport
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.board import board, live_board
 from lift_server.certificates import certificate_notices
-from lift_server.heads import HEADS_FILE
+from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.live.process import live_page
-from lift_server.release import site_metrics, verdicts, write_finished_mixer
+from lift_server.privacy_record import epsilon_by_site
+from lift_server.release import most_bytes, site_metrics, verdicts, write_finished_mixer
 from lift_server.roster import Roster
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.rounds_file import RoundsFile
@@ -238,6 +239,10 @@ class _Server:
             "finished": _now(),
             "complete": True,
             "guard": verdicts(run.guard),
+            "epsilon_met": epsilon_by_site(self._plan, run.records),
+            "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),
+            "update_bytes": most_bytes(run.records, "train"),
+            "statistics_bytes": most_bytes(run.records, "statistics"),
             "sites": [
                 {
                     "name": site,
@@ -255,6 +260,17 @@ class _Server:
             ],
         }
         write_json(out / "run.json", record)
+        self._report()
+
+    def _report(self) -> None:
+        """The run report; a fault in it must not spoil a run that is complete."""
+        from lift.report.page import write_report  # pictures are needed at the end alone
+
+        try:
+            self._say(f"report: {write_report(self._config.output)}")
+        except Exception:
+            logger.exception("event=report_failed")
+            self._say("no report: a fault of this software, see the log; the run is complete")
 
     def _privacy(self) -> dict[str, object]:
         return describe_privacy(self._plan, sorted(self._roster()))

@@ -191,6 +191,10 @@ def _write(config: ServerConfig, output: Path, bundle: dict[str, Any]) -> list[s
         if (config.output / name).is_file()
     }
     files[SERVER_FILE] = certificate
+    # pictures take a second to load, and only here
+    from lift.report.page import REPORT_FILE, render_report
+
+    files[REPORT_FILE] = render_report(config.output, bundle["audits"])
     bundle["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     content = (json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     files[BUNDLE_FILE] = content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lift.assembly import FinishedMixer, write_mixer
@@ -60,6 +60,16 @@ def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
         }
         for site, reply in sorted(guard.items())
     }
+
+
+def most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:
+    """The largest answer of one site in exchanges of this kind, as it crossed the wire."""
+    largest = 0
+    for record in records:
+        sizes = record["bytes"]
+        if record["kind"] == kind and isinstance(sizes, dict):
+            largest = max([largest, *sizes.values()])
+    return largest
 
 
 def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:

@@ -566,6 +566,9 @@ def finished(folder: Path, *, complete: bool = True) -> Path:
     write_rounds(folder)
     (run_folder / "mixer.safetensors").write_bytes(b"\x00\x01mixer")
     record = {
+        "name": "trial",
+        "kind": "federation",
+        "phantom": False,
         "complete": complete,
         "plan": load(folder).plan.model_dump(mode="json"),
         "plan_digest": load(folder).plan.digest(),
@@ -588,6 +591,7 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     assert done.code == 0, done.stderr
     names = {"mixer.safetensors", "run.json", "rounds.jsonl"}
     made = {"server.pem", "release.json", "release.json.sig", "RELEASE.txt", "SHA256SUMS"}
+    made |= {"report.html"}
     assert {path.name for path in out.iterdir()} == names | made
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
     checked = subprocess.run(
@@ -597,7 +601,7 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
         text=True,
         check=True,
     )
-    assert checked.stdout.count(": OK") == 7
+    assert checked.stdout.count(": OK") == 8
     bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
     assert bundle["rounds"] == {
         "trained": 2,
@@ -607,6 +611,9 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
         },
     }
     assert "valley: counted in 1; not counted: 1 no_answer" in (out / "RELEASE.txt").read_text()
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "RELEASED WITHOUT AUDIT: " in report
+    assert "A server has no patients" in report
     again = run("export", folder, out, "--without-audit")
     assert again.code == 2
     assert "not empty" in again.stderr

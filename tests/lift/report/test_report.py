@@ -198,7 +198,7 @@ def drawings(page: str) -> list[str]:
 
 
 def test_a_phantom_is_called_a_phantom_above_every_figure(page: str, records: Path) -> None:
-    assert len(drawings(page)) == 5
+    assert len(drawings(page)) == 6
     # matplotlib writes each text as a comment beside its outlines
     assert all("<!-- PHANTOM · " in picture for picture in drawings(page))
     assert "made by a program" in page

@@ -1,0 +1,164 @@
+"""The report's section on privacy: mode, cost by site, ledgers, audits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
+from lift.report.read import RUN_FILE, Run
+from lift.report.sections import Section, lacking
+
+RELEASE_FILE: Final = "release.json"
+_FIGURES: Final = (
+    ("epsilon", "epsilon at the end", 4),
+    ("epsilon_of_a_patient_in_two_hospitals", "of a patient in two hospitals", 4),
+    ("epsilon_by_rdp", "the same by Rényi's looser accounting", 4),
+    ("delta", "delta", 6),
+)
+
+
+def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
+    """What was promised to patients, what it cost by site, and what audits found.
+
+    Args:
+        run: the run.
+        audits: `audits` of a release; None where the mixer was not exported.
+    """
+    told = run.record.privacy
+    mode = str(told.get("mode") or run.setting("privacy", "mode") or "not recorded")
+    facts: list[tuple[str, Markup]] = [
+        ("mode", foreign(mode)),
+        ("meaning", foreign(str(told.get("statement", "not recorded")))),
+    ]
+    facts += [
+        (name, number(_figure(told.get(key)), pointer(RUN_FILE, "privacy", key), decimals))
+        for key, name, decimals in _FIGURES
+        if key in told
+    ]
+    facts += [
+        (name, foreign(str(told[key])))
+        for key, name in (("unit", "protects"), ("relation", "neighbours"), ("accountant", "by"))
+        if key in told
+    ]
+    content: list[Markup] = [
+        tag("dl", *(join([tag("dt", name), tag("dd", value)]) for name, value in facts))
+    ]
+    if mode == "none":
+        content.append(lacking("Without noise there is no epsilon, and no site has a ledger line."))
+    else:
+        content.append(_by_site(run))
+    content.append(tag("h3", "Audits"))
+    content += _audits(audits)
+    return Section("privacy", "Privacy", tuple(content))
+
+
+def _by_site(run: Run) -> Markup:
+    told, met = run.record.privacy, run.record.epsilon_met
+    planned, patients = _object(told.get("epsilon_by_site")), _object(told.get("public_patients"))
+    rows = []
+    for site in run.sites:
+        head = run.record.ledger_heads.get(site)
+        rows.append(
+            [
+                foreign(site),
+                number(
+                    _figure(planned.get(site)),
+                    pointer(RUN_FILE, "privacy", "epsilon_by_site", site),
+                    4,
+                ),
+                number(met.get(site), pointer(RUN_FILE, "epsilon_met", site), 4),
+                number(
+                    _figure(patients.get(site)),
+                    pointer(RUN_FILE, "privacy", "public_patients", site),
+                    0,
+                ),
+                tag("td", tag("code", foreign(head or "not told")), class_="word"),
+            ]
+        )
+    return table(
+        "Epsilon of one patient at each site: as planned, and as met by the server's record (each "
+        "round in which the site was asked counts). The hospital's own ledger decides; the hash "
+        "is its last line's, as the site told it.",
+        [
+            "site",
+            "epsilon planned",
+            "epsilon met",
+            "patients (public number)",
+            tag("th", "head of the ledger (SHA-256)", scope="col", class_="word"),
+        ],
+        rows,
+    )
+
+
+def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
+    if audits is None:
+        return [
+            tag(
+                "p",
+                "This report was written before any audit. ",
+                tag("code", "lift audit patients"),
+                " at each site and ",
+                tag("code", "lift audit training"),
+                " make them; ",
+                tag("code", "lift-server export"),
+                " asks for them and writes this report again.",
+                class_="note",
+            )
+        ]
+    rows = []
+    for site, audit in audits["sites"].items():
+        for attack, figures in audit["attacks"].items():
+            place = ("audits", "sites", site, "attacks", attack)
+
+            def shown(
+                key: str,
+                decimals: int = 3,
+                held: Mapping[str, Any] = figures,
+                at: tuple[str, ...] = place,
+            ) -> Markup:
+                return number(held[key], pointer(RELEASE_FILE, *at, key), decimals)
+
+            rows.append(
+                [
+                    foreign(site),
+                    tag("td", foreign(attack), class_="word"),
+                    join([shown("auc"), " [", shown("auc_low"), ", ", shown("auc_high"), "]"]),
+                    join([shown("tpr"), " at ", shown("fpr_of_tpr")]),
+                    join([shown("members", 0), " / ", shown("others", 0)]),
+                ]
+            )
+    content: list[Markup] = []
+    if rows:
+        content.append(
+            table(
+                "Membership inference at the sites, on their own patients: how well training "
+                "patients can be told from held-out ones. 0.5 is chance. Brackets: 95% interval.",
+                [
+                    "site",
+                    tag("th", "attack", scope="col", class_="word"),
+                    "AUC",
+                    "true at false positive rate",
+                    "training / held-out patients",
+                ],
+                rows,
+            )
+        )
+    missing = [str(name) for name in audits.get("missing", [])]
+    if missing:
+        names = join((foreign(name) for name in missing), ", ")
+        content.append(tag("p", tag("b", "RELEASED WITHOUT AUDIT: "), names, class_="note trouble"))
+    training = audits.get("training")
+    if training:
+        content.append(tag("p", "Of the training itself: ", foreign(training["statement"])))
+    return content or [lacking("No audit was asked for.")]
+
+
+def _figure(value: JsonValue) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _object(value: JsonValue) -> Mapping[str, JsonValue]:
+    return value if isinstance(value, dict) else {}
