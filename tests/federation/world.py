@@ -72,6 +72,7 @@ class Federation:
             "address": f"localhost:{free_port()}",
             "control_port": free_port(),
             "health_port": free_port(),
+            "page_port": None,
             "generator": {"bundle": str(self.tiny.bundle)},
             "wait_for_sites_s": 120.0,
             "plan": changed(tiny_plan(), plan),

@@ -319,7 +319,7 @@ def test_no_file_names_a_path_of_the_machine_it_was_written_on(path: Path) -> No
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_every_port_is_a_default_of_the_settings(path: Path) -> None:
-    names = ("listen_port", "control_port", "health_port")
+    names = ("listen_port", "control_port", "health_port", "page_port")
     ports = {str(ServerConfig.model_fields[name].default) for name in names}
     ports |= {str(SiteConfig.model_fields["local_port"].default)}
     # 443: what sites may dial where nginx stands in front; 3128: a hospital's proxy

@@ -25,9 +25,9 @@ from lift_server import cli, provisioning, roster
 from lift_server.certificates import ca_fingerprint
 
 BOTH = ["north", "valley"]
-COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "export")
+COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "page", "export")
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
-PORT_KEYS = ("listen_port", "control_port", "health_port")
+PORT_KEYS = ("listen_port", "control_port", "health_port", "page_port")
 
 
 @dataclass(frozen=True)
