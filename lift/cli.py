@@ -372,6 +372,34 @@ def _check_kind(finished: FinishedMixer, needed: str, other: str) -> None:
         )
 
 
+@app.command()
+def view(
+    volumes: Annotated[
+        list[Path],
+        typer.Argument(metavar="A [B ...]", help="Volumes: NIfTI, MGZ, NRRD, MetaImage, DICOM."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write one HTML file that needs nothing else."),
+    ] = None,
+    label: Annotated[str, typer.Option(help="Heading of the page.")] = "Volumes",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 takes a free one.")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Look at volumes side by side: linked axial, coronal and sagittal slices, swipe, difference.
+
+    Without --output the page is served to this machine alone until Ctrl-C. Nothing else is read
+    or sent.
+    """
+    from lift.viewer.command import show_volumes
+
+    show_volumes(volumes, output=output, label=label, port=port, browser=browser)
+
+
 def main() -> None:
     """Entry point."""
     run_command(app, PROGRAM)

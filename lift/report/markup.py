@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from typing import Final
 
-_VOID: Final = frozenset({"img", "meta"})
+_VOID: Final = frozenset({"img", "link", "meta"})
 # control characters have no place in HTML; tab, line feed and carriage return do
 _CONTROLS: Final = {
     code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in {9, 10, 13}

@@ -45,6 +45,8 @@ from lift.report.tables import (
     smoothing_table,
 )
 from lift.report.terms import METHODS, METRICS
+from lift.report.volumes import viewer_section
+from lift.viewer.embedded import content_policy, style
 
 REPORT_FILE: Final = "report.html"
 _MAIN_METRICS: Final = (
@@ -75,8 +77,9 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
         audits: `audits` of the release that the report goes with.
 
     Guarantee: reads files of `run` only; the same files (and package versions) give the same
-    bytes; the page is at most 10 MB, runs no script and fetches nothing; every number in it
-    carries its file, its place in it and all its digits. What the folder lacks is said.
+    bytes; the page is at most 10 MB (with a dozen sites; tables of more add to it), runs no
+    script but its viewer's, and fetches nothing; every number in it carries its file, its place
+    in it and all its digits. What the folder lacks is said.
 
     Raises:
         DataError: `run.json` is missing, or a record is damaged.
@@ -115,6 +118,7 @@ def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, .
 
 
 def _page(run: Run, pictures: Pictures, audits: Mapping[str, Any] | None) -> Markup:
+    shown = viewer_section(run)
     sections = (
         _trained(run),
         _pooled(run),
@@ -125,11 +129,14 @@ def _page(run: Run, pictures: Pictures, audits: Mapping[str, Any] | None) -> Mar
         privacy_section(run, audits),
         _flicker(run, pictures),
         _mosaics(pictures),
+        shown.section,
         _smoothing(run),
         seconds_section(run),
         reproducibility_section(run),
     )
-    return shell(run, _opening(run), sections)
+    if not shown.has_script:
+        return shell(run, _opening(run), sections)
+    return shell(run, _opening(run), sections, policy=content_policy(), more_style=style())
 
 
 def _opening(run: Run) -> Iterable[Markup]:

@@ -13,7 +13,7 @@ from lift.report.read import SYNTHESIS_FOLDER, PatientFolder, Run, read_patient
 
 MOST_PATIENTS: Final = 8
 """Patients that are shown; the others' volumes stay in the run folder."""
-MOST_BYTES: Final = 6_000_000
+MOST_BYTES: Final = 3_000_000
 """All mosaics together, before base64: keeps the page under 10 MB."""
 
 
@@ -29,7 +29,7 @@ class Pictures:
 def held_out_pictures(run: Run) -> Pictures:
     """The first patients of each site in order of name: none is chosen by its look.
 
-    At most 8 patients and 6 MB of mosaics; one volume set is in memory at a time.
+    At most 8 patients and 3 MB of mosaics; one volume set is in memory at a time.
 
     Raises:
         VolumeError: a volume is damaged or does not fit its neighbours.
@@ -45,7 +45,7 @@ def held_out_pictures(run: Run) -> Pictures:
         for folder in run.patients
         if folder.missing
     ]
-    whole = _in_turn([folder for folder in run.patients if not folder.missing])
+    whole = in_turn([folder for folder in run.patients if not folder.missing])
     mosaics: list[Picture] = []
     profiles: list[Profile] = []
     size = 0
@@ -70,7 +70,7 @@ def held_out_pictures(run: Run) -> Pictures:
     return Pictures(tuple(mosaics), tuple(profiles), tuple(notes))
 
 
-def _in_turn(folders: Sequence[PatientFolder]) -> list[PatientFolder]:
+def in_turn(folders: Sequence[PatientFolder]) -> list[PatientFolder]:
     """One patient of each site, then the next of each, so that every site is shown."""
     turn: dict[str, int] = {}
     keyed = []

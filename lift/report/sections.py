@@ -23,7 +23,7 @@ from lift.report.read import METRICS_FILE, ROUNDS_FILE, RUN_FILE, Run
 from lift.report.tables import rounds_table, seconds_table, stretches_table
 
 # the page may show its own pictures and styles; no script runs and nothing is fetched
-_CONTENT_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_CONTENT_POLICY: Final = "img-src data:; style-src 'unsafe-inline'"
 
 
 _MOST_COLUMNS: Final = 12
@@ -39,18 +39,33 @@ class Section:
     content: tuple[str, ...]
 
 
-def shell(run: Run, opening: Iterable[Markup], sections: Sequence[Section]) -> Markup:
-    """The whole page: head, opening with links, sections."""
+def shell(
+    run: Run,
+    opening: Iterable[Markup],
+    sections: Sequence[Section],
+    *,
+    policy: str = _CONTENT_POLICY,
+    more_style: str = "",
+) -> Markup:
+    """The whole page: head, opening with links, sections.
+
+    Args:
+        run: the run.
+        opening: what stands above the sections.
+        sections: in order.
+        policy: what the page may do beside nothing, as a content security policy.
+        more_style: style sheet of what the sections bring along.
+    """
     links = (tag("a", section.title, href=f"#{section.anchor}") for section in sections)
     style = (files("lift.report") / "report.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_CONTENT_POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=f"default-src 'none'; {policy}"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"{run.record.name} · LiFT run report"),
-        tag("style", Markup(style)),
+        tag("style", Markup(style + more_style)),
     )
     body = tag(
         "body",
