@@ -38,7 +38,8 @@ test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults i
 test-web: $(STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"
 	command -v chromium || { apt-get update -q && apt-get install -y -q chromium; }
-	$(BIN)/python -m pytest -m web tests/web
+	test -f out/demo/report.html || $(MAKE) demo
+	LIFT_DEMO=out/demo $(BIN)/python -m pytest -m web tests/web
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

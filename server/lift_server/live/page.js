@@ -445,7 +445,7 @@ async function poll() {
     const since = lastAnswer ? ` since ${lastAnswer.toLocaleTimeString()}` : "";
     trouble(`The page's process does not answer${since}; what stands below is old. This says nothing about the run: look at "lift-server status".`);
   }
-  const over = state && !state.running;
+  const over = state && state.complete && !state.running;
   setTimeout(poll, document.hidden ? HIDDEN_POLL_MS : over ? OVER_POLL_MS : POLL_MS);
 }
 
