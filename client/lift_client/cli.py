@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,6 +195,49 @@ def journal(
         f"write the last hash down outside this machine ({PROGRAM} journal --site {path} --head) "
         "and compare it later with --expect"
     )
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    mixer: Annotated[
+        Path | None,
+        typer.Option(help="mixer.safetensors of the coordinator; default: the last one judged."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: WORK/report.")
+    ] = None,
+    local_only: Annotated[
+        bool,
+        typer.Option("--local-only", help="Also train on this site alone, to compare; takes long."),
+    ] = False,
+    phantom: Annotated[
+        bool, typer.Option("--phantom", help="Say on every figure that the volumes are phantoms.")
+    ] = False,
+) -> None:
+    """Write this hospital's own report, with its own images. It never leaves: nothing is sent.
+
+    The site's held-out patients, through every method: tables, pictures, a viewer to scroll in.
+    """
+    from rich.console import Console
+
+    from lift_client.own_progress import shown
+    from lift_client.own_report import write_own_report
+
+    config = _settings(_site_file(site, ctx))
+    with shown(Console(stderr=True)) as progress:
+        path = write_own_report(
+            config,
+            mixer=mixer,
+            output=output,
+            local_only=local_only,
+            phantom=phantom,
+            command=shlex.join([PROGRAM, *sys.argv[1:]]),
+            progress=progress,
+        )
+    sys.stdout.write(f"report: {path}\n")
+    _next("look at it here; it holds patients' images and must not leave the hospital")
 
 
 @app.command()

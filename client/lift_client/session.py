@@ -14,8 +14,10 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lift.assembly import FinishedMixer, write_mixer
 from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
@@ -60,6 +62,8 @@ from lift_client.unconditional import UnconditionalWork
 from lift_client.work import SiteWork
 
 logger = logging.getLogger(__name__)
+FINAL_MIXER_FILE = "final-mixer.safetensors"
+"""In the work folder: the mixer of the last verdict."""
 _DRY_STEPS = 2
 _LONGEST_ROUND_S = 86_400.0
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
@@ -376,7 +380,19 @@ class SiteSession:
             )
         opened = self._find(body.plan_digest)
         fix_threads(opened.plan.threads)
-        return Parcel(Kind.GUARD, opened.work.guard(body, tensors))
+        reply = opened.work.guard(body, tensors)
+        self._keep_final(opened, tensors)
+        return Parcel(Kind.GUARD, reply)
+
+    def _keep_final(self, opened: _Opened, tensors: Mapping[str, np.ndarray]) -> None:
+        """The mixer that was just judged stays here, for the site's own report."""
+        if not isinstance(opened.work, PairedWork):
+            return
+        numbers = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+        values = {n.removeprefix("mixer/"): t for n, t in numbers.items() if n.startswith("mixer/")}
+        taps = numbers["z_filter/taps"].double()
+        finished = FinishedMixer(values, taps, opened.plan, (), phantom=False)
+        write_mixer(self._work / FINAL_MIXER_FILE, finished)
 
     def _step(self, what: str) -> Callable[[int, int], None] | None:
         report = self._report

@@ -19,6 +19,16 @@ from lift.evaluation import mixed, patient_equations, patient_psnr_db
 from lift.features import Features
 from lift.files import write_atomically
 from lift.generator.networks import FrozenGenerator
+from lift.held_out import (
+    Floats,
+    HeldOut,
+    Method,
+    measure,
+    no_mixer,
+    with_mixer,
+    z_filter,
+    z_median,
+)
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
@@ -31,16 +41,6 @@ from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.baselines import read_baseline
-from lift_simulation.methods import (
-    Floats,
-    HeldOut,
-    Method,
-    measure,
-    no_mixer,
-    with_mixer,
-    z_filter,
-    z_median,
-)
 from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lift.assembly import describe_dry_run
 from lift.cohort.layouts import list_patients
 from lift.config.generator import GeneratorChoice
@@ -26,16 +24,14 @@ from lift.files import write_json
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
+from lift.held_out import write_held_out
 from lift.metrics.table import Protocol, metric_table, summarise
-from lift.preprocessing import restore, to_output_units
 from lift.privacy.costs import describe_privacy, summary
 from lift.randomness import derive_seed
 from lift.report.page import write_report
 from lift.tracking.trackers import about_run, tracking
-from lift.volume import write_volume
 from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
-from lift_simulation.methods import Floats, HeldOut
 from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 from lift_simulation.record import RunRecord
@@ -112,7 +108,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
             )
             with reporter.stage("synthesis"):
                 for held_out, predictions in result.synthesis:
-                    _write_synthesis(out / "synthesis", held_out, predictions, fold_plan)
+                    write_held_out(out / "synthesis", held_out, predictions, fold_plan)
             # volumes are on disk now; a run of many folds must not keep them in memory
             result.synthesis = []
             results.append(result)
@@ -241,29 +237,3 @@ def _clean_phantom(
         reporter=quiet,
     ).run(synthesis_patients=0)
     return _tables([result], plan)
-
-
-def _write_synthesis(
-    folder: Path, held_out: HeldOut, predictions: Mapping[str, Floats], plan: Plan
-) -> None:
-    """Inputs, target, mask and predictions on the patient's own grid, in output units."""
-    prepared = held_out.prepared
-    place = folder / held_out.site / held_out.patient
-    mask = np.asarray(prepared.mask)
-    volumes: dict[str, tuple[Floats, str]] = {
-        f"source-{name}": (prepared.source[:, i : i + 1], name)
-        for i, name in enumerate(plan.task.source)
-    }
-    if prepared.target is not None:
-        volumes["target"] = (prepared.target, plan.task.target)
-    for method, prediction in predictions.items():
-        volumes[method] = (np.clip(np.asarray(prediction), 0.0, 1.0) * mask, plan.task.target)
-    for name, (slices, channel) in volumes.items():
-        voxels, dtype = to_output_units(restore(prepared, slices, background=0.0), plan, channel)
-        write_volume(place / f"{name}.nii.gz", voxels, prepared.reference, dtype=dtype)
-    write_volume(
-        place / "mask.nii.gz",
-        restore(prepared, mask, background=0.0, labels=True),
-        prepared.reference,
-        dtype=np.dtype(np.uint8),
-    )

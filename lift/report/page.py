@@ -17,9 +17,18 @@ from lift.report.findings import headline, smoothing
 from lift.report.generated import generated_page
 from lift.report.markup import Markup, foreign, join, number, pointer, tag
 from lift.report.overviews import MOST_PANELS, gains_figure
+from lift.report.own import left_section, own_banner
 from lift.report.patients import Pictures, held_out_pictures
 from lift.report.privacy import privacy_section
-from lift.report.read import FEDERATION, RUN_FILE, SYNTHESIS_FOLDER, Metrics, Run, read_run
+from lift.report.read import (
+    FEDERATION,
+    RUN_FILE,
+    SITE_REPORT,
+    SYNTHESIS_FOLDER,
+    Metrics,
+    Run,
+    read_run,
+)
 from lift.report.sections import (
     Section,
     curves_section,
@@ -89,6 +98,8 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
     with house_style():
         if record.setting("task", "kind") == "unconditional":
             page = generated_page(record, run / SYNTHESIS_FOLDER, audits)
+        elif record.record.kind == SITE_REPORT:
+            page = _page(record, held_out_pictures(record), audits, own=True)
         elif record.record.kind == FEDERATION:
             page = shell(record, _opening(record), _of_a_server(record, audits))
         else:
@@ -117,21 +128,27 @@ def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, .
     )
 
 
-def _page(run: Run, pictures: Pictures, audits: Mapping[str, Any] | None) -> Markup:
+def _page(
+    run: Run, pictures: Pictures, audits: Mapping[str, Any] | None, *, own: bool = False
+) -> Markup:
+    """A page with patients: a simulation's, or a hospital's own."""
     shown = viewer_section(run)
+    # a hospital has one site, and no rounds but what its own journal tells
+    by_site = () if own else (_by_site(run),)
+    of_the_run = (
+        () if own else (curves_section(run), rounds_section(run), privacy_section(run, audits))
+    )
     sections = (
         _trained(run),
         _pooled(run),
-        _by_site(run),
+        *by_site,
         _guard(run),
-        curves_section(run),
-        rounds_section(run),
-        privacy_section(run, audits),
+        *of_the_run,
         _flicker(run, pictures),
         _mosaics(pictures),
         shown.section,
         _smoothing(run),
-        seconds_section(run),
+        left_section(run) if own else seconds_section(run),
         reproducibility_section(run),
     )
     if not shown.has_script:
@@ -144,6 +161,8 @@ def _opening(run: Run) -> Iterable[Markup]:
     first, *others = headline(run)
     yield tag("p", "LiFT run report · ", foreign(record.kind or "run"), class_="kicker")
     yield tag("h1", foreign(record.name))
+    if record.kind == SITE_REPORT:
+        yield own_banner()
     yield tag("p", first, class_="headline")
     for paragraph in others:
         yield tag("p", paragraph, class_="finding")
@@ -185,7 +204,7 @@ def _trained(run: Run) -> Section:
                 ]
             ),
         ),
-        ("privacy", tag("a", privacy_markup(run), href="#privacy")),
+        ("privacy", _privacy_fact(run)),
         (
             "generator",
             join(
@@ -213,6 +232,11 @@ def _trained(run: Run) -> Section:
     return Section(
         "trained", "What was trained, and by whom", (tag("dl", *listed), sites_table(run))
     )
+
+
+def _privacy_fact(run: Run) -> Markup:
+    told = privacy_markup(run)
+    return told if run.record.kind == SITE_REPORT else tag("a", told, href="#privacy")
 
 
 def _pooled(run: Run) -> Section:

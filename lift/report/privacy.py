@@ -34,7 +34,7 @@ def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
         ("meaning", foreign(str(told.get("statement", "not recorded")))),
     ]
     facts += [
-        (name, number(_figure(told.get(key)), pointer(RUN_FILE, "privacy", key), decimals))
+        (name, number(figure(told.get(key)), pointer(RUN_FILE, "privacy", key), decimals))
         for key, name, decimals in _FIGURES
         if key in told
     ]
@@ -55,6 +55,11 @@ def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
     return Section("privacy", "Privacy", tuple(content))
 
 
+def figure(value: JsonValue) -> float | None:
+    """The number that a record holds; None where it holds none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _by_site(run: Run) -> Markup:
     told, met = run.record.privacy, run.record.epsilon_met
     planned, patients = _object(told.get("epsilon_by_site")), _object(told.get("public_patients"))
@@ -65,13 +70,13 @@ def _by_site(run: Run) -> Markup:
             [
                 foreign(site),
                 number(
-                    _figure(planned.get(site)),
+                    figure(planned.get(site)),
                     pointer(RUN_FILE, "privacy", "epsilon_by_site", site),
                     4,
                 ),
                 number(met.get(site), pointer(RUN_FILE, "epsilon_met", site), 4),
                 number(
-                    _figure(patients.get(site)),
+                    figure(patients.get(site)),
                     pointer(RUN_FILE, "privacy", "public_patients", site),
                     0,
                 ),
@@ -154,10 +159,6 @@ def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
     if training:
         content.append(tag("p", "Of the training itself: ", foreign(training["statement"])))
     return content or [lacking("No audit was asked for.")]
-
-
-def _figure(value: JsonValue) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _object(value: JsonValue) -> Mapping[str, JsonValue]:

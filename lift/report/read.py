@@ -28,6 +28,8 @@ RUN_FILE: Final = "run.json"
 ROUNDS_FILE: Final = "rounds.jsonl"
 METRICS_FILE: Final = "metrics.json"
 SYNTHESIS_FOLDER: Final = "synthesis"
+SITE_REPORT: Final = "site report"
+"""Kind of a hospital's own report, with its own patients: it stays there."""
 FEDERATION: Final = "federation"
 """Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
 SHOWN_METHODS: Final = ("no_mixer", "z_median", "z_filter", "federated")
@@ -127,6 +129,9 @@ class RunRecord(_Record):
     privacy: dict[str, JsonValue] = Field(default_factory=dict)
     epsilon_met: dict[str, float] = Field(default_factory=dict)
     ledger_heads: dict[str, str] = Field(default_factory=dict)
+    mixer_digest: str = ""
+    journal: dict[str, JsonValue] | None = None
+    ledger: dict[str, JsonValue] | None = None
     command: str = ""
     update_bytes: int | None = None
     statistics_bytes: int | None = None

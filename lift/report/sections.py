@@ -166,6 +166,9 @@ def reproducibility_section(run: Run) -> Section:
         ],
         ["network", tag("td", tag("code", foreign(json_text(network))))],
     ]
+    if record.mixer_digest:
+        mixer = tag("td", tag("code", foreign(record.mixer_digest)))
+        digests.insert(1, ["mixer, SHA-256", mixer])
     versions = [
         [foreign(package), tag("td", tag("code", foreign(version)))]
         for package, version in sorted(record.versions.items())

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     provisioning.init_folder(made, ["lift.example.org"], "trial")
     settings = made / "server.yaml"
     text = settings.read_text(encoding="utf-8")
-    for key, port in zip(PORT_KEYS, free_ports(3), strict=True):
+    for key, port in zip(PORT_KEYS, free_ports(len(PORT_KEYS)), strict=True):
         text = re.sub(rf"^{key}: \d+", f"{key}: {port}", text, flags=re.MULTILINE)
     settings.write_text(text, encoding="utf-8")
     for name in ("north", "valley"):

@@ -23,6 +23,15 @@ from lift.files import write_json
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
+from lift.held_out import (
+    HeldOut,
+    Method,
+    measure,
+    no_mixer,
+    with_mixer,
+    z_filter,
+    z_median,
+)
 from lift.metrics.table import PatientMetrics
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.privacy.accounting import noise_multiplier_for
@@ -35,15 +44,6 @@ from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
-from lift_simulation.methods import (
-    HeldOut,
-    Method,
-    measure,
-    no_mixer,
-    with_mixer,
-    z_filter,
-    z_median,
-)
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.utility.cells import (

@@ -1,9 +1,10 @@
-"""The rows of the evidence: each method's volume of a held-out patient, and its numbers."""
+"""The rows of the evidence: each method's volume of a held-out patient, numbers and files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from lift.features import Features
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
 from lift.metrics.table import PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
-from lift.preprocessing import Prepared, on_plan_grid
+from lift.preprocessing import Prepared, on_plan_grid, restore, to_output_units
 from lift.slices import to_slices
+from lift.volume import write_volume
 
 Floats = NDArray[np.float32]
 Method = Callable[[Features], Floats]
@@ -89,4 +91,33 @@ def measure(
         spacing_mm=prepared.spacing_mm,
         protocol="ct" if is_ct else "mr",
         brief=brief,
+    )
+
+
+def write_held_out(
+    folder: Path, held_out: HeldOut, predictions: Mapping[str, Floats], plan: Plan
+) -> None:
+    """Inputs, target, mask and predictions on the patient's own grid, in output units.
+
+    Files go to `folder`/SITE/PATIENT, where a report finds them.
+    """
+    prepared = held_out.prepared
+    place = folder / held_out.site / held_out.patient
+    mask = np.asarray(prepared.mask)
+    volumes: dict[str, tuple[Floats, str]] = {
+        f"source-{name}": (prepared.source[:, i : i + 1], name)
+        for i, name in enumerate(plan.task.source)
+    }
+    if prepared.target is not None:
+        volumes["target"] = (prepared.target, plan.task.target)
+    for method, prediction in predictions.items():
+        volumes[method] = (np.clip(np.asarray(prediction), 0.0, 1.0) * mask, plan.task.target)
+    for name, (slices, channel) in volumes.items():
+        voxels, dtype = to_output_units(restore(prepared, slices, background=0.0), plan, channel)
+        write_volume(place / f"{name}.nii.gz", voxels, prepared.reference, dtype=dtype)
+    write_volume(
+        place / "mask.nii.gz",
+        restore(prepared, mask, background=0.0, labels=True),
+        prepared.reference,
+        dtype=np.dtype(np.uint8),
     )

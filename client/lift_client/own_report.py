@@ -1,0 +1,325 @@
+"""`lift-client report`: the hospital's own report, with its own images; it never leaves.
+
+Everything is computed here from this site's volumes and the finished mixer. Nothing is sent, no
+line goes to the journal or the ledger, and a running `lift-client` is not disturbed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lift.assembly import FinishedMixer, describe_run, plan_mixer, read_mixer, start_values
+from lift.cohort.opened import prepare_patient
+from lift.config.plan import Plan, WindowRule
+from lift.config.site import SiteConfig
+from lift.device import fix_threads, resolve_device
+from lift.errors import ConfigError, DataError, GeneratorError
+from lift.files import file_digest, write_json
+from lift.generator.card import bundle_folder
+from lift.generator.networks import FrozenGenerator
+from lift.held_out import (
+    HeldOut,
+    Method,
+    measure,
+    no_mixer,
+    with_mixer,
+    write_held_out,
+    z_filter,
+    z_median,
+)
+from lift.metrics.table import PatientMetrics, summarise
+from lift.mixer.z_filter import fit
+from lift.protocol.messages import DifferenceDb, GuardRequest
+from lift.randomness import derive_seed
+from lift.report.page import write_report
+from lift.report.read import SITE_REPORT
+from lift.training import train_round
+from lift.unconditional.bundle import load_generator
+from lift_client.budget import ledger_path
+from lift_client.journal import JOURNAL_FILE, read_journal
+from lift_client.ledger import verify
+from lift_client.paired import PairedWork
+from lift_client.session import FINAL_MIXER_FILE
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+OUTPUT_FOLDER: Final = "report"
+_SHOWN: Final = 8
+_TAPS: Final = 6
+_PRIVATE: Final = 0o077
+
+
+def write_own_report(
+    config: SiteConfig,
+    *,
+    mixer: Path | None,
+    output: Path | None,
+    local_only: bool,
+    phantom: bool,
+    command: str,
+    progress: Progress,
+) -> Path:
+    """The path of the report; its folder and files are for their owner alone.
+
+    Args:
+        config: the site's settings.
+        mixer: file `mixer.safetensors`; None takes the one that this site judged last.
+        output: folder; None takes `report` in the work folder.
+        local_only: also train a mixer on this site alone, to compare with: takes as long as a run.
+        phantom: say that the volumes are phantoms.
+        command: how this was asked for.
+        progress: what is being done, how much of it, of how much.
+
+    Raises:
+        ConfigError: the site has no plan of a run yet, or one that makes new volumes.
+        CheckpointError: the mixer's file is missing or damaged.
+        GeneratorError: mixer and site have different generators.
+        DataError: no patient is held out.
+    """
+    os.umask(_PRIVATE)
+    finished = _finished(config, mixer)
+    plan = finished.plan
+    if plan.task.kind != "paired":
+        raise ConfigError(
+            "there is no own report of a run that makes new volumes",
+            where="task.kind",
+            seen=plan.task.kind,
+            remedy="Make new volumes with `lift generate` and look at them with `lift view`.",
+        )
+    device = resolve_device(config.device)
+    generator = load_generator(
+        bundle_folder(config.generator),
+        expected_fingerprint=plan.generator_fingerprint,
+        device=device,
+    )
+    if not isinstance(generator, FrozenGenerator):
+        raise GeneratorError(
+            "the mixer and the site's generator do not fit",
+            where=str(bundle_folder(config.generator)),
+            seen="the bundle makes new volumes, the mixer translates",
+            remedy="Nothing was computed. Install the bundle that belongs to the mixer.",
+        )
+    fix_threads(plan.threads)
+    work = PairedWork(
+        config,
+        plan,
+        generator,
+        work=config.folder,
+        device=device,
+        report=lambda done, total: progress("features", done, total),
+    )
+    part, patients = _held_out(work)
+    methods = _methods(config, work, finished, generator, device, progress, local_only=local_only)
+    out = output or config.folder / OUTPUT_FOLDER
+    metrics: dict[str, dict[str, PatientMetrics]] = {}
+    for done, patient in enumerate(patients, 1):
+        prepared = prepare_patient(work.cohort, patient, plan, config.data.root)
+        held_out = HeldOut(config.name, patient, work.cohort.features[patient], prepared)
+        predictions = {name: method(held_out.features) for name, method in methods.items()}
+        for name, prediction in predictions.items():
+            metrics.setdefault(name, {})[patient] = measure(held_out, prediction, plan)
+        if done <= _SHOWN:
+            write_held_out(out / "synthesis", held_out, predictions, plan)
+        progress("held-out patients", done, len(patients))
+    is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
+    seed = derive_seed(plan.seed, "intervals")
+    table = summarise({config.name: metrics}, seed=seed, protocol="ct" if is_ct else "mr")
+    write_json(out / "metrics.json", table)
+    write_json(
+        out / "run.json",
+        {
+            **describe_run(plan, generator),
+            "name": config.name,
+            "kind": SITE_REPORT,
+            "phantom": phantom or finished.phantom,
+            "data_statement": _statement(part, len(patients)),
+            "started": None,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "complete": True,
+            "command": command,
+            "sites": [_site(config, work)],
+            "guard": {config.name: _verdict(work, finished)},
+            "privacy": {"mode": plan.privacy.mode},
+            "mixer_digest": file_digest(_mixer_path(config, mixer)),
+            "journal": _journal(config.folder / JOURNAL_FILE),
+            "ledger": _ledger(config),
+        },
+    )
+    path = write_report(out)
+    out.chmod(0o700)
+    return path
+
+
+def _mixer_path(config: SiteConfig, mixer: Path | None) -> Path:
+    return mixer or config.folder / FINAL_MIXER_FILE
+
+
+def _finished(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
+    path = _mixer_path(config, mixer)
+    if mixer is None and not path.is_file():
+        raise ConfigError(
+            "this site has no finished mixer yet",
+            where=str(path),
+            seen="no server has asked it for a verdict on one",
+            remedy="Wait for the run's end, or give the coordinator's file: --mixer "
+            "mixer.safetensors (under patient-level privacy that is the only way).",
+        )
+    return read_mixer(path)
+
+
+def _held_out(work: PairedWork) -> tuple[str, tuple[str, ...]]:
+    """The part of the split that is shown, and its patients."""
+    split = work.cohort.split
+    for part, patients in (("test", split.test), ("validation", split.validation)):
+        if patients:
+            return part, patients
+    raise DataError(
+        "no patient of this site was held out",
+        where="split",
+        seen=f"{len(split.train)} training patients, no validation and no test patient",
+        remedy="A report of training patients would flatter the mixer: there is none. Add "
+        "patients to the next run.",
+    )
+
+
+def _methods(
+    config: SiteConfig,
+    work: PairedWork,
+    finished: FinishedMixer,
+    generator: FrozenGenerator,
+    device: torch.device,
+    progress: Progress,
+    *,
+    local_only: bool,
+) -> dict[str, Method]:
+    plan = finished.plan
+    mixer = plan_mixer(plan, generator)
+    own = fit(work.z_filter_sums, plan.mixer.ridge)
+    # under privacy no shared filter may exist: then the site's own is what there is
+    shared = finished.taps if finished.taps.numel() == _TAPS else own
+    methods: dict[str, Method] = {
+        "no_mixer": no_mixer,
+        "z_median": z_median,
+        "z_filter": z_filter(shared),
+        "z_filter_local": z_filter(own),
+        "federated": with_mixer(mixer, finished.values, device),
+    }
+    if local_only:
+        values = _trained_alone(config, work, plan, generator, own, device, progress)
+        methods["local_only"] = with_mixer(mixer, values, device)
+    return methods
+
+
+def _trained_alone(
+    config: SiteConfig,
+    work: PairedWork,
+    plan: Plan,
+    generator: FrozenGenerator,
+    taps: Tensor,
+    device: torch.device,
+    progress: Progress,
+) -> Mapping[str, Tensor]:
+    """A mixer of this site alone: the plan's rounds and steps, without noise; it stays here."""
+    patients = work.cohort.part("train")
+    if not patients:
+        raise DataError(
+            "this site cannot train a mixer of its own",
+            where="--local-only",
+            seen="no training patient",
+            remedy="Leave --local-only out.",
+        )
+    mixer = plan_mixer(plan, generator)
+    values: Mapping[str, Tensor] = start_values(plan, generator, taps)
+    rounds = plan.federation.rounds
+    for index in range(1, rounds + 1):
+        values = train_round(
+            mixer,
+            dict(values),
+            patients,
+            plan,
+            round_index=index,
+            site=config.name,
+            device=device,
+        ).values
+        progress("local only", index, rounds)
+    return values
+
+
+def _verdict(work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
+    """What this site says of the mixer, on its validation patients, as it tells a server."""
+    taps = finished.taps
+    if taps.numel() != _TAPS:
+        taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
+    tensors = {f"mixer/{name}": value.numpy() for name, value in finished.values.items()}
+    request = GuardRequest(plan_digest=finished.plan.digest())
+    reply = work.guard(request, {**tensors, "z_filter/taps": taps.numpy()})
+    against = reply.against_no_mixer
+    return {
+        "verdict": reply.verdict,
+        "n": 0 if against is None else against.n,
+        "difference_db": _dump(against),
+        "against_z_filter_db": _dump(reply.against_z_filter),
+        "against_local_only_db": None,
+    }
+
+
+def _dump(difference: DifferenceDb | None) -> dict[str, object] | None:
+    return None if difference is None else difference.model_dump()
+
+
+def _statement(part: str, count: int) -> str:
+    kept = f"{count} {part} patients of this hospital, whom no training has seen"
+    return f"{kept}." if part == "test" else f"{kept}; the site's verdict rests on the same ones."
+
+
+def _site(config: SiteConfig, work: PairedWork) -> dict[str, object]:
+    counts = work.counts
+    return {
+        "name": config.name,
+        "patients": {
+            "train": counts.train,
+            "validation": counts.validation,
+            "test": counts.test,
+        },
+        "refused": counts.refused,
+        "slice_spacing_mm": [
+            round(min(counts.slice_spacings_mm), 3),
+            round(max(counts.slice_spacings_mm), 3),
+        ],
+    }
+
+
+def _journal(path: Path) -> dict[str, Any] | None:
+    """What left this site so far, counted by kind."""
+    if not path.is_file():
+        return None
+    reading = read_journal(path)
+    lines = Counter(line.kind for line in reading.lines)
+    sizes: Counter[str] = Counter()
+    for line in reading.lines:
+        sizes[line.kind] += line.bytes
+    return {
+        "whole": reading.problem is None,
+        "head": reading.last_hash,
+        "kinds": {kind: {"lines": n, "bytes": sizes[kind]} for kind, n in sorted(lines.items())},
+    }
+
+
+def _ledger(config: SiteConfig) -> dict[str, Any] | None:
+    """What of this site's privacy budget is spent, all runs together."""
+    if config.budget is None:
+        return None
+    path = ledger_path(config, config.folder)
+    if not path.is_file():
+        return None
+    book = verify(path)
+    return {"epsilon": book.epsilon(), "cap": book.cap, "delta": book.delta, "head": book.head}

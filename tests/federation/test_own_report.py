@@ -1,0 +1,151 @@
+"""A hospital's own report after a real run: right, complete, private, and sent to nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.numpy
+import yaml
+
+from lift.report.markup import pointer
+from tests.federation.world import Federation, run, simulate
+from tests.lift.report.test_report import Page, resolve
+
+pytestmark = pytest.mark.timeout(300)
+SITE = "east"
+
+
+@pytest.fixture(scope="module")
+def report(finished: Federation) -> Path:
+    """The folder of east's own report."""
+    settings = finished.site(SITE) / "site.yaml"
+    written = run("lift-client", "report", "--site", settings)
+    assert written == f"report: {finished.site(SITE) / 'work' / 'report' / 'report.html'}\n"
+    return finished.site(SITE) / "work" / "report"
+
+
+def records(folder: Path) -> dict[str, Any]:
+    return {
+        name: json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("run.json", "metrics.json")
+    }
+
+
+def test_the_mixer_that_stays_is_the_one_of_the_run(finished: Federation) -> None:
+    released = safetensors.numpy.load((finished.out / "mixer.safetensors").read_bytes())
+    for name in finished.sites:
+        path = finished.site(name) / "work" / "final-mixer.safetensors"
+        kept = safetensors.numpy.load(path.read_bytes())
+        assert set(kept) == set(released)
+        assert all((kept[key] == released[key]).all() for key in released)
+
+
+def test_its_figures_are_those_of_a_simulation_on_the_same_patients(
+    finished: Federation, report: Path, tmp_path: Path
+) -> None:
+    simulated = records(simulate(finished, tmp_path))["metrics.json"]["sites"][SITE]
+    own = records(report)["metrics.json"]["sites"][SITE]
+    assert own["patients"] == simulated["patients"] > 0
+    for method, table in simulated["methods"].items():
+        for metric, figure in table.items():
+            told = own["methods"][method][metric]
+            # intervals are drawn with seeds of their own
+            assert told["value"] == pytest.approx(figure["value"], rel=1e-9), (method, metric)
+            assert told["n"] == figure["n"]
+    assert set(own["methods"]) == {*simulated["methods"], "z_filter_local"}
+
+
+def test_every_number_is_the_value_in_its_files(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    seen, loaded = Page(page), records(report)
+    for key, value, _ in seen.numbers:
+        assert float(value) == resolve(loaded, key), key
+    keys = {key for key, _, _ in seen.numbers}
+    assert pointer("metrics.json", "pooled", "federated", "hf_error", "value") in keys
+    assert pointer("run.json", "journal", "kinds", "train", "lines") in keys
+    assert "must not leave the hospital" in seen.text
+    assert "STAYS HERE" in seen.text
+    assert "What left this hospital" in seen.text
+    assert "rounds.jsonl" not in seen.text.split("To do it again")[0]
+
+
+def test_it_says_what_left_and_adds_nothing_to_it(finished: Federation, report: Path) -> None:
+    journal = finished.site(SITE) / "work" / "journal.jsonl"
+    before = journal.read_bytes()
+    told = records(report)["run.json"]["journal"]
+    assert told["kinds"]["train"]["lines"] == 5
+    assert told["kinds"]["guard"]["lines"] == 1
+    assert told["whole"] is True
+    last = json.loads(before.splitlines()[-1])
+    assert told["head"] == last["hash"]
+    run("lift-client", "report", "--site", finished.site(SITE) / "site.yaml")
+    assert journal.read_bytes() == before
+
+
+def test_nobody_else_may_read_it(report: Path) -> None:
+    assert stat.S_IMODE(report.stat().st_mode) == 0o700
+    files = [path for path in report.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_its_verdict_is_the_one_that_the_server_was_told(
+    finished: Federation, report: Path
+) -> None:
+    told = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))["guard"][SITE]
+    assert records(report)["run.json"]["guard"][SITE] == told
+
+
+def test_nothing_of_a_patient_reaches_the_server(finished: Federation, report: Path) -> None:
+    assert list(report.glob("synthesis/*/*/federated.nii.gz"))
+    server = {path.name for path in finished.server.rglob("*")}
+    assert not any(name.endswith(".nii.gz") for name in server)
+    page = (finished.out / "report.html").read_text(encoding="utf-8")
+    assert "A server has no patients" in page
+    assert "BraTS-TST" not in page
+
+
+def test_a_coordinators_file_and_a_local_mixer_can_be_compared(
+    finished: Federation, report: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "own"
+    site = finished.site(SITE) / "site.yaml"
+    mixer = finished.out / "mixer.safetensors"
+    run(
+        "lift-client",
+        "report",
+        "--site",
+        site,
+        "--mixer",
+        mixer,
+        "--output",
+        out,
+        "--local-only",
+        "--phantom",
+    )
+    own, first = records(out), records(report)
+    assert "local_only" in own["metrics.json"]["pooled"]
+    for method, table in first["metrics.json"]["pooled"].items():
+        assert own["metrics.json"]["pooled"][method] == table
+    assert own["run.json"]["mixer_digest"] == hashlib.sha256(mixer.read_bytes()).hexdigest()
+    assert own["run.json"]["phantom"] is True
+    assert "PHANTOM" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_a_mixer_it_says_what_is_missing(finished: Federation, tmp_path: Path) -> None:
+    settings = yaml.safe_load((finished.site(SITE) / "site.yaml").read_text(encoding="utf-8"))
+    for key in ("kit", "key"):
+        settings[key] = str(
+            finished.site(SITE) / settings.get(key, {"key": "site.key"}.get(key, key))
+        )
+    settings["folder"] = str(tmp_path / "empty")
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(AssertionError, match="no finished mixer yet"):
+        run("lift-client", "report", "--site", path)
