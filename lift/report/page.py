@@ -240,7 +240,7 @@ def _privacy_fact(run: Run) -> Markup:
 
 
 def _pooled(run: Run) -> Section:
-    title = "All sites together"
+    title = "This site" if run.record.kind == SITE_REPORT else "All sites together"
     if run.metrics is None or not run.metrics.pooled:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     metrics = run.metrics

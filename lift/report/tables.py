@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.read import (
+    FEDERATION,
     METRICS_FILE,
     ROUNDS_FILE,
     RUN_FILE,
@@ -173,7 +174,9 @@ def sites_table(run: Run) -> Markup:
         cells.append(tag("td", foreign(site.description), class_="word"))
         rows.append(cells)
     return table(
-        "Patients by site. Every figure below is of test patients unless it says otherwise.",
+        "Patients by site, rounded as each site told them."
+        if run.record.kind == FEDERATION
+        else "Patients by site. Every figure below is of test patients unless it says otherwise.",
         [
             "site",
             "training (patients)",

@@ -230,7 +230,7 @@ class _Server:
             "kind": "federation",
             "phantom": self._config.phantom,
             "data_statement": self._config.data_statement,
-            "command": "lift-server",
+            "command": "lift-server --config server.yaml",
             "started": before.get("started") or _now(),
             "finished": None,
             "complete": False,
