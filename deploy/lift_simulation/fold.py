@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -82,10 +82,8 @@ class Fold:
         device: torch.device,
         reporter: Reporter,
         participation: Participation | None = None,
-        on_rounds: Callable[[Sequence[Mapping[str, object]]], None] | None = None,
     ) -> None:
         self._participation = participation
-        self._on_rounds = on_rounds
         self._sites = dict(sorted(sites.items()))
         self._plan = plan
         self._generator = generator
@@ -131,12 +129,6 @@ class Fold:
         def next_round() -> int:
             return len(store.records)
 
-        def round_done(record: Mapping[str, object]) -> None:
-            self._reporter.round_done(record)
-            # of the federated mixer alone: baselines have no curves of their own
-            if guard and self._on_rounds is not None:
-                self._on_rounds(store.records)
-
         def main(transport: Transport) -> None:
             results.append(
                 run_rounds(
@@ -147,7 +139,7 @@ class Fold:
                     roster=lambda: (
                         list(self._sites) if repeated is None else repeated.asked(next_round())
                     ),
-                    on_round=round_done,
+                    on_round=self._reporter.round_done,
                     with_guard=guard,
                 )
             )

@@ -33,7 +33,7 @@ class RunRecord:
         self._path = out / "run.json"
         self._config = config
         self._data: dict[str, Any] = {}
-        digest = config.results_digest()
+        digest = config.digest()
         if config.participation is not None and config.participation.is_file():
             both = f"{digest} {file_digest(config.participation)}"
             digest = hashlib.sha256(both.encode()).hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from lift.metrics.table import Protocol, metric_table, summarise
 from lift.privacy.costs import describe_privacy, summary
 from lift.randomness import derive_seed
 from lift.report.page import write_report
-from lift.tracking.trackers import about_run, tracking
 from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
 from lift_simulation.participation import Participation
@@ -80,47 +78,38 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     )
     results: list[FoldResult] = []
     folds = _folds(config, plan, sites)
-    about = about_run(config.name, plan, phantom=config.phantom)
-    with tracking(config.tracking, out, about) as trackers:
-        for folder, fold_plan in folds:
-            if config.leave_one_out:
-                reporter.line(f"held out: {fold_plan.split.held_out[0]}")
-            fold = Fold(
-                sites,
-                fold_plan,
-                generator,
-                out / folder,
-                compare=config.compare,
-                device=device,
-                reporter=reporter,
-                participation=participation,
-                on_rounds=partial(
-                    trackers.rounds, prefix=str(folder) if config.leave_one_out else ""
-                ),
-            )
-            count = 10**9 if config.leave_one_out else config.synthesis_patients
-            result = fold.run(synthesis_patients=count)
-            write_finished_mixer(
-                out / folder / "mixer.safetensors",
-                fold_plan,
-                result.finished,
-                phantom=config.phantom,
-            )
-            with reporter.stage("synthesis"):
-                for held_out, predictions in result.synthesis:
-                    write_held_out(out / "synthesis", held_out, predictions, fold_plan)
-            # volumes are on disk now; a run of many folds must not keep them in memory
-            result.synthesis = []
-            results.append(result)
-            record.keep_seconds(reporter.seconds)
-        table: dict[str, object] = dict(_tables(results, plan))
-        if config.clean_phantom is not None:
-            with reporter.stage("clean_phantom"):
-                second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
-                table["second_phantom"] = second["pooled"]
-                table["second_phantom_comparisons"] = second["comparisons"]
-        write_json(out / "metrics.json", table)
-        trackers.finished(table)
+    for folder, fold_plan in folds:
+        if config.leave_one_out:
+            reporter.line(f"held out: {fold_plan.split.held_out[0]}")
+        fold = Fold(
+            sites,
+            fold_plan,
+            generator,
+            out / folder,
+            compare=config.compare,
+            device=device,
+            reporter=reporter,
+            participation=participation,
+        )
+        count = 10**9 if config.leave_one_out else config.synthesis_patients
+        result = fold.run(synthesis_patients=count)
+        write_finished_mixer(
+            out / folder / "mixer.safetensors", fold_plan, result.finished, phantom=config.phantom
+        )
+        with reporter.stage("synthesis"):
+            for held_out, predictions in result.synthesis:
+                write_held_out(out / "synthesis", held_out, predictions, fold_plan)
+        # volumes are on disk now; a run of many folds must not keep them in memory
+        result.synthesis = []
+        results.append(result)
+        record.keep_seconds(reporter.seconds)
+    table: dict[str, object] = dict(_tables(results, plan))
+    if config.clean_phantom is not None:
+        with reporter.stage("clean_phantom"):
+            second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
+            table["second_phantom"] = second["pooled"]
+            table["second_phantom_comparisons"] = second["comparisons"]
+    write_json(out / "metrics.json", table)
     record.finish(results, reporter.seconds)
     with reporter.stage("report"):
         report = write_report(out)

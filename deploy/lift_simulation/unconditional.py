@@ -27,7 +27,6 @@ from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.report.page import write_report
-from lift.tracking.trackers import Trackers, about_run, tracking
 from lift.unconditional.bundle import load_decoder, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
@@ -81,13 +80,11 @@ def simulate_unconditional(
             phantoms_of(config),
             ledgers=out / "ledgers",
         )
-    about = about_run(config.name, plan, phantom=config.phantom)
     run = _Run(config, plan, decoder, out, reporter, device)
     with reporter.stage("features"):
         run.open(sites)
     record.keep_seconds(reporter.seconds)
-    with tracking(config.tracking, out, about) as trackers:
-        finished = run.federations(trackers)
+    finished = run.federations()
     record.keep_seconds(reporter.seconds)
     write_finished_mixer(
         out / "mixer.safetensors", plan, finished["federated"], phantom=config.phantom
@@ -195,14 +192,10 @@ class _Run:
             for refusal in work.refusals:
                 self._reporter.line(refusal.reason.render(f"site {name}"))
 
-    def federations(self, trackers: Trackers) -> dict[str, FinishedRun]:
-        """The plan's federation, and where asked the same with samples that stay at the sites.
-
-        Args:
-            trackers: are told of the rounds of both.
-        """
+    def federations(self) -> dict[str, FinishedRun]:
+        """The plan's federation, and where asked the same with samples that stay at the sites."""
         with self._reporter.stage("federated"):
-            found = {"federated": self._federate(self._plan, self._out, trackers, "")}
+            found = {"federated": self._federate(self._plan, self._out)}
         if "federated_samples" in self._config.compare:
             own = settings_of(self._plan).model_copy(
                 update={"attraction": "samples", "loss": "drift"}
@@ -212,9 +205,7 @@ class _Run:
                 update={"unconditional": own, "privacy": NoPrivacy(mode="none")}
             )
             with self._reporter.stage("federated_samples"):
-                found["federated_samples"] = self._federate(
-                    plan, self._out / "federated_samples", trackers, "federated_samples"
-                )
+                found["federated_samples"] = self._federate(plan, self._out / "federated_samples")
         return found
 
     def alone(self) -> dict[str, Values]:
@@ -257,13 +248,9 @@ class _Run:
         write_atomically(path, save(values, metadata={"plan_digest": digest}))
         return values
 
-    def _federate(self, plan: Plan, folder: Path, trackers: Trackers, prefix: str) -> FinishedRun:
+    def _federate(self, plan: Plan, folder: Path) -> FinishedRun:
         results: list[FinishedRun] = []
         store = RunStore(folder, plan.digest())
-
-        def round_done(record: Mapping[str, object]) -> None:
-            self._reporter.round_done(record)
-            trackers.rounds(store.records, prefix)
 
         def main(transport: Transport) -> None:
             results.append(
@@ -273,7 +260,7 @@ class _Run:
                     store,
                     run_task(plan, self._decoder),
                     roster=lambda: list(self._sessions),
-                    on_round=round_done,
+                    on_round=self._reporter.round_done,
                 )
             )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,7 +14,6 @@ from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
 from lift.config.site import BudgetSettings, CacheSettings
-from lift.config.tracking import TrackingSettings
 
 Comparison = Literal[
     "z_filter_local", "control_2d", "local_only", "centralised", "cross_site", "federated_samples"
@@ -73,7 +70,6 @@ class SimulationConfig(Settings):
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
     cache: CacheSettings = CacheSettings()
-    tracking: TrackingSettings = TrackingSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     synthesis_patients: int = Field(default=2, ge=0)
     """Held-out patients by site whose volumes are written; every one with leave_one_out."""
@@ -107,13 +103,6 @@ class SimulationConfig(Settings):
         if self.leave_one_out and self.plan.split.held_out:
             raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
         return self
-
-    def results_digest(self) -> str:
-        """SHA-256 of everything that decides the results: trackers may come and go in a run."""
-        settings = json.loads(self.canonical_json())
-        del settings["tracking"]
-        text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def phantom(self) -> bool:

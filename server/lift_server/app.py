@@ -29,7 +29,6 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
-from lift.tracking.trackers import about_run, tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.board import board, live_board
 from lift_server.certificates import certificate_notices
@@ -131,26 +130,16 @@ class _Server:
             return sorted(admitted)
 
         self._wait_for_sites(transport, roster)
-        config, store = self._config, RunStore(self._config.output, self._plan.digest())
-        about = about_run(config.name, self._plan, phantom=config.phantom)
-        with tracking(config.tracking, config.output, about) as trackers:
-
-            def round_done(record: Mapping[str, object]) -> None:
-                self._round_done(record)
-                trackers.rounds(store.records)
-
-            finished = run_rounds(
-                self._plan,
-                transport,
-                store,
-                run_task(self._plan, self._generator),
-                roster=roster,
-                on_round=round_done,
-                heads_file=config.state / HEADS_FILE,
-                on_ask=self._status.asking,
-            )
-            trackers.rounds(store.records)
-            return finished
+        return run_rounds(
+            self._plan,
+            transport,
+            RunStore(self._config.output, self._plan.digest()),
+            run_task(self._plan, self._generator),
+            roster=roster,
+            on_round=self._round_done,
+            heads_file=self._config.state / HEADS_FILE,
+            on_ask=self._status.asking,
+        )
 
     def _wait_for_sites(self, transport: Transport, roster: Callable[[], list[str]]) -> None:
         """Until the quorum of sites is connected, at most `wait_for_sites_s`."""

@@ -47,7 +47,6 @@ output: run                    # run.json, rounds.jsonl, checkpoints, mixer.safe
 generator:
   # Trained on PHANTOM volumes: for trials. For patients: `bundle: FOLDER` of `lift pretrain`.
   builtin: phantom-t1n-t1c-t2w-t2f
-tracking: {tensorboard: true}  # event files under run/; also mlflow: {}, wandb: {}, offline
 wait_for_sites_s: 3600         # how long a start waits for the quorum of sites to connect
 plan:
   task: {source: [t1n, t1c, t2w], target: t2f}
