@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -56,7 +57,11 @@ def serve(config: ServerConfig, console: Console) -> None:
     with (
         held_alone(config.state / "lock", _already_running(config.state)),
         log_to_file(config.state / "log.txt"),
-        Tracking(config.tracking, config.output) as tracking,
+        Tracking(
+            config.tracking,
+            config.output,
+            say=partial(console.print, markup=False, highlight=False),
+        ) as tracking,
     ):
         generator = load_generator(
             bundle_folder(config.generator),
