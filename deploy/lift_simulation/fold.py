@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -82,8 +82,10 @@ class Fold:
         device: torch.device,
         reporter: Reporter,
         participation: Participation | None = None,
+        on_round: Callable[[Mapping[str, object]], None] | None = None,
     ) -> None:
         self._participation = participation
+        self._on_round = on_round
         self._sites = dict(sorted(sites.items()))
         self._plan = plan
         self._generator = generator
@@ -129,6 +131,12 @@ class Fold:
         def next_round() -> int:
             return len(store.records)
 
+        def round_done(record: Mapping[str, object]) -> None:
+            self._reporter.round_done(record)
+            # the control's rounds are no part of the federation's record
+            if self._on_round is not None and plan is self._plan:
+                self._on_round(record)
+
         def main(transport: Transport) -> None:
             results.append(
                 run_rounds(
@@ -139,7 +147,7 @@ class Fold:
                     roster=lambda: (
                         list(self._sites) if repeated is None else repeated.asked(next_round())
                     ),
-                    on_round=self._reporter.round_done,
+                    on_round=round_done,
                     with_guard=guard,
                 )
             )

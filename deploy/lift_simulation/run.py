@@ -28,6 +28,8 @@ from lift.metrics.table import Protocol, metric_table, summarise
 from lift.privacy.costs import describe_privacy, summary
 from lift.randomness import derive_seed
 from lift.report.page import write_report
+from lift.tracking.base import About
+from lift.tracking.run import Tracking
 from lift_server.release import write_finished_mixer
 from lift_simulation.fold import Fold, FoldResult
 from lift_simulation.participation import Participation
@@ -44,8 +46,15 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
-    if config.plan.task.kind == "unconditional":
-        return simulate_unconditional(config, out, reporter, command=command)
+    with Tracking(config.tracking, out, say=reporter.line) as tracking:
+        if config.plan.task.kind == "unconditional":
+            return simulate_unconditional(config, out, reporter, tracking, command=command)
+        return _simulate_paired(config, out, reporter, tracking, command=command)
+
+
+def _simulate_paired(
+    config: SimulationConfig, out: Path, reporter: Reporter, tracking: Tracking, *, command: str
+) -> Path:
     record = RunRecord(out, config, command)
     if record.complete:
         reporter.line(f"this run is already complete: {out}")
@@ -81,6 +90,11 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
     for folder, fold_plan in folds:
         if config.leave_one_out:
             reporter.line(f"held out: {fold_plan.split.held_out[0]}")
+        tracking.begin(
+            About(config.name, fold_plan.digest(), config.phantom),
+            out / folder / "rounds.jsonl",
+            part=f"fold-{Path(folder).name}" if config.leave_one_out else "",
+        )
         fold = Fold(
             sites,
             fold_plan,
@@ -90,6 +104,7 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
             device=device,
             reporter=reporter,
             participation=participation,
+            on_round=tracking.round_done,
         )
         count = 10**9 if config.leave_one_out else config.synthesis_patients
         result = fold.run(synthesis_patients=count)
@@ -110,6 +125,10 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
             table["second_phantom"] = second["pooled"]
             table["second_phantom_comparisons"] = second["comparisons"]
     write_json(out / "metrics.json", table)
+    if config.leave_one_out:
+        # the tables are of all folds together
+        tracking.begin(About(config.name, plan.digest(), config.phantom))
+    tracking.finished(table)
     record.finish(results, reporter.seconds)
     with reporter.stage("report"):
         report = write_report(out)

@@ -6,7 +6,7 @@ finished run is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.report.page import write_report
+from lift.tracking.base import About
+from lift.tracking.run import Tracking
 from lift.unconditional.bundle import load_decoder, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
@@ -52,7 +54,7 @@ Values = dict[str, Tensor]
 
 
 def simulate_unconditional(
-    config: SimulationConfig, out: Path, reporter: Reporter, *, command: str
+    config: SimulationConfig, out: Path, reporter: Reporter, tracking: Tracking, *, command: str
 ) -> Path:
     """Run it, or finish it, and return the path of its report.
 
@@ -80,7 +82,8 @@ def simulate_unconditional(
             phantoms_of(config),
             ledgers=out / "ledgers",
         )
-    run = _Run(config, plan, decoder, out, reporter, device)
+    tracking.begin(About(config.name, plan.digest(), config.phantom), out / "rounds.jsonl")
+    run = _Run(config, plan, decoder, out, reporter, device, tracking.round_done)
     with reporter.stage("features"):
         run.open(sites)
     record.keep_seconds(reporter.seconds)
@@ -101,7 +104,9 @@ def simulate_unconditional(
             device=device,
             report=reporter.step,
         )
-        write_json(out / "metrics.json", evidence.table(trained))
+        table = evidence.table(trained)
+        write_json(out / "metrics.json", table)
+        tracking.finished(table)
         evidence.write_samples(out / "synthesis", trained, config.written_volumes)
     record.finish_unconditional(run.works, finished, reporter.seconds)
     with reporter.stage("report"):
@@ -168,7 +173,9 @@ class _Run:
         out: Path,
         reporter: Reporter,
         device: torch.device,
+        on_round: Callable[[Mapping[str, object]], None],
     ) -> None:
+        self._on_round = on_round
         self._config = config
         self._plan = plan
         self._decoder = decoder
@@ -252,6 +259,12 @@ class _Run:
         results: list[FinishedRun] = []
         store = RunStore(folder, plan.digest())
 
+        def round_done(record: Mapping[str, object]) -> None:
+            self._reporter.round_done(record)
+            # a comparison's rounds are no part of the federation's record
+            if plan is self._plan:
+                self._on_round(record)
+
         def main(transport: Transport) -> None:
             results.append(
                 run_rounds(
@@ -260,7 +273,7 @@ class _Run:
                     store,
                     run_task(plan, self._decoder),
                     roster=lambda: list(self._sessions),
-                    on_round=self._reporter.round_done,
+                    on_round=round_done,
                 )
             )
 

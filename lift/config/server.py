@@ -11,6 +11,7 @@ from lift.config.base import Settings
 from lift.config.generator import GeneratorChoice
 from lift.config.kit import Address
 from lift.config.plan import Name, Plan
+from lift.config.tracking import TrackingSettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -50,6 +51,8 @@ class ServerConfig(Settings):
     generator: GeneratorChoice
     wait_for_sites_s: Seconds = 3600.0
     """How long a start waits for the quorum of sites to connect before it gives up."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Who gets the figures of the rounds, beside the run's own record."""
     plan: Plan
 
     @model_validator(mode="after")

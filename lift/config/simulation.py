@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,6 +15,7 @@ from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
 from lift.config.site import BudgetSettings, CacheSettings
+from lift.config.tracking import TrackingSettings
 
 Comparison = Literal[
     "z_filter_local", "control_2d", "local_only", "centralised", "cross_site", "federated_samples"
@@ -79,6 +81,8 @@ class SimulationConfig(Settings):
     """Unconditional: how many of them are written as files and shown."""
     budget_s: dict[str, float] = Field(default_factory=dict)
     """Seconds that each stage may take, shown beside what it took; never enforced."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Who gets the figures of the rounds, beside the run's own record."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -103,6 +107,14 @@ class SimulationConfig(Settings):
         if self.leave_one_out and self.plan.split.held_out:
             raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
         return self
+
+    def canonical_json(self) -> str:
+        """As for all settings, but without `tracking`: it changes nothing of what is computed.
+
+        So a run may be resumed with other trackers, and one from before there were any.
+        """
+        data = self.model_dump(mode="json", exclude={"tracking"})
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @property
     def phantom(self) -> bool:

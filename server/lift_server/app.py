@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -29,6 +30,8 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
+from lift.tracking.base import About
+from lift.tracking.run import Tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.board import board, live_board
 from lift_server.certificates import certificate_notices
@@ -59,6 +62,11 @@ def serve(config: ServerConfig, console: Console) -> None:
     with (
         held_alone(config.state / "lock", _already_running(config.state)),
         log_to_file(config.state / "log.txt"),
+        Tracking(
+            config.tracking,
+            config.output,
+            say=partial(console.print, markup=False, highlight=False),
+        ) as tracking,
     ):
         generator = load_generator(
             bundle_folder(config.generator),
@@ -68,13 +76,19 @@ def serve(config: ServerConfig, console: Console) -> None:
         plan = with_generator(config.plan, generator)
         check_task(generator.card, plan.task, plan.preprocessing)
         fix_threads(plan.threads)
-        _Server(config, plan, generator, console).run()
+        _Server(config, plan, generator, console, tracking).run()
 
 
 class _Server:
     def __init__(
-        self, config: ServerConfig, plan: Plan, generator: AnyGenerator, console: Console
+        self,
+        config: ServerConfig,
+        plan: Plan,
+        generator: AnyGenerator,
+        console: Console,
+        tracking: Tracking,
     ) -> None:
+        self._tracking = tracking
         self._config = config
         self._plan = plan
         self._generator = generator
@@ -91,6 +105,9 @@ class _Server:
             return
         record |= self._description(record)
         write_json(config.output / "run.json", record)
+        self._tracking.begin(
+            About(config.name, plan.digest(), config.phantom), config.output / "rounds.jsonl"
+        )
         self._say(f"{config.name}: {plan.federation.rounds} rounds; answers to {config.address}")
         self._say(summary(self._privacy()))
         for notice in certificate_notices(config.certificates, datetime.now(UTC)):
@@ -196,6 +213,7 @@ class _Server:
             f"counted: {', '.join(names)}{missing} · {record['seconds']} s"
         )
         self._status.round_done(record)
+        self._tracking.round_done(record)
 
     def _roster(self) -> dict[str, str]:
         return Roster.read(self._config.sites).admitted_keys
@@ -232,7 +250,9 @@ class _Server:
         write_finished_mixer(
             out / "mixer.safetensors", self._plan, run, phantom=self._config.phantom
         )
-        write_json(out / "metrics.json", site_metrics(run))
+        metrics = site_metrics(run)
+        write_json(out / "metrics.json", metrics)
+        self._tracking.finished(metrics)
         statistics = run.records[0]["statistics"]
         known = statistics if isinstance(statistics, dict) else {}
         record |= {

@@ -48,6 +48,11 @@ generator:
   # Trained on PHANTOM volumes: for trials. For patients: `bundle: FOLDER` of `lift pretrain`.
   builtin: phantom-t1n-t1c-t2w-t2f
 wait_for_sites_s: 3600         # how long a start waits for the quorum of sites to connect
+tracking:                      # who gets the rounds' figures; no part of the plan
+  tensorboard: true            # run/tensorboard, for `tensorboard --logdir run/tensorboard`
+  # Online ones send the sites' names and curves to that service: agree on it with the sites.
+  mlflow: null                 # {} writes run/mlflow/mlflow.db; {uri: "https://..."} sends it
+  wandb: null                  # {} writes run/wandb; {mode: online} sends it (wandb.ai, or `uri`)
 plan:
   task: {source: [t1n, t1c, t2w], target: t2f}
   seed: 1

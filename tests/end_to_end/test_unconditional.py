@@ -14,6 +14,8 @@ from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 from lift_client.enrolment import enrol
 from lift_client.ledger import verify
 from tests.end_to_end.tiny_run import changed, check_refusal, run_here
+from tests.lift.event_files import read_events
+from tests.lift.tracking_world import expected, rounded
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,
     plan_data,
@@ -80,6 +82,18 @@ def test_a_run_leaves_every_row_with_its_figures(finished: Path) -> None:
     assert run["complete"]
     assert run["mixer"]["kind"] == "trajectory_mapper"
     assert 0 < run["statistics_bytes"] <= 200_000
+
+
+def test_the_event_file_holds_the_rounds_of_the_plans_federation_alone(finished: Path) -> None:
+    events = read_events(finished / "tensorboard")
+    rounds = rounded(expected(finished / "rounds.jsonl"))
+    assert {tag: v for tag, v in events.scalars.items() if not tag.startswith("pooled/")} == rounds
+    pooled = json.loads((finished / "metrics.json").read_text())["pooled"]
+    last = max(rounds["round/seconds"])
+    for method in ("federated", "local_only:east"):
+        value = pooled[method]["frechet_coronal"]["value"]
+        logged = events.scalars[f"pooled/{method}/frechet_coronal"]
+        assert logged == {last: float(np.float32(value))}
 
 
 def test_real_volumes_are_nearer_to_real_ones_than_noise_is(finished: Path) -> None:

@@ -15,6 +15,8 @@ import safetensors.numpy
 from lift_client.journal import JOURNAL_FILE, verify
 from tests.federation.network import ConnectProxy, TlsTap
 from tests.federation.world import Federation, children, run, simulate, until
+from tests.lift.event_files import read_events
+from tests.lift.tracking_world import expected, rounded
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -41,6 +43,23 @@ def test_every_round_stands_in_the_record(finished: Federation) -> None:
     run_record = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))
     assert run_record["complete"]
     assert set(run_record["guard"]) == set(finished.sites)
+
+
+def test_the_event_file_holds_the_record_and_what_each_guard_said(finished: Federation) -> None:
+    scalars = read_events(finished.out / "tensorboard").scalars
+    rounds = rounded(expected(finished.out / "rounds.jsonl"))
+    final = {tag: steps for tag, steps in scalars.items() if tag.startswith("final_by_site/")}
+    assert scalars == rounds | final
+    metrics = json.loads((finished.out / "metrics.json").read_text(encoding="utf-8"))
+    assert final == rounded(
+        {
+            f"final_by_site/{site}/{method}/{metric}": {5: measure["value"]}
+            for site, found in metrics["sites"].items()
+            for method, table in found["methods"].items()
+            for metric, measure in table.items()
+        }
+    )
+    assert final
 
 
 def test_the_journal_holds_all_that_left(finished: Federation) -> None:

@@ -1,0 +1,103 @@
+"""Which figures a tracker gets, and under which tags.
+
+| tag | step | value |
+|---|---|---|
+| `loss/mean`, `loss_by_site/SITE` | round, from 1 on | mean training loss |
+| `validation_psnr_db/mean`, `validation_psnr_db_by_site/SITE` | round, from 1 on | quality in dB of the mixer that the round began with |
+| `bytes_by_site/SITE` | round, from 0 on | size of the site's answer |
+| `round/seconds` | round, from 0 on | wall time of the exchange |
+| `round/counted`, `round/refused` | round, from 0 on | numbers of sites |
+| `privacy/epsilon` | round, from 0 on | what is spent after the round; absent without noise |
+| `pooled/METHOD/METRIC` | last round | `metrics.json` over all held-out patients |
+| `final_by_site/SITE/METHOD/METRIC` | last round | the same by site, where nothing is pooled (`lift-server`) |
+
+Round 0 is the exchange of statistics. A mean is over the sites that told a value, each counted
+once. What a site did not tell is absent. The tags are fixed: dashboards may rely on them.
+"""  # noqa: E501  # a table's rows cannot be broken
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Final
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_:-]{1,64}")
+_OTHER: Final = re.compile(r"[^A-Za-z0-9_:-]+")
+_LONGEST: Final = 48
+
+
+def round_figures(record: Mapping[str, object]) -> dict[str, float]:
+    """Tag -> value of one line of `rounds.jsonl`; every value is finite."""
+    figures: dict[str, float] = {}
+    for key in ("loss", "validation_psnr_db"):
+        told = _numbers(record.get(key))
+        if told:
+            figures[f"{key}/mean"] = fmean(told[site] for site in sorted(told))
+        figures |= {f"{key}_by_site/{tag_part(site)}": told[site] for site in sorted(told)}
+    sizes = _numbers(record.get("bytes"))
+    figures |= {f"bytes_by_site/{tag_part(site)}": sizes[site] for site in sorted(sizes)}
+    for key in ("counted", "refused"):
+        named = record.get(key)
+        if isinstance(named, Mapping):
+            figures[f"round/{key}"] = float(len(named))
+    figures |= {f"round/{key}": value for key, value in _numbers(record, "seconds").items()}
+    figures |= {f"privacy/{key}": value for key, value in _numbers(record, "epsilon").items()}
+    return figures
+
+
+def final_figures(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Tag -> value of `metrics.json`: what is pooled, or else what each site has."""
+    pooled = _methods("pooled", metrics.get("pooled"))
+    sites = metrics.get("sites")
+    if pooled or not isinstance(sites, Mapping):
+        return pooled
+    figures: dict[str, float] = {}
+    for site, found in sites.items():
+        if isinstance(found, Mapping):
+            figures |= _methods(f"final_by_site/{tag_part(str(site))}", found.get("methods"))
+    return figures
+
+
+def tag_part(name: str) -> str:
+    """A name as one part of a tag: at most 64 letters, digits, `_`, `-`, `:`.
+
+    Such a name stays as it is. Of any other one the odd characters become `_`, and a dot with
+    eight digits of its SHA-256 follows: different names stay different, and no slash, markup or
+    direction mark reaches a tracker.
+    """
+    if _PLAIN.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{_OTHER.sub('_', name)[:_LONGEST]}.{digest[:8]}"
+
+
+def _methods(prefix: str, methods: object) -> dict[str, float]:
+    if not isinstance(methods, Mapping):
+        return {}
+    figures: dict[str, float] = {}
+    for method, table in methods.items():
+        if not isinstance(table, Mapping):
+            continue
+        for metric, measure in table.items():
+            place = f"{prefix}/{tag_part(str(method))}/{tag_part(str(metric))}"
+            value = _numbers(measure, "value")
+            if value:
+                figures[place] = value["value"]
+    return figures
+
+
+def _numbers(found: object, *keys: str) -> dict[str, float]:
+    """The finite numbers of a mapping, all of them or those under `keys`."""
+    if not isinstance(found, Mapping):
+        return {}
+    return {
+        str(key): float(value)
+        for key, value in found.items()
+        if (not keys or key in keys)
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
