@@ -16,6 +16,9 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE_SHA256: Final = "922951141f03da6294cc74a7c520d694a9723733ee25d997b85da8136057a96b"
+# of what is made of it: what lies there already is trusted by its bytes alone
+SCRIPT_SHA256: Final = "b5041a07db4c8292f1d5eb7e3f5b9d70f5ca3711b37e26a4462e83a83631ab53"
+LICENCE_SHA256: Final = "3bf3b75cc8bc5b3ae3f120327d1d9087e3800d100a43a5fc6b0348adada411fa"
 MADE: Final = ("lift/viewer/niivue.js", "lift/viewer/niivue.LICENSE")
 # names in a bundle are as short as its maker could make them; the words around them are not
 _CLASS: Final = re.compile(
@@ -41,7 +44,7 @@ def make_viewer(root: Path) -> None:
         RuntimeError: the package is missing, or is not the pinned one.
     """
     script, licence = (root / name for name in MADE)
-    if script.is_file() and licence.is_file() and _mark() in script.read_bytes()[:200]:
+    if (_digest(script), _digest(licence)) == (SCRIPT_SHA256, LICENCE_SHA256):
         return
     spec = find_spec("ipyniivue")
     if spec is None or spec.origin is None:
@@ -56,6 +59,8 @@ def make_viewer(root: Path) -> None:
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_bytes(_mark() + with_class_exported(content.decode()).encode())
     licence.write_bytes(found.read_bytes())
+    if (_digest(script), _digest(licence)) != (SCRIPT_SHA256, LICENCE_SHA256):
+        raise RuntimeError("what was made of ipyniivue is not what was examined")
 
 
 def with_class_exported(source: str) -> str:
@@ -68,6 +73,10 @@ def with_class_exported(source: str) -> str:
     if len(classes) != 1 or not _EXPORT.search(source):
         raise RuntimeError("cannot find NiiVue's class in ipyniivue's script")
     return _EXPORT.sub(f"export{{{classes.pop()} as Niivue}};\n", source)
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _mark() -> bytes:

@@ -29,6 +29,7 @@ from lift_server.status_view import is_alive, read_status
 EXECUTOR_FILE: Final = "executor.secret"
 _LEAST_FREE_BYTES: Final = 200 << 20
 _AMPLE_FREE_BYTES: Final = 2 << 30
+_LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def run_checks(folder: Path, now: datetime) -> Iterator[Verdict]:
     yield from _check_key_modes(config)
     yield _check_roster(config)
     yield from _check_ports(config)
+    yield from _check_page(config)
     yield from _check_disk(config)
     yield _check_generator(config)
 
@@ -152,6 +154,15 @@ def _check_ports(config: ServerConfig) -> Iterator[Verdict]:
         else:
             fix = "Stop the program that holds it, or set another port in server.yaml."
             yield Verdict("port", "problem", f"{port}: {os.strerror(seen)}", fix, "connection")
+
+
+def _check_page(config: ServerConfig) -> Iterator[Verdict]:
+    """The page has no password: on another interface than this machine's own it is a choice."""
+    if config.page_port is None or config.page_host in _LOCAL:
+        return
+    detail = f"the live page listens on {config.page_host} and asks for no password"
+    fix = "Set page_host: 127.0.0.1, or put a web server with a login in front of it."
+    yield Verdict("page", "warning", detail, fix)
 
 
 def _port_error(host: str, port: int) -> int | None:

@@ -216,7 +216,9 @@ def test_an_image_holds_every_package_at_its_pinned_version(path: Path) -> None:
     packages: list[str] = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     for package in packages:
         assert any(f"{package}/".startswith(f"{source}/") for source in copied), package
-    assert {"pyproject.toml", _project()["project"]["readme"], "constraints.txt"} <= copied
+    hook = _project()["tool"]["hatch"]["build"]["hooks"]["custom"]["path"]
+    readme = _project()["project"]["readme"]
+    assert {"pyproject.toml", hook, readme, "constraints.txt"} <= copied
     pin = re.search(r"^torch==(\S+)$", _text(ROOT / "constraints.txt"), re.MULTILINE)
     assert pin is not None
     assert re.findall(r'"torch==([^"]+)"', _text(path)) == [pin[1]]

@@ -243,6 +243,14 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     assert run("remove-site", folder, "south").code == 2
 
 
+def test_check_warns_of_a_page_that_others_can_reach(run: Run, folder: Path) -> None:
+    assert "page" not in verdicts(run("check", folder))
+    change_setting(folder, "page_host: 127.0.0.1", "page_host: 0.0.0.0")
+    done = run("check", folder)
+    assert verdicts(done)["page"] == "warning"
+    assert done.code == 0
+
+
 def test_a_private_key_is_refused_with_words_that_an_operator_understands(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lift.report.page import write_report
 from tests.lift.report.example_run import SITES, write_example_run
-from tests.server.live_world import HOSTILE
+from tests.server.live_world import HOSTILE, round_line
 from tests.web.conftest import DESKTOP, PHONE, Opener, Watched
 from tests.web.many_sites import write_many_sites
 
@@ -67,6 +68,28 @@ def test_the_demos_report_is_whole(
     page.screenshot(path=screenshots / f"{name}.png", full_page=True)
     assert watched.serious_faults() == []
     watched.check()
+
+
+def test_three_sites_and_twenty_rounds_stay_small(
+    open_page: Opener, demo: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for name in ("run.json", "metrics.json", "synthesis"):
+        source = demo.parent / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, _made(run) / name)
+    lines = [json.dumps(round_line(index, ("harbour", "north", "valley"))) for index in range(21)]
+    (run / "rounds.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = write_report(run)
+    assert path.stat().st_size <= LARGEST_BYTES
+    watched = open_page(path.as_uri())
+    assert opened_in_ms(watched) < OPENS_MS
+    assert check_figures(watched) == 12
+    watched.check()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def test_the_demos_volumes_scroll_together(
