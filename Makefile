@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
 .PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
@@ -37,7 +38,7 @@ test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults i
 
 test-web: $(STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"
-	command -v chromium || { apt-get update -q && apt-get install -y -q chromium; }
+	command -v chromium || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q chromium; }
 	test -f out/demo/report.html || $(MAKE) demo
 	LIFT_DEMO=out/demo $(BIN)/python -m pytest -m web tests/web
 

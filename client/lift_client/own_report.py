@@ -88,13 +88,7 @@ def write_own_report(
     os.umask(_PRIVATE)
     finished = _finished(config, mixer)
     plan = finished.plan
-    if plan.task.kind != "paired":
-        raise ConfigError(
-            "there is no own report of a run that makes new volumes",
-            where="task.kind",
-            seen=plan.task.kind,
-            remedy="Make new volumes with `lift generate` and look at them with `lift view`.",
-        )
+    _check_kind(plan.task.kind)
     device = resolve_device(config.device)
     generator = load_generator(
         bundle_folder(config.generator),
@@ -109,17 +103,21 @@ def write_own_report(
             remedy="Nothing was computed. Install the bundle that belongs to the mixer.",
         )
     fix_threads(plan.threads)
+    out = output or config.folder / OUTPUT_FOLDER
+    # the cache is shared with the run; the split is written beside the report, never over the run's
+    cache = config.cache.model_copy(
+        update={"folder": config.cache.folder or config.folder / "cache"}
+    )
     work = PairedWork(
-        config,
+        config.model_copy(update={"cache": cache}),
         plan,
         generator,
-        work=config.folder,
+        work=out,
         device=device,
         report=lambda done, total: progress("features", done, total),
     )
     part, patients = _held_out(work)
     methods = _methods(config, work, finished, generator, device, progress, local_only=local_only)
-    out = output or config.folder / OUTPUT_FOLDER
     metrics: dict[str, dict[str, PatientMetrics]] = {}
     for done, patient in enumerate(patients, 1):
         prepared = prepare_patient(work.cohort, patient, plan, config.data.root)
@@ -166,6 +164,7 @@ def _mixer_path(config: SiteConfig, mixer: Path | None) -> Path:
 def _finished(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
     path = _mixer_path(config, mixer)
     if mixer is None and not path.is_file():
+        _check_kind(_stored_kind(config.folder / "plan.json"))
         raise ConfigError(
             "this site has no finished mixer yet",
             where=str(path),
@@ -174,6 +173,24 @@ def _finished(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
             "mixer.safetensors (under patient-level privacy that is the only way).",
         )
     return read_mixer(path)
+
+
+def _check_kind(kind: str) -> None:
+    if kind != "paired":
+        raise ConfigError(
+            "there is no own report of a run that makes new volumes",
+            where="task.kind",
+            seen=kind,
+            remedy="Make new volumes with `lift generate` and look at them with `lift view`.",
+        )
+
+
+def _stored_kind(path: Path) -> str:
+    """The kind of task of the last run; a paired one where there was none."""
+    try:
+        return Plan.model_validate_json(path.read_bytes()).task.kind
+    except (OSError, ValueError):
+        return "paired"
 
 
 def _held_out(work: PairedWork) -> tuple[str, tuple[str, ...]]:

@@ -392,7 +392,11 @@ class SiteSession:
         values = {n.removeprefix("mixer/"): t for n, t in numbers.items() if n.startswith("mixer/")}
         taps = numbers["z_filter/taps"].double()
         finished = FinishedMixer(values, taps, opened.plan, (), phantom=False)
-        write_mixer(self._work / FINAL_MIXER_FILE, finished)
+        try:
+            write_mixer(self._work / FINAL_MIXER_FILE, finished)
+        except OSError as error:
+            # the verdict is what the federation waits for
+            logger.warning("event=final_mixer_not_kept reason=%s", error.strerror)
 
     def _step(self, what: str) -> Callable[[int, int], None] | None:
         report = self._report

@@ -11,15 +11,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("playwright", reason="no Playwright here: `make test-web` installs it")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+# `make test` neither needs nor installs a browser; `make test-web` does both
+if find_spec("playwright") is None or find_spec("axe_playwright_python") is None:
+    collect_ignore_glob = ["test_*.py"]
 
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
@@ -59,6 +63,8 @@ class Watched:
 
     def serious_faults(self) -> list[str]:
         """What axe-core finds serious or critical, as `rule: elements`."""
+        from axe_playwright_python.sync_playwright import Axe
+
         found = Axe().run(self.page).response["violations"]
         return [
             f"{fault['id']}: {[node['html'][:120] for node in fault['nodes']][:4]}"
@@ -76,6 +82,8 @@ def browser() -> Iterator[Browser]:
     program = os.environ.get("LIFT_CHROMIUM") or shutil.which("chromium")
     if program is None:
         pytest.fail("no Chromium: `make test-web` installs it, or name it in LIFT_CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=list(_QUIET))
         try:
