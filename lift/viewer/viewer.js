@@ -16,6 +16,7 @@ const DIVERGING = {
   R: [140, 30, 0, 255, 255], G: [200, 90, 0, 90, 220], B: [255, 255, 0, 30, 130],
   A: [255, 255, 255, 255, 255], I: [0, 64, 128, 192, 255],
 };
+const SLIDERS = ["left to right", "back to front", "down to up"];
 const WINDOWS = { brain: [0, 80], "soft tissue": [-160, 240], bone: [-500, 1500] };
 let count = 0;
 
@@ -86,6 +87,7 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
   const tell = () => {
     const values = panes.filter((pane) => !pane.box.hidden).map((pane) => `${pane.label}: ${pane.value}`);
     const [x, y, z] = panes[0].box.dataset.positionMm.split(" ");
+    [x, y, z].forEach((value, axis) => { sliders[axis].value = value; });
     written.textContent = `x ${x}  y ${y}  z ${z} mm · ${values.join(" · ")}`;
     clearTimeout(speaking);
     speaking = setTimeout(() => { spoken.textContent = written.textContent; }, 700);
@@ -107,6 +109,28 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
     linking = false;
     if (panes.every((one) => one.box.dataset.positionMm)) tell();
   };
+
+  // for fingers and keyboards: a slice of each plane by its place in mm
+  const sliders = SLIDERS.map((words, axis) => make("input", {
+    type: "range", step: "any", id: `${own}-axis-${axis}`, "aria-label": `${words}, in mm`,
+  }));
+
+  function slide() {
+    const { view } = panes[0];
+    view.scene.crosshairPos = view.mm2frac(sliders.map((slider) => Number(slider.value)));
+    view.drawScene();
+    view.createOnLocationChange();
+  }
+
+  function setReach() {
+    const { view } = panes[0];
+    const ends = [view.frac2mm([0, 0, 0]), view.frac2mm([1, 1, 1])];
+    sliders.forEach((slider, axis) => {
+      const sides = ends.map((end) => end[axis]);
+      [slider.min, slider.max] = [Math.min(...sides), Math.max(...sides)];
+      slider.addEventListener("input", slide);
+    });
+  }
 
   async function addPane({ label, data }, colours) {
     const canvas = make("canvas", {
@@ -242,12 +266,15 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
   divider.hidden = true;
   divider.addEventListener("input", cut);
   reason.hidden = !reason.textContent;
-  root.append(tools, reason, divider, stage, written, spoken);
+  const places = make("div", { class: "viewer-places", role: "group", "aria-label": "Place in the volume" });
+  SLIDERS.forEach((words, axis) => places.append(make("label", { for: sliders[axis].id }, words), sliders[axis]));
+  root.append(tools, reason, divider, stage, places, written, spoken);
 
   for (const volume of volumes) await addPane(volume, "gray");
   const first = panes[0].view.volumes[0];
   automatic = [first.cal_min, first.cal_max];
   setWindow(...automatic);
+  setReach();
   for (const pane of panes) pane.view.createOnLocationChange();
   root.dataset.state = "open";
 }

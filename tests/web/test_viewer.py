@@ -110,6 +110,11 @@ def test_scrolling_one_volume_moves_both(
     page.keyboard.press("ArrowRight")
     right = moved(page, up)
     assert right.panes[0][0] - up.panes[0][0] == pytest.approx(SPACING_MM[0], abs=0.11)
+    slider = page.get_by_label("down to up")
+    slider.focus()
+    page.keyboard.press("Home")
+    lowest = moved(page, right)
+    assert lowest.panes[0][2] < -25
     assert watched.serious_faults() == []
     watched.check()
 
