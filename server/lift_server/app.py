@@ -102,6 +102,9 @@ class _Server:
         record = _read_record(config.output, plan)
         if record.get("complete"):
             self._say(f"this run is already complete: {config.output}")
+            # the report is written last: a server that was killed there has none
+            if not (config.output / "report.html").is_file():
+                self._report()
             return
         record |= self._description(record)
         write_json(config.output / "run.json", record)

@@ -79,6 +79,13 @@ def test_the_finished_run_is_left_as_it_is(finished: Federation) -> None:
     assert finished.wait_server() == 0
     assert "already complete" in finished.log("server")
     assert (finished.out / "mixer.safetensors").read_bytes() == before
+    # but for a report that a killed server did not come to
+    report = finished.out / "report.html"
+    written = report.read_bytes()
+    report.unlink()
+    finished.start_server()
+    assert finished.wait_server() == 0
+    assert report.read_bytes() == written
 
 
 def test_status_and_export_need_no_running_server(finished: Federation, tmp_path: Path) -> None:
