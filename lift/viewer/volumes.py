@@ -10,11 +10,16 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.errors import VolumeError
 from lift.volume import Volume
 
 FINE: Final = 65_535
 COARSE: Final = 1_023
 """Grey levels of a volume inside a report: what its file can spare."""
+LONGEST: Final = 2_048
+"""Voxels along an axis that every graphics driver with WebGL 2 can hold."""
+LARGEST: Final = 400_000_000
+"""Voxels that fit into one array of a browser, with the copies it makes."""
 _AIR_HU: Final = -300.0
 _BONE_HU: Final = 300.0
 
@@ -48,7 +53,11 @@ def viewer_volume(label: str, volume: Volume, *, levels: int = FINE) -> ViewerVo
         label: what it is called on the page.
         volume: axes (x, y, z), nearest to RAS+.
         levels: steps between the lowest and the highest value, at most 65535.
+
+    Raises:
+        VolumeError: it is larger than what a browser can draw.
     """
+    _check_size(label, volume.voxels.shape)
     voxels = np.asarray(volume.voxels, dtype=np.float64)
     lowest, highest = float(voxels.min()), float(voxels.max())
     step = (highest - lowest) / levels or 1.0
@@ -57,3 +66,15 @@ def viewer_volume(label: str, volume: Volume, *, levels: int = FINE) -> ViewerVo
     image.header.set_slope_inter(step, lowest + 32_768 * step)
     image.header.set_xyzt_units("mm")
     return ViewerVolume(label, image.to_bytes(), lowest < _AIR_HU and highest > _BONE_HU)
+
+
+def _check_size(label: str, shape: tuple[int, ...]) -> None:
+    voxels = int(np.prod(shape, dtype=np.int64))
+    if max(shape) <= LONGEST and voxels <= LARGEST:
+        return
+    raise VolumeError(
+        f"cannot show volume '{label}'",
+        seen=f"it has {' x '.join(map(str, shape))} voxels; a browser draws at most {LONGEST} along "
+        f"an axis and {LARGEST:,} in all",
+        remedy="Crop or resample it first, and look at that.",
+    )

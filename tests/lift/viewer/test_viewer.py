@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hatch_build
+from lift.errors import VolumeError
 from lift.viewer.embedded import ViewerSet, content_policy, is_built, viewers
 from lift.viewer.page import standalone_page
 from lift.viewer.served import make_app
@@ -77,6 +78,15 @@ def test_nothing_of_a_header_but_its_grid_is_shown(volume: Volume) -> None:
 def test_a_flat_volume_keeps_its_value(volume: Volume, value: float) -> None:
     flat = replace(volume, voxels=np.full(SHAPE, value, np.float32))
     assert np.allclose(opened(viewer_volume("a", flat)).get_fdata(), value)
+
+
+@pytest.mark.parametrize("shape", [(2049, 1, 1), (800, 800, 700)])
+def test_what_no_browser_can_draw_is_refused_before_it_is_copied(
+    volume: Volume, shape: tuple[int, int, int]
+) -> None:
+    huge = replace(volume, voxels=np.broadcast_to(np.float32(0), shape))
+    with pytest.raises(VolumeError, match="cannot show volume 'a'"):
+        viewer_volume("a", huge)
 
 
 def test_a_ct_is_known_by_its_values(volume: Volume) -> None:
