@@ -11,7 +11,7 @@ from lift.report.read import PatientFolder, Run
 from lift.report.sections import Section, lacking
 from lift.report.terms import method_term
 from lift.viewer.embedded import ViewerSet, is_built, viewers
-from lift.viewer.volumes import COARSE, ViewerVolume, viewer_volume
+from lift.viewer.volumes import COARSE, ViewerVolume, can_draw, viewer_volume
 from lift.volume import read_volume
 
 MOST_SETS: Final = 3
@@ -47,6 +47,8 @@ def viewer_section(run: Run) -> Shown:
     size = 0
     for folder in whole[:MOST_SETS]:
         volumes = _volumes(folder)
+        if volumes is None:
+            break
         size += sum(len(volume.packed()) for volume in volumes)
         if size > MOST_BYTES:
             break
@@ -70,12 +72,16 @@ def viewer_section(run: Run) -> Shown:
     return Shown(Section("volumes", _TITLE, (explained, viewers(sets))), has_script=True)
 
 
-def _volumes(folder: PatientFolder) -> tuple[ViewerVolume, ...]:
+def _volumes(folder: PatientFolder) -> tuple[ViewerVolume, ...] | None:
+    """The volumes of one patient; None where no browser can draw them."""
     names = {"target": "target", **{name: method_term(name).label for name in _METHODS}}
-    return tuple(
-        viewer_volume(label, read_volume(folder.path / f"{name}.nii.gz"), levels=COARSE)
-        for name, label in names.items()
-    )
+    shown = []
+    for name, label in names.items():
+        volume = read_volume(folder.path / f"{name}.nii.gz")
+        if not can_draw(volume.voxels.shape):
+            return None
+        shown.append(viewer_volume(label, volume, levels=COARSE))
+    return tuple(shown)
 
 
 def _without(sentence: str) -> Shown:

@@ -57,7 +57,13 @@ def viewer_volume(label: str, volume: Volume, *, levels: int = FINE) -> ViewerVo
     Raises:
         VolumeError: it is larger than what a browser can draw.
     """
-    _check_size(label, volume.voxels.shape)
+    if not can_draw(volume.voxels.shape):
+        raise VolumeError(
+            f"cannot show volume '{label}'",
+            seen=f"it has {' x '.join(map(str, volume.voxels.shape))} voxels; a browser draws at "
+            f"most {LONGEST} along an axis and {LARGEST:,} in all",
+            remedy="Crop or resample it first, and look at that.",
+        )
     voxels = np.asarray(volume.voxels, dtype=np.float64)
     lowest, highest = float(voxels.min()), float(voxels.max())
     step = (highest - lowest) / levels or 1.0
@@ -68,13 +74,6 @@ def viewer_volume(label: str, volume: Volume, *, levels: int = FINE) -> ViewerVo
     return ViewerVolume(label, image.to_bytes(), lowest < _AIR_HU and highest > _BONE_HU)
 
 
-def _check_size(label: str, shape: tuple[int, ...]) -> None:
-    voxels = int(np.prod(shape, dtype=np.int64))
-    if max(shape) <= LONGEST and voxels <= LARGEST:
-        return
-    raise VolumeError(
-        f"cannot show volume '{label}'",
-        seen=f"it has {' x '.join(map(str, shape))} voxels; a browser draws at most {LONGEST} along "
-        f"an axis and {LARGEST:,} in all",
-        remedy="Crop or resample it first, and look at that.",
-    )
+def can_draw(shape: tuple[int, ...]) -> bool:
+    """Whether a browser can hold a volume of this shape."""
+    return max(shape) <= LONGEST and int(np.prod(shape, dtype=np.int64)) <= LARGEST
