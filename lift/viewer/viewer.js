@@ -225,21 +225,42 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
     stage.style.setProperty("--cut", `${divider.value}%`);
   }
 
-  async function setLayout(name) {
-    if (name === "difference" && !differencePane) {
-      const made = difference(volumes[0].data, volumes[1].data);
-      differencePane = await addPane({ label: `${volumes[1].label} − ${volumes[0].label}`, data: made.data }, "diverging");
+  // which two are swiped and subtracted: indices of volumes
+  let pair = [0, 1];
+  let subtracted = "";
+
+  async function subtract() {
+    const [first, second] = pair.map((index) => volumes[index]);
+    if (subtracted === pair.join()) return;
+    const made = difference(first.data, second.data);
+    const label = `${second.label} − ${first.label}`;
+    if (!differencePane) {
+      differencePane = await addPane({ label, data: made.data }, "diverging");
       differencePane.box.classList.add("viewer-difference");
-      const volume = differencePane.view.volumes[0];
-      [volume.cal_min, volume.cal_max] = [-made.span, made.span];
-      differencePane.view.updateGLVolume();
-      differencePane.box.dataset.window = `${-made.span} ${made.span}`;
-      differencePane.box.querySelector("figcaption").append(` (blue −${made.span.toPrecision(3)} to red +${made.span.toPrecision(3)})`);
-      panes[0].view.createOnLocationChange();
+    } else {
+      const { view } = differencePane;
+      view.removeVolume(view.volumes[0]);
+      await view.loadFromArrayBuffer(made.data, "volume.nii");
+      view.setColormap(view.volumes[0].id, "diverging");
+      differencePane.label = label;
     }
+    const volume = differencePane.view.volumes[0];
+    [volume.cal_min, volume.cal_max] = [-made.span, made.span];
+    differencePane.view.updateGLVolume();
+    differencePane.box.dataset.window = `${-made.span} ${made.span}`;
+    differencePane.box.querySelector("figcaption").textContent = `${label} (blue −${made.span.toPrecision(3)} to red +${made.span.toPrecision(3)})`;
+    panes[0].view.createOnLocationChange();
+    subtracted = pair.join();
+  }
+
+  async function setLayout(name) {
+    if (name === "difference") await subtract();
     stage.dataset.layout = name;
     panes.forEach((pane, index) => {
-      pane.box.hidden = name === "swipe" ? index > 1 : pane === differencePane && name !== "difference";
+      pane.box.classList.toggle("viewer-first", index === pair[0]);
+      pane.box.classList.toggle("viewer-second", index === pair[1]);
+      const apart = pane === differencePane || !pair.includes(index);
+      pane.box.hidden = name === "swipe" ? apart : pane === differencePane && name !== "difference";
     });
     divider.hidden = name !== "swipe";
     cut();
@@ -251,16 +272,35 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
   }
 
   if (volumes.length > 1) {
-    const comparable = sameGrid(header(volumes[0].data), header(volumes[1].data));
+    const grid = header(volumes[0].data);
+    const comparable = volumes.every((volume) => sameGrid(grid, header(volume.data)));
     for (const [name, words] of [["side", "side by side"], ["swipe", "swipe"], ["difference", "difference"]]) {
       const button = make("button", { type: "button", "aria-pressed": String(name === "side") }, words);
       button.addEventListener("click", () => setLayout(name));
       layouts.set(name, button);
       tools.append(button);
     }
+    if (volumes.length > 2 && comparable) {
+      const choices = ["compare", "with"].map((words, place) => {
+        const choice = make("select", { id: `${own}-${words}` });
+        volumes.forEach((volume, index) => choice.append(make("option", { value: String(index) }, volume.label)));
+        choice.value = String(place);
+        choice.addEventListener("change", () => {
+          const [one, two] = choices.map((each) => Number(each.value));
+          if (one === two) {
+            // the other one steps aside
+            choices[1 - place].value = String(pair[place]);
+          }
+          pair = choices.map((each) => Number(each.value));
+          setLayout(stage.dataset.layout);
+        });
+        tools.append(make("label", { for: choice.id }, words), choice);
+        return choice;
+      });
+    }
     if (!comparable) {
       for (const name of ["swipe", "difference"]) layouts.get(name).disabled = true;
-      reason.textContent = "Swipe and difference need two volumes on one grid; these have different ones.";
+      reason.textContent = "Swipe and difference need volumes on one grid; these have different ones.";
     }
   }
   divider.hidden = true;

@@ -111,6 +111,25 @@ def test_the_demos_volumes_scroll_together(
     assert len(set(after)) == 1
     assert after != before
     assert viewer.locator(".viewer-phantom").count() == 3
+    # any two of the three can be compared
+    viewer.get_by_role("button", name="difference").click()
+    shown = viewer.locator(".viewer-difference figcaption")
+    assert "federated \N{MINUS SIGN} target" in shown.inner_text()
+    viewer.get_by_label("with").select_option("no mixer")
+    page.wait_for_function(
+        "() => document.querySelector('.viewer-difference figcaption')"
+        ".textContent.includes('no mixer')"
+    )
+    told = dict(
+        part.rsplit(": ", 1)
+        for part in viewer.locator(".viewer-position").inner_text().split(" · ")[1:]
+    )
+    minus = float(told["no mixer \N{MINUS SIGN} target"])
+    assert minus == pytest.approx(float(told["no mixer"]) - float(told["target"]), abs=2)
+    viewer.screenshot(path=screenshots / "report-viewer-difference.png")
+    viewer.get_by_label("compare").select_option("no mixer")
+    assert viewer.get_by_label("with").input_value() == "0"
+    viewer.get_by_role("button", name="side by side").click()
     viewer.screenshot(path=screenshots / "report-viewer.png")
     assert watched.serious_faults() == []
     watched.check()

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lift.errors import AffineError, DataError, LiftError, VolumeError
+from lift.report import volumes
 from lift.report.figures import house_style
 from lift.report.findings import headline, smoothing
 from lift.report.markup import MINUS, foreign, number, tag
@@ -35,6 +36,7 @@ from lift.report.patients import held_out_pictures
 from lift.report.read import PatientFolder, Run, read_patient, read_run
 from lift.report.tables import methods_table, rounds_table
 from lift.report.terms import METHODS
+from lift.volume import read_volume
 from tests.lift.report.example_run import (
     QUALITY_DB,
     SHAPE,
@@ -566,3 +568,27 @@ def contrast(one: str, other: str) -> float:
 def test_the_report_imports_no_torch() -> None:
     code = "import sys, lift.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_large_volumes_keep_every_slice_and_become_coarser_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_example_run(tmp_path / "run", patients=1)
+    path = folder / "synthesis" / SITES[0] / "example-000" / "target.nii.gz"
+    volume = read_volume(path)
+    coarse = volumes._coarser(volume, "axial", 2)
+    x, y, z = volume.voxels.shape
+    assert coarse.voxels.shape == (x // 2, y // 2, z)
+    np.testing.assert_allclose(
+        coarse.voxels[3, 5, 7], volume.voxels[6:8, 10:12, 7].mean(), rtol=1e-6
+    )
+    # a block's centre lies where the middle of its voxels lies
+    middle = volume.affine @ [6.5, 10.5, 7, 1]
+    np.testing.assert_allclose(coarse.affine @ [3, 5, 7, 1], middle, atol=1e-9)
+    whole = write_report(folder).read_text(encoding="utf-8")
+    assert "means of" not in whole
+    monkeypatch.setattr(volumes, "MOST_BYTES", 60_000)
+    small = write_report(folder).read_text(encoding="utf-8")
+    assert re.search(r"means of [234] x [234] voxels of each slice", small)
+    monkeypatch.setattr(volumes, "MOST_BYTES", 100)
+    assert "too large for a report" in write_report(folder).read_text(encoding="utf-8")
