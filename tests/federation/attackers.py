@@ -46,7 +46,8 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.messages import Answer, Parcel
 from lift.protocol.transport import Transport
 from lift_server.provisioning import init_folder
-from tests.federation.world import free_port, until
+from tests.federation.world import until
+from tests.ports import free_port
 
 EMPTY = {"content-length": "0", "content-type": PROTOBUF_MEDIA_TYPE}
 SITES = ("east", "north", "west")

@@ -35,7 +35,8 @@ from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import Door
 from lift.protocol.flower.supernode import CHILD_PATHS, SuperNodeSettings
 from lift.protocol.messages import Failure, FailureKind, Parcel
-from tests.federation.world import free_port, until
+from tests.federation.world import until
+from tests.ports import free_port
 
 LOCAL_CERTIFICATE, LOCAL_KEY = "local.pem", "local.key"
 

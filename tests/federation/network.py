@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.federation.world import Federation, free_port
+from tests.federation.world import Federation
+from tests.ports import free_port
 
 
 class _Listener:

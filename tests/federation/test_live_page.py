@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.federation.world import Federation, children, free_port, until
+from tests.federation.world import Federation, children, until
+from tests.ports import free_port
 from tests.server.live_world import make_live
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]

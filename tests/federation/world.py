@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,18 +26,12 @@ from tests.end_to_end.tiny_run import (
     make_patient,
     write_nifti,
 )
+from tests.ports import free_port
 
 PROJECT = Path(__file__).parents[2]
 SITES = ("east", "north", "west")
 NORTH_PATIENTS = 5
 PATIENT_COUNT_STEP = 5
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody holds at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass

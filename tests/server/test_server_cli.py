@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lift.config.server import ServerConfig
 from lift_server import cli, provisioning, roster
 from lift_server.certificates import ca_fingerprint
+from tests.ports import free_ports
 
 BOTH = ["north", "valley"]
 COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "page", "export")
@@ -70,14 +71,6 @@ def folder(tmp_path: Path) -> Path:
     for name in ("north", "valley"):
         roster.add_site(load(made), name, site_key(tmp_path / f"{name}.pub"))
     return made
-
-
-def free_ports(number: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def load(folder: Path) -> ServerConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from lift_client.cli import PROGRAM, main
 from lift_client.enrolment import enrol
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.roster import add_site
+from tests.ports import free_ports
 
 
 @dataclass
@@ -70,14 +70,6 @@ class Server:
         answer = admission_problem(self.config.address, self.ca, key)
         assert self.nodes() == before
         return answer
-
-
-def free_ports(number: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,40 @@
+"""Ports of 127.0.0.1 for the servers that tests start."""
+
+import random
+import socket
+
+# Below the ports that Linux (from 32768) and macOS (from 49152) give to outgoing connections: so
+# nobody's connection takes a port between the moment it is found free and a server's listening.
+_FIRST, _LAST = 20_000, 32_000
+
+_drawn = random.SystemRandom()
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody holds at this moment and that this process was not given before.
+
+    Raises:
+        RuntimeError: no free port was found among a thousand.
+    """
+    for _ in range(1000):
+        port = _drawn.randint(_FIRST, _LAST)
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+    message = f"no free port between {_FIRST} and {_LAST} on 127.0.0.1"
+    raise RuntimeError(message)
+
+
+def free_ports(number: int) -> list[int]:
+    """`number` ports that all differ; see `free_port`."""
+    return [free_port() for _ in range(number)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
