@@ -24,6 +24,7 @@ BROWSERS = 100
 # as often as page.js asks
 EVERY_S = 3.0
 MOST_CPU = 0.05
+ROUNDS = 40
 
 
 @pytest.fixture
@@ -92,7 +93,8 @@ def test_a_hundred_browsers_cost_less_than_a_twentieth_of_a_core(
 
 
 def test_a_killed_page_comes_back_and_the_run_is_whole(federation: Federation) -> None:
-    federation.make(federation={"rounds": 12})
+    # the page ends with its server: long enough that it is back well before the run's end
+    federation.make(federation={"rounds": ROUNDS})
     port = free_port()
     settings = federation.server_settings() | {"page_port": port}
     federation.write_server(settings)
@@ -108,12 +110,12 @@ def test_a_killed_page_comes_back_and_the_run_is_whole(federation: Federation) -
     until(lambda: answers(address), 60, "the page answers again")
     assert page_of(server.pid) != first
     state = httpx.get(f"{address}/state.json", trust_env=False).json()
-    assert state["rounds"] == 12
+    assert state["rounds"] == ROUNDS
     assert set(state["sites"]) == set(federation.sites)
 
     assert federation.wait_server() == 0, federation.log("server")
     records = federation.records()
-    assert len(records) == 13
+    assert len(records) == ROUNDS + 1
     assert all(set(record["counted"]) == set(federation.sites) for record in records)
     assert json.loads((federation.out / "run.json").read_text())["complete"]
     assert (federation.out / "report.html").is_file()
