@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,8 +23,10 @@ demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its 
 demo-unconditional: $(STAMP)  ## new phantom volumes by drifting statistics of three sites
 	$(BIN)/lift-simulate --config configs/presets/phantom-t1.yaml --output out/phantom-t1
 
-test: $(STAMP) lint  ## lint, types, import contracts, tests
-	$(BIN)/python -m pytest
+test: lint test-fast  ## lint, types, import contracts, tests
+
+test-fast: $(STAMP)  ## the tests alone, two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
