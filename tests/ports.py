@@ -1,11 +1,15 @@
 """Ports of 127.0.0.1 for the servers that tests start."""
 
+import os
 import random
 import socket
 
 # Below the ports that Linux (from 32768) and macOS (from 49152) give to outgoing connections: so
 # nobody's connection takes a port between the moment it is found free and a server's listening.
-_FIRST, _LAST = 20_000, 32_000
+# Each worker of pytest-xdist (gw0, gw1, ...) draws from a range of its own.
+_WORKERS, _EACH = 8, 1_500
+_FIRST = 20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS * _EACH
+_LAST = _FIRST + _EACH - 1
 
 _drawn = random.SystemRandom()
 _given: set[int] = set()

@@ -27,6 +27,7 @@ from lift.config.generator import GeneratorDescription, UNetConfig
 from lift.files import file_digest, write_atomically
 from lift.generator.bundle import make_card, save_bundle
 from lift.generator.networks import build_network
+from tests.cache import cached
 
 SOURCES = ("t1n", "t2w")
 TARGET = "t2f"
@@ -110,16 +111,9 @@ class TinyRun:
 
 
 def make_tiny_run(folder: Path) -> TinyRun:
-    """Write the sites' volumes and a bundle that `lift pretrain` makes of them."""
-    tiny = TinyRun(folder)
-    for number, (site, patients) in enumerate(PATIENTS.items()):
-        for index in range(patients):
-            rng = np.random.default_rng([number, index])
-            for channel, voxels in make_patient(rng).items():
-                write_nifti(tiny.file(site, index, channel), voxels)
-    trained = run_here("lift", "pretrain", "--config", pretrain_settings(tiny), "-o", tiny.bundle)
-    assert trained.code == 0, trained
-    return tiny
+    """The sites' volumes and a bundle that `lift pretrain` makes of them."""
+    cached(folder, "tiny-run", _write_tiny_run, [Path(__file__)])
+    return TinyRun(folder)
 
 
 def make_bundle(folder: Path, *, seed: int = 0) -> str:
@@ -276,6 +270,19 @@ def flip_byte(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 0xFF
     write_atomically(path, bytes(content))
+
+
+def _write_tiny_run(folder: Path) -> None:
+    tiny = TinyRun(folder)
+    for number, (site, patients) in enumerate(PATIENTS.items()):
+        for index in range(patients):
+            rng = np.random.default_rng([number, index])
+            for channel, voxels in make_patient(rng).items():
+                write_nifti(tiny.file(site, index, channel), voxels)
+    settings = pretrain_settings(tiny)
+    trained = run_here("lift", "pretrain", "--config", settings, "-o", tiny.bundle)
+    assert trained.code == 0, trained
+    settings.unlink()  # it names this folder, which goes
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from lift.config.plan import Plan
 from lift.unconditional.bundle import load_decoder, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.pretraining import pretrain_decoder
+from tests.cache import cached
+from tests.end_to_end import tiny_run
 from tests.end_to_end.tiny_run import changed, make_patient, patient_name, write_nifti
 
 CPU = torch.device("cpu")
@@ -61,9 +64,7 @@ def write_settings(path: Path, data: dict[str, object]) -> Path:
 
 def make_decoder(folder: Path) -> Path:
     """The tiny decoder's bundle, `folder/decoder`, from volumes in `folder/public`."""
-    public = write_bodies(folder / "public", 77, PUBLIC_PATIENTS)
-    config = DecoderPretrainConfig.from_data(pretrain_data(public), "test")
-    pretrain_decoder(config, folder / "decoder", work=folder / "work", device=CPU)
+    cached(folder, "decoder", _write_decoder, [Path(__file__), Path(tiny_run.__file__)])
     return folder / "decoder"
 
 
@@ -96,3 +97,10 @@ def tiny_plan(decoder: FrozenDecoder, **changes: object) -> Plan:
 def tiny_decoder(folder: Path) -> FrozenDecoder:
     """The decoder of a bundle."""
     return load_decoder(folder, expected_fingerprint=None, device=CPU)
+
+
+def _write_decoder(folder: Path) -> None:
+    public = write_bodies(folder / "public", 77, PUBLIC_PATIENTS)
+    config = DecoderPretrainConfig.from_data(pretrain_data(public), "test")
+    pretrain_decoder(config, folder / "decoder", work=folder / "work", device=CPU)
+    shutil.rmtree(folder / "work")
