@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-federation test-federation-full test-fuzz test-web lint bench bench-federation bench-privacy real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test: $(STAMP) lint  ## lint, types, import contracts, tests
 
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
+
+test-federation-full: $(STAMP)  ## the same, each process at each step in a federation of its own
+	$(BIN)/python -m pytest -m full tests/federation
 
 test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults in a cohort of 200
 	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=200 $(BIN)/python -m pytest -o timeout=1800 \

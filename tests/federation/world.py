@@ -114,13 +114,13 @@ class Federation:
         settings["data"]["root"] = str(root)
         (folder / "site.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
-    def start_server(self, *, killing: tuple[str, ...] | None = None) -> subprocess.Popen[bytes]:
-        """Start (or resume) the server; `killing`: see `tests.federation.killing`."""
+    def start_server(self, *, killing: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start (or resume) the server; `killing`: the folder of `tests.federation.schedule`."""
         path = self.server / "server.yaml"
         return self._start("server", "lift-server", "--config", path, killing=killing)
 
     def start_site(
-        self, name: str, *, killing: tuple[str, ...] | None = None, **environment: str
+        self, name: str, *, killing: Path | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
         """Start a site."""
         path = self.site(name) / "site.yaml"
@@ -156,26 +156,20 @@ class Federation:
         process.wait(30)
 
     def close(self) -> None:
-        """End everything that is still there."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-        for name, process in self.processes.items():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill(name)
+        """End everything that is still there, at once: their children end with them."""
+        for name in self.processes:
+            self.kill(name)
 
     def _start(
         self,
         name: str,
         *arguments: str | Path,
-        killing: tuple[str, ...] | None = None,
+        killing: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         line = command(str(arguments[0]), *arguments[1:])
         if killing is not None:
-            wrapper = [sys.executable, "-m", "tests.federation.killing", *killing]
+            wrapper = [sys.executable, "-m", "tests.federation.killing", str(killing)]
             line = [*wrapper, *map(str, arguments)]
         with (self.folder / f"{name}.terminal").open("ab") as output:
             self.processes[name] = subprocess.Popen(
