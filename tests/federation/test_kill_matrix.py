@@ -15,7 +15,7 @@ from tests.federation.deaths import (
     schedule_of,
 )
 from tests.federation.schedule import LOSING, SERVER_POINTS, SITE_POINTS, VICTIMS, Death
-from tests.federation.world import Federation, simulate, until
+from tests.federation.world import Federation, simulate
 
 POINTS = (*SITE_POINTS, *SERVER_POINTS)
 # a round for each victim, and one that nobody disturbs
@@ -67,41 +67,6 @@ def test_an_answer_that_was_lost_on_its_way_to_a_living_child_is_asked_for_again
     site_log = schedule.logs["east"].read_text(encoding="utf-8")
     assert site_log.count("event=answer_not_delivered") == 1
     assert site_log.count("event=connection_given_up") == 1
-
-
-@pytest.mark.slow
-def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(
-    federation: Federation, tmp_path: Path
-) -> None:
-    federation.make(
-        federation={"rounds": 25, "deadline_s": 12.0, "quorum_sites": 2, "quorum_patients": 0.5}
-    )
-
-    def counted() -> list[set[str]]:
-        return [set(record["counted"]) for record in federation.records()]
-
-    federation.start_server()
-    federation.start_site("east")
-    federation.start_site("north")
-    # one comes when the statistics are closed, another dies and comes back
-    until(lambda: bool(counted()), 120, "the statistics")
-    federation.start_site("west")
-    until(lambda: "west" in counted()[-1], 60, "a round with the late site")
-    federation.kill("east")
-    until(lambda: "east" not in counted()[-1], 60, "a round without the killed site")
-    federation.start_site("east")
-
-    assert federation.wait_server(250) == 0, federation.log("server")
-    records = federation.records()
-    assert records[0]["refused"] == {"west": "no_answer"}
-    assert "east" in records[-1]["counted"]
-    repeated = simulate(federation, tmp_path, participation=federation.out / "rounds.jsonl")
-    expected = (repeated / "mixer.safetensors").read_bytes()
-    assert (federation.out / "mixer.safetensors").read_bytes() == expected
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    everyone = simulate(federation, undisturbed)
-    assert expected != (everyone / "mixer.safetensors").read_bytes()
 
 
 def _kill(

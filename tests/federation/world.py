@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,21 @@ NORTH_PATIENTS = 5
 PATIENT_COUNT_STEP = 5
 
 
+@dataclass(frozen=True)
+class Farewell:
+    """How a site stopped when it was told to.
+
+    Attributes:
+        was_up: whether it was running until then.
+        code: its exit code.
+        children: the processes that it had.
+    """
+
+    was_up: bool
+    code: int
+    children: list[int]
+
+
 @dataclass
 class Federation:
     """Folders, settings and processes of one server and its sites."""
@@ -42,6 +58,7 @@ class Federation:
     tiny: TinyRun
     sites: tuple[str, ...] = SITES
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    farewells: dict[str, Farewell] = field(default_factory=dict)
 
     @property
     def server(self) -> Path:
@@ -147,6 +164,31 @@ class Federation:
     def log(self, name: str) -> str:
         """What a process wrote to its terminal."""
         return (self.folder / f"{name}.terminal").read_text(encoding="utf-8", errors="replace")
+
+    def site_log(self, name: str) -> str:
+        """What a site has logged so far; nothing before it has begun."""
+        path = self.site(name) / "work" / "log.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """One of our own processes stands still inside the block; its children do not."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def stop_sites(self) -> None:
+        """Ask every site to stop, and note how each of them did."""
+        up = {site: self.processes[site].poll() is None for site in self.sites}
+        left = {site: children(self.processes[site].pid) for site in self.sites}
+        for site in self.sites:
+            self.processes[site].send_signal(signal.SIGTERM)
+        for site in self.sites:
+            code = self.processes[site].wait(30)
+            self.farewells[site] = Farewell(up[site], code, left[site])
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End one of our own processes."""
