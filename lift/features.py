@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -34,7 +34,10 @@ from lift.errors import DataError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
 from lift.generator.networks import neighbour_channels
-from lift.preprocessing import Prepared
+
+if TYPE_CHECKING:
+    # reads volumes; a server trains nothing and has none
+    from lift.preprocessing import Prepared
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
