@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-fuzz test-web lint bench bench-federation bench-privacy real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,12 +31,24 @@ test-fast: $(STAMP)  ## the tests alone, two at a time
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
 	$(BIN)/python -m pytest -m slow tests/federation
 
-test-fuzz: $(STAMP)  ## 100,000 mutated messages, 50,000 damaged files, faults in a cohort of 200
-	LIFT_MUTATIONS=100000 LIFT_EXAMPLES=200 $(BIN)/python -m pytest -o timeout=1800 \
-		tests/federation/test_messages.py tests/server/test_round_machine.py
-	LIFT_FORMAT_CASES=50000 $(BIN)/python -m pytest -o timeout=1800 \
-		tests/lift/formats/test_hostile_files.py tests/lift/formats/test_dicom_hostile.py
-	LIFT_COHORT=200 $(BIN)/python -m pytest -o timeout=1800 tests/client/test_planted_faults.py
+test-federation-full: $(STAMP)  ## the same, each process at each step in a federation of its own
+	$(BIN)/python -m pytest -m full tests/federation
+
+# sizes of the scalable tests: `make test-fuzz` takes minutes, `make test-fuzz-full` is for the night
+MUTATIONS ?= 100000
+EXAMPLES ?= 100
+FORMAT_CASES ?= 10000
+COHORT ?= 60
+
+test-fuzz: $(STAMP)  ## mutated messages, damaged files, scripts of rounds, planted faults
+	LIFT_MUTATIONS=$(MUTATIONS) LIFT_EXAMPLES=$(EXAMPLES) LIFT_FORMAT_CASES=$(FORMAT_CASES) \
+		LIFT_COHORT=$(COHORT) $(BIN)/python -m pytest -n 2 --dist loadscope -o timeout=1800 \
+		tests/federation/test_messages.py tests/server/test_round_machine.py \
+		tests/lift/formats/test_hostile_files.py tests/lift/formats/test_dicom_hostile.py \
+		tests/client/test_planted_faults.py
+
+test-fuzz-full:  ## the same with 50,000 damaged files and a cohort of 200
+	$(MAKE) test-fuzz EXAMPLES=200 FORMAT_CASES=50000 COHORT=200
 
 test-web: $(STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"

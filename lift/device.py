@@ -44,6 +44,19 @@ def inference_autocast(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def feature_precision(device: torch.device) -> Literal["float16", "float32"]:
+    """The precision in which :func:`inference_autocast` lets a frozen generator compute."""
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def device_of(part: object) -> torch.device:
+    """Where a module's tensors are; the CPU for one without tensors, or that is no module."""
+    if isinstance(part, torch.nn.Module):
+        for tensor in (*part.parameters(), *part.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; towards a GPU through pinned memory, without waiting."""
     if device.type == "cuda" and tensor.device.type == "cpu":

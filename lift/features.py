@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -34,7 +34,10 @@ from lift.errors import DataError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
 from lift.generator.networks import neighbour_channels
-from lift.preprocessing import Prepared
+
+if TYPE_CHECKING:
+    # reads volumes; a server trains nothing and has none
+    from lift.preprocessing import Prepared
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -155,6 +158,8 @@ def feature_key(
     preprocessing_digest: str,
     tap_names: tuple[str, ...],
     pooled_names: tuple[str, ...],
+    *,
+    precision: str = "float32",
 ) -> str:
     """The name of a cache entry: SHA-256 of everything that its content depends on."""
     parts = [
@@ -165,6 +170,8 @@ def feature_key(
         preprocessing_digest,
         sorted(tap_names),
         sorted(pooled_names),
+        # a GPU computes in half precision: its features are no others' (see `lift.device`)
+        precision,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

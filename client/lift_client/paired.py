@@ -57,7 +57,8 @@ class PairedWork:
         self._site = settings.name
         self._generator = generator
         self._device = device
-        self._mixer = plan_mixer(plan, generator)
+        # validation comes before the first training step: the mixer is moved before both
+        self._mixer = plan_mixer(plan, generator).to(device)
         self.cohort = open_cohort(
             settings, plan, generator, self._mixer, work=work, device=device, report=report
         )

@@ -15,6 +15,7 @@ from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
+from lift.device import feature_precision
 from lift.errors import DataError
 from lift.features import FeatureCache, Features, compute_features, feature_key
 from lift.files import file_digest
@@ -215,6 +216,7 @@ def _features_of(
         preprocessing_digest(plan),
         mixer.tap_names,
         mixer.pooled_names,
+        precision=feature_precision(device),
     )
     cached = cache.read(key)
     if cached is not None:

@@ -8,6 +8,7 @@ its last: the mapper knows positions along the body, not slices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from lift.config.decoder import SliceDecoderConfig
 from lift.drifting.groups import GroupLayout, check_extent
-from lift.preprocessing import Prepared
+
+if TYPE_CHECKING:
+    # reads volumes; a server has none
+    from lift.preprocessing import Prepared
 
 
 @dataclass(frozen=True)

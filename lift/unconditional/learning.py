@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, UnconditionalPlan
+from lift.device import device_of
 from lift.drifting.attraction import (
     Anchors,
     Attraction,
@@ -42,12 +43,15 @@ class PatientFeatures:
 
 
 def features_of(volumes: Sequence[BodyVolume], public: PublicFeatures) -> PatientFeatures:
-    """The features of all volumes of one patient."""
+    """The features of all volumes of one patient, on the CPU wherever the encoder is."""
+    device = device_of(public.encoder)
     found = [
-        patient_features(v.voxels, v.spacing_mm, v.extent, public.encoder, public.standardisation)
+        patient_features(
+            v.voxels.to(device), v.spacing_mm, v.extent, public.encoder, public.standardisation
+        )
         for v in volumes
     ]
-    return PatientFeatures(tuple(torch.cat(rows) for rows in zip(*found, strict=True)))
+    return PatientFeatures(tuple(torch.cat(rows).cpu() for rows in zip(*found, strict=True)))
 
 
 def sums_of(patients: Sequence[PatientFeatures], public: PublicFeatures) -> Sums:

@@ -14,8 +14,7 @@ from lift.protocol.flower.superlink import make_app
 from tests.end_to_end.tiny_run import TinyRun, make_tiny_run
 from tests.federation.attackers import Server, running_server
 from tests.federation.desk import Real, real_site
-from tests.federation.network import ConnectProxy, TlsTap
-from tests.federation.world import Federation, add_north
+from tests.federation.world import Federation, add_north, simulate
 
 
 @pytest.fixture(scope="session")
@@ -34,34 +33,25 @@ def federation(volumes: TinyRun, tmp_path: Path) -> Iterator[Federation]:
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A federation that ran to its end, undisturbed."""
+    """A federation that ran to its end, undisturbed, and whose sites were then told to stop."""
     made = Federation(tmp_path_factory.mktemp("finished"), volumes)
     try:
         made.make()
         made.start_server()
         made.start_sites()
         assert made.wait_server() == 0, made.log("server")
+        made.stop_sites()
         yield made
     finally:
         made.close()
 
 
-@pytest.fixture
-def proxy() -> Iterator[ConnectProxy]:
-    """A CONNECT proxy."""
-    made = ConnectProxy()
-    with made.running():
-        yield made
-
-
-@pytest.fixture
-def tap() -> Iterator[TlsTap]:
-    """An ear between sites and server, behind TLS."""
-    made = TlsTap()
-    with made.running():
-        yield made
+@pytest.fixture(scope="session")
+def simulated(finished: Federation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a simulation of that federation."""
+    return simulate(finished, tmp_path_factory.mktemp("simulated"))
 
 
 @pytest.fixture(scope="module")

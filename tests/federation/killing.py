@@ -1,8 +1,8 @@
-"""Runs one of the real commands and, at one exact point of one round, kills a process.
+"""Runs one of the real commands and kills processes at one exact point of their rounds.
 
-`python -m tests.federation.killing POINT ROUND VICTIM_FILE lift-client --site site.yaml`: when
-this process reaches POINT of ROUND, the process whose id stands in VICTIM_FILE gets SIGKILL
-(`child` on its second line: that process's child instead). It happens once.
+`python -m tests.federation.killing FOLDER lift-client --site site.yaml`: when this process comes
+to the point of the schedule in FOLDER, the victim of that round gets SIGKILL; see
+`tests.federation.schedule`. The same command again goes on with the rest of the schedule.
 """
 
 from __future__ import annotations
@@ -12,107 +12,110 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.federation.schedule import LOSING, VICTIMS, Schedule
 from tests.federation.world import children
 
-SITE_POINTS = ("before_training", "while_training", "while_sending", "after_sending")
-LOSING = "losing_an_answer"
-"""Nobody is killed: the way to the site's own SuperNode breaks while the answer is handed over."""
-SERVER_POINTS = ("while_aggregating", "in_checkpoint")
 
-
-def main(point: str, at_round: int, victim: Path, arguments: list[str]) -> None:
+def main(folder: Path, arguments: list[str]) -> None:
     """Patch the point, then run the command to its end."""
     sys.argv = arguments
-
-    def strike() -> None:
-        fired = victim.with_suffix(".fired")
-        if fired.exists():
-            return
-        fired.touch()
-        lines = victim.read_text(encoding="ascii").split()
-        pid = int(lines[0])
-        target = children(pid)[0] if lines[1:] == ["child"] else pid
-        os.kill(target, signal.SIGKILL)
-
+    schedule = Schedule.read(folder)
     if arguments[0] == "lift-client":
-        _patch_site(point, at_round, strike)
+        _patch_site(schedule)
         from lift_client.cli import main as command
     else:
-        _patch_server(point, at_round, strike)
+        _patch_server(schedule)
         from lift_server.cli import main as command
     command()
 
 
-def _patch_site(point: str, at_round: int, strike: Callable[[], None]) -> None:
+def _strike(
+    schedule: Schedule, point: str, round_index: int, *, first: Callable[[], None] | None = None
+) -> None:
+    """Kill whose turn it is, when this is the point of the schedule; `first` just before."""
+    death = schedule.take(round_index) if schedule.point == point else None
+    if death is None:
+        return
+    if first is not None:
+        first()
+    name, is_child = VICTIMS[death.victim]
+    target = schedule.pid(name)
+    if is_child:
+        (target,) = children(target)
+    os.kill(target, signal.SIGKILL)
+
+
+def _patch_site(schedule: Schedule) -> None:
     executor: Any = importlib.import_module("lift.protocol.flower.executor")
     paired: Any = importlib.import_module("lift_client.paired")
-
     training: Any = paired.train_round
+    pushing: Any = executor.push_message
     current = {"round": 0}
-    lost: list[int] = []
 
     def train_round(*args: Any, **kwargs: Any) -> Any:
         current["round"] = kwargs["round_index"]
-        if current["round"] == at_round and point == "before_training":
-            strike()
+        _strike(schedule, "before_training", current["round"])
         report = kwargs.get("report")
 
         def step(number: int, loss: float) -> None:
-            if current["round"] == at_round and point == "while_training":
-                strike()
+            _strike(schedule, "while_training", current["round"])
             if report is not None:
                 report(number, loss)
 
         return training(*args, **{**kwargs, "report": step})
 
     def push_message(*args: Any, **kwargs: Any) -> Any:
-        if current["round"] == at_round and point == LOSING and not lost:
-            lost.append(at_round)
+        if schedule.point == LOSING and schedule.take(current["round"]) is not None:
             raise httpx.RemoteProtocolError("the connection ended at this moment")
         # the journal has its line; nothing has left yet
-        if current["round"] == at_round and point == "while_sending":
-            strike()
+        _strike(schedule, "while_sending", current["round"])
         result = pushing(*args, **kwargs)
-        if current["round"] == at_round and point == "after_sending":
-            strike()
+        _strike(schedule, "after_sending", current["round"])
         return result
 
-    pushing: Any = executor.push_message
     paired.train_round = train_round
     executor.push_message = push_message
 
 
-def _patch_server(point: str, at_round: int, strike: Callable[[], None]) -> None:
+def _patch_server(schedule: Schedule) -> None:
     updates: Any = importlib.import_module("lift_server.updates")
     store: Any = importlib.import_module("lift_server.store")
-
+    reviewing: Any = updates.review_update
     averaging: Any = updates.mean_update
     writing: Any = store.write_checkpoint
-    done = {"rounds": 0}
+    current = {"round": 0}
+
+    def review_update(*args: Any, **kwargs: Any) -> Any:
+        # the mean is told no round; what it is the mean of was reviewed just before
+        current["round"] = kwargs["round_index"]
+        return reviewing(*args, **kwargs)
 
     def mean_update(*args: Any, **kwargs: Any) -> Any:
-        done["rounds"] += 1
-        if done["rounds"] == at_round and point == "while_aggregating":
-            strike()
+        _strike(schedule, "while_aggregating", current["round"])
         return averaging(*args, **kwargs)
 
     def write_checkpoint(folder: Path, checkpoint: Any) -> None:
-        if checkpoint.round == at_round and point == "in_checkpoint":
-            # what a crash in the middle of the two files may leave
-            folder.mkdir(parents=True, exist_ok=True)
-            name = f"round-{at_round:04d}.safetensors"
-            (folder / f".{name}.0123abcd.part").write_bytes(b"half")
-            strike()
+        leave = partial(_leave_half, folder, checkpoint.round)
+        _strike(schedule, "in_checkpoint", checkpoint.round, first=leave)
         writing(folder, checkpoint)
 
+    updates.review_update = review_update
     updates.mean_update = mean_update
     store.write_checkpoint = write_checkpoint
 
 
+def _leave_half(folder: Path, round_index: int) -> None:
+    """What a crash in the middle of the two files may leave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"round-{round_index:04d}.safetensors"
+    (folder / f".{name}.0123abcd.part").write_bytes(b"half")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), sys.argv[2:])

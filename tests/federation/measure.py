@@ -21,10 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.end_to_end.tiny_run import command, make_tiny_run
+from tests.federation.browsers import BROWSERS, cpu_share, running_page
 from tests.federation.world import Federation, add_north, children, until
 
 ROUNDS = 200
 EARLY_ROUND = 20
+BROWSE_S = 30.0
 _TIME = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ")
 Row = tuple[str, str, str, str]
 
@@ -47,6 +49,8 @@ def main() -> None:
             rows += _rounds(federation, console)
         finally:
             federation.close()
+        console.print("a hundred browsers on the live page")
+        rows += _browsers(Path(folder) / "live")
     table = Table(title="a real federation on 127.0.0.1")
     for heading in ("figure", "value", "bound", "what it is"):
         table.add_column(heading, overflow="fold")
@@ -143,6 +147,13 @@ def _rounds(federation: Federation, console: Console) -> list[Row]:
             )
         )
     return rows
+
+
+def _browsers(folder: Path) -> list[Row]:
+    with running_page(folder) as (pid, address):
+        share, answered = cpu_share(pid, address, BROWSE_S)
+    what = f"of one core, for {answered} answers to {BROWSERS} browsers in {BROWSE_S:.0f} s"
+    return [("live page", f"{share:.1%}", "<= 5%", what)]
 
 
 def _own_seconds(federation: Federation, site: str) -> list[float]:

@@ -95,6 +95,11 @@ class TlsTap:
         with self._listener.accepting(self._handle):
             yield
 
+    @property
+    def address(self) -> str:
+        """What sites dial instead of the server's."""
+        return f"localhost:{self._listener.port}"
+
     def stand_before(self, federation: Federation) -> None:
         """Sites dial this instead of the server."""
         port = int(federation.server_settings()["address"].split(":")[1])
@@ -102,7 +107,7 @@ class TlsTap:
         for name in federation.sites:
             path = federation.site(name) / "kit" / "kit.json"
             kit = json.loads(path.read_text(encoding="utf-8"))
-            kit["address"] = f"localhost:{self._listener.port}"
+            kit["address"] = self.address
             path.write_text(json.dumps(kit), encoding="utf-8")
 
     def everything(self) -> bytes:

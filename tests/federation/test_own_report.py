@@ -13,7 +13,7 @@ import safetensors.numpy
 import yaml
 
 from lift.report.markup import pointer
-from tests.federation.world import Federation, run, simulate
+from tests.federation.world import Federation, run
 from tests.lift.report.test_report import Page, resolve
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,18 +46,18 @@ def test_the_mixer_that_stays_is_the_one_of_the_run(finished: Federation) -> Non
 
 
 def test_its_figures_are_those_of_a_simulation_on_the_same_patients(
-    finished: Federation, report: Path, tmp_path: Path
+    simulated: Path, report: Path
 ) -> None:
-    simulated = records(simulate(finished, tmp_path))["metrics.json"]["sites"][SITE]
+    there = records(simulated)["metrics.json"]["sites"][SITE]
     own = records(report)["metrics.json"]["sites"][SITE]
-    assert own["patients"] == simulated["patients"] > 0
-    for method, table in simulated["methods"].items():
+    assert own["patients"] == there["patients"] > 0
+    for method, table in there["methods"].items():
         for metric, figure in table.items():
             told = own["methods"][method][metric]
             # intervals are drawn with seeds of their own
             assert told["value"] == pytest.approx(figure["value"], rel=1e-9), (method, metric)
             assert told["n"] == figure["n"]
-    assert set(own["methods"]) == {*simulated["methods"], "z_filter_local"}
+    assert set(own["methods"]) == {*there["methods"], "z_filter_local"}
 
 
 def test_every_number_is_the_value_in_its_files(report: Path) -> None:

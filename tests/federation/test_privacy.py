@@ -47,6 +47,8 @@ def ended(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         made.start_server()
         made.start_sites()
         assert made.wait_server(120) == 0, made.log("server")
+        # the other one stays up; what it left is looked at
+        made.kill("east")
         yield made
     finally:
         made.close()
@@ -80,7 +82,6 @@ def test_the_server_keeps_the_ledgers_last_hash(ended: Federation) -> None:
 
 def test_the_ledger_can_be_read_and_a_run_asked_for(ended: Federation, tmp_path: Path) -> None:
     site = ended.site("east") / "site.yaml"
-    ended.kill("east")
     table = run("lift-client", "ledger", "--site", site)
     assert "steps" in table
     assert "whole: 6 lines" in table

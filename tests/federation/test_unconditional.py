@@ -34,6 +34,8 @@ def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
         made.start_server()
         made.start_sites()
         assert made.wait_server(120) == 0, made.log("server")
+        # what it left is looked at; sites that wait for another run cost time
+        made.close()
         yield made
     finally:
         made.close()

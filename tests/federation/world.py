@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,21 @@ NORTH_PATIENTS = 5
 PATIENT_COUNT_STEP = 5
 
 
+@dataclass(frozen=True)
+class Farewell:
+    """How a site stopped when it was told to.
+
+    Attributes:
+        was_up: whether it was running until then.
+        code: its exit code.
+        children: the processes that it had.
+    """
+
+    was_up: bool
+    code: int
+    children: list[int]
+
+
 @dataclass
 class Federation:
     """Folders, settings and processes of one server and its sites."""
@@ -42,6 +58,7 @@ class Federation:
     tiny: TinyRun
     sites: tuple[str, ...] = SITES
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    farewells: dict[str, Farewell] = field(default_factory=dict)
 
     @property
     def server(self) -> Path:
@@ -114,13 +131,13 @@ class Federation:
         settings["data"]["root"] = str(root)
         (folder / "site.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
-    def start_server(self, *, killing: tuple[str, ...] | None = None) -> subprocess.Popen[bytes]:
-        """Start (or resume) the server; `killing`: see `tests.federation.killing`."""
+    def start_server(self, *, killing: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start (or resume) the server; `killing`: the folder of `tests.federation.schedule`."""
         path = self.server / "server.yaml"
         return self._start("server", "lift-server", "--config", path, killing=killing)
 
     def start_site(
-        self, name: str, *, killing: tuple[str, ...] | None = None, **environment: str
+        self, name: str, *, killing: Path | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
         """Start a site."""
         path = self.site(name) / "site.yaml"
@@ -148,6 +165,31 @@ class Federation:
         """What a process wrote to its terminal."""
         return (self.folder / f"{name}.terminal").read_text(encoding="utf-8", errors="replace")
 
+    def site_log(self, name: str) -> str:
+        """What a site has logged so far; nothing before it has begun."""
+        path = self.site(name) / "work" / "log.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """One of our own processes stands still inside the block; its children do not."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def stop_sites(self) -> None:
+        """Ask every site to stop, and note how each of them did."""
+        up = {site: self.processes[site].poll() is None for site in self.sites}
+        left = {site: children(self.processes[site].pid) for site in self.sites}
+        for site in self.sites:
+            self.processes[site].send_signal(signal.SIGTERM)
+        for site in self.sites:
+            code = self.processes[site].wait(30)
+            self.farewells[site] = Farewell(up[site], code, left[site])
+
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End one of our own processes."""
         process = self.processes[name]
@@ -156,26 +198,20 @@ class Federation:
         process.wait(30)
 
     def close(self) -> None:
-        """End everything that is still there."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-        for name, process in self.processes.items():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill(name)
+        """End everything that is still there, at once: their children end with them."""
+        for name in self.processes:
+            self.kill(name)
 
     def _start(
         self,
         name: str,
         *arguments: str | Path,
-        killing: tuple[str, ...] | None = None,
+        killing: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         line = command(str(arguments[0]), *arguments[1:])
         if killing is not None:
-            wrapper = [sys.executable, "-m", "tests.federation.killing", *killing]
+            wrapper = [sys.executable, "-m", "tests.federation.killing", str(killing)]
             line = [*wrapper, *map(str, arguments)]
         with (self.folder / f"{name}.terminal").open("ab") as output:
             self.processes[name] = subprocess.Popen(

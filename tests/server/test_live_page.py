@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from lift_server.live.app import make_app
 from lift_server.live.exposition import CONTENT_TYPE
 from lift_server.live.snapshot import Snapshots
 from lift_server.privacy_record import epsilon_by_site
+from tests.opened_files import opened_files
 from tests.server.live_world import HOSTILE, SITES, make_live, round_line, write_status
 
 ADDRESS = "http://127.0.0.1:8446"
 GUIDE = Path("deploy/guides/monitoring.md")
+BROWSERS = 100
+LOOKS = 3
 PATHS = ("/", "/page.css", "/page.js", "/state.json", "/rounds.json", "/metrics")
 
 
@@ -79,6 +84,17 @@ def client(config: ServerConfig, clock: Clock) -> Client:
     return opened(config, clock)
 
 
+def _reads(config: ServerConfig, clock: Clock, browsers: Sequence[Client]) -> Counter[str]:
+    """How often each file of the server is opened while these browsers look."""
+    with opened_files(config.state.parent) as found:
+        for _ in range(LOOKS):
+            for browser in browsers:
+                for path in ("/state.json", "/rounds.json", "/metrics"):
+                    assert browser.get(path).status_code == 200
+            clock.seconds += 3
+    return Counter(path.name for path in found)
+
+
 def samples(client: Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -122,6 +138,19 @@ def test_the_files_are_read_once_a_second_however_many_ask(
     assert client.get("/state.json").content == before
     clock.seconds = 1.0
     assert client.get("/state.json").json()["summary"] == "stopped (after round 13)"
+
+
+def test_a_hundred_browsers_cost_as_many_reads_of_a_file_as_one(config: ServerConfig) -> None:
+    one, many, unshared = Clock(), Clock(), Clock()
+    together = opened(config, many)
+    strangers = [opened(config, unshared) for _ in range(BROWSERS)]
+    alone = _reads(config, one, [opened(config, one)])
+    assert _reads(config, many, [together] * BROWSERS) == alone
+    # the record of rounds is read once for as long as it does not change
+    assert alone["rounds.jsonl"] == 1
+    assert alone["status.json"] == LOOKS
+    # the count sees what pages cost that share nothing
+    assert _reads(config, unshared, strangers)["rounds.jsonl"] == BROWSERS
 
 
 def test_a_page_gets_the_rounds_that_it_lacks_and_all_of_another_run(

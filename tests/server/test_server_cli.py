@@ -28,6 +28,7 @@ from tests.ports import free_ports
 BOTH = ["north", "valley"]
 COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "page", "export")
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
+READERS = ["nibabel", "pydicom", "skimage"]
 PORT_KEYS = ("listen_port", "control_port", "health_port", "page_port")
 
 
@@ -211,6 +212,18 @@ def test_the_short_commands_load_neither_torch_nor_flwr(folder: Path, tmp_path: 
     codes = re.findall(r"^exit (\d+)$", done.stdout, re.MULTILINE)
     assert codes == ["0"] * (len(commands) - 1) + ["2"], done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize(
+    ("module", "loads"), [("lift_server.app", []), ("lift_client.app", READERS)]
+)
+def test_a_running_server_loads_no_reader_of_volumes(module: str, loads: list[str]) -> None:
+    script = f"import sys, {module}; print(*sorted({set(READERS)} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    # a site does: the names are those of the readers
+    assert done.stdout.split() == loads
 
 
 def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
