@@ -7,10 +7,7 @@ from collections.abc import Mapping
 
 # Below the ports that Linux (from 32768) and macOS (from 49152) give to outgoing connections: so
 # nobody's connection takes a port between the moment it is found free and a server's listening.
-# Each worker of pytest-xdist (gw0, gw1, ...) draws from a range of its own.
-_WORKERS, _EACH = 8, 1_500
-_FIRST = 20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS * _EACH
-_LAST = _FIRST + _EACH - 1
+_FIRST, _LAST = 20_000, 32_000
 
 # what pytest-xdist tells each of its workers
 _WORKER, _WORKERS = "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"
