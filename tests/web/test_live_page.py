@@ -14,7 +14,8 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.end_to_end.tiny_run import TinyRun, make_tiny_run
-from tests.federation.browsers import answers, page_of
+from tests.federation.browsers import answers
+from tests.federation.test_live_page import page_of
 from tests.federation.world import Federation, add_north, until
 from tests.ports import free_port
 from tests.server.live_world import HOSTILE, make_live
