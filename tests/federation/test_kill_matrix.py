@@ -18,8 +18,10 @@ from tests.federation.schedule import LOSING, SERVER_POINTS, SITE_POINTS, VICTIM
 from tests.federation.world import Federation, simulate
 
 POINTS = (*SITE_POINTS, *SERVER_POINTS)
-# a round for each victim, and one that nobody disturbs
-ROUNDS = len(VICTIMS) + 1
+# from here on: what a resume restores is more than the start
+FIRST = 2
+# a round for each victim, and one before and one after that nobody disturbs
+ROUNDS = FIRST + len(VICTIMS)
 PLAN = {"rounds": ROUNDS, "deadline_s": 200.0}
 
 
@@ -37,7 +39,7 @@ def expected(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> byte
 def test_four_killed_processes_cost_time_and_nothing_else(
     federation: Federation, expected: bytes, point: str, tmp_path: Path
 ) -> None:
-    deaths = [Death(place, victim) for place, victim in enumerate(VICTIMS, start=1)]
+    deaths = [Death(place, victim) for place, victim in enumerate(VICTIMS, start=FIRST)]
     _kill(federation, expected, point, deaths, tmp_path)
 
 
@@ -47,7 +49,7 @@ def test_four_killed_processes_cost_time_and_nothing_else(
 def test_a_killed_process_costs_time_and_nothing_else(
     federation: Federation, expected: bytes, victim: str, point: str, tmp_path: Path
 ) -> None:
-    _kill(federation, expected, point, [Death(2, victim)], tmp_path)
+    _kill(federation, expected, point, [Death(FIRST, victim)], tmp_path)
 
 
 @pytest.mark.slow
@@ -56,7 +58,7 @@ def test_an_answer_that_was_lost_on_its_way_to_a_living_child_is_asked_for_again
 ) -> None:
     federation.sites = SITES
     federation.make(federation=PLAN)
-    lost = Death(2, "answer")
+    lost = Death(FIRST, "answer")
     schedule = schedule_of(federation, LOSING, [lost], tmp_path / "schedule")
     federation.start_server()
     federation.start_site("east", killing=schedule.folder)
