@@ -39,8 +39,8 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 def inference_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Half precision (float16, as the feature cache stores taps) on a GPU; nothing on a CPU."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.float16)
+    if feature_precision(device) == "float16":
+        return torch.autocast(device.type, dtype=torch.float16)
     return nullcontext()
 
 

@@ -159,7 +159,7 @@ def feature_key(
     tap_names: tuple[str, ...],
     pooled_names: tuple[str, ...],
     *,
-    precision: str = "float32",
+    precision: str,
 ) -> str:
     """The name of a cache entry: SHA-256 of everything that its content depends on."""
     parts = [

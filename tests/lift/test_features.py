@@ -183,17 +183,22 @@ def test_the_key_changes_with_everything_that_the_content_depends_on() -> None:
         (*base[:4], ()),
         (*base[:3], ("feat", "enc0", "bottleneck"), ()),
     ]
-    keys = [feature_key(*parts) for parts in (base, *changed)]
+    keys = [feature_key(*parts, precision="float32") for parts in (base, *changed)]
+    # a GPU's features are no CPU's
+    keys.append(feature_key(*base, precision="float16"))
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 64 for key in keys)
-    assert feature_key(*base[:3], ("enc0", "feat"), base[4]) == keys[0]
+    again = feature_key(*base[:3], ("enc0", "feat"), base[4], precision="float32")
+    assert again == keys[0]
 
 
 def test_the_key_follows_generator_and_preprocessing() -> None:
     plans = [small_plan(), small_plan(preprocessing={"crop_margin": 1}), small_plan(target="ct")]
     generators = [small_generator(), small_generator(seed=1)]
     keys = {
-        feature_key(("d",), generator.fingerprint, preprocessing_digest(plan), (), ())
+        feature_key(
+            ("d",), generator.fingerprint, preprocessing_digest(plan), (), (), precision="float32"
+        )
         for plan in plans
         for generator in generators
     }

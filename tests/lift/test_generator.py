@@ -21,7 +21,13 @@ from lift.config.generator import (
     PretrainConfig,
     UNetConfig,
 )
-from lift.device import fix_threads, inference_autocast, resolve_device, to_device
+from lift.device import (
+    feature_precision,
+    fix_threads,
+    inference_autocast,
+    resolve_device,
+    to_device,
+)
 from lift.errors import ConfigError
 from lift.generator.base import SliceGenerator, Tap
 from lift.generator.bundle import make_card
@@ -291,6 +297,11 @@ def test_pretraining_settings_name_a_wrong_cohort() -> None:
         PretrainConfig.from_data(data, "pretrain.yaml")
     # the list is not empty: its one item is refused
     assert "at least 1" not in str(caught.value)
+
+
+def test_features_of_a_gpu_have_a_precision_of_their_own() -> None:
+    assert feature_precision(torch.device("cpu")) == "float32"
+    assert feature_precision(torch.device("cuda")) == "float16"
 
 
 def test_device_is_the_one_asked_for() -> None:
