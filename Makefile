@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WEB_STAMP := $(VENV)/.installed-web
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
@@ -50,11 +51,13 @@ test-fuzz: $(STAMP)  ## mutated messages, damaged files, scripts of rounds, plan
 test-fuzz-full:  ## the same with 50,000 damaged files and a cohort of 200
 	$(MAKE) test-fuzz EXAMPLES=200 FORMAT_CASES=50000 COHORT=200
 
-test-web: $(STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
+$(WEB_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"
+	@touch $(WEB_STAMP)
+
+test-web: $(WEB_STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
 	command -v chromium || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q chromium; }
-	test -f out/demo/report.html || $(MAKE) demo
-	LIFT_DEMO=out/demo $(BIN)/python -m pytest -m web tests/web
+	$(BIN)/python -m pytest -m web -n 2 --dist loadscope tests/web
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

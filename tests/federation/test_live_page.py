@@ -7,13 +7,17 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from lift_server.live.snapshot import Snapshots
 from tests.federation.browsers import BROWSERS, PATHS, answers, open_pages, running_page
 from tests.federation.world import Federation, children, until
 from tests.ports import free_port
+from tests.server.live_world import make_live
+from tests.structure import differences, structure
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 ROUNDS = 12
@@ -25,16 +29,20 @@ def test_a_hundred_browsers_at_once_are_all_answered(tmp_path: Path) -> None:
     assert statuses == [httpx.codes.OK] * (BROWSERS * len(PATHS))
 
 
-def test_a_killed_page_comes_back_and_the_run_is_whole(federation: Federation) -> None:
+def test_a_killed_page_comes_back_and_the_run_is_whole(
+    federation: Federation, tmp_path: Path
+) -> None:
     federation.sites = ("east", "north")
     federation.make(federation={"rounds": ROUNDS})
     port = free_port()
-    settings = federation.server_settings() | {"page_port": port}
+    settings = federation.server_settings() | {"page_port": port, "phantom": True}
     federation.write_server(settings)
     server = federation.start_server()
     address = f"http://127.0.0.1:{port}"
     until(lambda: answers(address), 60, "the page answers before any site is there")
     until(lambda: f"live page: {address}/" in federation.log("server"), 20, "the operator is told")
+    waiting = "waiting for sites, 0 of 2 online"
+    until(lambda: state_of(address)["summary"] == waiting, 60, "the page says who is missing")
     first = page_of(server.pid)
     federation.start_sites()
     until(lambda: len(federation.records()) >= 3, 120, "three rounds")
@@ -46,9 +54,15 @@ def test_a_killed_page_comes_back_and_the_run_is_whole(federation: Federation) -
     with federation.held("north"):
         until(lambda: answers(address), 60, "the page answers again")
         assert page_of(server.pid) != first
-        state = httpx.get(f"{address}/state.json", trust_env=False).json()
+        state = state_of(address)
     assert state["rounds"] == ROUNDS
+    assert state["rounds_done"] >= known - 1
     assert set(state["sites"]) == set(federation.sites)
+    assert state["phantom"]
+    # the browser's tests look at a folder that is written by hand
+    config = make_live(tmp_path / "by-hand", sites=federation.sites, rounds=3)
+    by_hand = json.loads(Snapshots(config).latest().state)
+    assert differences(*(structure(one, federation.sites) for one in (state, by_hand))) == []
 
     assert federation.wait_server() == 0, federation.log("server")
     records = federation.records()
@@ -58,6 +72,11 @@ def test_a_killed_page_comes_back_and_the_run_is_whole(federation: Federation) -
     assert (federation.out / "report.html").is_file()
     # nobody is left behind
     until(lambda: not answers(address), 20, "the page ends with its server")
+
+
+def state_of(address: str) -> dict[str, Any]:
+    """What the page shows but the rounds."""
+    return dict(httpx.get(f"{address}/state.json", trust_env=False).json())
 
 
 def page_of(server: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -66,6 +65,7 @@ def make_live(
     planned: int = 20,
     noise: bool = False,
     page_port: int | None = None,
+    phantom: bool = False,
 ) -> ServerConfig:
     """A folder whose run has `rounds` training rounds on record and is in the next one.
 
@@ -73,15 +73,17 @@ def make_live(
         folder: where; must not exist.
         sites: admitted sites.
         strangers: names that stand in the record only, whatever they look like.
-        rounds: finished training rounds.
+        rounds: finished training rounds; -1 for a run that waits for its first exchange.
         planned: training rounds of the plan.
         noise: the record has epsilon, and no losses.
         page_port: of the live page.
+        phantom: what the settings and the run's record say of the volumes.
     """
     init_folder(folder, ["localhost"], "trial")
     text = (folder / "server.yaml").read_text(encoding="utf-8")
     port = "null" if page_port is None else str(page_port)
     text = text.replace("page_port: 8446 ", f"page_port: {port} ")
+    text = text.replace("phantom: false ", f"phantom: {str(phantom).lower()} ")
     text = text.replace("    rounds: 20\n", f"    rounds: {planned}\n")
     (folder / "server.yaml").write_text(text, encoding="utf-8")
     config = load_settings(folder)
@@ -105,7 +107,7 @@ def make_live(
             "name": "trial",
             "started": (now - timedelta(hours=2)).isoformat(timespec="seconds"),
             "complete": False,
-            "phantom": False,
+            "phantom": phantom,
             "plan_digest": config.plan.digest(),
             "privacy": {"mode": "none", "statement": "nobody adds noise"},
         },
@@ -122,7 +124,7 @@ def make_live(
 
 
 def write_status(
-    config: ServerConfig, sites: Sequence[str], current: int, planned: int, **changes: object
+    config: ServerConfig, names: Sequence[str], current: int, planned: int, **changes: object
 ) -> None:
     """What a running server writes: this test's process stands for it."""
     now = datetime.now(UTC)
@@ -144,9 +146,9 @@ def write_status(
                 ),
                 "state": states[place % 3],
             }
-            for place, site in enumerate(sites)
+            for place, site in enumerate(names)
         },
         "updated": now.isoformat(timespec="seconds"),
     }
-    config.state.mkdir(parents=True, exist_ok=True)
-    (config.state / "status.json").write_text(json.dumps(status | changes), encoding="utf-8")
+    # whole or not at all, as a server does: a page may be reading
+    write_json(config.state / "status.json", status | changes)

@@ -127,7 +127,8 @@ def test_a_ball_is_round_whatever_the_spacing_of_its_voxels(
     page.get_by_label("black at").fill("0")
     page.get_by_label("white at").fill("600")
     page.get_by_label("white at").press("Enter")
-    page.wait_for_timeout(500)
+    page.wait_for_selector('.viewer-pane[data-window="0 600"]')
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
     png = page.locator(".viewer-pane canvas").first.screenshot()
     colours = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     # what is grey and bright: neither the crosshair, which is orange, nor small letters

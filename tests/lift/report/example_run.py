@@ -159,20 +159,24 @@ def example_metrics() -> dict[str, Any]:
 
 
 def write_example_patient(
-    folder: Path, *, seed: int, sources: tuple[str, ...] = ("t1", "t2")
+    folder: Path,
+    *,
+    seed: int,
+    sources: tuple[str, ...] = ("t1", "t2"),
+    shape: tuple[int, int, int] = SHAPE,
 ) -> None:
     """Blobs in an ellipsoid; without a mixer each slice has a gain of its own."""
     rng = np.random.default_rng(seed)
-    grids = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij")
+    grids = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
     mask = np.sum(np.square(grids), axis=0) < 0.8
-    target = np.full(SHAPE, 0.45)
+    target = np.full(shape, 0.45)
     for _ in range(12):
         centre, width = rng.uniform(-0.7, 0.7, 3), rng.uniform(0.1, 0.4)
         distance = sum((grid - at) ** 2 for grid, at in zip(grids, centre, strict=True))
         target += rng.uniform(-0.3, 0.4) * np.exp(-distance / width**2)
     target = np.clip(target, 0, 1) * mask
-    gain = 1 + 0.12 * rng.standard_normal(SHAPE[2])
-    no_mixer = target * gain + 0.03 * rng.standard_normal(SHAPE) * mask
+    gain = 1 + 0.12 * rng.standard_normal(shape[2])
+    no_mixer = target * gain + 0.03 * rng.standard_normal(shape) * mask
     median = np.median([np.roll(no_mixer, shift, axis=2) for shift in (-1, 0, 1)], axis=0) * mask
     folder.mkdir(parents=True)
     volumes = {
@@ -181,7 +185,7 @@ def write_example_patient(
         "no_mixer": no_mixer,
         "z_median": median,
         "z_filter": (no_mixer + median) / 2,
-        "federated": target * (1 + (gain - 1) * 0.2) + 0.02 * rng.standard_normal(SHAPE) * mask,
+        "federated": target * (1 + (gain - 1) * 0.2) + 0.02 * rng.standard_normal(shape) * mask,
     }
     volumes |= {f"source-{name}": (0.9 - 0.5 * target) * mask for name in sources}
     for name, voxels in volumes.items():
@@ -190,6 +194,7 @@ def write_example_patient(
 
 def write_volume(path: Path, voxels: NDArray[np.floating[Any]]) -> None:
     image = nib.Nifti1Image(voxels.astype(np.float32), np.diag([*SPACING_MM, 1.0]))
+    image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
 
