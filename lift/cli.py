@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lift.audit.cli import app as audit_app
-from lift.commands import run_command
+from lift.commands import VersionOption, run_command
 from lift.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ app = typer.Typer(
     help="3D synthesis from a frozen 2D generator and a through-plane mixer, on files.",
 )
 app.add_typer(audit_app, name="audit")
+
+
+@app.callback()
+def start(_version: VersionOption = False) -> None:
+    """Hold the options that stand before a command."""
 
 
 class Guard(StrEnum):

@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import errno
 import logging
+import platform
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Annotated, Final
 
 import click
 import typer
 
 from lift.errors import EXIT_CODES, DataError, LiftError
+from lift.process import prepare_process
 
 # a write that finds no room names no file
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_DISTRIBUTION: Final = "lift-federated"
+# what else a report of a fault has to name: NAME -> the package that pip installs
+_BESIDE: Final = {"Flower": "flwr", "torch": "torch"}
+
+
+def _show_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(version_line(context.find_root().info_name or "lift") + "\n")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Print the versions and stop."
+    ),
+]
+"""`--version` of a program; it answers before anything else is looked at."""
+
+
+def version_line(program: str) -> str:
+    """The version of a program, and of what it stands on, from what pip installed here.
+
+    Nothing is imported: torch and flwr would take seconds.
+    """
+    ours = _version(_DISTRIBUTION) or "of no version: pip did not install it"
+    beside = [f"{name} {_version(package) or 'absent'}" for name, package in _BESIDE.items()]
+    return f"{program} {ours} ({', '.join(beside)}, Python {platform.python_version()})"
 
 
 def run_command(app: typer.Typer, program: str) -> None:
     """Run a typer application and exit with the code of `lift/errors.py`.
 
+    The process is prepared first: an application imports torch and flwr in its commands alone.
     A :class:`LiftError` is shown in its four parts; a fault of our own goes to a file, and the
     screen says which. No traceback ever reaches the screen.
     """
+    prepare_process()
     sys.exit(_guarded(lambda: app(prog_name=program, standalone_mode=False), program))
 
 
@@ -62,6 +96,13 @@ def _guarded(command: Callable[[], object], program: str) -> int:
         )
         return EXIT_CODES["bug"].number
     return outcome if isinstance(outcome, int) else 0
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _file_error(error: OSError) -> DataError:

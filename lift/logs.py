@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _OURS = ("lift", "lift_server", "lift_client")
+_SILENT = logging.CRITICAL + 1
+_mutes: dict[str, tuple[int, int]] = {}
+"""LOGGER -> how many blocks mute it now, and the level that it had before."""
+_mutes_lock = threading.Lock()
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -45,3 +50,40 @@ def log_to_terminal() -> Iterator[None]:
     finally:
         for logger in ours:
             logger.removeHandler(handler)
+
+
+@contextmanager
+def muted(name: str) -> Iterator[None]:
+    """Inside the block a library's logger, and those below it, say nothing.
+
+    Blocks may overlap, in several threads too: the last one that ends gives the level back.
+    """
+    logger = logging.getLogger(name)
+    with _mutes_lock:
+        inside, level = _mutes.get(name, (0, logger.level))
+        _mutes[name] = (inside + 1, level)
+        logger.setLevel(_SILENT)
+    try:
+        yield
+    finally:
+        with _mutes_lock:
+            inside, level = _mutes.pop(name)
+            if inside > 1:
+                _mutes[name] = (inside - 1, level)
+            else:
+                logger.setLevel(level)
+
+
+@contextmanager
+def without_messages(name: str, text: str) -> Iterator[None]:
+    """Inside the block a library's logger leaves out the messages that contain `text`."""
+
+    def tells_something(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger = logging.getLogger(name)
+    logger.addFilter(tells_something)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells_something)

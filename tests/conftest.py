@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from lift.process import prepare_process
 
 # before torch and numpy are loaded, and for processes that tests start: workers share the cores,
 # and sums of one thread have the same bits on every machine of a kind
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# as every process of ours
+prepare_process()
 
-import torch
-from hypothesis import HealthCheck, settings
+import torch  # noqa: E402
 
 if TYPE_CHECKING:
     from lift.unconditional.decoder import FrozenDecoder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import click
 import typer
 
-from lift.commands import run_command
+from lift.commands import VersionOption, run_command
 from lift.errors import EXIT_CODES, ConfigError, RecordError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _WORST_FIRST: Final = ("config", "version", "connection", "policy", "data")
 
 
 @app.callback(invoke_without_command=True)
-def start(ctx: typer.Context, site: SiteOption = None) -> None:
+def start(ctx: typer.Context, site: SiteOption = None, _version: VersionOption = False) -> None:
     """Join the federation, train, stay up and reconnect; without a command below.
 
     To resume, run the same command again.

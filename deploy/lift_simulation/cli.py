@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lift.commands import run_command
+from lift.commands import VersionOption, run_command
 from lift.config.simulation import SimulationConfig
 
 PROGRAM = "lift-simulate"
@@ -46,6 +46,7 @@ def simulate(
             "and stop.",
         ),
     ] = False,
+    _version: VersionOption = False,
 ) -> None:
     """Run a federation of simulated sites: statistics, rounds, baselines, evidence, report.
 

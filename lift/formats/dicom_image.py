@@ -7,7 +7,6 @@ groups), C.11.1 (rescale); PS3.5 8 (encoding of pixel data).
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from pydicom.errors import InvalidDicomError
 
 from lift.errors import VolumeError
 from lift.formats.checks import COPY_AGAIN, Refusal
-
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+from lift.logs import muted
 
 _PREAMBLE: Final = 128
 _MARK: Final = b"DICM"
@@ -214,7 +212,7 @@ def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
 def parsing(refuse: Refusal) -> Iterator[None]:
     """Whatever pydicom makes of hostile bytes is a refusal (VolumeError), and quiet."""
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with muted("pydicom"), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             yield
     except (VolumeError, MemoryError):

@@ -13,7 +13,6 @@ Feldman and Zrnic 2021, arXiv:2008.11193). Both come from dp-accounting.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 
 from lift.errors import BudgetSpentError
+from lift.logs import without_messages
 
 Accountant = Literal["pld", "rdp"]
 SMALLEST_DELTA: Final = 1e-9
@@ -45,14 +45,6 @@ _ORDERS: Final = (
     *(64, 80, 96, 128, 192, 256, 512, 1024),
 )
 _Setting = tuple[float, float, int]
-
-
-def _tells_something(record: logging.LogRecord) -> bool:
-    # an order whose series does not converge is left out, which only loosens the bound
-    return "_compute_log_a_frac" not in record.getMessage()
-
-
-logging.getLogger("absl").addFilter(_tells_something)
 
 
 @dataclass(frozen=True)
@@ -239,8 +231,10 @@ def _one_step_rdp(noise: float, q: float) -> np.ndarray:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(noise)))
-    rdp: np.ndarray = accountant.rdp
+    # an order whose series does not converge is left out, which only loosens the bound
+    with without_messages("absl", "_compute_log_a_frac"):
+        accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(noise)))
+        rdp: np.ndarray = accountant.rdp
     # an order that did not converge bounds nothing
     return np.where(np.isnan(rdp), np.inf, rdp)
 

@@ -163,20 +163,22 @@ def curves_figure(run: Run) -> Picture | None:
         for column, (label, points) in enumerate(series[:columns]):
             place = axes[columns * row + column]
             held = {index: value for index, value in points if value is not None}
-            place.plot(
-                list(held),
-                list(held.values()),
-                color=term.colour,
-                marker=term.marker,
-                clip_on=False,
-            )
+            if held:
+                place.plot(
+                    list(held),
+                    list(held.values()),
+                    color=term.colour,
+                    marker=term.marker,
+                    clip_on=False,
+                )
+            else:
+                # an empty line would lie in the figure's corner, and the layout make room for it
+                place.text(0.5, 0.5, "not recorded", ha="center", transform=place.transAxes)
             place.set_title(drawable(site))
             place.set_ylabel(label)
             place.set_xlabel("round")
             place.set_xlim(-0.2, max(record.round for record in run.rounds) + 0.2)
-            place.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if not held:
-                place.text(0.5, 0.5, "not recorded", ha="center", transform=place.transAxes)
+            place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(titled(run, "federated mixer by round"), x=0.01, ha="left")
     if columns == 1:
         caption = (

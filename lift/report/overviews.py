@@ -59,7 +59,7 @@ def timeline_figure(run: Run) -> Picture | None:
     place.set_yticks(range(len(sites)), [drawable(site) for site in reversed(sites)])
     place.set_ylim(-0.6, len(sites) - 0.4)
     place.set_xlim(-0.6, max(record.round for record in run.rounds) + 0.6)
-    place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     place.grid(visible=False)
     place.set_xlabel("round (0: statistics)")
     place.set_title(titled(run, "who counted in which round"))
@@ -114,7 +114,7 @@ def shared_curves_figure(run: Run, sites: list[str]) -> Picture | None:
         _line(place, rounds, means, METHODS["federated"].colour, 2.2)
         place.set_ylabel(label)
         place.set_xlabel("round")
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(titled(run, f"federated mixer by round, {len(sites)} sites"), x=0.01, ha="left")
     return svg(
         figure,

@@ -14,7 +14,7 @@ import click
 import typer
 from rich.console import Console
 
-from lift.commands import run_command
+from lift.commands import VersionOption, run_command
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES
@@ -60,6 +60,7 @@ def start(
             help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
         ),
     ] = None,
+    _version: VersionOption = False,
 ) -> None:
     """Start the federation, or resume it, and stay until it ends.
 

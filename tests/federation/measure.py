@@ -20,9 +20,14 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tests.end_to_end.tiny_run import command, make_tiny_run
-from tests.federation.browsers import BROWSERS, cpu_share, running_page
-from tests.federation.world import Federation, add_north, children, until
+from lift.process import prepare_process
+
+# as every process of ours, before torch is imported
+prepare_process()
+
+from tests.end_to_end.tiny_run import command, make_tiny_run  # noqa: E402
+from tests.federation.browsers import BROWSERS, cpu_share, running_page  # noqa: E402
+from tests.federation.world import Federation, add_north, children, until  # noqa: E402
 
 ROUNDS = 200
 EARLY_ROUND = 20

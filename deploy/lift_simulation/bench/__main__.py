@@ -12,14 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lift.device import fix_threads
-from lift.files import write_json
-from lift_simulation.bench.cost import cost_figures
-from lift_simulation.bench.drifting import drifting_figures
-from lift_simulation.bench.federation import federation_figures
-from lift_simulation.bench.figure import Figure
-from lift_simulation.bench.memory import memory_figures
-from lift_simulation.bench.precision import precision_figures
+from lift.process import prepare_process
 
 _RESULT = Path("bench.json")
 _WIDTH = 110
@@ -27,6 +20,17 @@ _WIDTH = 110
 
 def main() -> None:
     """Measure, print the table, write bench.json."""
+    prepare_process()
+    # torch reads its environment when it is imported
+    from lift.device import fix_threads
+    from lift.files import write_json
+    from lift_simulation.bench.cost import cost_figures
+    from lift_simulation.bench.drifting import drifting_figures
+    from lift_simulation.bench.federation import federation_figures
+    from lift_simulation.bench.figure import Figure
+    from lift_simulation.bench.memory import memory_figures
+    from lift_simulation.bench.precision import precision_figures
+
     fix_threads(2)
     console = Console(stderr=True)
     figures: list[Figure] = []

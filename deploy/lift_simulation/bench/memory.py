@@ -6,17 +6,7 @@ import resource
 import subprocess
 import sys
 
-import torch
-
-from lift.device import fix_threads
-from lift.synthesis import GeneratedStream, mix
-from lift_simulation.bench.example import (
-    BRATS_SIDE,
-    BRATS_SLICES,
-    example_generator,
-    example_mixer,
-    example_prepared,
-)
+from lift.process import prepare_process
 from lift_simulation.bench.figure import Figure
 
 
@@ -42,6 +32,20 @@ def _peak_gb() -> float:
 
 def main() -> None:
     """Measure in this process and print gigabytes."""
+    prepare_process()
+    # torch reads its environment when it is imported
+    import torch
+
+    from lift.device import fix_threads
+    from lift.synthesis import GeneratedStream, mix
+    from lift_simulation.bench.example import (
+        BRATS_SIDE,
+        BRATS_SLICES,
+        example_generator,
+        example_mixer,
+        example_prepared,
+    )
+
     fix_threads(2)
     device = torch.device("cpu")
     generator = example_generator(32, (1, 2, 4, 8))

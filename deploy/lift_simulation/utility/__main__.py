@@ -10,10 +10,6 @@ import typer
 from rich.console import Console
 
 from lift.commands import run_command
-from lift_simulation.progress import Reporter
-from lift_simulation.utility.cells import UtilityConfig, list_cells
-from lift_simulation.utility.run import run_cell
-from lift_simulation.utility.summary import show, summarise_cells, write_summary
 
 PROGRAM = "bench-privacy"
 _SETTINGS = Path(__file__).parent / "settings.yaml"
@@ -34,6 +30,12 @@ def bench(
     It takes hours. Run the same command again to go on: finished cells are kept, and one that was
     broken off goes on from its last round. Table and figure are written after every cell.
     """
+    # torch reads its environment when it is imported, and `main` sets it
+    from lift_simulation.progress import Reporter
+    from lift_simulation.utility.cells import UtilityConfig, list_cells
+    from lift_simulation.utility.run import run_cell
+    from lift_simulation.utility.summary import show, summarise_cells, write_summary
+
     settings = UtilityConfig.from_yaml(config)
     reporter = Reporter(Console(stderr=True), {})
     cells = [

@@ -18,6 +18,8 @@ _MODES: Final = {
 }
 _METRICS: Final = {"psnr_db": "PSNR over no_mixer (dB)", "dz_corr": "dz_corr over no_mixer"}
 _INFINITE: Final = "∞"
+_COLUMN_INCHES: Final = 3.3
+_LEGEND_INCHES: Final = 7.5
 
 
 class DrawnCell(Protocol):
@@ -55,9 +57,9 @@ def draw(cells: Sequence[DrawnCell], path: Path) -> None:
     if not cohorts:
         return
     levels = sorted({cell.epsilon for cell in cells if cell.epsilon is not None})
-    figure = Figure(
-        figsize=(max(3.3 * len(cohorts), 5.6) + 0.9, 6.4), layout="constrained", dpi=120
-    )
+    # the legend's line is the widest thing of a figure of one column
+    width = max(_COLUMN_INCHES * len(cohorts) + 0.9, _LEGEND_INCHES)
+    figure = Figure(figsize=(width, 6.4), layout="constrained", dpi=120)
     panels = figure.subplots(2, len(cohorts), sharex=True, sharey="row", squeeze=False)
     for column, patients in enumerate(cohorts):
         here = [cell for cell in cells if cell.patients == patients]

@@ -18,13 +18,7 @@ module         what runs there
 
 Flower moves its modules at every release: `tests/lift/protocol/test_private_symbols.py` names
 every private symbol in use.
+
+Flower reports to its makers unless told otherwise. `lift/process.py` says so in each process of
+ours and in the children; `children.forbid_telemetry` where a child's work is done in another one.
 """
-
-from __future__ import annotations
-
-import os
-
-# before the first import: no telemetry, no look-up of newer versions, no installing
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lift.files import write_atomically
+from lift.process import prepared_environment
 
 _STOP_S: Final = 10.0
 _CERTIFICATE_DAYS: Final = 3650
@@ -72,6 +74,15 @@ def write_local_certificate(certificate: Path, key: Path) -> None:
     write_atomically(certificate, made.public_bytes(Encoding.PEM))
 
 
+def forbid_telemetry() -> None:
+    """Let Flower report nothing to its makers, even where it was imported before we could say so.
+
+    Flower asks the environment once, when it is imported.
+    """
+    telemetry = importlib.import_module("flwr.supercore.telemetry")
+    telemetry.__dict__["FLWR_TELEMETRY_ENABLED"] = "0"
+
+
 def start_child(module: str, settings: str, log: Path) -> subprocess.Popen[bytes]:
     """Start one of our modules with its settings; what it says goes to `log`.
 
@@ -84,6 +95,8 @@ def start_child(module: str, settings: str, log: Path) -> subprocess.Popen[bytes
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
+            # also where the program around us did not prepare its own
+            env=prepared_environment(),
         )
 
 

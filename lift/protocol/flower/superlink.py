@@ -19,7 +19,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self
 
-from lift.protocol.flower.children import end_with_parent
+from lift.process import prepare_process
+from lift.protocol.flower.children import end_with_parent, forbid_telemetry
 
 LARGEST_REQUEST_BYTES: Final = 32 << 20
 """A larger request is refused with 413 before it is read."""
@@ -205,6 +206,7 @@ def make_app(settings: SuperLinkSettings) -> App:
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
 
+    forbid_telemetry()
     files = (settings.ca, settings.certificate, settings.key)
     ca, certificate, key = (Path(name).read_bytes() for name in files)
     config = SuperLinkLifespanConfig(
@@ -275,6 +277,7 @@ async def serve(settings: SuperLinkSettings) -> None:
 
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
+    prepare_process()
     end_with_parent()
     import uvloop
 

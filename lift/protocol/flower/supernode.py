@@ -24,7 +24,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from lift.files import write_atomically
-from lift.protocol.flower.children import end_with_parent
+from lift.process import prepare_process
+from lift.protocol.flower.children import end_with_parent, forbid_telemetry
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.superlink import ChildSettings, Door
 
@@ -107,6 +108,7 @@ def run(settings: SuperNodeSettings) -> None:
     # the package's attribute of this name is the function, not the module
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
 
+    forbid_telemetry()
     _replace_connection(connection, Path(settings.node_file))
     _replace_loop(loop)
     key = load_ssh_private_key(Path(settings.key).read_bytes(), None)
@@ -253,6 +255,7 @@ def _retries() -> Any:
 
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
+    prepare_process()
     end_with_parent()
     logging.getLogger("flwr").setLevel(logging.INFO)
     run(SuperNodeSettings.from_command_line())

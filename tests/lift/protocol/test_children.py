@@ -82,6 +82,28 @@ def test_a_child_that_does_not_listen_is_ended_all_the_same(
     assert child.stdin.closed
 
 
+def test_a_child_of_any_program_is_told_to_report_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
+    monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "0")
+    (tmp_path / "telling.py").write_text(
+        "import os\n"
+        "for name in sorted(name for name in os.environ if name.startswith('FLWR_')):\n"
+        "    print(name, os.environ[name])\n"
+    )
+    log = tmp_path / "child.log"
+    child = start_child("telling", "settings", log)
+    assert child.wait(60) == 0
+    end_child(child)
+    assert log.read_text().splitlines() == [
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION 1",
+        "FLWR_DISABLE_UPDATE_CHECK 1",
+        "FLWR_TELEMETRY_ENABLED 0",
+    ]
+
+
 def _shakes_hands(folder: Path, *, serves: str, trusts: str) -> bool:
     there = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     there.load_cert_chain(folder / f"{serves}.pem", folder / f"{serves}.key")

@@ -107,8 +107,9 @@ REPLACED: Final = {
         "_start_supernode_http_api",
     },
     "flwr.supercore.heartbeat": {"HEARTBEAT_DEFAULT_INTERVAL"},
+    "flwr.supercore.telemetry": {"FLWR_TELEMETRY_ENABLED"},
 }
-"""What `lift.protocol.flower.supernode` replaces or calls inside Flower's own modules."""
+"""What `lift.protocol.flower` replaces or calls inside Flower's own modules."""
 
 
 def _imported() -> dict[str, set[str]]:
@@ -141,6 +142,8 @@ def test_what_is_replaced_is_what_flower_calls() -> None:
     assert "_verify_fab(fab, trusted_entities)" in source
     assert "time.sleep(" in source
     assert 'fab.verifications.get("valid_license", "")' in source
+    telemetry = importlib.import_module("flwr.supercore.telemetry")
+    assert 'if FLWR_TELEMETRY_ENABLED == "1":' in inspect.getsource(telemetry.create_event)
     connection = importlib.import_module("flwr.supernode.fleet_http_connection")
     source = inspect.getsource(connection.http_request_response)
     assert "FleetHttpClient.from_server_address(" in source
