@@ -35,21 +35,11 @@ test-federation: $(STAMP)  ## real federations: kill -9 of every process at ever
 test-federation-full: $(STAMP)  ## the same, each process at each step in a federation of its own
 	$(BIN)/python -m pytest -m full tests/federation
 
-# sizes of the scalable tests: `make test-fuzz` takes minutes, `make test-fuzz-full` is for the night
-MUTATIONS ?= 100000
-EXAMPLES ?= 100
-FORMAT_CASES ?= 10000
-COHORT ?= 60
+test-fuzz: $(STAMP)  ## mutated messages, damaged files, scripts of rounds, planted faults: minutes
+	$(BIN)/python -m pytest -m fuzz -n 2 --dist loadgroup
 
-test-fuzz: $(STAMP)  ## mutated messages, damaged files, scripts of rounds, planted faults
-	LIFT_MUTATIONS=$(MUTATIONS) LIFT_EXAMPLES=$(EXAMPLES) LIFT_FORMAT_CASES=$(FORMAT_CASES) \
-		LIFT_COHORT=$(COHORT) $(BIN)/python -m pytest -n 2 --dist loadscope -o timeout=1800 \
-		tests/federation/test_messages.py tests/server/test_round_machine.py \
-		tests/lift/formats/test_hostile_files.py tests/lift/formats/test_dicom_hostile.py \
-		tests/client/test_planted_faults.py
-
-test-fuzz-full:  ## the same with 50,000 damaged files and a cohort of 200
-	$(MAKE) test-fuzz EXAMPLES=200 FORMAT_CASES=50000 COHORT=200
+test-fuzz-full: $(STAMP)  ## the same for the night, in the full sizes of tests/scale.py
+	LIFT_SCALE=full $(BIN)/python -m pytest -m fuzz -n 2 --dist loadgroup -o timeout=7200
 
 $(WEB_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from lift.cohort.phantom.write import write_phantom_cohorts
+from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
 from tests.lift.formats.cases import itk_image
 
@@ -223,6 +222,7 @@ class Planted:
         root: its data folder.
         layout: brats or synthrad.
         channels: of its task.
+        kinds: what may be planted in such a cohort.
         faults: patient -> what was planted there.
         twins: patient -> the patient that was copied.
         sound: the other patients.
@@ -231,63 +231,59 @@ class Planted:
     root: Path
     layout: str
     channels: tuple[str, ...]
+    kinds: Mapping[str, Fault]
     faults: dict[str, str]
     twins: dict[str, str]
     sound: frozenset[str]
 
 
-def plant(folder: Path, *, brains: int, heads: int, seed: int, workers: int) -> list[Planted]:
-    """Two phantom cohorts, each fault at a patient of its own, drawn by the seed.
+def plant(folder: Path, kind: str, *, patients: int, seed: int) -> Planted:
+    """A phantom cohort, each fault at a patient of its own, drawn by the seed.
 
     A share of the sound patients is stored in other formats.
+
+    Args:
+        folder: for the cohort's own folder.
+        kind: "brains" or "heads".
+        patients: their number, the faulty ones among them.
+        seed: of the phantoms and of who gets which fault.
     """
+    of_heads = kind == "heads"
+    faults, channels = (HEAD_FAULTS, HEAD) if of_heads else (BRAIN_FAULTS, MR)
+    root = folder / kind
+    write_phantom_cohort(_cohort(of_heads, patients, seed + of_heads), root, workers=1)
+    rng = np.random.default_rng([seed, int(of_heads)])
+    people = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    drawn = [str(name) for name in rng.permutation(people)]
+    planted = dict(zip(drawn, faults, strict=False))
+    assert len(planted) == len(faults)
+    rest = drawn[len(faults) :]
+    twins = {}
+    for name, fault in planted.items():
+        twin = rest.pop() if faults[fault].twin else name
+        faults[fault].change(files(root, name, channels), files(root, twin, channels))
+        if twin != name:
+            twins[name] = twin
+    for name in rest[: len(rest) // 5]:
+        _stored_otherwise(files(root, name, channels))
+    layout = "synthrad" if of_heads else "brats"
+    sound = frozenset(rest) - set(twins.values())
+    return Planted(root, layout, channels, faults, planted, twins, sound)
+
+
+def _cohort(of_heads: bool, patients: int, seed: int) -> PhantomCohortConfig:
     # slices of 3 mm, as acquired; some scanners of the phantom interpolate their FLAIR
-    shared = {"scanner": "north", "corruption": False, "in_plane_mm": 2.5}
-    roots = {
-        folder / "brains": PhantomCohortConfig.from_data(
-            {**shared, "patients": brains, "seed": seed, "channels": list(MR)}, "test"
-        ),
-        folder / "heads": PhantomCohortConfig.from_data(
-            {
-                **shared,
-                "patients": heads,
-                "seed": seed + 1,
-                "channels": list(HEAD),
-                "target": "ct",
-                "skull_strip": False,
-            },
-            "test",
-        ),
+    settings: dict[str, Any] = {
+        "scanner": "north",
+        "corruption": False,
+        "in_plane_mm": 2.5,
+        "patients": patients,
+        "seed": seed,
+        "channels": list(HEAD if of_heads else MR),
     }
-    write_phantom_cohorts(roots, workers=workers)
-    found = []
-    for number, (root, faults) in enumerate(zip(roots, (BRAIN_FAULTS, HEAD_FAULTS), strict=True)):
-        channels = HEAD if number else MR
-        rng = np.random.default_rng([seed, number])
-        people = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
-        drawn = [str(name) for name in rng.permutation(people)]
-        planted = dict(zip(drawn, faults, strict=False))
-        assert len(planted) == len(faults)
-        rest = drawn[len(faults) :]
-        twins = {}
-        for name, kind in planted.items():
-            twin = rest.pop() if faults[kind].twin else name
-            faults[kind].change(files(root, name, channels), files(root, twin, channels))
-            if twin != name:
-                twins[name] = twin
-        for name in rest[: len(rest) // 5]:
-            _stored_otherwise(files(root, name, channels))
-        found.append(
-            Planted(
-                root,
-                "synthrad" if number else "brats",
-                channels,
-                planted,
-                twins,
-                frozenset(rest) - set(twins.values()),
-            )
-        )
-    return found
+    if of_heads:
+        settings |= {"target": "ct", "skull_strip": False}
+    return PhantomCohortConfig.from_data(settings, "test")
 
 
 def files(root: Path, name: str, channels: tuple[str, ...]) -> dict[str, Path]:
@@ -305,9 +301,3 @@ def _stored_otherwise(paths: Mapping[str, Path]) -> None:
         else:
             SimpleITK.WriteImage(itk_image(voxels, affine), str(other))
         path.unlink()
-
-
-def remove(planted: list[Planted]) -> None:
-    """Free the disk."""
-    for one in planted:
-        shutil.rmtree(one.root)

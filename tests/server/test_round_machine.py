@@ -3,7 +3,7 @@
 The real round loop, store and exchange run above a scripted Grid; the process may die at any
 look and at any write, and the same command starts again in the same folder. What the folder
 then holds is compared with what truly happened, computed anew with numpy.
-`LIFT_EXAMPLES=400` tries more than the default.
+`LIFT_EXAMPLES` says how many scripts are tried in all (tests/scale.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ import torch
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 
 from lift.config.plan import AggregationPlan, FederationPlan, Plan, TaskPlan
 from lift.config.privacy import NoPrivacy
@@ -37,11 +42,11 @@ from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import PairedTask
 from lift_simulation.participation import Participation
+from tests.scale import EXAMPLES, SHARDS
 from tests.server.round_laws import Record, RunFolder, assert_equal, known_patients
 from tests.server.round_world import Died, ScriptedGrid, Witness
 from tests.server.scripted_sites import DEEDS, SITES, START, good_reply
 
-EXAMPLES = int(os.environ.get("LIFT_EXAMPLES", "30"))
 DEADLINE_S = 6.0
 POLL_S = 0.5
 site_names = st.sampled_from(SITES)
@@ -271,8 +276,15 @@ class RoundMachine(RuleBasedStateMachine):
             assert again["counted"] == card["record"]["counted"]
 
 
-TestRounds = RoundMachine.TestCase
-TestRounds.settings = settings(max_examples=EXAMPLES, stateful_step_count=5)
+@pytest.mark.fuzz
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_rounds_under_random_events_keep_every_law(shard: int) -> None:
+    # a seed by shard: without one, every shard would play the same scripts
+    machine = seed(shard)(type(f"Shard{shard}", (RoundMachine,), {}))
+    examples = max(1, EXAMPLES // SHARDS)
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=5)
+    )
 
 
 @pytest.mark.parametrize("deed", DEEDS)

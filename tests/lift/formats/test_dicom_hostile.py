@@ -1,9 +1,8 @@
-"""Hostile bytes in DICOM: a volume or a refusal, in little time and little memory."""
+"""Hostile bytes in DICOM: a volume or a refusal, for few calls and little memory."""
 
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -20,18 +19,20 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 
 from lift.errors import LiftError, VolumeError
-from lift.volume import read_volume
+from lift.volume import Volume, read_volume
 from tests.lift.formats.cases import voxels
 from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write
 from tests.lift.formats.test_hostile_files import (
-    CASES,
     LIMIT,
-    LONGEST_S,
     attempt,
-    check_harmless,
     tracing,
     with_other_bytes,
 )
+from tests.lift.formats.test_hostile_files import check_harmless as check_costs
+from tests.scale import FORMAT_CASES
+
+MOST_CALLS: Final = 200_000
+"""Of functions, for a whole series; damaged ones of these sizes were seen to take 46,000."""
 
 
 def packed(content: bytes) -> bytes:
@@ -82,6 +83,10 @@ def _small(_read_before: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
 
 
+def check_harmless(path: Path) -> Volume | LiftError:
+    return check_costs(path, most_calls=MOST_CALLS)
+
+
 def other_element(content: bytes, rng: np.random.Generator) -> bytes:
     """Another length or another value of one element that a reader looks at."""
     big = rng.random() < 0.2
@@ -107,6 +112,7 @@ def other_element(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.fuzz
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_damaged_files_are_volumes_or_refusals(tmp_path: Path, name: str) -> None:
@@ -115,7 +121,7 @@ def test_damaged_files_are_volumes_or_refusals(tmp_path: Path, name: str) -> Non
     folder = write(files, tmp_path / "series", seed=3)
     paths = sorted(folder.iterdir())
     whole = {path: path.read_bytes() for path in paths}
-    for case in range(max(1, CASES // 48)):
+    for case in range(max(1, FORMAT_CASES // 48)):
         rng = np.random.default_rng([zlib.crc32(name.encode()), case])
         path = paths[rng.integers(len(paths))]
         change = other_element if rng.random() < 0.6 else with_other_bytes
@@ -129,7 +135,7 @@ def test_damaged_files_are_volumes_or_refusals(tmp_path: Path, name: str) -> Non
         finally:
             path.write_bytes(whole[path])
         outcomes["refused" if isinstance(outcome, LiftError) else "read"] += 1
-    assert CASES < 300 or min(outcomes.values()) > 0
+    assert FORMAT_CASES < 300 or min(outcomes.values()) > 0
 
 
 @pytest.mark.usefixtures("_small")
@@ -155,7 +161,7 @@ def test_sequences_within_sequences_are_refused(tmp_path: Path) -> None:
     assert isinstance(outcome, LiftError)
     # what Python's own limit of depth lets happen, however deep the file is
     assert cost.peak_bytes < 4 << 20
-    assert cost.seconds < LONGEST_S
+    assert cost.calls < MOST_CALLS
 
 
 @pytest.mark.usefixtures("_read_before")
@@ -166,11 +172,10 @@ def test_a_header_of_empty_items_is_refused_at_once(tmp_path: Path) -> None:
     plain = series()
     place = plain[0].index(struct.pack("<HH", 0x0010, 0x0010))
     folder = write([plain[0][:place] + many + plain[0][place:], *plain[1:]], tmp_path / "many")
-    start = time.process_time()
-    with pytest.raises(VolumeError) as caught:
-        read_volume(folder)
-    assert "more items than any" in caught.value.seen
-    assert time.process_time() - start < LONGEST_S
+    outcome, cost = attempt(folder)
+    assert isinstance(outcome, VolumeError)
+    assert "more items than any" in outcome.seen
+    assert cost.calls < MOST_CALLS
 
 
 @pytest.mark.usefixtures("_read_before")
