@@ -1,7 +1,7 @@
-"""How much the tests marked `fuzz` try: the sizes of CI, unless the environment names others.
+"""How much the tests marked `fuzz` try: one column for every run of CI, one for the night.
 
-`make test-fuzz` runs these sizes, `make test-fuzz-full` the ones that README.md and SECURITY.md
-promise. The first cases of a long run are those of a short one, but for the round machine.
+`make test-fuzz` takes the first, `make test-fuzz-full` the second (`LIFT_SCALE=full`). The first
+damaged files of a long run are those of a short one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 from typing import Final
 
-
-def _size(name: str, default: int) -> int:
-    size = int(os.environ.get(name) or default)
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1 (seen: {size})")
-    return size
+SCALES: Final = ("ci", "full")
 
 
-MUTATIONS: Final = _size("LIFT_MUTATIONS", 60_000)
+def _size(*, ci: int, full: int) -> int:
+    scale = os.environ.get("LIFT_SCALE") or "ci"
+    if scale not in SCALES:
+        raise ValueError(f"LIFT_SCALE must be one of {SCALES} (seen: {scale!r})")
+    return full if scale == "full" else ci
+
+
+MUTATIONS: Final = _size(ci=100_000, full=100_000)
 """Mutated messages in all."""
-EXAMPLES: Final = _size("LIFT_EXAMPLES", 120)
+EXAMPLES: Final = _size(ci=100, full=200)
 """Scripts of events that the round machine plays."""
-FORMAT_CASES: Final = _size("LIFT_FORMAT_CASES", 16_000)
+FORMAT_CASES: Final = _size(ci=10_000, full=50_000)
 """Damaged files of the single-file formats; of DICOM series an eighth of them on top."""
-COHORT: Final = _size("LIFT_COHORT", 60)
+COHORT: Final = _size(ci=60, full=200)
 """Patients among whom the faults are planted."""
 SHARDS: Final = 4
 """Parts of a long test, so that several processes share it evenly."""

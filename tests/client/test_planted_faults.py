@@ -1,6 +1,6 @@
 """Twenty faults in cohorts of phantoms: all are found by the right check, none is invented.
 
-`LIFT_COHORT` says how many patients there are (tests/scale.py). The phantoms are free of slice
+tests/scale.py says how many patients there are. The phantoms are free of slice
 corruption; with it, 24 sound patients with 72 series were let through without a remark too.
 """
 

@@ -3,7 +3,7 @@
 The real round loop, store and exchange run above a scripted Grid; the process may die at any
 look and at any write, and the same command starts again in the same folder. What the folder
 then holds is compared with what truly happened, computed anew with numpy.
-`LIFT_EXAMPLES` says how many scripts are tried in all (tests/scale.py).
+tests/scale.py says how many scripts are tried in all.
 """
 
 from __future__ import annotations
