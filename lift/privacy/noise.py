@@ -20,9 +20,10 @@ from torch import Tensor
 
 BITS: Final = 53
 """Bits of every uniform number: the mantissa of a float64."""
+BLOCK: Final = 2**16
+"""Normal numbers that are made at once; each block has a key of its own."""
 
 _SUMMED: Final = 4
-_AT_ONCE: Final = 2**16
 _NONCE: Final = bytes(16)
 
 
@@ -65,19 +66,22 @@ class SecureStream:
         1e-15 of delta by number.
         """
         result = np.empty(count)
-        for low in range(0, count, _AT_ONCE):
-            part = result[low : low + _AT_ONCE]
+        for low in range(0, count, BLOCK):
+            part = result[low : low + BLOCK]
             np.sum(_normals(self.integers(_SUMMED * len(part))).reshape(_SUMMED, -1), 0, out=part)
         result *= 1 / math.sqrt(_SUMMED)
         return result
 
     def _key_stream(self, length: int) -> bytes:
         """`length` bytes under a new key; at most 256 GiB, after which ChaCha20 would repeat."""
-        cipher = Cipher(algorithms.ChaCha20(self._new_key(), _NONCE), mode=None)
+        cipher = Cipher(algorithms.ChaCha20(self.new_key(), _NONCE), mode=None)
         return cipher.encryptor().update(bytes(length))
 
-    def _new_key(self) -> bytes:
-        # tests replace this method in a subclass; no setting reaches it
+    def new_key(self) -> bytes:
+        """The key of one block: 32 bytes of the operating system, of no use for any other.
+
+        A subclass may count keys up, to repeat a computation; no setting reaches it.
+        """
         return secrets.token_bytes(32)
 
 

@@ -29,6 +29,7 @@ def main() -> None:
     from lift_simulation.bench.federation import federation_figures
     from lift_simulation.bench.figure import Figure
     from lift_simulation.bench.memory import memory_figures
+    from lift_simulation.bench.metrics import metrics_figures
     from lift_simulation.bench.precision import precision_figures
 
     fix_threads(2)
@@ -39,6 +40,7 @@ def main() -> None:
         ("messages and rounds", federation_figures),
         ("half precision", precision_figures),
         ("drifting loss", drifting_figures),
+        ("figures of a patient", metrics_figures),
         ("cost against cWDM, and the cache", cost_figures),
     ):
         console.print(f"measuring: {title}", highlight=False)

@@ -13,6 +13,6 @@ class KnownStream(SecureStream):
     def __init__(self, first: int = 1) -> None:
         self._used = first
 
-    def _new_key(self) -> bytes:
+    def new_key(self) -> bytes:
         self._used += 1
         return self._used.to_bytes(32, "big")

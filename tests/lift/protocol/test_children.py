@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from lift.protocol.flower import children
 from lift.protocol.flower.children import (
     end_child,
     keep_loopback_direct,
@@ -64,7 +63,6 @@ def test_the_local_certificate_proves_its_own_key_and_no_other(tmp_path: Path) -
 def test_a_child_that_does_not_listen_is_ended_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "_STOP_S", 0.2)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "stubborn.py").write_text(
         "import signal, sys, time\n"
@@ -76,7 +74,7 @@ def test_a_child_that_does_not_listen_is_ended_all_the_same(
     child = start_child("stubborn", "settings", log)
     while b"settings" not in log.read_bytes():
         assert child.poll() is None
-    end_child(child)
+    end_child(child, within_s=0.2)
     assert child.returncode == -signal.SIGKILL
     assert child.stdin is not None
     assert child.stdin.closed
