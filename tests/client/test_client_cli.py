@@ -16,6 +16,7 @@ import pytest
 from lift_client.cli import _KINDS, PROGRAM, main
 from lift_client.enrolment import enrol
 from lift_client.journal import PURPOSE, Entry, Journal, TensorNote, verify
+from tests import wording
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def test_enrolling_says_what_to_do_next(run: Run, tmp_path: Path) -> None:
     assert "SHA256:" in said.out
     assert "PRIVATE KEY" not in said.out + said.err
     assert said.err.startswith("next: ")
-    assert "send site.pub to the coordinator" in said.err
+    assert f"{wording.SEND_PUBLIC_KEY} to the coordinator" in said.err
     again = run("enroll", "north", "--folder", tmp_path / "site")
     assert again.code == 2
-    assert "the file exists" in again.err
+    assert wording.FILE_EXISTS in again.err
     assert run("enroll", "no/name", "--folder", tmp_path / "other").code == 2
 
 

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift_client.enrolment import check_key, enrol, read_kit
+from tests import wording
 
 FILES = ["site.key", "site.pub", "site.yaml"]
 
@@ -91,7 +92,7 @@ def test_the_key_is_never_open_to_others_whatever_the_umask(
 @pytest.mark.parametrize("existing", FILES)
 def test_nothing_that_exists_is_overwritten(tmp_path: Path, existing: str) -> None:
     (tmp_path / existing).write_text("mine")
-    with pytest.raises(ConfigError, match="the file exists"):
+    with pytest.raises(ConfigError, match=wording.FILE_EXISTS):
         enrol(tmp_path, "north")
     assert names_in(tmp_path) == [existing]
     assert (tmp_path / existing).read_text() == "mine"
@@ -99,7 +100,7 @@ def test_nothing_that_exists_is_overwritten(tmp_path: Path, existing: str) -> No
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "site.key").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="the file exists"):
+    with pytest.raises(ConfigError, match=wording.FILE_EXISTS):
         enrol(tmp_path, "north")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -113,7 +114,7 @@ def test_a_full_disk_leaves_no_half_site(tmp_path: Path, monkeypatch: pytest.Mon
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=wording.NO_SPACE):
         enrol(tmp_path, "north")
     assert names_in(tmp_path) == []
 
@@ -160,7 +161,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="OpenSSH"):
         check_key(path)
     path.unlink()
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match=wording.NO_SUCH_FILE):
         check_key(path)
 
 
@@ -233,7 +234,7 @@ def test_another_or_a_second_authority_is_refused(kit: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "seen"),
     [
-        (None, "No such file"),
+        (None, wording.NO_SUCH_FILE),
         ("{", "not JSON"),
         ("[]", "the file"),
         ('{"site": "north"}', "missing"),

@@ -29,6 +29,7 @@ from lift_client.journal import (
     read_journal,
     verify,
 )
+from tests import wording
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -227,7 +228,7 @@ def test_a_crash_while_a_torn_line_is_set_aside_loses_nothing(
         raise NO_ROOM
 
     monkeypatch.setattr(module, "write_atomically", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=wording.NO_SPACE):
         Journal(copy)
     monkeypatch.undo()
     Journal(copy)
@@ -277,7 +278,7 @@ def test_a_full_disk_stops_the_sending_and_the_next_line_goes_on(
         raise NO_ROOM
 
     monkeypatch.setattr(*((os, "fsync") if seam == "fsync" else (module, "write_json")), full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=wording.NO_SPACE):
         journal.append(make_entry(6))
     monkeypatch.undo()
     journal.append(make_entry(6))

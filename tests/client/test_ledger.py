@@ -17,6 +17,7 @@ from lift.errors import BudgetSpentError, ConfigError, LiftError, PrivacyError, 
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.book import PlannedRun, Release
 from lift_client.ledger import Ledger, create_ledger, verify
+from tests import wording
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DELTA = 1e-4
@@ -652,7 +653,7 @@ def test_a_full_disk_stops_the_block_and_leaves_a_ledger_that_opens(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", full)
-            with pytest.raises(RecordError, match="No space left") as caught:
+            with pytest.raises(RecordError, match=wording.NO_SPACE) as caught:
                 ledger.reserve(RUN, 1, "train", 10)
         assert caught.value.exit_code == 9
         # the same process may not go on as if nothing had happened

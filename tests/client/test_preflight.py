@@ -29,6 +29,7 @@ from lift_client.cli import exit_code
 from lift_client.enrolment import enrol
 from lift_client.preflight import run_checks
 from lift_client.verdict import Verdict
+from tests import wording
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -436,7 +437,7 @@ def test_faults_of_the_sites_own_files_are_each_told(site: Site) -> None:
     (site.folder / "site.yaml").write_text("name: north\nnaem: north\n")
     checks = site.check()
     assert [*checks] == ["settings"]
-    assert "did you mean 'name'" in checks["settings"].detail
+    assert f"{wording.DID_YOU_MEAN}name'" in checks["settings"].detail
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem_of_the_disk(site: Site) -> None:

@@ -20,6 +20,7 @@ from lift.config.server import ServerConfig
 from lift.files import file_digest
 from lift_client.enrolment import enrol
 from lift_server import provisioning, roster
+from tests import wording
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     Outcome,
@@ -181,7 +182,7 @@ def test_a_release_without_audit_says_so_in_large_letters(plain: Federation) -> 
     assert done.code == 0, done
     bundle = plain.bundle("without")
     assert bundle["audited"] is False
-    assert bundle["audit_statement"] == "RELEASED WITHOUT AUDIT: east, west"
+    assert bundle["audit_statement"] == f"{wording.UNAUDITED}: east, west"
     text = (plain.folder / "without" / "RELEASE.txt").read_text()
     assert "R E L E A S E D   W I T H O U T   A U D I T" in text.splitlines()[2]
 
@@ -313,4 +314,4 @@ def test_training_that_no_audit_can_refute_is_released_only_without(
     finally:
         path.write_text(before)
     assert private.bundle("weak")["audits"]["missing"] == ["the training"]
-    assert private.bundle("weak")["audit_statement"] == "RELEASED WITHOUT AUDIT: the training"
+    assert private.bundle("weak")["audit_statement"] == f"{wording.UNAUDITED}: the training"

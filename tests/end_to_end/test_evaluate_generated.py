@@ -15,6 +15,7 @@ import pytest
 
 import lift.cli
 from lift.metrics.generated_files import body_box
+from tests import wording
 from tests.end_to_end.tiny_run import check_refusal, run_here
 from tests.lift.metrics.smooth_volumes import Array, body
 
@@ -174,7 +175,7 @@ def thin(path: Path) -> None:
         (constant, "400"),
         (nearly_constant, "nearly all of it is one value"),
         (coarse, "9.00 and 2.00 mm along depth"),
-        (thin, "spans 4 slices along depth"),
+        (thin, f"spans 4 {wording.SLICES_ALONG_DEPTH}"),
     ],
 )
 def test_a_bad_volume_is_refused_by_name_and_the_earlier_file_stays(
@@ -191,7 +192,7 @@ def test_a_bad_volume_is_refused_by_name_and_the_earlier_file_stays(
 
 @pytest.mark.parametrize(
     ("role", "count", "word"),
-    [("generated", 1, "1 volume; at least 2"), ("real", 3, "3 volumes; at least 4")],
+    [("generated", 1, wording.TOO_FEW_VOLUMES[1]), ("real", 3, wording.TOO_FEW_VOLUMES[3])],
 )
 def test_too_small_a_set_is_refused(own: Path, role: str, count: int, word: str) -> None:
     for path in sorted((own / role).iterdir())[count:]:

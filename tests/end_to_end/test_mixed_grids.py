@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lift.resampling import Grid, resample
+from tests import wording
 from tests.end_to_end.tiny_run import PATIENTS, SHAPE, SOURCES, SPACING_MM, TinyRun, run_here
 
 OTHER = Grid((26, 30, 8), np.diag([2.5, 2.6, 5.0, 1.0]))
@@ -49,7 +50,7 @@ def mixed(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 def test_without_the_plans_word_the_site_refuses_and_says_what_would_help(mixed: TinyRun) -> None:
     done = mixed.simulate("own")
     assert done.code == 3, done
-    assert "not on one grid" in done.stderr
+    assert wording.NOT_ON_ONE_GRID in done.stderr
     assert "preprocessing.grid" in done.stderr
 
 

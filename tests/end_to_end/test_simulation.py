@@ -27,6 +27,7 @@ from lift.assembly import read_mixer
 from lift.config.plan import MixerKind, Plan
 from lift.config.simulation import Comparison
 from lift.generator.card import read_card
+from tests import wording
 from tests.end_to_end.tiny_run import (
     PATIENTS,
     SOURCES,
@@ -240,7 +241,7 @@ def test_the_same_command_leaves_a_finished_run_untouched(run: Path, tiny: TinyR
     before = bytes_under(run)
     done = _everything(tiny, "run")
     assert done.code == 0, done
-    assert "already complete" in done.stderr
+    assert wording.ALREADY_COMPLETE in done.stderr
     assert bytes_under(run) == before
 
 

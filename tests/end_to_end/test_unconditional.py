@@ -13,6 +13,7 @@ import pytest
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 from lift_client.enrolment import enrol
 from lift_client.ledger import verify
+from tests import wording
 from tests.end_to_end.tiny_run import changed, check_refusal, run_here
 from tests.lift.event_files import read_events
 from tests.lift.tracking_world import expected, rounded
@@ -122,7 +123,7 @@ def test_a_finished_run_is_left_alone_and_an_interrupted_one_ends_with_the_same_
     config = world.settings("whole")
     again = run_here("lift-simulate", "--config", config, "--output", finished)
     assert again.code == 0
-    assert "already complete" in again.stderr
+    assert wording.ALREADY_COMPLETE in again.stderr
     out = world.folder / "killed"
 
     from lift_server.store import RunStore
@@ -186,7 +187,7 @@ def test_too_few_slices_are_refused_by_name_and_the_rest_goes_on(
     done = run_here("lift-simulate", "--config", config, "--output", tmp_path / "out")
     assert done.code == 0, done
     assert victim.name in done.stderr
-    assert "slices along depth" in done.stderr
+    assert wording.SLICES_ALONG_DEPTH in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from lift_client.journal import JOURNAL_FILE, verify
+from tests import wording
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.network import ConnectProxy, TlsTap
 from tests.federation.world import Federation, run, until
@@ -101,7 +102,7 @@ def test_the_finished_run_is_left_as_it_is(finished: Federation) -> None:
     finished.start_server()
 
     assert finished.wait_server() == 0
-    assert "already complete" in finished.log("server")
+    assert wording.ALREADY_COMPLETE in finished.log("server")
     assert (finished.out / "mixer.safetensors").read_bytes() == before
     # but for a report that a killed server did not come to
     report = finished.out / "report.html"

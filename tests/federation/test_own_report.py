@@ -13,6 +13,7 @@ import safetensors.numpy
 import yaml
 
 from lift.report.markup import pointer
+from tests import wording
 from tests.federation.world import Federation, run
 from tests.lift.report.test_report import Page, resolve
 
@@ -107,7 +108,7 @@ def test_nothing_of_a_patient_reaches_the_server(finished: Federation, report: P
     server = {path.name for path in finished.server.rglob("*")}
     assert not any(name.endswith(".nii.gz") for name in server)
     page = (finished.out / "report.html").read_text(encoding="utf-8")
-    assert "A server has no patients" in page
+    assert wording.NO_PATIENTS_AT_A_SERVER in page
     assert "BraTS-TST" not in page
 
 
@@ -147,5 +148,5 @@ def test_without_a_mixer_it_says_what_is_missing(finished: Federation, tmp_path:
     settings["folder"] = str(tmp_path / "empty")
     path = tmp_path / "site.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    with pytest.raises(AssertionError, match="no finished mixer yet"):
+    with pytest.raises(AssertionError, match=f"{wording.NO_FINISHED_MIXER} yet"):
         run("lift-client", "report", "--site", path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lift.errors import AffineError, VolumeError
 from lift.volume import read_volume
+from tests import wording
 
 Array = NDArray[Any]
 SPACING = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -102,14 +103,14 @@ def test_no_header_byte_escapes_as_anything_but_a_refusal(
 def test_a_volume_with_a_voxel_that_is_no_number_is_refused(tmp_path: Path, bad: float) -> None:
     data = voxels().astype(np.float32)
     data[1, 2, 3] = bad
-    assert "NaN or infinity" in refused(save(tmp_path / "a.nii.gz", data)).seen
+    assert wording.NOT_FINITE in refused(save(tmp_path / "a.nii.gz", data)).seen
 
 
 def test_values_beyond_any_number_after_scaling_are_refused(tmp_path: Path) -> None:
     image = nibabel.Nifti2Image(voxels().astype(np.float64) * 1e300, SPACING)
     image.header.set_slope_inter(1e300, 0)
     image.to_filename(tmp_path / "a.nii")
-    assert "NaN or infinity" in refused(tmp_path / "a.nii").seen
+    assert wording.NOT_FINITE in refused(tmp_path / "a.nii").seen
 
 
 def test_more_than_one_time_point_is_refused(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_messages_name_the_file_in_its_folder_and_quote_no_header_text(tmp_path:
     [
         ("EMPTY.nii.gz", "empty"),
         ("NOTGZIP_text.nii.gz", "damaged"),
-        ("TRUNCATED_half.nii.gz", "ends early"),
+        ("TRUNCATED_half.nii.gz", wording.ENDS_EARLY),
         ("mr_4d_pcasl.nii.gz", "4 axes"),
         ("nibabel_functional.nii", "4 axes"),
         ("nibabel_example_nifti2.nii.gz", "4 axes"),

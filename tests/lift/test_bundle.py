@@ -36,6 +36,7 @@ from lift.generator.card import (
 from lift.generator.importing import import_state_dict
 from lift.generator.networks import MonaiNetwork, SliceNetwork, build_network
 from lift.unconditional.bundle import load_generator
+from tests import wording
 
 CPU = torch.device("cpu")
 SMALL = UNetConfig(n_source=2, width=4, multipliers=(1, 2))
@@ -113,7 +114,7 @@ def test_the_demo_s_network_fits_in_one_megabyte(tmp_path: Path) -> None:
 
 def test_another_fingerprint_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     _, fingerprint = written(tmp_path)
-    with pytest.raises(GeneratorError, match="the plan says") as caught:
+    with pytest.raises(GeneratorError, match=wording.PLAN_SAYS) as caught:
         load(tmp_path, "0" * 64)
     assert fingerprint[:16] in caught.value.seen
     assert_four_parts(caught.value)
@@ -122,7 +123,7 @@ def test_another_fingerprint_than_the_plan_s_is_refused(tmp_path: Path) -> None:
 def test_a_changed_weight_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     rewrite_weights(tmp_path, lambda tensors: tensors["head.bias"].add_(1e-6))
-    with pytest.raises(GeneratorError, match="its card says"):
+    with pytest.raises(GeneratorError, match=wording.CARD_SAYS):
         load(tmp_path)
 
 
@@ -174,14 +175,14 @@ def test_a_file_cut_anywhere_never_loads(
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        (lambda card: card.update(fingerprint="0" * 64), "its card says"),
+        (lambda card: card.update(fingerprint="0" * 64), wording.CARD_SAYS),
         (lambda card: card["network"].update(context_slices=1), r"stem\.weight is"),
         (lambda card: card["network"].update(name="pickle"), "one of 'unet'.*seen: 'pickle'"),
         (lambda card: card["taps"]["feat"].update(channels=9), "taps"),
         (lambda card: card.update(source=["t1n"]), "1 source channels"),
         (lambda card: card["normalisation"].pop("t2f"), "normalisation"),
         (lambda card: card.pop("licence"), "licence"),
-        (lambda card: card.update(licences="?"), "did you mean 'licence'"),
+        (lambda card: card.update(licences="?"), f"{wording.DID_YOU_MEAN}licence'"),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(
@@ -214,7 +215,7 @@ def test_a_bundle_replaced_by_halves_does_not_load(tmp_path: Path) -> None:
     network = build_network(SMALL, seed=9)
     save_bundle(tmp_path / "new", network, make_card(network, described(SMALL), trained_steps=1))
     (tmp_path / "new" / WEIGHTS_FILE).replace(tmp_path / "old" / WEIGHTS_FILE)
-    with pytest.raises(GeneratorError, match="its card says"):
+    with pytest.raises(GeneratorError, match=wording.CARD_SAYS):
         load(tmp_path / "old")
 
 

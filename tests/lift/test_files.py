@@ -19,6 +19,7 @@ from lift.files import (
     write_json,
     write_json_lines,
 )
+from tests import wording
 
 
 def names_in(folder: Path) -> list[str]:
@@ -50,7 +51,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
 
     target = os if step == "fsync" else Path
     monkeypatch.setattr(target, step, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=wording.NO_SPACE):
         write_json(path, {"round": 2})
     monkeypatch.undo()
     assert path.read_bytes() == before

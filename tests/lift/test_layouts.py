@@ -8,6 +8,7 @@ from lift.cohort.layouts import list_patients
 from lift.config.cohort import BratsData, SynthradData, TableData
 from lift.config.site import SiteSettings
 from lift.errors import ConfigError, DataError
+from tests import wording
 
 
 def touch(root: Path, *names: str) -> None:
@@ -149,7 +150,7 @@ def test_a_wrong_table_is_refused_as_a_whole(tmp_path: Path, text: str, seen: st
 
 def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
     data = TableData(root=tmp_path, table=tmp_path / "patients.csv")
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match=wording.NO_SUCH_FILE):
         list_patients(data, ["t1"])
     data.table.write_bytes(b"patient,t1\n\xff\xfe\x00,\x80\n")
     with pytest.raises(DataError, match="CSV"):

@@ -23,6 +23,7 @@ from lift.errors import ConfigError
 from lift.tracking import mlflow_runs, tensorboard
 from lift.tracking.figures import final_figures, round_figures, tag_part
 from lift.tracking.run import Tracking
+from tests import wording
 from tests.lift.event_files import read_events
 from tests.lift.tracking_world import (
     ABOUT,
@@ -186,7 +187,7 @@ def test_a_full_disk_drops_the_tracker_with_one_warning_and_the_rounds_go_on(
         tracking.begin(ABOUT, part="fold-001")
     (warning,) = _warnings(caplog)
     assert "tracker=tensorboard" in warning
-    assert "No space left" in warning
+    assert wording.NO_SPACE in warning
     assert "look at the disk" in warning
     assert len(said) == 1
 

@@ -22,6 +22,7 @@ from lift.guard import SiteProfile, hf_share
 from lift.preprocessing import Prepared, prepare, restore
 from lift.synthesis import CachedStream, mix
 from lift.translation import OnConcern, Translated, translate
+from tests import wording
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (
     CPU,
@@ -265,7 +266,7 @@ def test_a_1_mm_scan_and_one_of_5_mm_slices_make_an_output_on_the_firsts_own_gri
     shown = np.asarray(made.dataobj)
     head = np.asarray(given.dataobj) > 0
     assert np.count_nonzero(shown[head]) > 0.8 * np.count_nonzero(shown)
-    with pytest.raises(LiftError, match="not on one grid"):
+    with pytest.raises(LiftError, match=wording.NOT_ON_ONE_GRID):
         run(files, tmp_path / "no.nii", small_plan(generator=GENERATOR))
 
 

@@ -41,6 +41,7 @@ from lift_server.roster import (
     read_public_key,
     remove_site,
 )
+from tests import wording
 
 HOSTS = ("lift.example.org", "192.0.2.7", "2001:db8::7")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -280,7 +281,7 @@ def test_an_init_that_fails_half_way_leaves_nothing(
         write_new(path, content, mode)
 
     monkeypatch.setattr(provisioning, "write_new", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=wording.NO_SPACE):
         init_folder(tmp_path, HOSTS, "trial")
     assert tree(tmp_path) == {}
 
@@ -456,7 +457,7 @@ def test_a_private_key_given_by_mistake_is_refused_and_said_to_stay_at_its_site(
     with pytest.raises(ConfigError) as caught:
         add_site(config, "north", path)
     assert "PRIVATE" in caught.value.what
-    assert "never leave its site" in caught.value.seen
+    assert wording.NEVER_LEAVES in caught.value.seen
     assert caught.value.exit_code == 2
     assert tree(tmp_path) == before
 

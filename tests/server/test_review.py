@@ -8,6 +8,7 @@ from lift.errors import UpdateRejectedError
 from lift.mixer.z_filter import SCALE
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
 from lift_server.review import review_statistics, review_update
+from tests import wording
 
 DIGEST = "a" * 64
 EXPECTED = {"w": torch.zeros(3), "b": torch.zeros(1)}
@@ -45,10 +46,10 @@ def test_a_fitting_update_passes_unchanged() -> None:
         (reply(w=np.ones(4, np.float32), b=B), "shape"),
         (reply(w=W.astype(np.float64), b=B), "not float32"),
         (reply(w=np.array([1, np.nan, 1], np.float32), b=B), "NaN"),
-        (reply(w=np.array([1, np.inf, 1], np.float32), b=B), "NaN or infinity"),
+        (reply(w=np.array([1, np.inf, 1], np.float32), b=B), wording.NOT_FINITE),
         (reply(w=W * 100, b=B), "norm"),
         (reply(3, w=W, b=B), "round 3"),
-        (reply(4, "b" * 64, w=W, b=B), "another plan"),
+        (reply(4, "b" * 64, w=W, b=B), wording.ANOTHER_PLAN),
     ],
 )
 def test_an_update_that_does_not_fit_is_refused_with_its_reason(

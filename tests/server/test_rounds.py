@@ -31,6 +31,7 @@ from lift.protocol.transport import SiteHandler, Transport
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import PairedTask
+from tests import wording
 
 PATIENTS = {"north": 12, "harbour": 6, "valley": 2}
 
@@ -229,7 +230,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 
 def test_another_plan_never_uses_the_checkpoints_of_this_one(tmp_path: Path) -> None:
     federate(plan(), tmp_path, scripted())
-    with pytest.raises(CheckpointError, match="another plan"):
+    with pytest.raises(CheckpointError, match=wording.ANOTHER_PLAN):
         federate(plan(rounds=4), tmp_path, scripted())
     shutil.rmtree(tmp_path / "checkpoints")
 

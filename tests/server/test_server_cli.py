@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lift.config.server import ServerConfig
 from lift_server import cli, provisioning, roster
 from lift_server.certificates import ca_fingerprint
+from tests import wording
 from tests.ports import free_ports
 
 BOTH = ["north", "valley"]
@@ -269,7 +270,7 @@ def test_a_private_key_is_refused_with_words_that_an_operator_understands(
     )
     done = run("add-site", folder, "harbour", key)
     assert done.code == 2
-    assert "must never leave its site" in done.stderr
+    assert f"must {wording.NEVER_LEAVES}" in done.stderr
     assert "next:" not in done.stderr
 
 
@@ -626,8 +627,8 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     }
     assert "valley: counted in 1; not counted: 1 no_answer" in (out / "RELEASE.txt").read_text()
     report = (out / "report.html").read_text(encoding="utf-8")
-    assert "RELEASED WITHOUT AUDIT: " in report
-    assert "A server has no patients" in report
+    assert f"{wording.UNAUDITED}: " in report
+    assert wording.NO_PATIENTS_AT_A_SERVER in report
     again = run("export", folder, out, "--without-audit")
     assert again.code == 2
     assert "not empty" in again.stderr
@@ -660,7 +661,7 @@ def test_export_refuses_a_run_that_is_not_finished(
         (source / lacking).unlink()
     done = run("export", folder, tmp_path / "release")
     assert done.code == 3
-    assert "no finished mixer" in done.stderr
+    assert wording.NO_FINISHED_MIXER in done.stderr
     assert not (tmp_path / "release").exists()
 
 

@@ -15,6 +15,7 @@ from lift.errors import DataError, UpdateRejectedError
 from lift.protocol.messages import SHARED, Kind, Parcel, StatisticsReply
 from lift.unconditional.decoder import FrozenDecoder
 from lift_server.tasks import UnconditionalTask, run_task
+from tests import wording
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
 PATIENTS = 12
@@ -155,5 +156,5 @@ def test_samples_send_nothing_and_anything_is_refused(decoder: FrozenDecoder) ->
 
 def test_a_replayed_answer_of_another_plan_is_refused(decoder: FrozenDecoder, plan: Plan) -> None:
     arrays = to_arrays(site_sums(decoder, 1), data_version=3)
-    with pytest.raises(UpdateRejectedError, match="another plan"):
+    with pytest.raises(UpdateRejectedError, match=wording.ANOTHER_PLAN):
         run_task(plan, decoder).review(answer(plan, arrays), "0" * 64)

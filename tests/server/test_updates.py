@@ -24,6 +24,7 @@ from lift_server.updates import (
     check_sites,
     round_aggregation,
 )
+from tests import wording
 from tests.lift.privacy.streams import KnownStream
 
 CENTRAL = PatientGradients(
@@ -91,7 +92,7 @@ def test_a_sum_that_no_site_can_have_is_refused(
 def test_a_sum_of_another_plan_is_refused() -> None:
     _, aggregation = central()
     other = plan(CENTRAL.model_copy(update={"noise_multiplier": 9.0}))
-    with pytest.raises(UpdateRejectedError, match="another plan"):
+    with pytest.raises(UpdateRejectedError, match=wording.ANOTHER_PLAN):
         aggregation.review("east", answer({"w": np.zeros(SHAPE, np.int64)}, other), MIXER, 1)
 
 

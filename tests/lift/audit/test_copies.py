@@ -26,6 +26,7 @@ from lift.audit.copies import (
 from lift.audit.scores import CAVEAT
 from lift.errors import DataError
 from lift.metrics.synthrad import Floats
+from tests import wording
 from tests.lift.metrics.smooth_volumes import body
 from tests.lift.small_world import assert_four_parts
 
@@ -178,7 +179,7 @@ def test_volumes_that_cannot_be_compared_are_refused() -> None:
     refused(np.zeros((20, 24), np.float32), "a finite")
     refused(np.full((20, 24, 22), np.nan, np.float32), "a finite")
     refused(np.zeros((20, 24, 23), np.float32), "one shape")
-    with pytest.raises(ValueError, match="each patient needs a volume"):
+    with pytest.raises(ValueError, match=wording.EACH_NEEDS_A_VOLUME):
         copy_figures(FRESH, {**TRAINING, "anna-99": []}, HELD_OUT, seed=0)
 
 

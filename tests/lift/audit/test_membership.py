@@ -27,6 +27,7 @@ from lift.features import Features
 from lift.mixer.base import Mixer
 from lift.randomness import derive_seed
 from lift.training import train_round
+from tests import wording
 from tests.lift.small_world import (
     CPU,
     assert_four_parts,
@@ -296,7 +297,7 @@ def test_a_mixer_whose_loss_is_not_finite_is_refused() -> None:
 
 
 def test_a_patient_without_a_volume_or_a_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="each patient needs a volume"):
+    with pytest.raises(ValueError, match=wording.EACH_NEEDS_A_VOLUME):
         audited(START, {**MEMBERS, "anna-099": []})
     blind = dataclasses.replace(patient(99), target=None)
     with pytest.raises(ValueError, match="with a target"):

@@ -24,6 +24,7 @@ from lift.drifting.field import drift_field, mean_shift
 from lift.drifting.projection import KINDS, Projection, fit_projection
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError
+from tests import wording
 from tests.lift.drifting.small import (
     GROUPS,
     at_once,
@@ -232,9 +233,9 @@ def test_all_sources_answer_the_same_questions() -> None:
 
 def test_sums_of_another_space_kind_or_of_nobody_are_refused() -> None:
     sums = summed(1, 6)
-    with pytest.raises(ConfigError, match="another projection"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_PROJECTION):
         Anchors(projection(6), sums)
-    with pytest.raises(ConfigError, match="another feature encoder"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_ENCODER):
         Anchors(projection(), dataclasses.replace(sums, encoder_digest="cd" * 32))
     with pytest.raises(DataError, match="no patient"):
         Anchors(projection(), Sums.zero(projection()))

@@ -21,6 +21,7 @@ from lift.drifting.digests import digest_of
 from lift.drifting.encoder import Encoder, RandomPyramid, _halved
 from lift.drifting.user_encoder import _build, user_encoder
 from lift.errors import ConfigError
+from tests import wording
 
 SLOW = ("monai", "scipy", "sklearn", "flwr")
 
@@ -169,7 +170,7 @@ def test_user_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         user_encoder(path, "0" * 64, "resnet10_2d")
     with pytest.raises(ConfigError, match="known are"):
         user_encoder(path, sha, "vgg")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match=wording.NO_SUCH_FILE):
         user_encoder(tmp_path / "absent.safetensors", sha, "resnet10_2d")
     with pytest.raises(ConfigError, match=r"missing|not part|needs"):
         user_encoder(path, sha, "resnet50_2d")

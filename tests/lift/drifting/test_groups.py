@@ -19,6 +19,7 @@ from lift.drifting.groups import (
     draw_groups,
 )
 from lift.errors import VolumeError
+from tests import wording
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 
@@ -169,7 +170,9 @@ def test_a_body_with_too_few_slices_is_refused_by_name() -> None:
     mask[:, :, 2:20, 2:20, 2:20] = 1
     mask[1, :, 6:] = 0
     check_extent(body_extent(mask[:1]), GroupLayout())
-    with pytest.raises(VolumeError, match=r"sub-2\.nii.*4 slices along depth; at least 6"):
+    with pytest.raises(
+        VolumeError, match=rf"sub-2\.nii.*4 {wording.SLICES_ALONG_DEPTH}; at least 6"
+    ):
         check_extent(body_extent(mask), GroupLayout(), ["sub-1.nii", "sub-2.nii"])
 
 

@@ -19,6 +19,7 @@ from lift.drifting.standardise import (
     mean_distance,
 )
 from lift.errors import ConfigError, DataError
+from tests import wording
 from tests.lift.drifting.small import (
     ENCODER,
     GROUPS,
@@ -109,7 +110,7 @@ def test_files_give_the_same_bits_back(tmp_path: Path) -> None:
 def test_files_that_are_wrong_damaged_or_absent_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     standardisation().save(path)
-    with pytest.raises(ConfigError, match="the plan says 000000"):
+    with pytest.raises(ConfigError, match=f"{wording.PLAN_SAYS} 000000"):
         Standardisation.load(path, expected_digest="0" * 64)
     with pytest.raises(DataError, match="not what its digest says"):
         Projection.load(path, expected_digest=None)

@@ -21,6 +21,7 @@ from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
 from lift.drifting.review import review
 from lift.drifting.statistics import LARGEST_COHORT, Sums, parts
 from lift.errors import ConfigError, DataError, UpdateRejectedError
+from tests import wording
 from tests.lift.drifting.small import GROUPS, at_once, patients, projection, summed
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
@@ -136,10 +137,10 @@ def test_a_cohort_too_large_for_the_wire_is_refused() -> None:
 
 def test_sums_of_another_encoder_or_projection_are_refused() -> None:
     arrays = to_arrays(released(), data_version=0)
-    with pytest.raises(ConfigError, match="another projection"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_PROJECTION):
         review(arrays, projection(6))
     foreign = arrays | {"drifting_encoder": arrays["drifting_encoder"] + 1}
-    with pytest.raises(ConfigError, match="another feature encoder"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_ENCODER):
         review(foreign, projection())
 
 

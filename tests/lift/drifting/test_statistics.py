@@ -16,6 +16,7 @@ from torch import Tensor
 from lift.drifting.projection import Projection, fit_projection
 from lift.drifting.statistics import LARGEST_COHORT, Sums, group_units, parts, patient_sums
 from lift.errors import ConfigError, DataError
+from tests import wording
 from tests.lift.drifting.small import (
     GROUPS,
     at_once,
@@ -151,11 +152,13 @@ def test_the_largest_cohort_fits_in_int32_and_no_finer_unit_does() -> None:
 def test_sums_of_another_space_are_not_added() -> None:
     cohort = patients(1, 2)
     sums = total(cohort)
-    with pytest.raises(ConfigError, match=r"another projection.*digest.*needed") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"{wording.ANOTHER_PROJECTION}.*digest.*needed"
+    ) as caught:
         _ = sums + total(cohort, projection(6))
     assert caught.value.remedy
     foreign = dataclasses.replace(sums, encoder_digest="cd" * 32)
-    with pytest.raises(ConfigError, match="another feature encoder"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_ENCODER):
         _ = sums + foreign
 
 
@@ -177,7 +180,7 @@ def test_a_patient_without_windows_or_with_nan_is_refused() -> None:
     with pytest.raises(DataError, match=r"group axial.*no window"):
         patient_sums(projection(), empty)
     patient[2][0, 0] = torch.inf
-    with pytest.raises(DataError, match=r"coronal.*NaN or infinity"):
+    with pytest.raises(DataError, match=rf"coronal.*{wording.NOT_FINITE}"):
         patient_sums(projection(), patient)
     with pytest.raises(ValueError, match="groups"):
         patient_sums(projection(), patient[:2])

@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence as Items
 
 from lift.errors import AffineError, VolumeError
 from lift.volume import read_volume, write_volume
+from tests import wording
 from tests.lift.formats.cases import (
     NAME,
     Array,
@@ -250,11 +251,11 @@ def moved(number: int, by_mm: tuple[float, float, float]) -> Any:
         (set_at(None, PhotometricInterpretation="MONOCHROME1"), "inverted"),
         (set_at(None, PhotometricInterpretation="PALETTE COLOR"), "not MONOCHROME2"),
         (set_at(None, LossyImageCompression="01"), "compressed with loss"),
-        (set_at(None, BitsAllocated=12), "number format"),
-        (set_at(None, HighBit=11), "number format"),
+        (set_at(None, BitsAllocated=12), wording.NUMBER_FORMAT),
+        (set_at(None, HighBit=11), wording.NUMBER_FORMAT),
         (set_at(None, BitsStored=None), "BitsStored is missing"),
         (set_at(None, NumberOfFrames=3), "says that it has more"),
-        (set_at(3, PixelData=bytes(38)), "38 bytes of pixels; its header claims 40"),
+        (set_at(3, PixelData=bytes(38)), f"38 bytes of pixels; {wording.HEADER_CLAIMS} 40"),
         (set_at(3, PixelData=None), "holds no pixels"),
         (set_at(None, Rows=0), "Rows is missing or does not hold"),
         (set_at(None, RescaleSlope=0), "zero or not finite"),

@@ -20,6 +20,7 @@ from pydicom.sequence import Sequence as Items
 
 from lift.errors import LiftError, VolumeError
 from lift.volume import Volume, read_volume
+from tests import wording
 from tests.lift.formats.cases import voxels
 from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write
 from tests.lift.formats.test_hostile_files import (
@@ -194,7 +195,7 @@ def test_an_rle_slice_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> Non
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert "more pixels than its header claims" in caught.value.seen
+    assert f"more pixels than {wording.HEADER_CLAIMS}" in caught.value.seen
     assert peak < 16 << 20
 
 

@@ -14,6 +14,7 @@ import pytest
 from lift.errors import VolumeError
 from lift.formats.checks import TooLargeError
 from lift.volume import read_volume
+from tests import wording
 from tests.lift.formats.cases import Array, check_places, examples, nifti, turned
 from tests.lift.formats.dicom_cases import series, write
 
@@ -47,7 +48,7 @@ def test_means_of_whole_voxels_take_their_place(tmp_path: Path, name: str) -> No
     data = large()
     # spacing 1, 1 and 3 mm
     path = examples(data)[name].write(tmp_path)
-    with pytest.raises(TooLargeError, match="cannot use volume") as caught:
+    with pytest.raises(TooLargeError, match=wording.CANNOT_USE_VOLUME) as caught:
         read_volume(path)
     assert "preprocessing.grid" in caught.value.remedy
     tracemalloc.start()
@@ -114,7 +115,7 @@ def test_what_is_compressed_is_not_read_in_parts_and_says_so(tmp_path: Path, nam
 
 def test_a_series_is_not_read_in_parts_and_says_so(tmp_path: Path) -> None:
     folder = write(series(large()), tmp_path / "series")
-    with pytest.raises(TooLargeError, match="cannot use volume") as caught:
+    with pytest.raises(TooLargeError, match=wording.CANNOT_USE_VOLUME) as caught:
         read_volume(folder, coarsest_mm=COARSE_MM)
     assert "DICOM is not read in parts" in caught.value.seen
     assert ".nii" in caught.value.remedy
@@ -132,21 +133,21 @@ def test_a_value_that_is_none_is_found_in_parts_too(tmp_path: Path, value: float
     data = large().astype(np.float32)
     data[40, 40, 40] = value
     nibabel.Nifti1Image(data, np.diag([1.0, 1, 3, 1])).to_filename(tmp_path / "a.nii")
-    with pytest.raises(VolumeError, match="cannot use volume") as caught:
+    with pytest.raises(VolumeError, match=wording.CANNOT_USE_VOLUME) as caught:
         read_volume(tmp_path / "a.nii", coarsest_mm=COARSE_MM)
-    assert "NaN or infinity" in caught.value.seen
+    assert wording.NOT_FINITE in caught.value.seen
 
 
 def test_damage_is_found_in_parts_too(tmp_path: Path) -> None:
     path = examples(large())["nifti1"].write(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(VolumeError, match="cannot use volume") as caught:
+    with pytest.raises(VolumeError, match=wording.CANNOT_USE_VOLUME) as caught:
         read_volume(path, coarsest_mm=COARSE_MM)
-    assert "ends early" in caught.value.seen
+    assert wording.ENDS_EARLY in caught.value.seen
     packed = tmp_path / "b.nii.gz"
     packed.write_bytes(gzip.compress(whole)[:-100])
-    with pytest.raises(VolumeError, match="cannot use volume"):
+    with pytest.raises(VolumeError, match=wording.CANNOT_USE_VOLUME):
         read_volume(packed, coarsest_mm=COARSE_MM)
 
 

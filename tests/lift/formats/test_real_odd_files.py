@@ -10,6 +10,7 @@ import pytest
 
 from lift.errors import AffineError, VolumeError
 from lift.volume import check_same_grid, read_volume, write_volume
+from tests import wording
 from tests.lift.formats.cases import check_places, decoded, itk_answer
 
 pytestmark = pytest.mark.real_data
@@ -76,4 +77,4 @@ def test_a_real_file_that_cannot_be_used_is_refused(folder: Path, name: str, see
     with pytest.raises(VolumeError) as caught:
         read_volume(folder / name, root=folder)
     assert seen in caught.value.seen
-    assert isinstance(caught.value, AffineError) == ("left and right" in seen)
+    assert isinstance(caught.value, AffineError) == (wording.SIDES_UNKNOWN in seen)

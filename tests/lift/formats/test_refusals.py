@@ -13,6 +13,7 @@ import pytest
 
 from lift.errors import AffineError, VolumeError
 from lift.volume import read_volume
+from tests import wording
 from tests.lift.formats.cases import (
     NAME,
     examples,
@@ -46,8 +47,8 @@ def refused(path: Path) -> VolumeError:
         ({"encoding": "bzip2"}, "encoding is bzip2"),
         ({"encoding": NAME}, "encoding is unknown"),
         ({"encoding": None}, "lacks the field 'encoding'"),
-        ({"type": "block"}, "number format"),
-        ({"type": "complex float"}, "number format"),
+        ({"type": "block"}, wording.NUMBER_FORMAT),
+        ({"type": "complex float"}, wording.NUMBER_FORMAT),
         ({"endian": None}, "lacks the field 'endian'"),
         ({"endian": "middle"}, "'endian'"),
         ({"dimension": "4", "sizes": "4 5 6 2"}, "4 axes longer than 1"),
@@ -64,10 +65,10 @@ def refused(path: Path) -> VolumeError:
         ({"kinds": "domain domain list"}, "not in space"),
         ({"kinds": "domain domain RGB-color"}, "not in space"),
         ({"kinds": "domain domain"}, "'kinds'"),
-        ({"sizes": "4 5 7"}, "ends early: 240 of 280 bytes"),
-        ({"sizes": "4 5 5"}, "more voxels than its header claims"),
+        ({"sizes": "4 5 7"}, f"{wording.ENDS_EARLY}: 240 of 280 bytes"),
+        ({"sizes": "4 5 5"}, f"more voxels than {wording.HEADER_CLAIMS}"),
         ({"byte skip": "-2"}, "'byte skip'"),
-        ({"byte skip": "999999999999999999"}, "ends early"),
+        ({"byte skip": "999999999999999999"}, wording.ENDS_EARLY),
         ({"line skip": "9999"}, "lines that its header skips"),
         ({"line skip": "999999999"}, "'line skip'"),
         ({"data file": "LIST"}, "several files"),
@@ -122,9 +123,9 @@ def test_only_finite_plain_numbers_are_numbers(tmp_path: Path, word: str) -> Non
         ({"ElementNumberOfChannels": "3"}, "several channels"),
         ({"BinaryData": "False"}, "as text"),
         ({"BinaryData": "Perhaps"}, "'BinaryData'"),
-        ({"ElementType": "MET_STRING"}, "number format"),
-        ({"ElementType": NAME}, "number format"),
-        ({"ElementType": "MET_FLOAT_ARRAY"}, "number format"),
+        ({"ElementType": "MET_STRING"}, wording.NUMBER_FORMAT),
+        ({"ElementType": NAME}, wording.NUMBER_FORMAT),
+        ({"ElementType": "MET_FLOAT_ARRAY"}, wording.NUMBER_FORMAT),
         ({"BinaryDataByteOrderMSB": None}, "'ElementByteOrderMSB'"),
         ({"ElementByteOrderMSB": "True"}, "two things"),
         ({"ObjectType": "Tube"}, "not that of an image"),
@@ -135,12 +136,12 @@ def test_only_finite_plain_numbers_are_numbers(tmp_path: Path, word: str) -> Non
         ({"DimSize": "4 30 1"}, "at least 2 on each axis"),
         ({"DimSize": "4 5 -6"}, "at least 2 on each axis"),
         ({"DimSize": "1000 1000 100000"}, "at most 4 GiB"),
-        ({"DimSize": "4 5 7"}, "ends early: 240 of 280 bytes"),
-        ({"DimSize": "4 5 5"}, "more voxels than its header claims"),
+        ({"DimSize": "4 5 7"}, f"{wording.ENDS_EARLY}: 240 of 280 bytes"),
+        ({"DimSize": "4 5 5"}, f"more voxels than {wording.HEADER_CLAIMS}"),
         ({"HeaderSize": "-2"}, "'HeaderSize'"),
-        ({"HeaderSize": "999999999999"}, "ends early"),
+        ({"HeaderSize": "999999999999"}, wording.ENDS_EARLY),
         ({"CompressedData": "True"}, "damaged"),
-        ({"CompressedData": "True", "CompressedDataSize": "99999"}, "ends early"),
+        ({"CompressedData": "True", "CompressedDataSize": "99999"}, wording.ENDS_EARLY),
         ({"CompressedData": "True", "CompressedDataSize": "-1"}, "'CompressedDataSize'"),
         ({"CompressedData": "True", "HeaderSize": "4"}, "'HeaderSize'"),
         ({"ElementToIntensityFunctionSlope": "2"}, "scale factor"),
@@ -259,7 +260,7 @@ def test_analyze_is_refused_for_left_and_right_cannot_be_told_apart(tmp_path: Pa
     for _ in range(2):
         error = refused(tmp_path / "a.hdr")
         assert isinstance(error, AffineError)
-        assert "left and right" in error.seen
+        assert wording.SIDES_UNKNOWN in error.seen
         # with its voxels too, by either name
         (tmp_path / "a.img").write_bytes(RAW)
     assert isinstance(refused(tmp_path / "a.img"), AffineError)
@@ -281,7 +282,7 @@ def test_a_nifti_file_without_an_orientation_is_refused(tmp_path: Path, kind: ty
         else:
             error = refused(path)
             assert isinstance(error, AffineError)
-            assert "left and right cannot be told apart" in error.seen
+            assert f"{wording.SIDES_UNKNOWN} cannot be told apart" in error.seen
 
 
 @pytest.mark.parametrize(
@@ -317,13 +318,13 @@ def test_an_mgh_file_without_a_place_or_with_frames_is_refused(tmp_path: Path) -
     path.write_bytes(bytes(content))
     error = refused(path)
     assert isinstance(error, AffineError)
-    assert "left and right" in error.seen
+    assert wording.SIDES_UNKNOWN in error.seen
     frames = np.stack([voxels(">i2")] * 2, axis=-1)
     path.write_bytes(nibabel.MGHImage(frames, turned()).to_bytes())
     assert "4 axes" in refused(path).seen
     content[20:24] = b"\0\0\0\2"
     path.write_bytes(bytes(content))
-    assert "number format" in refused(path).seen
+    assert wording.NUMBER_FORMAT in refused(path).seen
 
 
 def test_packed_voxels_of_another_length_are_refused(tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_packed_voxels_of_another_length_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a.mha").write_bytes(meta_text({"CompressedData": "True"}) + packed)
         for name in ("a.nrrd", "a.mha"):
             seen = refused(tmp_path / name).seen
-            assert ("ends early" if extra < 0 else "more voxels") in seen
+            assert (wording.ENDS_EARLY if extra < 0 else "more voxels") in seen
 
 
 @pytest.mark.parametrize("name", ["nifti1-gz", "pair-gz", "mgz", "nrrd-gz", "nhdr-gz"])

@@ -26,6 +26,7 @@ from lift.metrics.distribution import (
 from lift.metrics.reference import Reference, fitted_on
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from tests import wording
 from tests.lift.metrics.smooth_volumes import (
     LAYOUT,
     SHAPE,
@@ -274,11 +275,11 @@ def test_empty_volumes_are_counted_and_no_figure_becomes_infinite() -> None:
 def test_a_reference_refuses_constant_few_and_equal_real_volumes() -> None:
     with pytest.raises(DataError, match="1 of 6 are empty or constant"):
         Reference(measure([body(i) for i in range(5)] + [np.zeros(SHAPE)]))
-    with pytest.raises(DataError, match="3 volumes; at least 4"):
+    with pytest.raises(DataError, match=wording.TOO_FEW_VOLUMES[3]):
         Reference(measured(0, 3))
     with pytest.raises(DataError, match="training volumes"):
         Reference(real(), training=measured(2000, 3))
-    with pytest.raises(DataError, match="1 volume; at least 2"):
+    with pytest.raises(DataError, match=wording.TOO_FEW_VOLUMES[1]):
         figures(measured(1000, 1))
     with pytest.raises(DataError, match="do not vary") as refused:
         Reference(measure([body(3)] * 8))
@@ -309,7 +310,9 @@ def test_a_public_standardisation_is_used_as_it_is() -> None:
 def test_what_is_no_body_is_refused_by_name() -> None:
     encoder = RandomPyramid(5)
     thin = ImageVolume(torch.rand(3, 24, 22), SPACING_MM, name="set/thin.nii.gz")
-    with pytest.raises(VolumeError, match=r"set/thin\.nii\.gz.*spans 3 slices along depth"):
+    with pytest.raises(
+        VolumeError, match=rf"set/thin\.nii\.gz.*spans 3 {wording.SLICES_ALONG_DEPTH}"
+    ):
         measure_volumes([thin], layout=LAYOUT, encoder=encoder)
     for bad, word in (
         (torch.full(SHAPE, float("nan")), "finite"),

@@ -32,6 +32,7 @@ from lift_client.cli import PROGRAM, main
 from lift_client.enrolment import enrol
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.roster import add_site
+from tests import wording
 from tests.ports import free_ports
 
 
@@ -193,7 +194,7 @@ def test_files_that_cannot_be_used_are_named(server: Server, key: Path, tmp_path
         other.write_bytes(content)
         with pytest.raises(ConfigError, match=form):
             admission_problem(address, server.ca, other)
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match=wording.NO_SUCH_FILE):
         admission_problem(address, tmp_path / "ca.pem", key)
     (tmp_path / "ca.pem").write_bytes(b"no certificate")
     with pytest.raises(ConfigError, match="not readable; needed: a PEM certificate"):
@@ -239,7 +240,7 @@ def test_the_check_of_a_site_says_whether_it_is_admitted_and_ends_with_seven_whe
     code, verdicts = check("--site", made.settings)
     refused = verdicts["admission"]
     assert (code, refused["status"], refused["label"]) == (7, "problem", "policy")
-    assert "send site.pub" in refused["fix"].lower()
+    assert wording.SEND_PUBLIC_KEY in refused["fix"].lower()
     before = server.nodes()
     server.admit("valley", made.key)
     assert len(server.nodes()) == len(before) + 1

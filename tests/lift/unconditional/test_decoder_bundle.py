@@ -25,6 +25,7 @@ from lift.unconditional.bundle import (
 )
 from lift.unconditional.decoder import FrozenDecoder, SliceDecoder
 from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
+from tests import wording
 from tests.lift.unconditional.tiny_decoder import (
     CPU,
     pretrain_data,
@@ -109,12 +110,12 @@ def test_a_damaged_bundle_is_refused(copy: Path, name: str, damage: str) -> None
 
 
 def test_changed_weights_and_another_fingerprint_are_refused(copy: Path) -> None:
-    with pytest.raises(GeneratorError, match="the plan says"):
+    with pytest.raises(GeneratorError, match=wording.PLAN_SAYS):
         load_decoder(copy, expected_fingerprint="0" * 64, device=CPU)
     tensors = safetensors.torch.load_file(copy / WEIGHTS_FILE)
     tensors["spread.bias"] = tensors["spread.bias"] + 1
     (copy / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
-    with pytest.raises(GeneratorError, match="its card says"):
+    with pytest.raises(GeneratorError, match=wording.CARD_SAYS):
         load(copy)
 
 

@@ -12,6 +12,7 @@ from lift.errors import VolumeError
 from lift.preprocessing import CropBox, Prepared
 from lift.ras_grid import ras_grid
 from lift.unconditional.grid import body_volume
+from tests import wording
 
 LAYOUT = GroupLayout(2, 2, 2, windows=1)
 
@@ -80,4 +81,4 @@ def test_a_body_of_too_few_slices_is_refused_by_name() -> None:
         body_volume(
             prepared(voxels, mask, (1.0, 1.0, 1.0)), decoder((16, 16), 1.0), LAYOUT, "patient-7"
         )
-    assert "2 slices along depth; at least 3" in caught.value.seen
+    assert f"2 {wording.SLICES_ALONG_DEPTH}; at least 3" in caught.value.seen

@@ -26,6 +26,7 @@ from lift.unconditional.learning import (
     train_mapper_round,
 )
 from lift.unconditional.pretraining import read_public_volumes
+from tests import wording
 from tests.lift.unconditional.tiny_decoder import (
     CPU,
     pretrain_data,
@@ -165,7 +166,7 @@ def test_sums_of_nobody_or_of_other_public_files_are_refused(
         statistics_loss(plan, decoder.public, Sums.zero(decoder.public.projection))
     total = sums_of(patients, decoder.public)
     other = Sums(total.encoder_digest, "0" * 64, total.patients, total.units)
-    with pytest.raises(ConfigError, match="another projection"):
+    with pytest.raises(ConfigError, match=wording.ANOTHER_PROJECTION):
         statistics_loss(plan, decoder.public, other)
     moments = tiny_plan(decoder, unconditional__attraction="moments")
     with pytest.raises(ConfigError, match="holds anchors, random_features"):
