@@ -36,10 +36,10 @@ test-federation-full: $(STAMP)  ## the same, each process at each step in a fede
 	$(BIN)/python -m pytest -m full tests/federation
 
 test-fuzz: $(STAMP)  ## mutated messages, damaged files, scripts of rounds, planted faults: minutes
-	$(BIN)/python -m pytest -m fuzz -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m fuzz -n 2 --dist loadscope
 
 test-fuzz-full: $(STAMP)  ## the same for the night, in the full sizes of tests/scale.py
-	LIFT_SCALE=full $(BIN)/python -m pytest -m fuzz -n 2 --dist loadgroup -o timeout=7200
+	LIFT_SCALE=full $(BIN)/python -m pytest -m fuzz -n 2 --dist loadscope -o timeout=7200
 
 $(WEB_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,test-web]"

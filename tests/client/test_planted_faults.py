@@ -42,12 +42,7 @@ def examined(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return cohort, examine_cohort(config, cohort.channels, workers=1)
 
 
-# one process makes and examines a cohort, while another has the other one
-in_each_cohort = pytest.mark.parametrize(
-    "examined",
-    [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in PATIENTS],
-    indirect=True,
-)
+in_each_cohort = pytest.mark.parametrize("examined", PATIENTS, indirect=True)
 
 
 def test_there_are_twenty_faults_of_more_than_twelve_kinds() -> None:
