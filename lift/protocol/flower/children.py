@@ -16,7 +16,7 @@ from typing import Final
 from lift.files import write_atomically
 from lift.process import prepared_environment
 
-STOP_S: Final = 10.0
+_STOP_S: Final = 10.0
 _CERTIFICATE_DAYS: Final = 3650
 
 
@@ -111,7 +111,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def end_child(child: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None:
+def end_child(child: subprocess.Popen[bytes], *, within_s: float = _STOP_S) -> None:
     """Ask the child to end, wait `within_s` seconds for it, and end it."""
     child.terminate()
     try:
