@@ -55,8 +55,12 @@ def frozen_parts(generator: SliceGenerator) -> FrozenParts:
 
 
 def plan_mixer(plan: Plan, generator: SliceGenerator) -> Mixer:
-    """The plan's mixer with its initial numbers, the same on every machine."""
-    return build_mixer(plan.mixer, frozen_parts(generator), seed=derive_seed(plan.seed, "mixer"))
+    """The plan's mixer with its initial numbers, the same on every machine.
+
+    It is on the generator's device and stays there.
+    """
+    seed = derive_seed(plan.seed, "mixer")
+    return build_mixer(plan.mixer, frozen_parts(generator), seed=seed).to(generator.device)
 
 
 def trained_part(plan: Plan, generator: AnyGenerator) -> TrainedPart:

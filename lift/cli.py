@@ -156,9 +156,8 @@ def translate(
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "paired", "generate")
-    chosen = resolve_device(device.value)
     bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
-    frozen = load_bundle(bundle, expected_fingerprint=None, device=chosen)
+    frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device.value))
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
@@ -171,7 +170,6 @@ def translate(
             frozen,
             mask=mask,
             on_concern="fall_back" if guard is Guard.FALL_BACK else "warn",
-            device=chosen,
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if done.concern is not None:
@@ -216,11 +214,10 @@ def generate(
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "unconditional", "translate")
-    chosen = resolve_device(device.value)
     frozen = load_decoder(
         generator or shipped_bundle(finished.plan.generator_fingerprint),
         expected_fingerprint=finished.plan.generator_fingerprint,
-        device=chosen,
+        device=resolve_device(device.value),
     )
     console = Console(stderr=True)
     if finished.phantom:
@@ -236,7 +233,6 @@ def generate(
             seed=seed,
             slices=slices,
             slice_spacing_mm=spacing,
-            device=chosen,
         ):
             progress.update(task, advance=1)
             sys.stdout.write(f"{path}\n")

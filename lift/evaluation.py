@@ -25,9 +25,9 @@ def patient_equations(features: Features, prediction: Floats | None = None) -> N
     )
 
 
-def mixed(mixer: Mixer, features: Features, device: torch.device) -> Floats:
+def mixed(mixer: Mixer, features: Features) -> Floats:
     """The mixer's volume, (z, 1, h, w)."""
-    return mix(mixer, CachedStream(features, mixer), device)
+    return mix(mixer, CachedStream(features, mixer))
 
 
 def filtered(features: Features, taps: Tensor, prediction: Floats | None = None) -> Floats:

@@ -95,7 +95,6 @@ def generate_blocks(
     generator: SliceGenerator,
     source: Floats,
     tap_names: tuple[str, ...],
-    device: torch.device,
     *,
     first: int = 0,
 ) -> Iterator[tuple[int, SliceBlock]]:
@@ -105,6 +104,7 @@ def generate_blocks(
     on the CPU.
     """
     depth = source.shape[0]
+    device = generator.device
     reach = generator.context_slices
     size = block_slices((source.shape[2], source.shape[3]))
     for start in range(first, depth, size):
@@ -128,14 +128,13 @@ def compute_features(
     generator: SliceGenerator,
     tap_names: tuple[str, ...],
     pooled_names: tuple[str, ...],
-    device: torch.device,
 ) -> Features:
     """All features of one patient, in memory."""
     wanted = tuple(sorted({*tap_names, *pooled_names}))
     preds: list[Tensor] = []
     taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
     pooled: dict[str, list[Tensor]] = {name: [] for name in pooled_names}
-    for _, block in generate_blocks(generator, prepared.source, wanted, device):
+    for _, block in generate_blocks(generator, prepared.source, wanted):
         preds.append(block.pred)
         for name in tap_names:
             taps[name].append(block.taps[name])

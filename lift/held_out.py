@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,14 +39,12 @@ def z_filter(taps: Tensor) -> Method:
     return lambda features: filtered(features, taps)
 
 
-def with_mixer(
-    mixer: Mixer, values: Mapping[str, Tensor], device: torch.device, *, then: Tensor | None = None
-) -> Method:
+def with_mixer(mixer: Mixer, values: Mapping[str, Tensor], *, then: Tensor | None = None) -> Method:
     """A trained mixer, with a z-filter on top where `then` gives its taps."""
 
     def method(features: Features) -> Floats:
         mixer.load_values(values)
-        result = mixed(mixer, features, device)
+        result = mixed(mixer, features)
         return result if then is None else filtered(features, then, result)
 
     return method

@@ -45,7 +45,6 @@ class SliceStream(Protocol):
 def mix(
     mixer: Mixer,
     stream: SliceStream,
-    device: torch.device,
     *,
     chunk: int | None = None,
     report: Callable[[int, int], None] | None = None,
@@ -53,14 +52,14 @@ def mix(
     """The mixed prediction of a whole volume, (z, 1, h, w), float32.
 
     Args:
-        mixer: the trained mixer, moved to `device`.
+        mixer: the trained mixer; its device is where everything runs.
         stream: the volume's slices.
-        device: where to run.
         chunk: slices by chunk, by default :func:`chunk_slices` of the slice's shape; another
             size may differ by float kernels (1e-4 at most).
         report: called after each chunk with the slices done and their number.
     """
-    mixer.to(device).eval()
+    mixer.eval()
+    device = mixer.device
     depth = stream.depth
     chunk = chunk or chunk_slices(stream.slice_shape)
     result: Floats | None = None
@@ -131,9 +130,7 @@ class GeneratedStream:
     A mixer that sees the whole volume costs a first pass that keeps one vector by slice.
     """
 
-    def __init__(
-        self, prepared: Prepared, generator: SliceGenerator, mixer: Mixer, device: torch.device
-    ) -> None:
+    def __init__(self, prepared: Prepared, generator: SliceGenerator, mixer: Mixer) -> None:
         self._prepared = prepared
         self._tap_names = mixer.tap_names
         self.depth = int(prepared.source.shape[0])
@@ -142,11 +139,11 @@ class GeneratedStream:
         self.pooled: dict[str, Tensor] = {}
         if mixer.pooled_names:
             vectors: dict[str, list[Tensor]] = {name: [] for name in mixer.pooled_names}
-            for _, block in generate_blocks(generator, prepared.source, mixer.pooled_names, device):
+            for _, block in generate_blocks(generator, prepared.source, mixer.pooled_names):
                 for name in mixer.pooled_names:
                     vectors[name].append(block.taps[name].float().mean((2, 3)))
             self.pooled = {name: torch.cat(parts) for name, parts in vectors.items()}
-        self._blocks = generate_blocks(generator, prepared.source, self._tap_names, device)
+        self._blocks = generate_blocks(generator, prepared.source, self._tap_names)
         self._kept: dict[int, SliceBlock] = {}
         self._done = 0
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, TrainingPlan
-from lift.device import inference_autocast
+from lift.device import training_autocast
 from lift.errors import DataError
 from lift.features import Features
 from lift.losses import paired_loss
@@ -50,8 +50,7 @@ def train_round(
     *,
     round_index: int,
     site: str,
-    device: torch.device,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> TrainedRound:
     """Take `plan.training.steps` optimiser steps from the mixer `start`.
 
@@ -65,8 +64,7 @@ def train_round(
         plan: the run's plan.
         round_index: 1 for the first training round.
         site: part of the seed: sites draw different windows.
-        device: where to train.
-        report: called after each step with its number (from 1) and its loss.
+        report: called after each step with its number (from 1).
 
     Raises:
         DataError: there is no training patient.
@@ -82,10 +80,10 @@ def train_round(
 
     def step_loss(step: int) -> Tensor:
         seed = (plan.seed, round_index, site, step)
-        batches = draw_batches(mixer, patients, settings, seed, device)
+        batches = draw_batches(mixer, patients, settings, seed)
         return torch.stack([batch_loss(mixer, batch, settings) for batch in batches]).mean()
 
-    return take_steps(mixer, start, plan, step_loss, round_index, device, report)
+    return take_steps(mixer, start, plan, step_loss, round_index, report)
 
 
 def take_steps(
@@ -94,8 +92,7 @@ def take_steps(
     plan: Plan,
     step_loss: Callable[[int], Tensor],
     round_index: int,
-    device: torch.device,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> TrainedRound:
     """The optimiser steps of one round down a loss: what paired and unconditional training share.
 
@@ -105,11 +102,11 @@ def take_steps(
         plan: the run's plan.
         step_loss: the loss of a step (from 0) with the part's numbers as they are.
         round_index: 1 for the first training round.
-        device: where to train.
-        report: called after each step with its number (from 1) and its loss.
+        report: called after each step with its number (from 1).
     """
-    losses = []
-    anchors = {name: tensor.to(device) for name, tensor in start.items()}
+    # read once, after the last step: reading a number of a GPU waits for all that it has to do
+    losses: list[Tensor] = []
+    anchors = {name: tensor.to(part.device) for name, tensor in start.items()}
 
     def set_gradients(step: int) -> None:
         loss = step_loss(step)
@@ -120,18 +117,14 @@ def take_steps(
                     for name, p in part.named_parameters()
                     if p.requires_grad
                 ),
-                start=torch.zeros((), device=device),
+                start=torch.zeros((), device=part.device),
             )
             loss = loss + 0.5 * plan.training.proximal * distance
         loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
 
-    def done(step: int) -> None:
-        if report is not None:
-            report(step, losses[-1])
-
-    values = optimise(part, start, plan, set_gradients, round_index, device, done)
-    return TrainedRound(values, float(np.mean(losses)))
+    values = optimise(part, start, plan, set_gradients, round_index, report)
+    return TrainedRound(values, float(np.mean(torch.stack(losses).tolist())))
 
 
 def optimise(
@@ -140,8 +133,7 @@ def optimise(
     plan: Plan,
     set_gradients: Callable[[int], None],
     round_index: int,
-    device: torch.device,
-    done: Callable[[int], None],
+    report: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The part's numbers after one round's AdamW steps along whatever gradients are set.
 
@@ -151,12 +143,11 @@ def optimise(
         plan: the run's plan.
         set_gradients: fills the parameters' `grad`, which is empty, for a step (from 0).
         round_index: 1 for the first training round.
-        device: where to train.
-        done: called after each step with its number (from 1).
+        report: called after each step with its number (from 1).
     """
     settings = plan.training
     # evaluation leaves a mixer in the other mode, in which a GPU's GRU has no gradient
-    part.to(device).train()
+    part.train()
     part.load_values(start)
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -173,7 +164,8 @@ def optimise(
         set_gradients(step)
         torch.nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
         optimiser.step()
-        done(step + 1)
+        if report is not None:
+            report(step + 1)
     return part.values()
 
 
@@ -182,7 +174,6 @@ def draw_batches(
     patients: Sequence[Features],
     settings: TrainingPlan,
     seed: tuple[int, int, str, int],
-    device: torch.device,
 ) -> list[Batch]:
     """One step's windows: distinct patients while there are enough, one window of each.
 
@@ -201,15 +192,15 @@ def draw_batches(
         for features in picked:
             size = (settings.window[0], *features.pred.shape[2:])
             window = draw_window(features, size, generator)
-            batches.append(make_batch([features], [window], mixer, size, device))
+            batches.append(make_batch([features], [window], mixer, size))
         return batches
     windows = [draw_window(features, settings.window, generator) for features in picked]
-    return [make_batch(picked, windows, mixer, settings.window, device)]
+    return [make_batch(picked, windows, mixer, settings.window)]
 
 
 def batch_loss(mixer: Mixer, batch: Batch, settings: TrainingPlan) -> Tensor:
     """Mean loss over the batch's patients, a scalar."""
-    with inference_autocast(batch.target.device):
+    with training_autocast(batch.target.device):
         prediction = mixer(batch.inputs)
     # the loss in float32: squared differences of half-precision numbers lose what is learned
     return paired_loss(prediction.float(), batch.target, batch.inputs.mask, settings.loss).mean()

@@ -46,7 +46,6 @@ def translate(
     *,
     mask: Path | None,
     on_concern: OnConcern,
-    device: torch.device,
     report: Callable[[int, int], None] | None = None,
 ) -> Translated:
     """Synthesise the plan's target channel of one patient, streamed over depth.
@@ -61,7 +60,6 @@ def translate(
         generator: the frozen generator that it was trained around.
         mask: the patient's mask, where the plan's rule is `file`.
         on_concern: what to do when the guard has a concern: warn, or leave the mixer out.
-        device: where to run.
         report: called after each chunk with the slices done and their number.
 
     Raises:
@@ -109,13 +107,13 @@ def translate(
             seen=f"{error}; its numbers do not fit its own plan",
             remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
         ) from None
-    stream = GeneratedStream(prepared, generator, mixer, device)
+    stream = GeneratedStream(prepared, generator, mixer)
     fell_back = concern is not None and on_concern == "fall_back"
     if fell_back:
         pred = [stream.window(d, d + 1)[1] for d in range(stream.depth)]
         result = torch.cat(pred).numpy()
     else:
-        result = mix(mixer, stream, device, report=report)
+        result = mix(mixer, stream, report=report)
     inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
     voxels, dtype = to_output_units(
         restore(prepared, inside, background=0.0), plan, plan.task.target

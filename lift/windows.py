@@ -65,20 +65,19 @@ def make_batch(
     windows: Sequence[Window],
     mixer: Mixer,
     size: tuple[int, int, int],
-    device: torch.device,
 ) -> Batch:
-    """One window by patient as a batch, padded with mask 0 up to `size`.
+    """One window by patient as a batch on the mixer's device, padded with mask 0 up to `size`.
 
     Raises:
         ValueError: a patient has no target.
     """
-    inputs = make_inputs(patients, windows, mixer, size, device)
+    inputs = make_inputs(patients, windows, mixer, size)
     rows = []
     for features, window in zip(patients, windows, strict=True):
         if features.target is None:
             raise ValueError("training needs a target for every patient")
         rows.append(_padded(_cut(features.target, window), (size[0], 1, *size[1:])))
-    return Batch(inputs, to_device(_stack(rows), device))
+    return Batch(inputs, to_device(_stack(rows), mixer.device))
 
 
 def make_inputs(
@@ -86,13 +85,13 @@ def make_inputs(
     windows: Sequence[Window],
     mixer: Mixer,
     size: tuple[int, int, int],
-    device: torch.device,
 ) -> MixerInputs:
-    """Mixer inputs of one window by patient; only what the mixer declares is read.
+    """Mixer inputs of one window by patient, on its device; only what it declares is read.
 
     A tap of lower resolution than the slice comes whole in its plane: a mixer that declares
     one needs windows of whole slices.
     """
+    device = mixer.device
 
     def gather(arrays: Sequence[NDArray[np.generic]]) -> Tensor:
         rows = []

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from lift.assembly import FinishedMixer, describe_run, plan_mixer, read_mixer, start_values
@@ -89,11 +88,10 @@ def write_own_report(
     finished = _finished(config, mixer)
     plan = finished.plan
     _check_kind(plan.task.kind)
-    device = resolve_device(config.device)
     generator = load_generator(
         bundle_folder(config.generator),
         expected_fingerprint=plan.generator_fingerprint,
-        device=device,
+        device=resolve_device(config.device),
     )
     if not isinstance(generator, FrozenGenerator):
         raise GeneratorError(
@@ -113,11 +111,10 @@ def write_own_report(
         plan,
         generator,
         work=out,
-        device=device,
         report=lambda done, total: progress("features", done, total),
     )
     part, patients = _held_out(work)
-    methods = _methods(config, work, finished, generator, device, progress, local_only=local_only)
+    methods = _methods(config, work, finished, generator, progress, local_only=local_only)
     metrics: dict[str, dict[str, PatientMetrics]] = {}
     for done, patient in enumerate(patients, 1):
         prepared = prepare_patient(work.cohort, patient, plan, config.data.root)
@@ -213,7 +210,6 @@ def _methods(
     work: PairedWork,
     finished: FinishedMixer,
     generator: FrozenGenerator,
-    device: torch.device,
     progress: Progress,
     *,
     local_only: bool,
@@ -228,11 +224,11 @@ def _methods(
         "z_median": z_median,
         "z_filter": z_filter(shared),
         "z_filter_local": z_filter(own),
-        "federated": with_mixer(mixer, finished.values, device),
+        "federated": with_mixer(mixer, finished.values),
     }
     if local_only:
-        values = _trained_alone(config, work, plan, generator, own, device, progress)
-        methods["local_only"] = with_mixer(mixer, values, device)
+        values = _trained_alone(config, work, plan, generator, own, progress)
+        methods["local_only"] = with_mixer(mixer, values)
     return methods
 
 
@@ -242,7 +238,6 @@ def _trained_alone(
     plan: Plan,
     generator: FrozenGenerator,
     taps: Tensor,
-    device: torch.device,
     progress: Progress,
 ) -> Mapping[str, Tensor]:
     """A mixer of this site alone: the plan's rounds and steps, without noise; it stays here."""
@@ -265,7 +260,6 @@ def _trained_alone(
             plan,
             round_index=index,
             site=config.name,
-            device=device,
         ).values
         progress("local only", index, rounds)
     return values

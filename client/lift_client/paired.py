@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -48,7 +47,6 @@ class PairedWork:
         generator: FrozenGenerator,
         *,
         work: Path,
-        device: torch.device,
         report: Callable[[int, int], None] | None,
     ) -> None:
         self._plan = plan
@@ -56,12 +54,8 @@ class PairedWork:
         self._stream = SecureStream()
         self._site = settings.name
         self._generator = generator
-        self._device = device
-        # validation comes before the first training step: the mixer is moved before both
-        self._mixer = plan_mixer(plan, generator).to(device)
-        self.cohort = open_cohort(
-            settings, plan, generator, self._mixer, work=work, device=device, report=report
-        )
+        self._mixer = plan_mixer(plan, generator)
+        self.cohort = open_cohort(settings, plan, generator, self._mixer, work=work, report=report)
         self.z_filter_sums = NormalEquations.zero()
         for features in self.cohort.part("train"):
             self.z_filter_sums = self.z_filter_sums + patient_equations(features)
@@ -126,7 +120,6 @@ class PairedWork:
                 plan,
                 round_index=round_index,
                 site=self._site,
-                device=self._device,
                 report=report,
             )
         if self._privacy.mode == "patient-central":
@@ -136,7 +129,6 @@ class PairedWork:
                 self.train_patients,
                 plan,
                 self._privacy,
-                device=self._device,
                 stream=self._stream,
             )
             return TrainedRound(start, None, sums)
@@ -148,9 +140,8 @@ class PairedWork:
             self._privacy,
             round_index=round_index,
             site=self._site,
-            device=self._device,
             stream=self._stream,
-            report=None if report is None else lambda step: report(step, math.nan),
+            report=report,
         )
 
     def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
@@ -169,7 +160,7 @@ class PairedWork:
         seed = (plan.seed, 0, f"{self._site}/validation", 0)
         squares = voxels = 0.0
         with torch.no_grad():
-            for batch in draw_batches(self._mixer, patients, settings, seed, self._device):
+            for batch in draw_batches(self._mixer, patients, settings, seed):
                 error = (self._mixer(batch.inputs) - batch.target) * batch.inputs.mask
                 squares += float(error.double().square().sum())
                 voxels += float(batch.inputs.mask.sum())
@@ -193,7 +184,7 @@ class PairedWork:
         filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
         gains, over_filter, shares = [], [], []
         for features in self.cohort.part("validation"):
-            with_mixer = patient_psnr_db(features, mixed(self._mixer, features, self._device))
+            with_mixer = patient_psnr_db(features, mixed(self._mixer, features))
             gains.append(with_mixer - patient_psnr_db(features, features.pred))
             over_filter.append(
                 with_mixer - patient_psnr_db(features, filtered(features, filter_taps))

@@ -22,7 +22,7 @@ from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, resolve_device
+from lift.device import fix_threads
 from lift.errors import (
     BudgetSpentError,
     ConfigError,
@@ -108,7 +108,6 @@ class SiteSession:
         self._generator = generator
         self._work = work
         self._report = report
-        self._device = resolve_device(settings.device)
         self._opened: dict[str, _Opened] = {}
         self._budget = Budget(settings, work)
 
@@ -201,7 +200,6 @@ class SiteSession:
                 plan,
                 self._generator,
                 work=self._work,
-                device=self._device,
                 report=self._step("volumes"),
             )
         return PairedWork(
@@ -209,7 +207,6 @@ class SiteSession:
             plan,
             self._generator,
             work=self._work,
-            device=self._device,
             report=self._step("features"),
         )
 
@@ -318,7 +315,7 @@ class SiteSession:
             start,
             shared,
             round_index=body.round,
-            report=None if report is None else lambda step, _: report(step, steps),
+            report=None if report is None else lambda step: report(step, steps),
         )
         reply = TrainReply(
             plan_digest=body.plan_digest,
@@ -347,7 +344,7 @@ class SiteSession:
                 start,
                 {},
                 round_index=body.round,
-                report=None if report is None else lambda step, _: report(step, steps),
+                report=None if report is None else lambda step: report(step, steps),
             )
             return _update(trained, start, plan)
 

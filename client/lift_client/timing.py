@@ -96,11 +96,10 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         DataError: no patient has all channels, or the one that was taken cannot be used.
         GeneratorError: the generator is missing or not the kit's.
     """
-    device = resolve_device(config.device)
     generator = load_bundle(
         bundle_folder(config.generator),
         expected_fingerprint=kit.generator_fingerprint,
-        device=device,
+        device=resolve_device(config.device),
     )
     plan = Plan(
         task=TaskPlan(source=kit.task.source, target=kit.task.target),
@@ -117,9 +116,7 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         except DataError as error:
             refusal = refusal or error
             continue
-        features = compute_features(
-            prepared, generator, mixer.tap_names, mixer.pooled_names, device
-        )
+        features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names)
         prepare_s = monotonic() - began
         break
     else:
@@ -140,8 +137,7 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         short,
         round_index=1,
         site=config.name,
-        device=device,
-        report=lambda _step, _loss: times.append(monotonic()),
+        report=lambda _step: times.append(monotonic()),
     )
     # the first step also warms up
     step_s = statistics.median(np.diff(times)[1:].tolist())

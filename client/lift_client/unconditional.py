@@ -71,14 +71,12 @@ class UnconditionalWork:
         decoder: FrozenDecoder,
         *,
         work: Path,
-        device: torch.device,
         report: Callable[[int, int], None] | None,
     ) -> None:
         settings_of(plan)
         self._plan = plan
         self._settings = settings
         self._decoder = decoder
-        self._device = device
         self._mapper = plan_mapper(plan, decoder)
         self._losses: dict[str, DriftingLoss] = {}
         usable = read_patients(settings, plan, self._read, report)
@@ -176,7 +174,6 @@ class UnconditionalWork:
             with_steps(self._plan, steps),
             round_index=round_index,
             site=self._settings.name,
-            device=self._device,
             report=report,
         )
 

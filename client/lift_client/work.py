@@ -13,7 +13,7 @@ from lift.mixer.trained import TrainedPart
 from lift.protocol.messages import GuardReply, GuardRequest
 from lift.training import TrainedRound
 
-StepReport = Callable[[int, float], None]
+StepReport = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SiteWork(Protocol):
             shared: what all sites together know, as the server sent it.
             round_index: 1 for the first training round.
             steps: fewer than the plan's, for a dry run.
-            report: called after each step with its number (from 1) and its loss.
+            report: called after each step with its number (from 1).
         """
         ...
 

@@ -65,11 +65,10 @@ def measure_clip_norms(
             remedy="Read off patients they would be a release that no ledger counts. Give sites "
             "of layout phantom.",
         )
-    device = resolve_device(config.device)
     generator = load_bundle(
         bundle_folder(config.generator),
         expected_fingerprint=config.plan.generator_fingerprint,
-        device=device,
+        device=resolve_device(config.device),
     )
     plan = config.plan.model_copy(
         update={
@@ -106,7 +105,7 @@ def measure_clip_norms(
     volumes = [volume for several in patients for volume in several]
     for round_index in range(1, plan.federation.rounds + 1):
         values = train_round(
-            mixer, values, volumes, plan, round_index=round_index, site="phantoms", device=device
+            mixer, values, volumes, plan, round_index=round_index, site="phantoms"
         ).values
         stages[f"round {round_index}"] = _gradient_norms(mixer, values, patients, plan, privacy)
         reporter.step("rounds", round_index, plan.federation.rounds)
@@ -132,8 +131,7 @@ def _gradient_norms(
     privacy: PatientGradients,
 ) -> list[float]:
     mixer.load_values(values)
-    device = next(mixer.parameters()).device
-    windows = Windows(mixer, patients, plan.training, privacy, device)
+    windows = Windows(mixer, patients, plan.training, privacy)
     losses = row_losses(plan.training)
     norms: list[float] = []
     for _ in range(_DRAWS):

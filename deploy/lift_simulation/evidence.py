@@ -28,7 +28,7 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.learning import plan_mapper, settings_of
 from lift.unconditional.pretraining import nearest_latents
-from lift.unconditional.sampling import generate_volume, write_generated
+from lift.unconditional.sampling import generate_volume, latent_mapper, write_generated
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
@@ -46,7 +46,6 @@ class Evidence:
         decoder: frozen.
         works: site -> its work, for its patients.
         count: generated volumes of each method.
-        device: where slices are decoded.
         report: called with what is being done, the sets done and their number.
 
     Raises:
@@ -60,13 +59,11 @@ class Evidence:
         works: Mapping[str, UnconditionalWork],
         *,
         count: int,
-        device: torch.device,
         report: Callable[[str, int, int], None],
     ) -> None:
         self._plan = plan
         self._decoder = decoder
         self._count = count
-        self._device = device
         self._report = report
         settings = settings_of(plan)
         pixel = decoder.card.network.pixel_mm
@@ -156,7 +153,7 @@ class Evidence:
         self, folder: Path, trained: Mapping[str, Mapping[str, Tensor]], count: int
     ) -> None:
         """Some new volumes of the federated mapper, and as many held-out real ones, as NIfTI."""
-        mapper = self._mapper(trained["federated"])
+        mapper = latent_mapper(self._plan, self._decoder, trained["federated"])
         spacing = self._spacing_mm[0]
         for index in range(count):
             made = self._generated(mapper, index)
@@ -178,14 +175,9 @@ class Evidence:
             "shuffled_subjects": self._shuffled(),
         }
         for name, values in {"untrained": untrained, **trained}.items():
-            mapper = self._mapper(values)
+            mapper = latent_mapper(self._plan, self._decoder, values)
             rows[name] = [self._volume(self._generated(mapper, i)) for i in range(self._count)]
         return rows
-
-    def _mapper(self, values: Mapping[str, Tensor]) -> TrajectoryMapper:
-        mapper = plan_mapper(self._plan, self._decoder)
-        mapper.load_values(values)
-        return mapper
 
     def _generated(self, mapper: TrajectoryMapper, index: int) -> np.ndarray:
         return generate_volume(
@@ -194,7 +186,6 @@ class Evidence:
             seed=derive_seed(self._plan.seed, "evaluation"),
             index=index,
             slices=settings_of(self._plan).slices,
-            device=self._device,
         )
 
     def _volume(self, slices: np.ndarray) -> BodyVolume:
@@ -206,7 +197,7 @@ class Evidence:
         slices = torch.cat([volume.voxels[0, 0] for volume in volumes])[:, None]
         made = []
         for part in torch.split(slices, _SLICES_AT_ONCE):
-            target = part.to(self._device)
+            target = part.to(self._decoder.device)
             latents = nearest_latents(network, target, self._decoder.card.network.latent)
             with torch.no_grad():
                 made.append(network(latents)[:, 0].cpu())
@@ -226,9 +217,8 @@ class Evidence:
         for _ in range(self._count):
             latents = torch.randn(1, slices, network.latent, generator=generator)
             with torch.no_grad():
-                made.append(
-                    BodyVolume(self._decoder(latents.to(self._device)).cpu(), self._spacing_mm)
-                )
+                voxels = self._decoder(latents.to(self._decoder.device)).cpu()
+            made.append(BodyVolume(voxels, self._spacing_mm))
         return made
 
     def _shuffled(self) -> list[BodyVolume]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
@@ -79,7 +78,6 @@ class Fold:
         folder: Path,
         *,
         compare: tuple[str, ...],
-        device: torch.device,
         reporter: Reporter,
         participation: Participation | None = None,
         on_round: Callable[[Mapping[str, object]], None] | None = None,
@@ -91,7 +89,6 @@ class Fold:
         self._generator = generator
         self._folder = folder
         self._compare = compare
-        self._device = device
         self._reporter = reporter
         self._sessions = {
             name: SiteSession(settings, generator, folder / "sites" / name, report=reporter.step)
@@ -212,7 +209,6 @@ class Fold:
                 plan,
                 round_index=round_index,
                 site=site,
-                device=self._device,
             ).values
             self._reporter.step(label, round_index, rounds)
         write_atomically(path, safetensors.torch.save(values, metadata={"plan_digest": digest}))
@@ -232,24 +228,22 @@ class Fold:
             "no_mixer": no_mixer,
             "z_median": z_median,
             "z_filter": z_filter(finished.taps),
-            "federated": with_mixer(mixer, finished.mixer, self._device),
+            "federated": with_mixer(mixer, finished.mixer),
         }
         if control is not None:
             flat = plan_mixer(control_plan, self._generator)
-            shared["control_2d"] = with_mixer(flat, control.mixer, self._device)
+            shared["control_2d"] = with_mixer(flat, control.mixer)
             refit = self._refit(cohorts, flat, control.mixer)
-            shared["control_2d_z_filter"] = with_mixer(
-                flat, control.mixer, self._device, then=refit
-            )
+            shared["control_2d_z_filter"] = with_mixer(flat, control.mixer, then=refit)
         if "/centralised" in trained:
-            shared["centralised"] = with_mixer(mixer, trained["/centralised"], self._device)
+            shared["centralised"] = with_mixer(mixer, trained["/centralised"])
         result = FoldResult({}, {}, finished, dict(cohorts), {})
         total = sum(len(cohort.split.test) for cohort in cohorts.values())
         done = 0
         for name, cohort in cohorts.items():
             methods = dict(shared)
             if name in trained:
-                methods["local_only"] = with_mixer(mixer, trained[name], self._device)
+                methods["local_only"] = with_mixer(mixer, trained[name])
                 result.local_gain_db[name] = self._gain_over(
                     cohort, mixer, finished.mixer, trained[name]
                 )
@@ -289,7 +283,7 @@ class Fold:
                 own = result.metrics[held_out.site]["local_only"][held_out.patient]
                 row[held_out.patient] = {m: own[m] for m in ("psnr_db", "dz_corr") if m in own}
                 continue
-            prediction = with_mixer(mixer, trained[trained_at], self._device)(held_out.features)
+            prediction = with_mixer(mixer, trained[trained_at])(held_out.features)
             row[held_out.patient] = measure(held_out, prediction, self._plan, brief=True)
 
     def _gain_over(
@@ -302,7 +296,7 @@ class Fold:
         gains = []
         for features in cohort.part("validation"):
             psnr = [
-                patient_psnr_db(features, with_mixer(mixer, v, self._device)(features))
+                patient_psnr_db(features, with_mixer(mixer, v)(features))
                 for v in (values, reference)
             ]
             gains.append(psnr[0] - psnr[1])
@@ -316,7 +310,7 @@ class Fold:
         total = NormalEquations.zero()
         for cohort in cohorts.values():
             for features in cohort.part("train"):
-                total = total + patient_equations(features, mixed(flat, features, self._device))
+                total = total + patient_equations(features, mixed(flat, features))
         return fit(total, self._plan.mixer.ridge)
 
     def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:

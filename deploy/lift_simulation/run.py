@@ -60,10 +60,11 @@ def _simulate_paired(
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
     reporter.seconds.update(record.seconds)
-    device = resolve_device(config.device)
     bundle = bundle_folder(_generator_of(config))
     generator = load_bundle(
-        bundle, expected_fingerprint=config.plan.generator_fingerprint, device=device
+        bundle,
+        expected_fingerprint=config.plan.generator_fingerprint,
+        device=resolve_device(config.device),
     )
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     check_task(generator.card, plan.task, plan.preprocessing)
@@ -101,7 +102,6 @@ def _simulate_paired(
             generator,
             out / folder,
             compare=config.compare,
-            device=device,
             reporter=reporter,
             participation=participation,
             on_round=tracking.round_done,
@@ -241,7 +241,6 @@ def _clean_phantom(
         generator,
         out,
         compare=(),
-        device=resolve_device(config.device),
         reporter=quiet,
     ).run(synthesis_patients=0)
     return _tables([result], plan)

@@ -67,8 +67,7 @@ def simulate_unconditional(
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
     reporter.seconds.update(record.seconds)
-    device = resolve_device(config.device)
-    decoder = _decoder(config, out, device, reporter)
+    decoder = _decoder(config, out, resolve_device(config.device), reporter)
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     fix_threads(plan.threads)
@@ -83,7 +82,7 @@ def simulate_unconditional(
             ledgers=out / "ledgers",
         )
     tracking.begin(About(config.name, plan.digest(), config.phantom), out / "rounds.jsonl")
-    run = _Run(config, plan, decoder, out, reporter, device, tracking.round_done)
+    run = _Run(config, plan, decoder, out, reporter, tracking.round_done)
     with reporter.stage("features"):
         run.open(sites)
     record.keep_seconds(reporter.seconds)
@@ -101,7 +100,6 @@ def simulate_unconditional(
             decoder,
             run.works,
             count=config.generated_volumes,
-            device=device,
             report=reporter.step,
         )
         table = evidence.table(trained)
@@ -172,7 +170,6 @@ class _Run:
         decoder: FrozenDecoder,
         out: Path,
         reporter: Reporter,
-        device: torch.device,
         on_round: Callable[[Mapping[str, object]], None],
     ) -> None:
         self._on_round = on_round
@@ -181,7 +178,6 @@ class _Run:
         self._decoder = decoder
         self._out = out
         self._reporter = reporter
-        self._device = device
         self._sessions: dict[str, SiteSession] = {}
         self.works: dict[str, UnconditionalWork] = {}
 
@@ -249,7 +245,6 @@ class _Run:
                 self._plan,
                 round_index=round_index,
                 site=site,
-                device=self._device,
             ).values
             self._reporter.step(label, round_index, rounds)
         write_atomically(path, save(values, metadata={"plan_digest": digest}))

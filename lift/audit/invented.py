@@ -117,8 +117,7 @@ def _measured(
     """Clipped gradients over the clip norm, (candidates, parameters), and norms before."""
     engine = PatientLoop()
     losses = row_losses(plan.training)
-    device = torch.device("cpu")
-    windows = Windows(mixer, [[each] for each in candidates], plan.training, privacy, device)
+    windows = Windows(mixer, [[each] for each in candidates], plan.training, privacy)
     rows: list[NDArray[np.float64]] = []
     norms: list[float] = []
     for index in range(len(candidates)):

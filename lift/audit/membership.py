@@ -52,7 +52,6 @@ def membership(
     plan: Plan,
     *,
     seed: int,
-    device: torch.device,
     references: int = REFERENCES,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, AttackFigures]:
@@ -70,7 +69,6 @@ def membership(
         start: numbers that the run started from; the references start there as well.
         plan: the run's plan. References take all its rounds at this site alone, without privacy.
         seed: of the halves, the references' training and the intervals.
-        device: where to train and run.
         references: an even number of reference mixers: each two see the two halves of one
             random division, so that each patient is unseen by exactly one of them.
         report: called after each optimiser step of the references with the steps done and
@@ -90,7 +88,7 @@ def membership(
 
     def losses(values: Mapping[str, Tensor], patients: Sequence[int]) -> list[float]:
         mixer.load_values(values)
-        return [patient_loss(mixer, cohort[i], loss, device) for i in patients]
+        return [patient_loss(mixer, cohort[i], loss) for i in patients]
 
     everyone = range(len(names))
     under_released = np.asarray(losses(released, everyone))
@@ -104,7 +102,6 @@ def membership(
             start,
             [features for i in half for features in cohort[i]],
             alone.model_copy(update={"seed": derive_seed(seed, "reference", index)}),
-            device,
             _counted(report, index * alone.total_steps, references * alone.total_steps),
         )
         seen = set(half)
@@ -131,7 +128,7 @@ def membership(
     }
 
 
-def patient_loss(mixer: Mixer, volumes: Volumes, plan: LossPlan, device: torch.device) -> float:
+def patient_loss(mixer: Mixer, volumes: Volumes, plan: LossPlan) -> float:
     """Mean over a patient's volumes of the paired loss of the whole volume inside the mask.
 
     The whole volume and no random windows: the same each time. The MS-SSIM term is left out,
@@ -145,7 +142,7 @@ def patient_loss(mixer: Mixer, volumes: Volumes, plan: LossPlan, device: torch.d
         # float64: the differences between mixers may be a millionth of the loss
         prediction, target, mask = (
             torch.from_numpy(np.array(array, dtype=np.float64))[None]
-            for array in (mixed(mixer, features, device), features.target, features.mask)
+            for array in (mixed(mixer, features), features.target, features.mask)
         )
         found.append(float(paired_loss(prediction, target, mask, pointwise)))
     return float(np.mean(found))
@@ -182,14 +179,13 @@ def _train_reference(
     start: Mapping[str, Tensor],
     volumes: Sequence[Features],
     plan: Plan,
-    device: torch.device,
     report: Callable[[int], None],
 ) -> dict[str, Tensor]:
     values = dict(start)
     for round_index in range(1, plan.federation.rounds + 1):
         before = (round_index - 1) * plan.training.steps
 
-        def done(step: int, _: float, before: int = before) -> None:
+        def done(step: int, before: int = before) -> None:
             report(before + step)
 
         values = train_round(
@@ -199,7 +195,6 @@ def _train_reference(
             plan,
             round_index=round_index,
             site="reference",
-            device=device,
             report=done,
         ).values
     return values

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from lift.assembly import FinishedMixer, plan_mixer, read_mixer, start_values
 from lift.audit.copies import Patients, Volume, copy_figures
 from lift.audit.documents import AttackRow, CopyRow, SiteAudit
@@ -29,8 +27,8 @@ from lift.randomness import derive_seed
 from lift.unconditional.bundle import load_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import body_volume
-from lift.unconditional.learning import plan_mapper, settings_of
-from lift.unconditional.sampling import generate_volume
+from lift.unconditional.learning import settings_of
+from lift.unconditional.sampling import generate_volume, latent_mapper
 
 Report = Callable[[str, int, int], None]
 GENERATED: Final = 96
@@ -78,18 +76,17 @@ def audit_patients(
     """
     finished = read_mixer(mixer)
     plan = finished.plan
-    device = resolve_device(site.device)
     fix_threads(plan.threads)
     generator = load_generator(
         bundle_folder(site.generator),
         expected_fingerprint=plan.generator_fingerprint,
-        device=device,
+        device=resolve_device(site.device),
     )
     seed = derive_seed(plan.seed, "audit")
     if isinstance(generator, FrozenDecoder):
         searched = _Searched(site, plan, generator, report)
         figures = copy_figures(
-            _volumes(finished, generator, generated, seed, device, report),
+            _volumes(finished, generator, generated, seed, report),
             searched.persons("train"),
             searched.persons("validation", "test"),
             seed=seed,
@@ -107,7 +104,6 @@ def audit_patients(
             generator,
             instance,
             work=site.folder / "audit",
-            device=device,
             report=_named(report, "patients"),
         )
         split, copies = cohort.split, None
@@ -119,7 +115,6 @@ def audit_patients(
             start_values(plan, generator, finished.taps),
             plan,
             seed=seed,
-            device=device,
             references=references,
             report=_named(report, "steps of reference mixers"),
         )
@@ -183,14 +178,12 @@ def _volumes(
     decoder: FrozenDecoder,
     count: int,
     seed: int,
-    device: torch.device,
     report: Report | None,
 ) -> Iterator[Volume]:
-    mapper = plan_mapper(finished.plan, decoder)
-    mapper.load_values(finished.values)
+    mapper = latent_mapper(finished.plan, decoder, finished.values)
     slices = settings_of(finished.plan).slices
     for index in range(count):
-        yield generate_volume(mapper, decoder, seed=seed, index=index, slices=slices, device=device)
+        yield generate_volume(mapper, decoder, seed=seed, index=index, slices=slices)
         if report is not None:
             report("generated volumes", index + 1, count)
 

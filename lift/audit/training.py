@@ -96,7 +96,6 @@ def local_pipeline(
             privacy,
             round_index=1,
             site=SITE,
-            device=CPU,
             stream=stream or SecureStream(),
             report=keep,
         )
@@ -130,7 +129,7 @@ def central_pipeline(
         used = stream or SecureStream()
         for _ in range(steps):
             sums = [
-                clipped_sum(mixer, start, cohort, plan, privacy, device=CPU, stream=used)
+                clipped_sum(mixer, start, cohort, plan, privacy, stream=used)
                 for cohort in (patients[::2], patients[1::2])
             ]
             expected = privacy.sampling_rate * 2 * privacy.patients_of(SITE)

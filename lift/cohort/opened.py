@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-import torch
-
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients, write_split
@@ -75,7 +73,6 @@ def open_cohort(
     mixer: Mixer,
     *,
     work: Path,
-    device: torch.device,
     report: Callable[[int, int], None] | None = None,
 ) -> SiteCohort:
     """List, check, split and cache a site's patients.
@@ -89,7 +86,6 @@ def open_cohort(
         generator: the frozen generator of the plan's fingerprint.
         mixer: any mixer of the plan's kind: it says which taps are cached.
         work: the site's folder for split, log and cache.
-        device: where the generator runs.
         report: called after each patient with the number done and the number of all.
 
     Raises:
@@ -100,9 +96,7 @@ def open_cohort(
     )
 
     def read(patient: Patient) -> Features:
-        return _features_of(
-            patient, plan, generator, mixer, cache, root=settings.data.root, device=device
-        )
+        return _features_of(patient, plan, generator, mixer, cache, root=settings.data.root)
 
     usable = read_patients(settings, plan, read, report)
     split = split_patients(
@@ -207,7 +201,6 @@ def _features_of(
     cache: FeatureCache,
     *,
     root: Path,
-    device: torch.device,
 ) -> Features:
     digests = file_digests(patient, plan, root)
     key = feature_key(
@@ -216,11 +209,11 @@ def _features_of(
         preprocessing_digest(plan),
         mixer.tap_names,
         mixer.pooled_names,
-        precision=feature_precision(device),
+        precision=feature_precision(generator.device),
     )
     cached = cache.read(key)
     if cached is not None:
         return cached
     prepared = prepare(patient, plan, root=root, with_target=True)
-    features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names, device)
+    features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names)
     return cache.write(key, features)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,11 @@ class SliceGenerator(Protocol):
     taps: Mapping[str, Tap]
     n_source: int
     context_slices: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is. The mixer and all that both take in go there too."""
+        ...
 
     def predict(
         self, x: Tensor, tap_names: tuple[str, ...] = ()

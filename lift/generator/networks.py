@@ -26,6 +26,7 @@ from lift.config.generator import (
     NetworkConfig,
     UNetConfig,
 )
+from lift.device import device_of
 from lift.errors import ConfigError
 from lift.generator.base import Tap
 
@@ -231,6 +232,11 @@ class FrozenGenerator(nn.Module):
         self.taps: Mapping[str, Tap] = network.taps if isinstance(network, UNet) else {}
         self.requires_grad_(requires_grad=False)
         self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """See `SliceGenerator`: the one owner of the device of a paired task."""
+        return device_of(self)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever an enclosing module is put into."""

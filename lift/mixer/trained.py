@@ -7,9 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lift.device import device_of
+
 
 class TrainedPart(nn.Module):
     """A module whose trainable numbers are sent, aggregated and loaded by name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this part is, and so where everything that goes into it must be."""
+        return device_of(self)
 
     def parameter_count(self) -> int:
         """Number of trainable numbers, which is what an update carries."""

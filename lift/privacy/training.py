@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lift.config.plan import Plan, TrainingPlan
 from lift.config.privacy import PatientGradients
-from lift.device import inference_autocast
+from lift.device import training_autocast
 from lift.features import Features
 from lift.losses import paired_loss
 from lift.mixer.base import Mixer
@@ -49,7 +49,6 @@ def train_round_privately(
     *,
     round_index: int,
     site: str,
-    device: torch.device,
     stream: SecureStream,
     report: Callable[[int], None] | None = None,
 ) -> TrainedRound:
@@ -67,7 +66,6 @@ def train_round_privately(
         privacy: its section.
         round_index: 1 for the first training round.
         site: for its public number of patients.
-        device: where to train.
         stream: source of masks and noise.
         report: called after each step with its number (from 1).
 
@@ -78,14 +76,14 @@ def train_round_privately(
     """
     engine = make_engine(privacy)
     losses = row_losses(plan.training)
-    windows = Windows(mixer, patients, plan.training, privacy, device)
+    windows = Windows(mixer, patients, plan.training, privacy)
     step_plan = StepPlan(
         privacy.clip_norm,
         privacy.noise_multiplier,
         privacy.sampling_rate,
         privacy.patients_of(site),
     )
-    received = {name: tensor.to(device) for name, tensor in start.items()}
+    received = {name: tensor.to(mixer.device) for name, tensor in start.items()}
 
     def set_gradients(step: int) -> None:
         del step
@@ -94,13 +92,9 @@ def train_round_privately(
             if parameter.requires_grad:
                 # the pull back to the received mixer depends on no patient
                 pull = plan.training.proximal * (parameter.detach() - received[name])
-                parameter.grad = noisy.gradient[name].to(device) + pull
+                parameter.grad = noisy.gradient[name].to(mixer.device) + pull
 
-    def done(step: int) -> None:
-        if report is not None:
-            report(step)
-
-    values = optimise(mixer, start, plan, set_gradients, round_index, device, done)
+    values = optimise(mixer, start, plan, set_gradients, round_index, report)
     return TrainedRound(values, None)
 
 
@@ -111,7 +105,6 @@ def clipped_sum(
     plan: Plan,
     privacy: PatientGradients,
     *,
-    device: torch.device,
     stream: SecureStream,
 ) -> dict[str, np.ndarray]:
     """One site's sum of clipped gradients at the mixer `start` (mode `patient-central`).
@@ -126,11 +119,10 @@ def clipped_sum(
     Raises:
         ConfigError: the engine cannot take this mixer's gradients by patient.
     """
-    mixer.to(device)
     mixer.load_values(start)
     engine = make_engine(privacy)
     losses = row_losses(plan.training)
-    windows = Windows(mixer, patients, plan.training, privacy, device)
+    windows = Windows(mixer, patients, plan.training, privacy)
     private = patient_sum(
         engine,
         mixer,
@@ -179,7 +171,7 @@ def row_losses(settings: TrainingPlan) -> RowLosses:
     """The plan's loss of each window."""
 
     def losses(mixer: Mixer, batch: Batch) -> Tensor:
-        with inference_autocast(batch.target.device):
+        with training_autocast(batch.target.device):
             prediction = mixer(batch.inputs)
         return paired_loss(prediction.float(), batch.target, batch.inputs.mask, settings.loss)
 
@@ -199,13 +191,11 @@ class Windows:
         patients: Sequence[PatientVolumes],
         settings: TrainingPlan,
         privacy: PatientGradients,
-        device: torch.device,
     ) -> None:
         self._mixer = mixer
         self._patients = patients
         self._settings = settings
         self._count = privacy.windows_per_volume
-        self._device = device
 
     def __call__(self, patient: int) -> PatientWindows:
         """All windows of one patient for one step."""
@@ -218,5 +208,5 @@ class Windows:
             size = (depth, height, width) if plane is None else (depth, plane[0], plane[1])
             for _ in range(self._count):
                 window = draw_window(features, size, generator)
-                batches.append(make_batch([features], [window], self._mixer, size, self._device))
+                batches.append(make_batch([features], [window], self._mixer, size))
         return batches

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lift.config.decoder import DecoderCard, SliceDecoderConfig
+from lift.device import device_of
 from lift.drifting.encoder import Encoder
 from lift.drifting.projection import Projection
 from lift.drifting.standardise import Standardisation
@@ -104,6 +105,11 @@ class FrozenDecoder(nn.Module):
         self.encoder = public.encoder if isinstance(public.encoder, nn.Module) else None
         self.requires_grad_(requires_grad=False)
         self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where decoder and encoder are: the one owner of the device of an unconditional task."""
+        return device_of(self)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever an enclosing module is put into."""

@@ -65,11 +65,13 @@ def sums_of(patients: Sequence[PatientFeatures], public: PublicFeatures) -> Sums
 def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> TrajectoryMapper:
     """The plan's mapper with its initial numbers, the same on every machine.
 
-    The global random state is neither used nor changed.
+    It is on the decoder's device and stays there. The global random state is neither used nor
+    changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(plan.seed, "mixer"))
-        return TrajectoryMapper(settings_of(plan).mapper, decoder.card.network.latent)
+        mapper = TrajectoryMapper(settings_of(plan).mapper, decoder.card.network.latent)
+    return mapper.to(decoder.device)
 
 
 def settings_of(plan: Plan) -> UnconditionalPlan:
@@ -134,8 +136,7 @@ def train_mapper_round(
     *,
     round_index: int,
     site: str,
-    device: torch.device,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> TrainedRound:
     """Take `plan.training.steps` optimiser steps from the mapper `start`.
 
@@ -150,12 +151,11 @@ def train_mapper_round(
         plan: the run's plan.
         round_index: 1 for the first training round.
         site: part of the seed: sites draw different volumes.
-        device: where to train.
-        report: called after each step with its number (from 1) and its loss.
+        report: called after each step with its number (from 1).
     """
     settings = settings_of(plan)
     public = decoder.public
-    position = slice_positions(settings.slices, device)
+    position = slice_positions(settings.slices, mapper.device)
     height, width = decoder.card.network.image
     pixel = decoder.card.network.pixel_mm
     spacing_mm = (settings.slice_spacing_mm, pixel, pixel)
@@ -164,7 +164,7 @@ def train_mapper_round(
     def step_loss(step: int) -> Tensor:
         seed = derive_seed(plan.seed, "round", round_index, "site", site, "step", step)
         generator = torch.Generator().manual_seed(seed)
-        noise = mapper.draw(settings.volumes_per_step, generator).to(device)
+        noise = mapper.draw(settings.volumes_per_step, generator).to(mapper.device)
         volumes = decoder(mapper(noise, position))
         groups = draw_groups(public.projection.layout, settings.groups_per_step, generator)
         rows = generated_rows(
@@ -179,4 +179,4 @@ def train_mapper_round(
         value, _ = loss(rows)
         return value
 
-    return take_steps(mapper, start, plan, step_loss, round_index, device, report)
+    return take_steps(mapper, start, plan, step_loss, round_index, report)

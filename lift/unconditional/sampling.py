@@ -32,24 +32,45 @@ _CHUNK: Final = 32
 _DEPTH_HEIGHT_WIDTH: Final = {"axial": (2, 1, 0), "coronal": (2, 0, 1), "sagittal": (0, 2, 1)}
 
 
-def volume_latents(mapper: TrajectoryMapper, seed: int, index: int, slices: int) -> Tensor:
-    """Latents of all slices of volume `index` of a seed, (slices, L), always taken on the CPU.
+def latent_mapper(
+    plan: Plan, decoder: FrozenDecoder, values: Mapping[str, Tensor]
+) -> TrajectoryMapper:
+    """The trained mapper for new volumes: on the CPU, wherever the decoder is.
 
-    One seed and index are one volume, however many are made, on any device.
+    Latents are few, and one seed and index are then one volume on every device.
+
+    Raises:
+        ValueError: the values are not those of the plan's mapper.
+    """
+    mapper = plan_mapper(plan, decoder).cpu()
+    mapper.load_values(values)
+    return mapper
+
+
+def volume_latents(mapper: TrajectoryMapper, seed: int, index: int, slices: int) -> Tensor:
+    """Latents of all slices of volume `index` of a seed, (slices, L), on the CPU.
+
+    One seed and index are one volume, however many are made.
+
+    Args:
+        mapper: from :func:`latent_mapper`.
+        seed: of the series.
+        index: of the volume, from 0.
+        slices: of the volume.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
     with torch.no_grad():
-        latents: Tensor = mapper.cpu()(mapper.draw(1, generator), slice_positions(slices))[0]
+        latents: Tensor = mapper(mapper.draw(1, generator), slice_positions(slices))[0]
     return latents
 
 
-def decoded(decoder: FrozenDecoder, latents: Tensor, device: torch.device) -> Iterator[Floats]:
+def decoded(decoder: FrozenDecoder, latents: Tensor) -> Iterator[Floats]:
     """The slices of one trajectory in blocks, (<= 32, h, w) in [0, 1]: memory for one block."""
     with torch.no_grad():
         for block in torch.split(latents, _CHUNK):
             # one size of block: kernels, and with them bits, may depend on it
             padded = torch.cat([block, block[-1:].expand(_CHUNK - len(block), -1)])
-            slices = decoder(padded[None].to(device))[0, 0, : len(block)]
+            slices = decoder(padded[None].to(decoder.device))[0, 0, : len(block)]
             yield slices.cpu().numpy()
 
 
@@ -60,11 +81,10 @@ def generate_volume(
     seed: int,
     index: int,
     slices: int,
-    device: torch.device,
 ) -> Floats:
     """One new volume, (slices, h, w) in [0, 1]."""
     latents = volume_latents(mapper, seed, index, slices)
-    return np.concatenate(list(decoded(decoder, latents, device)))
+    return np.concatenate(list(decoded(decoder, latents)))
 
 
 def write_series(
@@ -77,7 +97,6 @@ def write_series(
     seed: int,
     slices: int | None,
     slice_spacing_mm: float | None,
-    device: torch.device,
 ) -> Iterator[Path]:
     """Write `volume-0000.nii.gz` and so on, one by one; files that are there are kept.
 
@@ -92,7 +111,6 @@ def write_series(
         seed: volume i of a seed is the same whatever the number.
         slices: of a volume; None: as in training.
         slice_spacing_mm: None: the length of the body over the slices.
-        device: where slices are decoded.
 
     Raises:
         ConfigError: the mapper does not fit the plan, or the folder holds another series.
@@ -101,9 +119,8 @@ def write_series(
     length_mm = settings.slices * settings.slice_spacing_mm
     count = settings.slices if slices is None else slices
     spacing = length_mm / count if slice_spacing_mm is None else slice_spacing_mm
-    mapper = plan_mapper(plan, decoder)
     try:
-        mapper.load_values(values)
+        mapper = latent_mapper(plan, decoder, values)
     except ValueError as error:
         raise ConfigError(
             "the mixer does not fit its plan",
@@ -122,9 +139,7 @@ def write_series(
     for index in range(number):
         path = folder / f"volume-{index:04d}.nii.gz"
         if not path.is_file():
-            made = generate_volume(
-                mapper, decoder, seed=seed, index=index, slices=count, device=device
-            )
+            made = generate_volume(mapper, decoder, seed=seed, index=index, slices=count)
             write_generated(path, made, decoder, plan, spacing)
         yield path
 

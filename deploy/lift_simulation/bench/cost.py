@@ -29,7 +29,6 @@ from lift_simulation.bench.flops import count_flops, cwdm_flops_per_step, unet2d
 # the width that is used for images of BraTS's size (method 3.4)
 _WIDTH, _MULTIPLIERS = 32, (1, 2, 4, 8)
 _WALL_SHAPE = (96, 128, 128)
-_CPU = torch.device("cpu")
 
 
 def cost_figures() -> list[Figure]:
@@ -92,7 +91,7 @@ def _wall() -> list[Figure]:
     mixer = example_mixer(generator)
     prepared = example_prepared(_WALL_SHAPE)
     began = perf_counter()
-    mix(mixer, GeneratedStream(prepared, generator, mixer, _CPU), _CPU)
+    mix(mixer, GeneratedStream(prepared, generator, mixer))
     volume_s = perf_counter() - began
     return [
         Figure(
@@ -121,7 +120,6 @@ def _cache() -> list[Figure]:
             generator,
             mixer.tap_names,
             mixer.pooled_names,
-            _CPU,
         )
     frozen_s = perf_counter() - began
     # the first step also pays for the kernels' set-up
@@ -145,7 +143,7 @@ def _step_s(
     if not isinstance(mixer, Mixer):
         raise TypeError(type(mixer).__name__)
     began = perf_counter()
-    batches = draw_batches(mixer, patients, settings, (0, 1, "bench", step), _CPU)
+    batches = draw_batches(mixer, patients, settings, (0, 1, "bench", step))
     losses = [batch_loss(mixer, batch, settings) for batch in batches]
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
     mixer.zero_grad()

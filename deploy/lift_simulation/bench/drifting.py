@@ -39,8 +39,9 @@ def drifting_figures() -> list[Figure]:
 
     The real volumes are generated ones: a cost does not depend on what they show.
     """
-    device = resolve_device("cpu")
-    decoder = load_decoder(builtin_bundle(_BUNDLE), expected_fingerprint=None, device=device)
+    decoder = load_decoder(
+        builtin_bundle(_BUNDLE), expected_fingerprint=None, device=resolve_device("cpu")
+    )
     plan = with_generator(
         Plan(
             task=TaskPlan(kind="unconditional", target=decoder.card.target),
@@ -79,8 +80,7 @@ def drifting_figures() -> list[Figure]:
         plan,
         round_index=1,
         site="bench",
-        device=device,
-        report=lambda step, value: ends.append(perf_counter()),
+        report=lambda _: ends.append(perf_counter()),
     )
     steps = [after - before for before, after in pairwise(ends)]
     share = median(inside[1:]) / median(steps)

@@ -34,8 +34,6 @@ def main() -> None:
     """Measure in this process and print gigabytes."""
     prepare_process()
     # torch reads its environment when it is imported
-    import torch
-
     from lift.device import fix_threads
     from lift.synthesis import GeneratedStream, mix
     from lift_simulation.bench.example import (
@@ -47,12 +45,11 @@ def main() -> None:
     )
 
     fix_threads(2)
-    device = torch.device("cpu")
     generator = example_generator(32, (1, 2, 4, 8))
     mixer = example_mixer(generator)
     prepared = example_prepared((BRATS_SLICES, BRATS_SIDE, BRATS_SIDE))
     base = _peak_gb()
-    mix(mixer, GeneratedStream(prepared, generator, mixer, device), device)
+    mix(mixer, GeneratedStream(prepared, generator, mixer))
     sys.stdout.write(f"{_peak_gb() - base:.4f}\n")
 
 

@@ -74,7 +74,6 @@ def _psnr_db(
         generator,
         folder,
         compare=(),
-        device=resolve_device("cpu"),
         reporter=Reporter(Console(stderr=True), {}, quiet=True),
     ).run(synthesis_patients=0)
 

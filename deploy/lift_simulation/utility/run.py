@@ -76,9 +76,8 @@ def run_cell(config: UtilityConfig, cell: Cell, out: Path, reporter: Reporter) -
     began = monotonic()
     if settings.generator is None:
         raise ValueError("a paired task has a generator")
-    device = resolve_device("cpu")
     generator = load_bundle(
-        bundle_folder(settings.generator), expected_fingerprint=None, device=device
+        bundle_folder(settings.generator), expected_fingerprint=None, device=resolve_device("cpu")
     )
     plan = settings.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     fix_threads(plan.threads)
@@ -92,7 +91,7 @@ def run_cell(config: UtilityConfig, cell: Cell, out: Path, reporter: Reporter) -
         # of the cell's whole epsilon, with nothing left for a mixer
         "z_filter": z_filter(_whole_filter(config, cell, plan, cohorts)),
         "z_filter_start": z_filter(finished.taps),
-        "federated": with_mixer(mixer, finished.mixer, device),
+        "federated": with_mixer(mixer, finished.mixer),
     }
     roots = {name: site.data.root for name, site in sites.items()}
     figures = _measure(cohorts, roots, plan, methods, reporter)
