@@ -36,9 +36,12 @@ app = typer.Typer(
 app.add_typer(audit_app, name="audit")
 
 
-@app.callback()
-def start(_version: VersionOption = False) -> None:
-    """Hold the options that stand before a command."""
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N", help="Where to compute; auto: on the GPU if there is one."
+    ),
+]
 
 
 class Guard(StrEnum):
@@ -55,12 +58,9 @@ class Protocol(StrEnum):
     CT = "ct"
 
 
-class DeviceName(StrEnum):
-    """Where to run."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+@app.callback()
+def start(_version: VersionOption = False) -> None:
+    """Hold the options that stand before a command."""
 
 
 @app.command()
@@ -77,7 +77,7 @@ def pretrain(
     work: Annotated[
         Path | None, typer.Option(help="Folder for cohorts and checkpoints; default: OUTPUT.work.")
     ] = None,
-    device: Annotated[DeviceName, typer.Option(help="Where to train.")] = DeviceName.AUTO,
+    device: DeviceOption = "auto",
 ) -> None:
     """Make a frozen generator's bundle from public slices, or from a state dict of your own.
 
@@ -115,7 +115,7 @@ def pretrain(
                 console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
 
         folder = work or output.with_name(f"{output.name}.work")
-        chosen = resolve_device(device.value)
+        chosen = resolve_device(device)
         card: GeneratorCard | DecoderCard
         if isinstance(settings, DecoderPretrainConfig):
             from lift.unconditional.pretraining import pretrain_decoder
@@ -145,7 +145,7 @@ def translate(
     guard: Annotated[
         Guard, typer.Option(help="When the volume is unlike those the mixer helped on.")
     ] = Guard.WARN,
-    device: Annotated[DeviceName, typer.Option(help="Where to run.")] = DeviceName.AUTO,
+    device: DeviceOption = "auto",
 ) -> None:
     """Synthesise the missing channel of one patient, on the first input's own grid."""
     from lift.assembly import read_mixer
@@ -157,7 +157,7 @@ def translate(
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "paired", "generate")
     bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
-    frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device.value))
+    frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
@@ -200,7 +200,7 @@ def generate(
     generator: Annotated[
         Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
     ] = None,
-    device: Annotated[DeviceName, typer.Option(help="Where to run.")] = DeviceName.AUTO,
+    device: DeviceOption = "auto",
 ) -> None:
     """Make new volumes that are nobody's, as NIfTI files, one after the other.
 
@@ -217,7 +217,7 @@ def generate(
     frozen = load_decoder(
         generator or shipped_bundle(finished.plan.generator_fingerprint),
         expected_fingerprint=finished.plan.generator_fingerprint,
-        device=resolve_device(device.value),
+        device=resolve_device(device),
     )
     console = Console(stderr=True)
     if finished.phantom:

@@ -85,6 +85,12 @@ def _guarded(command: Callable[[], object], program: str) -> int:
             refusal = _file_error(error)
             _say(refusal.render(program))
             return refusal.exit_code
+        if _is_full_memory(error):
+            from lift.device import memory_error
+
+            refused = memory_error("the GPU")
+            _say(refused.render(program))
+            return refused.exit_code
         logging.getLogger("lift").exception("event=bug")
         with tempfile.NamedTemporaryFile(
             "w", prefix=f"{program}-", suffix=".log", delete=False, encoding="utf-8"
@@ -114,6 +120,12 @@ def _file_error(error: OSError) -> DataError:
         remedy="Check the path, its permissions and the free disk space, then run the same "
         "command again: what was finished is kept.",
     )
+
+
+def _is_full_memory(error: Exception) -> bool:
+    """Whether a GPU's memory is full; where torch is not loaded, no GPU is used."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _say(text: str) -> None:

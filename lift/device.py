@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from lift.errors import ConfigError
+from lift.config.device import check_device_name
+from lift.errors import ConfigError, DeviceMemoryError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # names and numbers of glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -20,21 +26,82 @@ _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 32 << 20
 
 
-def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device to compute on; `auto` is the GPU where there is one, else the CPU.
 
+    Args:
+        name: `auto`, `cpu`, `cuda`, or `cuda:N` for one of several GPUs.
+
     Raises:
-        ConfigError: `cuda` was asked for and torch sees no GPU.
+        ConfigError: a GPU was asked for that torch does not see.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+    try:
+        check_device_name(name)
+    except ValueError as error:
         raise ConfigError(
-            "cannot compute on the GPU",
+            "cannot compute on this device",
             where="device",
-            seen="device is 'cuda', but torch sees no CUDA device",
+            seen=f"'{name}'; {error}",
+            remedy="Nothing was started. Correct `device`.",
+        ) from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    device = torch.device("cuda" if name == "auto" else name)
+    if (device.index or 0) >= count:
+        raise ConfigError(
+            "cannot compute on this GPU",
+            where="device",
+            seen=f"device is '{name}'; CUDA devices that torch sees: {count}",
             remedy="Check the driver and the container's GPU access, or set device: cpu.",
         )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    return device
+
+
+class AtOnce:
+    """How many rows go to the device at once: all of them, until its memory is full.
+
+    Then it is half as many for the rest of the work. A CPU raises no such error.
+
+    Args:
+        rows: at first.
+        device: for the log and the message.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._rows = rows
+        self._device = device
+
+    def attempt(self, compute: Callable[[int], T]) -> T:
+        """`compute(rows)`, again with half the rows each time that it does not fit.
+
+        Raises:
+            DeviceMemoryError: one row alone does not fit.
+        """
+        while True:
+            try:
+                return compute(self._rows)
+            except torch.OutOfMemoryError:
+                pass
+            if self._rows <= 1:
+                raise memory_error(self._device)
+            # only here, after the exception, is what the failed attempt held free
+            torch.cuda.empty_cache()
+            self._rows = -(-self._rows // 2)
+            logger.warning(
+                "event=device_memory_full device=%s rows_at_once=%d", self._device, self._rows
+            )
+
+
+def memory_error(device: torch.device | str) -> DeviceMemoryError:
+    """What to raise where a device's memory is full and no less can be computed at once."""
+    return DeviceMemoryError(
+        "the memory of the device is full",
+        where="device",
+        seen=f"{device} cannot hold the least part of this work",
+        remedy="Finished rounds and features are kept. End other programs on the device, name "
+        "another GPU (device: cuda:1), or set device: cpu; then run again.",
+    )
 
 
 def training_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -87,6 +87,10 @@ class ConfigError(LiftError):
     label = "config"
 
 
+class DeviceMemoryError(ConfigError):
+    """The device's memory is full, however little is computed at once."""
+
+
 class DataError(LiftError):
     """A cohort, a table or a folder cannot be used."""
 

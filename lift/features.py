@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.device import inference_autocast, to_device
+from lift.device import AtOnce, inference_autocast, to_device
 from lift.errors import DataError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
@@ -104,23 +105,30 @@ def generate_blocks(
     on the CPU.
     """
     depth = source.shape[0]
-    device = generator.device
     reach = generator.context_slices
     size = block_slices((source.shape[2], source.shape[3]))
+    at_once = AtOnce(size, generator.device)
     for start in range(first, depth, size):
         stop = min(start + size, depth)
         indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
         rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
         x = neighbour_channels(rows, reach)[reach : reach + stop - start]
-        with torch.no_grad(), inference_autocast(device):
-            pred, taps = generator.predict(to_device(x, device), tap_names)
-        yield (
-            start,
-            SliceBlock(
-                pred.float().cpu(),
-                {name: tap.to(torch.float16).cpu() for name, tap in taps.items()},
-            ),
-        )
+        yield start, at_once.attempt(partial(_block, generator, x, tap_names))
+
+
+def _block(
+    generator: SliceGenerator, x: Tensor, tap_names: tuple[str, ...], at_once: int
+) -> SliceBlock:
+    """What the generator gives for the slices `x`, `at_once` slices to a forward pass."""
+    preds: list[Tensor] = []
+    taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
+    for rows in torch.split(x, at_once):
+        with torch.no_grad(), inference_autocast(generator.device):
+            pred, found = generator.predict(to_device(rows, generator.device), tap_names)
+        preds.append(pred.float().cpu())
+        for name, tap in found.items():
+            taps[name].append(tap.to(torch.float16).cpu())
+    return SliceBlock(torch.cat(preds), {name: torch.cat(parts) for name, parts in taps.items()})
 
 
 def compute_features(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.device import inference_autocast, to_device
+from lift.device import AtOnce, inference_autocast, to_device
 from lift.features import Features, SliceBlock, generate_blocks
 from lift.generator.base import SliceGenerator
 from lift.mixer.base import Mixer, MixerInputs
@@ -61,18 +61,19 @@ def mix(
     mixer.eval()
     device = mixer.device
     depth = stream.depth
-    chunk = chunk or chunk_slices(stream.slice_shape)
-    result: Floats | None = None
+    at_once = AtOnce(chunk or chunk_slices(stream.slice_shape), device)
     pooled = {name: to_device(vectors[None], device) for name, vectors in stream.pooled.items()}
-    for low in range(0, depth, chunk):
-        high = min(low + chunk, depth)
+    done = 0
+
+    def mix_chunk(slices: int) -> Floats:
+        low, high = done, min(done + slices, depth)
         first, last = max(0, low - mixer.halo), min(depth, high + mixer.halo)
         source, pred, mask, taps = stream.window(first, last)
         inputs = MixerInputs(
             source=to_device(source[None], device),
             pred=to_device(pred[None], device),
             mask=to_device(mask[None], device),
-            depth=torch.tensor([last - first], device=device),
+            depth=torch.tensor([last - first]),
             start=torch.tensor([first], device=device),
             slice_spacing_mm=torch.tensor([stream.slice_spacing_mm], device=device),
             taps={name: to_device(tap[None], device) for name, tap in taps.items()},
@@ -80,14 +81,18 @@ def mix(
             pooled_depth=torch.tensor([depth], device=device) if pooled else None,
         )
         with torch.no_grad(), inference_autocast(device):
-            mixed = mixer(inputs)[0, low - first : high - first].float().cpu().numpy()
-        if result is None:
-            result = np.empty((depth, *mixed.shape[1:]), dtype=np.float32)
-        result[low:high] = mixed
-        if report is not None:
-            report(high, depth)
-    if result is None:
+            mixed: Floats = mixer(inputs)[0, low - first : high - first].float().cpu().numpy()
+        return mixed
+
+    if depth == 0:
         raise ValueError("the volume has no slices")
+    result = np.empty((depth, 1, *stream.slice_shape), dtype=np.float32)
+    while done < depth:
+        mixed = at_once.attempt(mix_chunk)
+        result[done : done + len(mixed)] = mixed
+        done += len(mixed)
+        if report is not None:
+            report(done, depth)
     return result
 
 

@@ -8,15 +8,16 @@ update bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, TrainingPlan
-from lift.device import training_autocast
+from lift.device import AtOnce, training_autocast
 from lift.errors import DataError
 from lift.features import Features
 from lift.losses import paired_loss
@@ -78,21 +79,25 @@ def train_round(
         )
     settings = plan.training
 
-    def step_loss(step: int) -> Tensor:
+    def step_losses(step: int, at_once: int) -> Iterator[Tensor]:
         seed = (plan.seed, round_index, site, step)
-        batches = draw_batches(mixer, patients, settings, seed)
-        return torch.stack([batch_loss(mixer, batch, settings) for batch in batches]).mean()
+        for batch in draw_batches(mixer, patients, settings, seed, at_once=at_once):
+            share = len(batch.target) / settings.patients_per_step
+            yield share * batch_loss(mixer, batch, settings)
 
-    return take_steps(mixer, start, plan, step_loss, round_index, report)
+    rows = settings.patients_per_step
+    return take_steps(mixer, start, plan, step_losses, round_index, report, rows=rows)
 
 
 def take_steps(
     part: TrainedPart,
     start: dict[str, Tensor],
     plan: Plan,
-    step_loss: Callable[[int], Tensor],
+    step_losses: Callable[[int, int], Iterable[Tensor]],
     round_index: int,
     report: Callable[[int], None] | None = None,
+    *,
+    rows: int = 1,
 ) -> TrainedRound:
     """The optimiser steps of one round down a loss: what paired and unconditional training share.
 
@@ -100,28 +105,43 @@ def take_steps(
         part: what is trained; its numbers are overwritten.
         start: the received numbers.
         plan: the run's plan.
-        step_loss: the loss of a step (from 0) with the part's numbers as they are.
+        step_losses: takes a step (from 0) and the rows that go to the device at once; gives the
+            terms of the step's loss with the part's numbers as they are, one after the other.
         round_index: 1 for the first training round.
         report: called after each step with its number (from 1).
+        rows: of a step; 1 where its loss cannot be had in terms.
+
+    Raises:
+        DeviceMemoryError: one row alone does not fit into the device's memory.
     """
     # read once, after the last step: reading a number of a GPU waits for all that it has to do
     losses: list[Tensor] = []
+    at_once = AtOnce(rows, part.device)
     anchors = {name: tensor.to(part.device) for name, tensor in start.items()}
 
+    def pull() -> Tensor:
+        squares = (
+            (p - anchors[name]).square().sum()
+            for name, p in part.named_parameters()
+            if p.requires_grad
+        )
+        distance = sum(squares, start=torch.zeros((), device=part.device))
+        return 0.5 * plan.training.proximal * distance
+
+    def descend(step: int, at_once: int) -> Tensor:
+        # an attempt that did not fit has left gradients behind
+        part.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        for term in step_losses(step, at_once):
+            loss = term + pull() if total is None and plan.training.proximal > 0 else term
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total = loss.detach() if total is None else total + loss.detach()
+        if total is None:
+            raise ValueError("a step without a loss")
+        return total
+
     def set_gradients(step: int) -> None:
-        loss = step_loss(step)
-        if plan.training.proximal > 0:
-            distance = sum(
-                (
-                    (p - anchors[name]).square().sum()
-                    for name, p in part.named_parameters()
-                    if p.requires_grad
-                ),
-                start=torch.zeros((), device=part.device),
-            )
-            loss = loss + 0.5 * plan.training.proximal * distance
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
-        losses.append(loss.detach())
+        losses.append(at_once.attempt(partial(descend, step)))
 
     values = optimise(part, start, plan, set_gradients, round_index, report)
     return TrainedRound(values, float(np.mean(torch.stack(losses).tolist())))
@@ -174,11 +194,14 @@ def draw_batches(
     patients: Sequence[Features],
     settings: TrainingPlan,
     seed: tuple[int, int, str, int],
-) -> list[Batch]:
+    *,
+    at_once: int | None = None,
+) -> Iterator[Batch]:
     """One step's windows: distinct patients while there are enough, one window of each.
 
-    All of them are one batch. A mixer that runs the frozen decoder needs whole slices, which
-    must not be padded (the decoder normalises over the slice): there each patient is a batch.
+    All of them are one batch, or batches of `at_once`. A mixer that runs the frozen decoder needs
+    whole slices, which must not be padded (the decoder normalises over the slice): there each
+    patient is a batch.
     """
     run_seed, round_index, site, step = seed
     generator = np.random.default_rng(
@@ -188,14 +211,15 @@ def draw_batches(
     chosen = generator.choice(len(patients), count, replace=len(patients) < count)
     picked = [patients[int(i)] for i in chosen]
     if mixer.pooled_names:
-        batches = []
         for features in picked:
             size = (settings.window[0], *features.pred.shape[2:])
             window = draw_window(features, size, generator)
-            batches.append(make_batch([features], [window], mixer, size))
-        return batches
+            yield make_batch([features], [window], mixer, size)
+        return
     windows = [draw_window(features, settings.window, generator) for features in picked]
-    return [make_batch(picked, windows, mixer, settings.window)]
+    length = at_once or count
+    for i in range(0, count, length):
+        yield make_batch(picked[i : i + length], windows[i : i + length], mixer, settings.window)
 
 
 def batch_loss(mixer: Mixer, batch: Batch, settings: TrainingPlan) -> Tensor:

@@ -120,7 +120,7 @@ def make_inputs(
         source=gather([features.source for features in patients]),
         pred=gather([features.pred for features in patients]),
         mask=gather([features.mask for features in patients]),
-        depth=torch.tensor([window.size[0] for window in windows], device=device),
+        depth=torch.tensor([window.size[0] for window in windows]),
         start=torch.tensor([window.start[0] for window in windows], device=device),
         slice_spacing_mm=torch.tensor(
             [features.slice_spacing_mm for features in patients],

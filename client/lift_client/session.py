@@ -22,7 +22,7 @@ from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
-from lift.device import fix_threads
+from lift.device import fix_threads, memory_error
 from lift.errors import (
     BudgetSpentError,
     ConfigError,
@@ -139,6 +139,13 @@ class SiteSession:
                 "event=request_refused site=%s %s", self.settings.name, error
             )
             return Failure(failure_kind(error))
+        except torch.OutOfMemoryError:
+            logger.error(  # noqa: TRY400
+                "event=request_refused site=%s %s",
+                self.settings.name,
+                memory_error(self._generator.device),
+            )
+            return Failure(failure_kind(memory_error(self._generator.device)))
         except Exception:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -75,13 +76,23 @@ def check_timing(config: SiteConfig, kit: Kit) -> Verdict:
     except LiftError as error:
         return problem(_CHECK, error)
     whole = found.prepare_s * found.patients
+    too_large = found.cache_gb > config.cache.largest_gb
     return Verdict(
         _CHECK,
-        "ok",
+        "warning" if too_large else "ok",
         f"one patient {found.prepare_s:.1f} s, all {found.patients} in {_duration(whole)}, cache "
         f"{found.cache_gb:.2g} GB, memory {found.memory_gb:.2g} GB; a step {found.step_s:.2f} s, "
         f"a round of {found.steps} steps {_duration(found.round_s)}: a deadline of "
         f"{found.deadline_s:.0f} s would do",
+        _larger_cache(found.cache_gb) if too_large else "",
+    )
+
+
+def _larger_cache(needed_gb: float) -> str:
+    # patients differ in size, and one of middling size stands for all
+    return (
+        f"A run stops when cache.largest_gb is full: set it to {math.ceil(1.2 * needed_gb)} or "
+        "more where the disk has room, or let fewer patients take part."
     )
 
 

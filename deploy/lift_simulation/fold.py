@@ -230,11 +230,15 @@ class Fold:
             "z_filter": z_filter(finished.taps),
             "federated": with_mixer(mixer, finished.mixer),
         }
+        controls: dict[str, Method] = {}
+        # the control takes other features than most mixers
+        flats = {}
         if control is not None:
+            flats = {name: s.cohort(control_plan) for name, s in self._sessions.items()}
             flat = plan_mixer(control_plan, self._generator)
-            shared["control_2d"] = with_mixer(flat, control.mixer)
-            refit = self._refit(cohorts, flat, control.mixer)
-            shared["control_2d_z_filter"] = with_mixer(flat, control.mixer, then=refit)
+            refit = self._refit(flats, flat, control.mixer)
+            controls["control_2d"] = with_mixer(flat, control.mixer)
+            controls["control_2d_z_filter"] = with_mixer(flat, control.mixer, then=refit)
         if "/centralised" in trained:
             shared["centralised"] = with_mixer(mixer, trained["/centralised"])
         result = FoldResult({}, {}, finished, dict(cohorts), {})
@@ -255,9 +259,11 @@ class Fold:
                     name, patient, cohort.features[patient], self._prepared(cohort, patient)
                 )
                 predictions = {m: method(held_out.features) for m, method in methods.items()}
-                for method, prediction in predictions.items():
+                for m, method in controls.items():
+                    predictions[m] = method(flats[name].features[patient])
+                for m, prediction in predictions.items():
                     figures = measure(held_out, prediction, self._plan)
-                    result.metrics.setdefault(name, {}).setdefault(method, {})[patient] = figures
+                    result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
                 if "cross_site" in self._compare:
                     self._cross(result, held_out, mixer, trained)
                 kept = sum(h.site == name for h, _ in result.synthesis)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from lift.config.base import Settings
 from lift.config.cohort import BidsData, BratsData, SynthradData, TableData
 from lift.config.decoder import DecoderPretrainConfig
+from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
@@ -72,7 +73,7 @@ class SimulationConfig(Settings):
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
     cache: CacheSettings = CacheSettings()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     synthesis_patients: int = Field(default=2, ge=0)
     """Held-out patients by site whose volumes are written; every one with leave_one_out."""
     generated_volumes: int = Field(default=96, ge=8, le=4096)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from lift.config.base import Settings
 from lift.config.cohort import CohortData
+from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
 from lift.config.kit import TaskRule
 from lift.config.plan import Digest, Name
@@ -52,8 +52,8 @@ class SiteSettings(Settings):
     cache: CacheSettings = CacheSettings()
     budget: BudgetSettings | None = None
     """Privacy budget; needed by every plan that adds noise at the site or of its patients."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU when there is one."""
+    device: DeviceName = "auto"
+    """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
 
 
 class PolicySettings(Settings):

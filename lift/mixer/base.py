@@ -26,8 +26,9 @@ class MixerInputs:
         source: normalised source channels, (b, z, n_source, h, w), float32.
         pred: the frozen generator's prediction, (b, z, 1, h, w), float32.
         mask: 1 inside the patient's mask, else 0, (b, z, 1, h, w), float32.
-        depth: number of valid slices of each patient, (b,), int64; slices from there on are
-            padding (mask 0) and must not influence anything.
+        depth: number of valid slices of each patient, (b,), int64, always on the CPU: tensors
+            are cut by it. Slices from there on are padding (mask 0) and must not influence
+            anything.
         taps: frozen features by name, each (b, z, channels, h / stride, w / stride).
         pooled: for a mixer that sees the whole volume: tap name -> in-plane means of *all*
             slices, (b, z_all, channels); empty for the others.

@@ -71,7 +71,7 @@ def replicate_depth(h: Tensor, depth: Tensor, reach: int) -> Tensor:
 
     Args:
         h: (b, c, z, h, w); slices from a patient's depth on are padding, and are overwritten.
-        depth: valid slices of each patient, 1 to z, (b,).
+        depth: valid slices of each patient, 1 to z, (b,), on the CPU.
         reach: slices added at either end, >= 0.
 
     Returns:

@@ -118,9 +118,9 @@ def invented_batch(like: Batch, rows: int) -> Batch:
         return {name: noise(tensors[name]) for name in sorted(tensors)}
 
     slices = given.pred.shape[1]
-    depth = torch.full((rows,), slices, device=device)
+    depth = torch.full((rows,), slices)
     depth[1:2] = max(1, slices - 1)
-    is_valid = (torch.arange(slices, device=device) < depth[:, None])[..., None, None, None]
+    is_valid = (torch.arange(slices) < depth[:, None])[..., None, None, None]
     mask = is_valid.to(given.pred).expand(rows, *given.pred.shape[1:]).contiguous()
     longest = max((vectors.shape[1] for vectors in given.pooled.values()), default=0)
     inputs = dataclasses.replace(
@@ -129,10 +129,10 @@ def invented_batch(like: Batch, rows: int) -> Batch:
         pred=noise(given.pred),
         mask=mask,
         depth=depth,
-        start=torch.zeros_like(depth),
+        start=torch.zeros_like(depth, device=device),
         slice_spacing_mm=torch.full((rows,), 2.0, device=device),
         taps=noises(given.taps),
         pooled=noises(given.pooled),
-        pooled_depth=torch.full_like(depth, longest) if given.pooled else None,
+        pooled_depth=torch.full_like(depth, longest, device=device) if given.pooled else None,
     )
     return Batch(inputs, noise(like.target))

@@ -161,7 +161,8 @@ def train_mapper_round(
     spacing_mm = (settings.slice_spacing_mm, pixel, pixel)
     extent = whole_extent(settings.volumes_per_step, settings.slices, height, width)
 
-    def step_loss(step: int) -> Tensor:
+    def step_losses(step: int, at_once: int) -> tuple[Tensor]:
+        del at_once  # all volumes of a step are compared together
         seed = derive_seed(plan.seed, "round", round_index, "site", site, "step", step)
         generator = torch.Generator().manual_seed(seed)
         noise = mapper.draw(settings.volumes_per_step, generator).to(mapper.device)
@@ -177,6 +178,6 @@ def train_mapper_round(
             places=RandomPlaces(settings.windows_per_step, generator),
         )
         value, _ = loss(rows)
-        return value
+        return (value,)
 
-    return take_steps(mapper, start, plan, step_loss, round_index, report)
+    return take_steps(mapper, start, plan, step_losses, round_index, report)

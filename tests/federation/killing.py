@@ -63,10 +63,10 @@ def _patch_site(schedule: Schedule) -> None:
         _strike(schedule, "before_training", current["round"])
         report = kwargs.get("report")
 
-        def step(number: int, loss: float) -> None:
+        def step(number: int) -> None:
             _strike(schedule, "while_training", current["round"])
             if report is not None:
-                report(number, loss)
+                report(number)
 
         return training(*args, **{**kwargs, "report": step})
 

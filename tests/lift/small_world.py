@@ -130,7 +130,7 @@ def small_prepared(
 def features_of(prepared: Prepared, generator: FrozenGenerator, kind: MixerKind) -> Features:
     """What a mixer of this kind finds in the cache."""
     taps, pooled = mixer_needs(MixerPlan(kind=kind, width=4), frozen_parts(generator))
-    return compute_features(prepared, generator, taps, pooled, CPU)
+    return compute_features(prepared, generator, taps, pooled)
 
 
 def small_cohort(

@@ -34,7 +34,6 @@ from lift.generator.networks import neighbour_channels
 from lift.preprocessing import preprocessing_digest
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
-    CPU,
     SIZE,
     assert_four_parts,
     features_of,
@@ -126,8 +125,8 @@ def test_features_are_those_of_the_generator_slice_by_slice(features: Features) 
 
 def test_asking_for_taps_twice_or_in_another_order_changes_nothing() -> None:
     generator, prepared = small_generator(), small_prepared(5)
-    one = compute_features(prepared, generator, ("enc0", "feat"), ("enc0",), CPU)
-    other = compute_features(prepared, generator, ("feat", "enc0"), ("enc0",), CPU)
+    one = compute_features(prepared, generator, ("enc0", "feat"), ("enc0",))
+    other = compute_features(prepared, generator, ("feat", "enc0"), ("enc0",))
     assert same_features(one, other)
 
 
@@ -136,11 +135,11 @@ def test_asking_for_taps_twice_or_in_another_order_changes_nothing() -> None:
 def test_blocks_do_not_depend_on_where_they_begin(context_slices: int, depth: int) -> None:
     generator = small_generator(context_slices=context_slices)
     source = small_prepared(depth).source
-    every = dict(generate_blocks(generator, source, ("enc0",), CPU))
+    every = dict(generate_blocks(generator, source, ("enc0",)))
     assert sorted(every) == list(range(0, depth, block_slices(SIZE)))
     assert sum(block.pred.shape[0] for block in every.values()) == depth
     for first in every:
-        later = dict(generate_blocks(generator, source, ("enc0",), CPU, first=first))
+        later = dict(generate_blocks(generator, source, ("enc0",), first=first))
         assert sorted(later) == [start for start in sorted(every) if start >= first]
         for start, block in later.items():
             assert torch.equal(block.pred, every[start].pred)
@@ -155,7 +154,7 @@ def test_neighbours_at_block_borders_are_those_of_the_whole_stack(
     generator = small_generator(context_slices=context_slices)
     source = small_prepared(depth).source
     whole = neighbour_channels(torch.from_numpy(source), context_slices)
-    for start, block in generate_blocks(generator, source, (), CPU):
+    for start, block in generate_blocks(generator, source, ()):
         stop = start + block.pred.shape[0]
         assert torch.equal(block.pred, generator.predict(whole[start:stop])[0])
 

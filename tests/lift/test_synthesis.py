@@ -20,7 +20,6 @@ from lift.synthesis import CachedStream, GeneratedStream, chunk_slices, mix
 from lift.windows import Window, make_inputs
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
-    CPU,
     SIZE,
     features_of,
     random_mixer,
@@ -53,8 +52,8 @@ def case(kind: MixerKind, depth: int) -> tuple[Mixer, Prepared, Features]:
 def test_cached_and_streamed_slices_give_the_same_bits(kind: MixerKind, depth: int) -> None:
     mixer, prepared, features = case(kind, depth)
     for chunk in (None, 4):
-        cached = mix(mixer, CachedStream(features, mixer), CPU, chunk=chunk)
-        streamed = mix(mixer, GeneratedStream(prepared, GENERATOR, mixer, CPU), CPU, chunk=chunk)
+        cached = mix(mixer, CachedStream(features, mixer), chunk=chunk)
+        streamed = mix(mixer, GeneratedStream(prepared, GENERATOR, mixer), chunk=chunk)
         assert cached.shape == (depth, 1, *SIZE)
         assert cached.dtype == np.float32
         assert cached.tobytes() == streamed.tobytes()
@@ -68,17 +67,17 @@ def test_a_generator_with_context_streams_the_same_bits(kind: MixerKind) -> None
     prepared = small_prepared(11)
     mixer = random_mixer(small_plan(kind), CONTEXT_GENERATOR)
     features = features_of(prepared, CONTEXT_GENERATOR, kind)
-    cached = mix(mixer, CachedStream(features, mixer), CPU, chunk=3)
-    stream = GeneratedStream(prepared, CONTEXT_GENERATOR, mixer, CPU)
-    assert cached.tobytes() == mix(mixer, stream, CPU, chunk=3).tobytes()
+    cached = mix(mixer, CachedStream(features, mixer), chunk=3)
+    stream = GeneratedStream(prepared, CONTEXT_GENERATOR, mixer)
+    assert cached.tobytes() == mix(mixer, stream, chunk=3).tobytes()
 
 
 @every_mixer
 def test_another_chunk_differs_by_rounding_alone(kind: MixerKind) -> None:
     mixer, _, features = case(kind, 19)
-    whole = mix(mixer, CachedStream(features, mixer), CPU, chunk=19)
+    whole = mix(mixer, CachedStream(features, mixer), chunk=19)
     for chunk in (1, 3, 8):
-        other = mix(mixer, CachedStream(features, mixer), CPU, chunk=chunk)
+        other = mix(mixer, CachedStream(features, mixer), chunk=chunk)
         assert float(np.abs(other - whole).max()) <= 1e-4
 
 
@@ -87,14 +86,14 @@ def test_a_mixed_volume_is_the_mixers_result_on_all_slices_at_once(kind: MixerKi
     mixer, _, features = case(kind, 9)
     window = Window((0, 0, 0), (9, *SIZE))
     with torch.no_grad():
-        expected = mixer(make_inputs([features], [window], mixer, window.size, CPU))[0]
-    np.testing.assert_allclose(mixed(mixer, features, CPU), expected.numpy(), rtol=0, atol=1e-5)
+        expected = mixer(make_inputs([features], [window], mixer, window.size))[0]
+    np.testing.assert_allclose(mixed(mixer, features), expected.numpy(), rtol=0, atol=1e-5)
 
 
 @every_mixer
 def test_outside_the_mask_the_prediction_stays(kind: MixerKind) -> None:
     mixer, _, features = case(kind, 7)
-    result = mixed(mixer, features, CPU)
+    result = mixed(mixer, features)
     outside = features.mask == 0
     assert result[outside].tobytes() == features.pred[outside].tobytes()
     assert bool((result[~outside] != features.pred[~outside]).any())
@@ -105,9 +104,7 @@ def test_what_lies_outside_the_mask_does_not_reach_inside() -> None:
     outside = features.mask == 0
     other = dataclasses.replace(features, pred=np.where(outside, 9.0, features.pred))
     inside = features.mask > 0
-    assert mixed(mixer, other, CPU)[inside].tobytes() == (
-        mixed(mixer, features, CPU)[inside].tobytes()
-    )
+    assert mixed(mixer, other)[inside].tobytes() == (mixed(mixer, features)[inside].tobytes())
 
 
 def test_an_untrained_mixer_is_the_fitted_filter() -> None:
@@ -121,7 +118,7 @@ def test_an_untrained_mixer_is_the_fitted_filter() -> None:
     mixer.start_from(taps)
     expected = filtered(features, taps)
     assert float(np.abs(expected - features.pred).max()) > 1e-3
-    np.testing.assert_allclose(mixed(mixer, features, CPU), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(mixed(mixer, features), expected, rtol=0, atol=1e-6)
 
 
 def test_progress_counts_every_slice_once() -> None:
@@ -130,7 +127,6 @@ def test_progress_counts_every_slice_once() -> None:
     mix(
         mixer,
         CachedStream(features, mixer),
-        CPU,
         chunk=3,
         report=lambda done, depth: seen.append((done, depth)),
     )
@@ -151,8 +147,8 @@ class Watched(GeneratedStream):
 @pytest.mark.parametrize("depth", [19, 60])
 def test_streaming_keeps_a_chunk_and_its_halo_whatever_the_depth(depth: int) -> None:
     mixer = random_mixer(small_plan("zrefine"), GENERATOR)
-    stream = Watched(small_prepared(depth, size=(4, 4)), GENERATOR, mixer, CPU)
-    mix(mixer, stream, CPU, chunk=4)
+    stream = Watched(small_prepared(depth, size=(4, 4)), GENERATOR, mixer)
+    mix(mixer, stream, chunk=4)
     assert stream.most_blocks <= (4 + 2 * mixer.halo) // block_slices((4, 4)) + 2
 
 
@@ -169,7 +165,7 @@ def test_mixing_does_not_change_the_features() -> None:
     mixer, _, features = case("zrefine", 5)
     before = [features.pred.tobytes(), features.taps["feat"].tobytes()]
     features.pred.flags.writeable = False  # as a memory map would be
-    mixed(mixer, features, CPU)
+    mixed(mixer, features)
     assert [features.pred.tobytes(), features.taps["feat"].tobytes()] == before
 
 

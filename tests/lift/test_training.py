@@ -17,10 +17,16 @@ from lift.config.plan import MixerKind, Plan, TrainingPlan
 from lift.errors import DataError
 from lift.features import Features
 from lift.mixer.base import Mixer
-from lift.training import TrainedRound, batch_loss, draw_batches, learning_rate, train_round
+from lift.training import (
+    TrainedRound,
+    batch_loss,
+    draw_batches,
+    learning_rate,
+    take_steps,
+    train_round,
+)
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
-    CPU,
     SIZE,
     assert_four_parts,
     random_mixer,
@@ -61,7 +67,6 @@ def one_round(
         plan,
         round_index=round_index,
         site=site,
-        device=CPU,
     )
 
 
@@ -83,7 +88,7 @@ def test_only_the_mixer_changes_and_the_generator_stays_frozen(kind: MixerKind) 
     start = mixer.values()
     buffers = {name: tensor.clone() for name, tensor in mixer.named_buffers()}
     kept = [feature.pred.tobytes() for feature in patients]
-    trained = train_round(mixer, start, patients, plan, round_index=1, site="north", device=CPU)
+    trained = train_round(mixer, start, patients, plan, round_index=1, site="north")
     after = GENERATOR.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -118,7 +123,7 @@ def test_what_the_mixer_held_before_does_not_matter(patients: list[Features]) ->
     plan = small_plan()
     start = plan_mixer(plan, GENERATOR).values()
     used = random_mixer(plan, GENERATOR, seed=9)
-    again = train_round(used, start, patients, plan, round_index=1, site="north", device=CPU)
+    again = train_round(used, start, patients, plan, round_index=1, site="north")
     assert same(again.values, one_round(plan, patients).values)
 
 
@@ -126,7 +131,7 @@ def windows_of(site: str, round_index: int, patients: list[Features]) -> list[ob
     plan = small_plan()
     mixer = plan_mixer(plan, GENERATOR)
     seeds = [(plan.seed, round_index, site, step) for step in range(6)]
-    batches = [draw_batches(mixer, patients, plan.training, seed, CPU)[0] for seed in seeds]
+    batches = [next(draw_batches(mixer, patients, plan.training, seed)) for seed in seeds]
     return [batch.inputs.pred.numpy().tobytes() for batch in batches]
 
 
@@ -152,10 +157,10 @@ def test_a_step_takes_distinct_patients_while_there_are_enough(patients: list[Fe
     plan = small_plan(training={"patients_per_step": 3})
     mixer = plan_mixer(plan, GENERATOR)
     for step in range(10):
-        (batch,) = draw_batches(mixer, marked(patients), plan.training, (1, 1, "a", step), CPU)
+        (batch,) = draw_batches(mixer, marked(patients), plan.training, (1, 1, "a", step))
         assert sorted(batch.inputs.slice_spacing_mm.tolist()) == [0.0, 1.0, 2.0]
     few = marked(patients)[:2]
-    (batch,) = draw_batches(mixer, few, plan.training, (1, 1, "a", 0), CPU)
+    (batch,) = draw_batches(mixer, few, plan.training, (1, 1, "a", 0))
     assert batch.inputs.pred.shape == (3, 5, 1, 8, 8)
 
 
@@ -165,7 +170,7 @@ def test_every_patient_is_drawn_as_often(patients: list[Features]) -> None:
     drawn = [
         int(batch.inputs.slice_spacing_mm[0])
         for step in range(240)
-        for batch in draw_batches(mixer, marked(patients), plan.training, (1, 1, "a", step), CPU)
+        for batch in draw_batches(mixer, marked(patients), plan.training, (1, 1, "a", step))
     ]
     # 80 expected of each, standard deviation 7.3
     assert np.abs(np.bincount(drawn, minlength=3) - 80).max() < 30
@@ -175,7 +180,7 @@ def test_a_mixer_with_pooled_context_gets_whole_slices_one_patient_at_a_time() -
     plan = small_plan("pooled_bigru")
     patients = small_cohort(GENERATOR, "pooled_bigru")
     mixer = plan_mixer(plan, GENERATOR)
-    batches = draw_batches(mixer, patients, plan.training, (1, 1, "a", 0), CPU)
+    batches = list(draw_batches(mixer, patients, plan.training, (1, 1, "a", 0)))
     assert len(batches) == 2
     for batch in batches:
         assert batch.target.shape == (1, 5, 1, *SIZE)
@@ -199,7 +204,7 @@ def validation_loss(mixer: Mixer, patients: list[Features], plan: Plan) -> float
         losses = [
             float(batch_loss(mixer, batch, plan.training))
             for seed in seeds
-            for batch in draw_batches(mixer, patients, plan.training, seed, CPU)
+            for batch in draw_batches(mixer, patients, plan.training, seed)
         ]
     return float(np.mean(losses))
 
@@ -213,9 +218,7 @@ def test_the_loss_falls_over_the_rounds(patients: list[Features]) -> None:
     values = mixer.values()
     losses = [validation_loss(mixer, cases, plan)]
     for index in (1, 2, 3):
-        values = train_round(
-            mixer, values, cases, plan, round_index=index, site="north", device=CPU
-        ).values
+        values = train_round(mixer, values, cases, plan, round_index=index, site="north").values
         losses.append(validation_loss(mixer, cases, plan))
     assert losses[3] < losses[1] < losses[0]
     assert losses[3] < 0.3 * losses[0]
@@ -232,21 +235,23 @@ def test_a_stronger_proximal_term_keeps_the_update_smaller(patients: list[Featur
     assert norms[2] < 0.5 * norms[0]
 
 
-def test_the_reported_losses_are_the_steps_in_order(patients: list[Features]) -> None:
-    plan, reported = small_plan(), list[tuple[int, float]]()
+def test_steps_are_reported_in_order_and_the_rounds_loss_is_their_mean(
+    patients: list[Features],
+) -> None:
+    plan, reported, losses = small_plan(), list[int](), list[float]()
     mixer = plan_mixer(plan, GENERATOR)
-    trained = train_round(
-        mixer,
-        mixer.values(),
-        patients,
-        plan,
-        round_index=1,
-        site="north",
-        device=CPU,
-        report=lambda step, loss: reported.append((step, loss)),
-    )
-    assert [step for step, _ in reported] == [1, 2, 3]
-    assert trained.loss == pytest.approx(np.mean([loss for _, loss in reported]))
+
+    def step_losses(step: int, at_once: int) -> tuple[Tensor]:
+        assert at_once == 1
+        (batch,) = draw_batches(mixer, patients, plan.training, (0, 1, "north", step))
+        loss = batch_loss(mixer, batch, plan.training)
+        losses.append(loss.item())
+        return (loss,)
+
+    trained = take_steps(mixer, mixer.values(), plan, step_losses, 1, reported.append)
+    assert reported == [1, 2, 3]
+    assert len(set(losses)) == 3
+    assert trained.loss == pytest.approx(np.mean(losses))
 
 
 def test_no_patient_is_a_data_error() -> None:

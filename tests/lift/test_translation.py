@@ -25,7 +25,6 @@ from lift.translation import OnConcern, Translated, translate
 from tests import wording
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (
-    CPU,
     FILE_SHAPE,
     SOURCES,
     assert_four_parts,
@@ -88,7 +87,6 @@ def run(
         GENERATOR,
         mask=mask,
         on_concern=on_concern,
-        device=CPU,
     )
 
 
@@ -99,8 +97,8 @@ def prepared_from(files: dict[str, Path], plan: Plan, mask: Path | None = None) 
 def expected(prepared: Prepared, plan: Plan, *, with_mixer: bool = True) -> NDArray[Any]:
     """The normalised result as RAS+ voxels, by way of the cache's features."""
     mixer = random_mixer(plan, GENERATOR)
-    features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names, CPU)
-    result = mix(mixer, CachedStream(features, mixer), CPU) if with_mixer else features.pred
+    features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names)
+    result = mix(mixer, CachedStream(features, mixer)) if with_mixer else features.pred
     return restore(prepared, np.clip(result, 0, 1) * prepared.mask, background=0.0)
 
 
@@ -280,7 +278,6 @@ def test_progress_ends_at_the_last_slice(files: dict[str, Path], tmp_path: Path)
         GENERATOR,
         mask=None,
         on_concern="warn",
-        device=CPU,
         report=lambda done, depth: seen.append((done, depth)),
     )
     assert seen[-1][0] == seen[-1][1] > 0

@@ -15,7 +15,6 @@ from lift.features import Features
 from lift.mixer.base import Mixer
 from lift.windows import Window, draw_window, make_batch, make_inputs
 from tests.lift.small_world import (
-    CPU,
     SIZE,
     features_of,
     random_mixer,
@@ -96,7 +95,7 @@ def test_a_batch_holds_the_windows_voxels_in_contiguous_slices() -> None:
     mixer, patients = mixer_of("zrefine"), small_cohort(GENERATOR)
     size = (3, 4, 6)
     windows = [Window((1, 2, 5), size), Window((6, 0, 0), size), Window((0, 12, 18), size)]
-    batch = make_batch(patients, windows, mixer, size, CPU)
+    batch = make_batch(patients, windows, mixer, size)
     inputs = batch.inputs
     for row, (features, window) in enumerate(zip(patients, windows, strict=True)):
         (z, y, x), (first, top, left) = window.size, window.start
@@ -130,7 +129,7 @@ def test_what_is_smaller_than_the_window_is_padded_with_mask_0() -> None:
     features = dataclasses.replace(features, mask=np.ones_like(features.mask))
     size = (5, 8, 8)
     window = draw_window(features, size, np.random.default_rng(0))
-    inputs = make_inputs([features], [window], mixer, size, CPU)
+    inputs = make_inputs([features], [window], mixer, size)
     assert inputs.pred.shape == (1, 5, 1, 8, 8)
     assert inputs.taps["feat"].shape == (1, 5, 4, 8, 8)
     assert inputs.depth.tolist() == [2]
@@ -140,7 +139,7 @@ def test_what_is_smaller_than_the_window_is_padded_with_mask_0() -> None:
     for part in (inputs.source, inputs.pred, *inputs.taps.values()):
         assert not bool(part[0].masked_select(inside == 0).any())
     # and the padding changes nothing
-    bare_inputs = make_inputs([features], [window], mixer, window.size, CPU)
+    bare_inputs = make_inputs([features], [window], mixer, window.size)
     with torch.no_grad():
         padded, alone = mixer(inputs)[:, :2, :, :4], mixer(bare_inputs)
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-6)
@@ -156,7 +155,7 @@ def test_pooled_mixers_get_whole_slices_of_any_size(
     mixer = random_mixer(small_plan("pooled_bigru"), generator)
     whole = (3, *size)
     window = Window((1, 0, 0), whole)
-    inputs = make_inputs([features], [window], mixer, whole, CPU)
+    inputs = make_inputs([features], [window], mixer, whole)
     for name in mixer.tap_names:
         np.testing.assert_array_equal(inputs.taps[name][0], features.taps[name][1:4])
     np.testing.assert_array_equal(inputs.pooled["bottleneck"][0], features.pooled["bottleneck"])
@@ -171,7 +170,7 @@ def test_pooled_vectors_of_shorter_volumes_are_padded() -> None:
     mixer = mixer_of("pooled_bigru")
     whole = (4, *SIZE)
     windows = [Window((0, 0, 0), whole), Window((2, 0, 0), whole)]
-    inputs = make_inputs(patients, windows, mixer, whole, CPU)
+    inputs = make_inputs(patients, windows, mixer, whole)
     assert inputs.pooled["bottleneck"].shape[:2] == (2, 6)
     assert not bool(inputs.pooled["bottleneck"][0, 4:].any())
     assert inputs.pooled_depth is not None
@@ -181,4 +180,4 @@ def test_pooled_vectors_of_shorter_volumes_are_padded() -> None:
 def test_training_needs_a_target() -> None:
     features = dataclasses.replace(small_cohort(GENERATOR)[0], target=None)
     with pytest.raises(ValueError, match="target"):
-        make_batch([features], [Window((0, 0, 0), (2, 4, 4))], mixer_of("zrefine"), (2, 4, 4), CPU)
+        make_batch([features], [Window((0, 0, 0), (2, 4, 4))], mixer_of("zrefine"), (2, 4, 4))

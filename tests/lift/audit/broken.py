@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,9 +41,7 @@ class World:
         return self.privacy.noise_multiplier * self.privacy.clip_norm
 
     def clipped(self, patients: Patients, clip_norm: float) -> dict[str, Tensor]:
-        windows = Windows(
-            self.mixer, patients, self.plan.training, self.privacy, torch.device("cpu")
-        )
+        windows = Windows(self.mixer, patients, self.plan.training, self.privacy)
         losses = row_losses(self.plan.training)
         each = (windows(index) for index in range(len(patients)))
         return PatientLoop().sum_of_clipped_gradients(self.mixer, each, losses, clip_norm).total

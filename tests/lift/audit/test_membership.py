@@ -29,7 +29,6 @@ from lift.randomness import derive_seed
 from lift.training import train_round
 from tests import wording
 from tests.lift.small_world import (
-    CPU,
     assert_four_parts,
     features_of,
     random_mixer,
@@ -105,7 +104,6 @@ def trained_on(patients: Cohort, plan: Plan = PLAN) -> dict[str, Tensor]:
         plan,
         round_index=1,
         site="north",
-        device=CPU,
     ).values
 
 
@@ -133,7 +131,6 @@ def audited(
         START,
         plan,
         seed=3,
-        device=CPU,
         references=references,
         report=None if steps is None else lambda done, total: steps.append((done, total)),
     )
@@ -181,13 +178,12 @@ def test_a_patient_is_compared_with_the_reference_that_did_not_see_it() -> None:
                 own,
                 round_index=round_index,
                 site="reference",
-                device=CPU,
             ).values
         for i in halves[1 - index]:
             mixer.load_values(values)
-            scores[i] = patient_loss(mixer, everyone[i], loss, CPU)
+            scores[i] = patient_loss(mixer, everyone[i], loss)
             mixer.load_values(released)
-            scores[i] -= patient_loss(mixer, everyone[i], loss, CPU)
+            scores[i] -= patient_loss(mixer, everyone[i], loss)
     members, others = scores[: len(MEMBERS)].tolist(), scores[len(MEMBERS) :].tolist()
     expected = attack_figures(members, others, seed=derive_seed(3, "reference_models"))
     assert audited(released, plan=plan)["reference_models"] == expected
@@ -231,13 +227,13 @@ def test_a_patients_loss_is_the_mean_over_whole_volumes_and_their_masks() -> Non
     for features in volumes:
         inside = features.mask > 0
         assert features.target is not None
-        error = (mixed(mixer, features, CPU) - features.target)[inside]
+        error = (mixed(mixer, features) - features.target)[inside]
         expected.append(loss.scale * float(np.square(error, dtype=np.float64).mean()))
-    found = patient_loss(mixer, volumes, loss, CPU)
+    found = patient_loss(mixer, volumes, loss)
     assert found == pytest.approx(np.mean(expected), rel=1e-6)
-    assert patient_loss(mixer, volumes, loss, CPU) == found
+    assert patient_loss(mixer, volumes, loss) == found
     # MS-SSIM asks for larger slices than these
-    assert patient_loss(mixer, volumes, loss.model_copy(update={"ms_ssim_weight": 1}), CPU) == found
+    assert patient_loss(mixer, volumes, loss.model_copy(update={"ms_ssim_weight": 1})) == found
 
 
 def test_several_volumes_of_a_patient_count_as_one(by_heart: dict[str, Tensor]) -> None:

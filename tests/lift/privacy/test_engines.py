@@ -40,7 +40,6 @@ from tests.lift.privacy.patients import (
 )
 from tests.lift.privacy.streams import KnownStream
 from tests.lift.small_world import (
-    CPU,
     SIZE,
     features_of,
     random_mixer,
@@ -158,8 +157,8 @@ def test_padding_and_cached_features_change_no_patients_part(
         features = features_of(small_prepared(depth, seed=seed, size=plane), generator, kind)
         whole = (size[0], *plane) if mixer.pooled_names else size
         window = draw_window(features, whole, np.random.default_rng(seed))
-        padded = make_windows([features], [window], mixer, whole, CPU)
-        bare = make_windows([features], [window], mixer, window.size, CPU)
+        padded = make_windows([features], [window], mixer, whole)
+        bare = make_windows([features], [window], mixer, window.size)
         patients.append((padded, bare))
     sums = [
         engine.sum_of_clipped_gradients(mixer, [[pair[i]] for pair in patients], losses, C)

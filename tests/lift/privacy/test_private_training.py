@@ -25,7 +25,7 @@ from lift.training import TrainedRound, batch_loss, draw_batches
 from lift.update import difference, norm
 from tests.lift.mixer_cases import KINDS
 from tests.lift.privacy.streams import KnownStream
-from tests.lift.small_world import CPU, small_cohort, small_generator, small_plan
+from tests.lift.small_world import small_cohort, small_generator, small_plan
 
 GENERATOR = small_generator()
 PRIVACY = PatientGradients(
@@ -64,7 +64,6 @@ def one_round(
         privacy,
         round_index=1,
         site="north",
-        device=CPU,
         stream=stream or KnownStream(),
     )
     return start, trained
@@ -80,7 +79,7 @@ def sum_of(
         name: tensor + 0.1 * torch.randn(tensor.shape, generator=random)
         for name, tensor in mixer.values().items()
     }
-    return clipped_sum(mixer, start, patients, plan, privacy, device=CPU, stream=KnownStream())
+    return clipped_sum(mixer, start, patients, plan, privacy, stream=KnownStream())
 
 
 def _tensor(units: np.ndarray) -> Tensor:
@@ -114,7 +113,6 @@ def test_noise_is_fresh_in_every_round_and_follows_from_no_seed() -> None:
             PRIVACY,
             round_index=1,
             site="north",
-            device=CPU,
             stream=SecureStream(),
         ).values
         for _ in range(2)
@@ -170,7 +168,7 @@ def test_with_hardly_any_noise_private_training_lowers_the_loss() -> None:
         mixer.load_values(values)
         flat = [volume for volumes in cohort for volume in volumes]
         with torch.no_grad():
-            (batch,) = draw_batches(mixer, flat, plan.training, (1, 1, "x", 1), CPU)
+            (batch,) = draw_batches(mixer, flat, plan.training, (1, 1, "x", 1))
             return float(batch_loss(mixer, batch, plan.training))
 
     start, trained = one_round(cohort, quiet, steps=30)

@@ -28,7 +28,6 @@ from lift.unconditional.learning import (
 from lift.unconditional.pretraining import read_public_volumes
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import (
-    CPU,
     pretrain_data,
     tiny_plan,
     write_bodies,
@@ -81,7 +80,7 @@ def trained(
     loss = statistics_loss(plan, decoder.public, total)
     for index in range(1, rounds + 1):
         values = train_mapper_round(
-            mapper, values, decoder, loss, plan, round_index=index, site=site, device=CPU
+            mapper, values, decoder, loss, plan, round_index=index, site=site
         ).values
     return values
 
@@ -150,7 +149,7 @@ def test_samples_stay_and_need_a_patient(
     loss = samples_loss(plan, decoder.public, patients)
     mapper = plan_mapper(plan, decoder)
     round_ = train_mapper_round(
-        mapper, mapper.values(), decoder, loss, plan, round_index=1, site="a", device=CPU
+        mapper, mapper.values(), decoder, loss, plan, round_index=1, site="a"
     )
     assert round_.loss is not None
     assert round_.loss > 0

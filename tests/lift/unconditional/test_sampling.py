@@ -15,7 +15,7 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
 from lift.unconditional.sampling import generate_volume, write_generated, write_series
 from lift.volume import read_volume
-from tests.lift.unconditional.tiny_decoder import CPU, tiny_plan
+from tests.lift.unconditional.tiny_decoder import tiny_plan
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def series(
     options: dict[str, object] = {"seed": 4, "slices": None, "slice_spacing_mm": None} | changes
     values = plan_mapper(plan, decoder).values()
     return list(
-        write_series(folder, values, decoder, plan, number=number, device=CPU, **options)  # type: ignore[arg-type]
+        write_series(folder, values, decoder, plan, number=number, **options)  # type: ignore[arg-type]
     )
 
 
@@ -45,9 +45,7 @@ def test_a_volume_has_spacing_orientation_and_its_centre_at_the_origin(
     np.testing.assert_allclose(middle[:3], 0, atol=1e-5)
     assert image.header.get_xyzt_units()[0] == "mm"
     voxels = np.asarray(image.dataobj)
-    made = generate_volume(
-        plan_mapper(plan, decoder), decoder, seed=4, index=0, slices=12, device=CPU
-    )
+    made = generate_volume(plan_mapper(plan, decoder), decoder, seed=4, index=0, slices=12)
     np.testing.assert_allclose(to_slices(voxels, "axial"), 1000 * made, rtol=1e-6)
     assert float(voxels.std()) > 1
     assert read_volume(path).voxels.shape == (16, 24, 12)
@@ -126,7 +124,6 @@ def test_a_series_goes_on_and_another_one_needs_its_own_folder(
                 seed=0,
                 slices=None,
                 slice_spacing_mm=None,
-                device=CPU,
             )
         )
     assert not (tmp_path / "x").exists()
