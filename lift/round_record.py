@@ -81,6 +81,11 @@ def reason(record: RoundRecord, site: str) -> str:
     told = record.refused.get(site)
     if told is None:
         return _REASONS[NO_ANSWER] if outcome(record, site) is Outcome.LATE else ""
+    return reason_words(told)
+
+
+def reason_words(told: str) -> str:
+    """What a site's class of reason means; a class that is not known here as it came."""
     return _REASONS.get(told, told)
 
 

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 if TYPE_CHECKING:
     from lift.unconditional.decoder import FrozenDecoder
+    from tests.end_to_end.tiny_run import TinyRun
 
 settings.register_profile(
     "lift",
@@ -57,3 +58,11 @@ def decoder(decoder_bundle: Path) -> FrozenDecoder:
     from tests.lift.unconditional.tiny_decoder import tiny_decoder
 
     return tiny_decoder(decoder_bundle)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Volumes, bundle and settings that no test changes; results go into folders of their own."""
+    from tests.end_to_end.tiny_run import make_tiny_run
+
+    return make_tiny_run(tmp_path_factory.mktemp("tiny"))

@@ -15,6 +15,7 @@ from lift.cohort.opened import open_cohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
+from lift.device import AtOnce
 from lift.errors import ProtocolError
 from lift.evaluation import filtered, mixed, patient_equations, patient_psnr_db
 from lift.features import Features
@@ -158,12 +159,17 @@ class PairedWork:
         count = max(_CURVE_WINDOWS, len(patients))
         settings = plan.training.model_copy(update={"patients_per_step": count})
         seed = (plan.seed, 0, f"{self._site}/validation", 0)
-        squares = voxels = 0.0
-        with torch.no_grad():
-            for batch in draw_batches(self._mixer, patients, settings, seed):
+
+        @torch.no_grad()
+        def sums(at_once: int) -> tuple[float, float]:
+            squares = voxels = 0.0
+            for batch in draw_batches(self._mixer, patients, settings, seed, at_once=at_once):
                 error = (self._mixer(batch.inputs) - batch.target) * batch.inputs.mask
                 squares += float(error.double().square().sum())
                 voxels += float(batch.inputs.mask.sum())
+            return squares, voxels
+
+        squares, voxels = AtOnce(count, self._mixer.device).attempt(sums)
         return float(-10 * np.log10(max(squares / voxels, 1e-14))) if voxels else None
 
     def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:

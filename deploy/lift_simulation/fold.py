@@ -41,7 +41,7 @@ from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.baselines import read_baseline
 from lift_simulation.participation import Participation
-from lift_simulation.progress import Reporter
+from lift_simulation.progress import SITE_LOGS, Reporter
 
 SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter", "federated")
 
@@ -146,6 +146,7 @@ class Fold:
                     ),
                     on_round=round_done,
                     with_guard=guard,
+                    site_logs=SITE_LOGS,
                 )
             )
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,6 +19,8 @@ from lift.protocol.transport import SiteHandler
 from lift_server.board import board
 from lift_server.rounds_file import Rounds, SiteTally, rounds_of
 
+SITE_LOGS: Final = "log.txt in the output folder"
+"""Where simulated sites, which share one process, keep the text of their refusals."""
 _AT_WORK = {Kind.STATISTICS: "preparing", Kind.TRAIN: "training", Kind.GUARD: "judging"}
 
 

@@ -46,7 +46,7 @@ from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.baselines import read_baseline
 from lift_simulation.evidence import Evidence
-from lift_simulation.progress import Reporter
+from lift_simulation.progress import SITE_LOGS, Reporter
 from lift_simulation.record import RunRecord
 from lift_simulation.sites import open_sites, phantoms_of
 
@@ -269,6 +269,7 @@ class _Run:
                     run_task(plan, self._decoder),
                     roster=lambda: list(self._sessions),
                     on_round=round_done,
+                    site_logs=SITE_LOGS,
                 )
             )
 

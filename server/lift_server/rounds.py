@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Final
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import Transport
+from lift.round_record import NO_ANSWER, reason_words
 from lift_server.aggregation import ServerState
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.store import RunStore
@@ -45,6 +47,8 @@ from lift_server.updates import Contents, round_aggregation
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
 _REMINDER_S = 60.0
+SITE_LOGS: Final = "log.txt in each of these sites' own work folder"
+"""Where the sites of a real federation keep the text of their refusals."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def run_rounds(
     on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
     heads_file: Path | None = None,
+    site_logs: str = SITE_LOGS,
 ) -> FinishedRun:
     """Run the federation to its end, or from its last checkpoint to its end.
 
@@ -96,13 +101,14 @@ def run_rounds(
         with_guard: ask the sites for their verdict at the end.
         heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
             the run's folder by default.
+        site_logs: where a reader finds what a site does not tell: the text of its refusals.
 
     Raises:
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
     """
     heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
-    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads)
+    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads, site_logs)
     return loop.run(with_guard=with_guard)
 
 
@@ -117,6 +123,7 @@ class _Rounds:
         on_round: Callable[[Mapping[str, object]], None] | None,
         on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
         heads: LedgerHeads,
+        site_logs: str,
     ) -> None:
         self._plan = plan
         self._digest = plan.digest()
@@ -126,6 +133,7 @@ class _Rounds:
         self._read_roster = roster
         self._roster = sorted(roster())
         self._heads = heads
+        self._site_logs = site_logs
         # sites that said that their privacy budget is spent; asked again after a restart
         self._spent: set[str] = set()
         self._aggregation = round_aggregation(plan, len(self._roster), SecureStream())
@@ -360,15 +368,20 @@ class _Rounds:
         if len(present) >= needed and trained and enough_patients:
             return
         missing = [site for site in tally.asked if site not in present]
-        reasons = ", ".join(f"{site} ({tally.refused.get(site, 'no_answer')})" for site in missing)
+        reasons = {site: tally.refused.get(site, NO_ANSWER) for site in missing}
+        told = "\n".join(f"{site} ({why}): {reason_words(why)}" for site, why in reasons.items())
         raise QuorumError(
-            f"the quorum of round {round_index} was missed",
+            f"the quorum of round {round_index} was missed"
+            if present
+            else f"round {round_index} failed at every site",
             where="federation.quorum_sites, federation.quorum_patients",
             seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
             f"patients counted; needed: {needed} sites and "
-            f"{self._plan.federation.quorum_patients:.0%}\nmissing: {reasons or 'none'}",
-            remedy="Nothing of this round was aggregated. Mend the sites and run the same "
-            "command again: it goes on from the round before.",
+            f"{self._plan.federation.quorum_patients:.0%}"
+            + (f"\nmissing:\n{told}" if told else ""),
+            remedy=f"A site tells the class of its reason alone; the text is in {self._site_logs}. "
+            "Nothing of this round was aggregated. Mend the sites and run the same command again: "
+            "it goes on from the round before.",
         )
 
     def _finish(

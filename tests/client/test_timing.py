@@ -71,6 +71,18 @@ def test_one_patient_tells_what_all_of_them_take(world: tuple[SiteConfig, Kit]) 
     assert "BraTS" not in verdict.detail
 
 
+def test_a_cache_that_all_patients_overfill_is_said_before_the_run(
+    world: tuple[SiteConfig, Kit],
+) -> None:
+    config, kit = world
+    needed = time_one_patient(config, kit).cache_gb
+    for largest_gb, status in ((1.01 * needed, "ok"), (0.99 * needed, "warning")):
+        cache = config.cache.model_copy(update={"largest_gb": largest_gb})
+        verdict = check_timing(config.model_copy(update={"cache": cache}), kit)
+        assert verdict.status == status
+        assert ("cache.largest_gb" in verdict.fix) == (status == "warning")
+
+
 def test_a_patient_that_cannot_be_used_is_passed_over(world: tuple[SiteConfig, Kit]) -> None:
     config, kit = world
     (first, *_) = sorted(config.data.root.iterdir())

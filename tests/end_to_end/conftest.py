@@ -1,4 +1,4 @@
-"""The tiny run is made once; a test that damages it works on its own copy."""
+"""A test that damages the tiny run works on its own copy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.tiny_run import TinyRun, make_tiny_run
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Volumes, bundle and settings that no test changes; results go into folders of their own."""
-    return make_tiny_run(tmp_path_factory.mktemp("tiny"))
+from tests.end_to_end.tiny_run import TinyRun
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ dtype. Memory has a limit where a test gives one: a larger tensor is an out-of-m
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,24 @@ _READS: Final = {
 _COPIES: Final = {"copy_", "_to_copy"}
 # a tensor on the device may be indexed by one of the host
 _INDEXED: Final = {"index", "index_put", "index_put_", "_unsafe_index"}
-_NUMPY: Final = {Tensor.numpy, Tensor.__array__}
+# torch's own Python code calls them below the mode
+_FACTORIES: Final = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randn",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+)
+_NUMPY: Final[set[Any]] = {Tensor.numpy, Tensor.__array__}
 
 
 @dataclass
@@ -51,7 +69,6 @@ class Device:
     """The fake device while it is there.
 
     Attributes:
-        name: what torch calls the device.
         largest: numbers that one tensor may have; None: any.
         reads: PLACE -> how often the host read numbers of the device there.
         uploads: PLACE -> how often a tensor went to the device there.
@@ -66,10 +83,10 @@ _present: list[Device] = []
 
 
 class FakeCuda(Tensor):
-    """A tensor on the fake device; `inner` holds its numbers."""
+    """A tensor on the fake device; a CPU tensor holds its numbers."""
 
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    numbers: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> FakeCuda:
@@ -82,22 +99,22 @@ class FakeCuda(Tensor):
             layout=inner.layout,
             device=CPU,
         )
-        made.inner = inner
+        made.numbers = inner
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]  # an attribute in torch's stubs
         return CUDA
 
     @property
-    def is_cuda(self) -> bool:
+    def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"FakeCuda({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
@@ -117,12 +134,12 @@ class _Up(torch.autograd.Function):
     """From the host to the device."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Any:
         _device().uploads[_place()] += 1
         return _wrapped(tensor.detach().clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return _inner(gradient)
 
 
@@ -130,12 +147,12 @@ class _Down(torch.autograd.Function):
     """From the device to the host, which waits."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Any:
         _device().reads[_place()] += 1
         return _inner(tensor).detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return _wrapped(gradient)
 
 
@@ -146,7 +163,7 @@ class _Calls(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        first = args[0] if args else None
+        first: Any = args[0] if args else None
         if func in _NUMPY and _is_fake(first):
             raise TypeError(
                 "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
@@ -162,12 +179,7 @@ class _Calls(TorchFunctionMode):
             return _moved(first, CPU).tolist()
         if func is Tensor.to:
             return _to(first, args[1:], kwargs)
-        if kwargs.get("device") is None:
-            return func(*args, **kwargs)
-        wrap = _wrapped if _is_cuda(kwargs["device"]) else _inner
-        if _is_cuda(kwargs["device"]):
-            kwargs["device"] = CPU
-        return wrap(func(*tree_map(_inner, args), **tree_map(_inner, kwargs)))
+        return _made(func, *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -195,8 +207,24 @@ def fake_cuda(*, largest: int | None = None, devices: int = 1) -> Iterator[Devic
             (nn.Module, "cuda", lambda module: _module_to(module, CUDA)),
         ):
             stack.enter_context(mock.patch.object(owner, name, made))
+        for name in _FACTORIES:
+            made = functools.partial(_made, getattr(torch, name))
+            stack.enter_context(mock.patch.object(torch, name, made))
         stack.enter_context(_Calls())
         yield device
+
+
+def _made(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function makes where its argument `device` says, if it has one."""
+    device = kwargs.get("device")
+    if device is None:
+        return func(*args, **kwargs)
+    if not _is_cuda(device):
+        return _inner(func(*tree_map(_inner, args), **tree_map(_inner, kwargs)))
+    # the one on the device is the leaf, not the one behind it
+    needs_gradient = kwargs.pop("requires_grad", False)
+    inner = func(*tree_map(_inner, args), **tree_map(_inner, {**kwargs, "device": CPU}))
+    return _wrapped(inner).requires_grad_(needs_gradient)
 
 
 def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
@@ -248,7 +276,7 @@ def _to(tensor: Tensor, rest: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     if _is_cuda(device) == _is_fake(tensor):
         return tensor
-    moved: Tensor = (_Up if _is_cuda(device) else _Down).apply(tensor)
+    moved: Tensor = (_Up if _is_cuda(device) else _Down).apply(tensor)  # type: ignore[no-untyped-call]
     return moved
 
 
@@ -295,7 +323,7 @@ def _wrapped(leaf: Any) -> Any:
 
 
 def _inner(leaf: Any) -> Any:
-    return leaf.inner if isinstance(leaf, FakeCuda) else leaf
+    return leaf.numbers if isinstance(leaf, FakeCuda) else leaf
 
 
 def _is_fake(leaf: Any) -> bool:

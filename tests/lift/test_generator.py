@@ -22,10 +22,8 @@ from lift.config.generator import (
     UNetConfig,
 )
 from lift.device import (
-    feature_precision,
     fix_threads,
     inference_autocast,
-    resolve_device,
     to_device,
 )
 from lift.errors import ConfigError
@@ -297,21 +295,6 @@ def test_pretraining_settings_name_a_wrong_cohort() -> None:
         PretrainConfig.from_data(data, "pretrain.yaml")
     # the list is not empty: its one item is refused
     assert "at least 1" not in str(caught.value)
-
-
-def test_features_of_a_gpu_have_a_precision_of_their_own() -> None:
-    assert feature_precision(torch.device("cpu")) == "float32"
-    assert feature_precision(torch.device("cuda")) == "float16"
-
-
-def test_device_is_the_one_asked_for() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    if torch.cuda.is_available():
-        assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
-    else:
-        assert resolve_device("auto") == torch.device("cpu")
-        with pytest.raises(ConfigError, match="device: cpu"):
-            resolve_device("cuda")
 
 
 def test_inference_on_the_cpu_is_full_precision() -> None:

@@ -154,12 +154,28 @@ def test_a_missed_quorum_stops_with_the_reason_and_resumes_to_the_same_bits(
     whole = federate(plan(), tmp_path / "whole", scripted())
     with pytest.raises(QuorumError) as caught:
         federate(plan(), tmp_path / "cut", scripted(valley={2: FailureKind.DATA}))
-    assert "valley (data)" in caught.value.seen
+    assert "the quorum of round 2 was missed" in caught.value.what
+    assert "valley (data): the site's volumes cannot be used" in caught.value.seen
+    assert "log.txt in each of these sites' own work folder" in caught.value.remedy
     assert caught.value.exit_code == 8
     resumed = federate(plan(), tmp_path / "cut", scripted())
     assert torch.equal(whole.mixer["w"], resumed.mixer["w"])
     records = [json.loads(x) for x in (tmp_path / "cut" / "rounds.jsonl").read_text().splitlines()]
     assert [record["round"] for record in records] == [0, 1, 2, 3]
+
+
+def test_a_round_that_fails_everywhere_names_every_reason_and_where_its_text_is(
+    tmp_path: Path,
+) -> None:
+    kinds = (FailureKind.INTERNAL, FailureKind.CONFIG, FailureKind.NOT_FINITE)
+    fails = {name: {1: kind} for name, kind in zip(sorted(PATIENTS), kinds, strict=True)}
+    with pytest.raises(QuorumError) as caught:
+        federate(plan(), tmp_path, scripted(**fails))
+    assert caught.value.what == "round 1 failed at every site"
+    assert "harbour (internal): a fault at the site" in caught.value.seen
+    assert "north (config): the site's settings do not allow it" in caught.value.seen
+    assert "valley (not_finite): training at the site gave no finite" in caught.value.seen
+    assert "the text is in log.txt" in caught.value.remedy
 
 
 def test_an_absent_site_does_not_stop_a_run_with_a_quorum_of_two(tmp_path: Path) -> None:
