@@ -24,8 +24,11 @@ from tests.end_to_end.tiny_run import (
     Outcome,
     TinyRun,
     check_refusal,
+    make_patient,
+    patient_name,
     pretrain_settings,
     run_here,
+    write_nifti,
 )
 from tests.gpu.checks import NEAR_DB
 from tests.gpu.fake_cuda import fake_cuda
@@ -236,17 +239,27 @@ def test_generate_and_evaluate(unconditional: Unconditional, tmp_path: Path) -> 
 def test_audit(
     tiny: TinyRun, paired: dict[str, Path], unconditional: Unconditional, tmp_path: Path, kind: str
 ) -> None:
+    of_copies = kind == "copies"
+    run = (unconditional.runs if of_copies else paired)["cpu"]
+    bundle = unconditional.bundle if of_copies else tiny.bundle
+    data = write_patients(tmp_path / "data", 16)
+    words = ("--generated", "8") if of_copies else ("--references", "2")
     told = {}
     for device in DEVICES:
-        copies = kind == "copies"
-        data = unconditional.sites["east"] if copies else tiny.site("both")
-        bundle = unconditional.bundle if copies else tiny.bundle
         site = site_settings(tmp_path / device, data, bundle, device)
-        run = (unconditional.runs if copies else paired)["cpu"]
-        words = ("--generated", "8") if copies else ("--references", "2")
         out = tmp_path / f"{device}.json"
         on(device, "lift", "audit", "patients", run, "--site", site, "-o", out, *words)
         told[device] = json.loads(out.read_text(encoding="utf-8"))["audit"]["attacks"]
     assert told["cpu"].keys() == told["auto"].keys()
     for attack, row in told["cpu"].items():
-        assert abs(told["auto"][attack]["auc"] - row["auc"]) <= 0.1, attack
+        # of 6 against 6 patients one that changes places with another moves it by a 36th
+        assert abs(told["auto"][attack]["auc"] - row["auc"]) <= 3 / 36, attack
+
+
+def write_patients(folder: Path, count: int) -> Path:
+    """More patients of the tiny run's kind, in BraTS layout."""
+    for index in range(count):
+        patient = folder / patient_name(index)
+        for channel, content in make_patient(np.random.default_rng([7, index])).items():
+            write_nifti(patient / f"{patient.name}-{channel}.nii.gz", content)
+    return folder
