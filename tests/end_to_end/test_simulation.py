@@ -358,8 +358,10 @@ def test_checkpoints_of_another_plan_are_never_used(run: Path, tiny: TinyRun) ->
     "kind", sorted(set(get_args(MixerKind)) - {"zrefine", "trajectory_mapper"})
 )
 def test_every_other_kind_of_mixer_runs(tiny: TinyRun, kind: str) -> None:
-    _check_variant(tiny, kind, plan__mixer__kind=kind)
+    _check_variant(tiny, kind, plan__mixer__kind=kind, compare=["control_2d"])
     assert json.loads((tiny.folder / kind / "run.json").read_text())["mixer"]["kind"] == kind
+    metrics = json.loads((tiny.folder / kind / "metrics.json").read_text())
+    assert {"control_2d", "control_2d_z_filter"} < metrics["pooled"].keys()
 
 
 def test_half_precision_updates_are_half_the_size_and_near_the_same_mixer(
