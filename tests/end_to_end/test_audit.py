@@ -256,7 +256,8 @@ def test_private_training_is_audited_before_it_is_released(
         return {name: values[name].float() for name in sorted(values)}
 
     monkeypatch.setattr(sys.modules["lift.privacy.engines"], "add_noise", no_noise)
-    broken = until_passed(lambda: private.export("broken", "--without-audit"))
+    # once: tests/lift/audit/test_canary.py shows that it fails every time
+    broken = private.export("broken", "--without-audit")
     check_refusal(broken, 7, names=["did not pass its audit", "canaries"])
     assert not (private.folder / "broken").exists()
 

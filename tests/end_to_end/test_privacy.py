@@ -212,6 +212,7 @@ def test_clip_norms_of_phantoms(tiny: TinyRun) -> None:
                 "data": {
                     "layout": "phantom",
                     "scanner": "north",
+                    "in_plane_mm": 4.0,
                     "patients": 4,
                     "seed": 5,
                     "channels": channels,

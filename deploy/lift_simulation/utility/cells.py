@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,13 +173,16 @@ def noise_multipliers(
     """Of the z-filter's release and of each step: together they cost the cell's epsilon."""
     if cell.epsilon is None:
         return NEARLY_NO_NOISE, NEARLY_NO_NOISE
-    delta = public_delta(cell.patients)
-    start = rounded_up(
-        noise_multiplier_for(cell.epsilon * config.start_share, delta, q=1.0, steps=1)
-    )
-    steps_noise = noise_multiplier_for(
-        cell.epsilon, delta, q=q, steps=steps, already=[Mechanism(start)]
-    )
+    return _noise_for(cell.epsilon, config.start_share, public_delta(cell.patients), q, steps)
+
+
+@functools.cache  # both private modes ask the same, and each answer takes seconds
+def _noise_for(
+    target: float, start_share: float, delta: float, q: float, steps: int
+) -> tuple[float, float]:
+    start = rounded_up(noise_multiplier_for(target * start_share, delta, q=1.0, steps=1))
+    released = [Mechanism(start)]
+    steps_noise = noise_multiplier_for(target, delta, q=q, steps=steps, already=released)
     return start, rounded_up(steps_noise)
 
 

@@ -132,7 +132,9 @@ def test_the_training_that_runs_keeps_its_claim(mode: str, canaries: Canaries) -
 def test_a_broken_pipeline_fails(
     bug: Callable[[World, broken.Patients], broken.Released], canaries: Canaries
 ) -> None:
-    result = audit(partial(bug, world_of(PRIVACY, STEPS, 1)), canaries)
+    # one volume each where the bug does not depend on their number
+    several = canaries if bug is broken.clipped_by_volume else one_volume(canaries)
+    result = audit(partial(bug, world_of(PRIVACY, STEPS, 1)), several)
     assert result.meaningful
     assert not result.passed
 
