@@ -1,0 +1,278 @@
+"""Curves: what a patient's or a site's contrast is, as a function of each voxel's own values.
+
+Sites, and patients of one site, differ in the grey scale of the target. A correction that looks
+at one voxel alone takes that up in closed form, so that a mixer is left with structure:
+
+    P' = P + psi(P, S)^T c    inside the mask,
+
+psi being `KNOTS` hat functions of the prediction P and of each source S_j, (1 + n) * KNOTS numbers
+in all. Their normal equations are additive over patients, like the z-filter's.
+
+Source of rule and ridge: laboratory measurements on phantoms and on two real sets (own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+from torch import Tensor
+
+from lift.errors import DataError, VolumeError
+
+KNOTS: Final = 9
+"""Of each channel, equally spaced from 0 to 1."""
+SCALE: Final = 2**40
+"""Units per 1 of the fixed-point form."""
+STRENGTHS: Final = (None, torch.inf, 10.0, 3.0, 1.0, 0.0)
+"""Weights of the others' mean equations, the simplest rule first; None: no curves at all."""
+ALONE: Final = 3.0
+"""The weight where a site has one patient, and so nothing to choose by."""
+
+_SMOOTH: Final = 3e-4
+_SMALL: Final = 1e-4
+_VOXELS_AT_ONCE: Final = 1 << 18
+
+
+@dataclass(frozen=True)
+class CurveEquations:
+    """Sums from which curves are fitted, over any number of patients.
+
+    Sums are exact: each patient's numbers are whole multiples of 1 / `SCALE`.
+
+    Attributes:
+        a: sum over patients of the mean over the mask of psi psi^T, (f, f), float64, symmetric.
+        b: sum over patients of the mean over the mask of psi (target - P), (f,), float64.
+        patients: patients summed.
+    """
+
+    a: Tensor
+    b: Tensor
+    patients: int
+
+    @classmethod
+    def zero(cls, sources: int) -> Self:
+        """The equations of no patient: adding them changes nothing."""
+        size = KNOTS * (1 + sources)
+        return cls(torch.zeros(size, size).double(), torch.zeros(size).double(), 0)
+
+    def __add__(self, other: CurveEquations) -> CurveEquations:
+        return CurveEquations(self.a + other.a, self.b + other.b, self.patients + other.patients)
+
+    def error(self, curves: Tensor | None) -> float:
+        """Mean over patients of the squared error with `curves`, minus that without any."""
+        if curves is None:
+            return 0.0
+        found = curves @ self.a @ curves - 2 * self.b @ curves
+        return float(found) / max(self.patients, 1)
+
+
+def curve_equations(pred: Tensor, source: Tensor, target: Tensor, mask: Tensor) -> CurveEquations:
+    """One volume's least-squares sums of target - pred ~ psi^T c over the mask.
+
+    Divided by the number of voxels, so that a volume counts once, however large; an empty mask
+    gives zeros.
+
+    Args:
+        pred: the frozen generator's prediction, (z, 1, h, w), normalised to [0, 1].
+        source: (z, n, h, w).
+        target: like `pred`.
+        mask: 0 or 1, like `pred`.
+
+    Raises:
+        VolumeError: a voxel inside the mask is not finite.
+    """
+    inside = mask[:, 0] > 0
+    channels = torch.cat([pred, source], dim=1).movedim(1, -1)[inside]
+    residual = (target[:, 0] - pred[:, 0])[inside].double()
+    size = KNOTS * channels.shape[1]
+    a, b = torch.zeros(size, size).double(), torch.zeros(size).double()
+    for low in range(0, len(residual), _VOXELS_AT_ONCE):
+        here = slice(low, low + _VOXELS_AT_ONCE)
+        psi = hats(channels[here].double()).flatten(1)
+        a += psi.T @ psi
+        b += psi.T @ residual[here]
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise VolumeError(
+            "cannot fit curves to a patient",
+            where="curves",
+            seen="the prediction, a source or the target holds NaN or infinity inside the mask",
+            remedy="Nothing was sent. Check the patient's volumes, or leave the patient out.",
+        )
+    voxels = max(len(residual), 1)
+    # a matrix product may round its two halves differently
+    return CurveEquations(_rounded((a + a.T) / (2 * voxels)), _rounded(b / voxels), 1)
+
+
+def mean_equations(volumes: Sequence[CurveEquations]) -> CurveEquations:
+    """The equations of one patient with several volumes: their mean, so that a person counts once.
+
+    Raises:
+        ValueError: there is no volume.
+    """
+    if not volumes:
+        raise ValueError("a patient has at least one volume")
+    count = len(volumes)
+    a = torch.stack([volume.a for volume in volumes]).sum(0)
+    b = torch.stack([volume.b for volume in volumes]).sum(0)
+    return CurveEquations(_rounded(a / count), _rounded(b / count), 1)
+
+
+def fit_curves(
+    own: CurveEquations, others: CurveEquations | None = None, *, weight: float = 0.0
+) -> Tensor:
+    """The curves c, (f,), float64: the ridge regression of a site's patients.
+
+    Args:
+        own: sums over the site's patients.
+        others: sums over all others' patients; None: there are none.
+        weight: of the others' mean equations, in patients; infinity leaves the own out.
+
+    Raises:
+        DataError: a weight without others, or no patient at all.
+    """
+    count = float(own.patients)
+    a, b = own.a, own.b
+    if weight > 0:
+        if others is None or others.patients == 0:
+            raise DataError(
+                "cannot shrink a site's curves toward other sites'",
+                where="curves",
+                seen="there are no sums of other sites' patients",
+                remedy="Use the site's own patients alone (weight 0).",
+            )
+        mean_a, mean_b = others.a / others.patients, others.b / others.patients
+        if weight == torch.inf:
+            a, b, count = mean_a, mean_b, 1.0
+        else:
+            a, b, count = a + weight * mean_a, b + weight * mean_b, count + weight
+    if count == 0:
+        raise DataError(
+            "cannot fit curves",
+            where="curves",
+            seen="no patient; at least one is needed",
+            remedy="Give a patient that has a target.",
+        )
+    curves: Tensor = torch.linalg.solve(a + count * _ridge(len(b)), b)
+    return curves
+
+
+def apply_curves(pred: Tensor, source: Tensor, mask: Tensor, curves: Tensor) -> Tensor:
+    """P' = P + psi^T c inside the mask, P outside; in the number format of `pred`.
+
+    Args:
+        pred: (..., z, 1, h, w).
+        source: (..., z, n, h, w).
+        mask: 0 or 1, like `pred`.
+        curves: (f,).
+    """
+    channels = torch.cat([pred, source], dim=-3).movedim(-3, -1)
+    heights = curves.to(pred).view(channels.shape[-1], KNOTS)
+    change = torch.zeros_like(channels[..., 0])
+    for channel, own in zip(channels.unbind(-1), heights, strict=True):
+        low, share = _place(channel)
+        change = change + own[low] * (1 - share) + own[low + 1] * share
+    return pred + change.unsqueeze(-3) * (mask > 0)
+
+
+@dataclass(frozen=True)
+class ChosenCurves:
+    """A site's curves, and how they came about.
+
+    Attributes:
+        curves: (f,), or None: no curves, the prediction stays as it is.
+        weight: of the others' equations, from `STRENGTHS`; None where there are no curves.
+        errors: weight -> mean leave-one-patient-out error, minus that without curves.
+    """
+
+    curves: Tensor | None
+    weight: float | None
+    errors: dict[float | None, float]
+
+
+def choose_curves(
+    patients: Sequence[CurveEquations], others: CurveEquations | None
+) -> ChosenCurves:
+    """A site's curves, shrunk toward all others' as far as its own patients want it.
+
+    Each patient is left out in turn. Of the weights whose paired error is within one standard
+    error of the best, the simplest is taken. With one patient nothing can be chosen: the curves
+    are shrunk by :data:`ALONE`, or left off where there are no others.
+
+    Args:
+        patients: equations of each of the site's patients (training and validation).
+        others: sums over all others' patients; None: they sent none.
+    """
+    shared = others is not None and others.patients > 0
+    candidates = [w for w in STRENGTHS if w is None or w == 0 or shared]
+    if len(patients) < 2:
+        if not shared or not patients:
+            return ChosenCurves(None, None, {})
+        return ChosenCurves(fit_curves(patients[0], others, weight=ALONE), ALONE, {})
+    total = _sum(patients)
+    errors = {weight: _left_out(patients, total, others, weight) for weight in candidates}
+    means = {weight: float(found.mean()) for weight, found in errors.items()}
+    best = min(candidates, key=lambda weight: means[weight])
+    for weight in candidates:
+        worse = errors[weight] - errors[best]
+        if float(worse.mean()) <= float(worse.std()) / len(patients) ** 0.5:
+            break
+    if weight is None:
+        return ChosenCurves(None, None, means)
+    return ChosenCurves(fit_curves(total, others, weight=weight), weight, means)
+
+
+def hats(values: Tensor) -> Tensor:
+    """The hat functions of values in [0, 1], (..., KNOTS); values beyond count as the end's.
+
+    They are >= 0 and add up to 1.
+    """
+    low, share = _place(values)
+    found = values.new_zeros((*values.shape, KNOTS))
+    found.scatter_(-1, low[..., None], (1 - share)[..., None])
+    return found.scatter_(-1, low[..., None] + 1, share[..., None])
+
+
+def _place(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The knot below each value, and how far it is on the way to the next."""
+    position = values.clamp(0, 1) * (KNOTS - 1)
+    low = position.floor().clamp(max=KNOTS - 2)
+    return low.long(), position - low
+
+
+def _ridge(size: int) -> Tensor:
+    """Smoothness within a channel, and a little of everything: always invertible."""
+    second = torch.zeros(KNOTS - 2, KNOTS).double()
+    for row in range(KNOTS - 2):
+        second[row, row : row + 3] = torch.tensor([1.0, -2.0, 1.0]).double()
+    smooth = torch.block_diag(*[_SMOOTH * second.T @ second] * (size // KNOTS))
+    return smooth + _SMALL * torch.eye(size).double()
+
+
+def _left_out(
+    patients: Sequence[CurveEquations],
+    total: CurveEquations,
+    others: CurveEquations | None,
+    weight: float | None,
+) -> Tensor:
+    """Each patient's error under curves that were fitted without it, (n,)."""
+    found = []
+    for patient in patients:
+        rest = CurveEquations(total.a - patient.a, total.b - patient.b, total.patients - 1)
+        curves = None if weight is None else fit_curves(rest, others, weight=weight)
+        found.append(patient.error(curves))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _sum(patients: Sequence[CurveEquations]) -> CurveEquations:
+    total = patients[0]
+    for patient in patients[1:]:
+        total = total + patient
+    return total
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Whole multiples of 1 / `SCALE`: their sums are exact in float64 (up to 8192 patients)."""
+    return (values * SCALE).round() / SCALE
