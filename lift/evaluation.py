@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.curves import CurveEquations, apply_curves, curve_equations
 from lift.features import Features
 from lift.metrics.synthrad import ValueRange, psnr_db
 from lift.mixer.base import Mixer
@@ -23,6 +24,24 @@ def patient_equations(features: Features, prediction: Floats | None = None) -> N
         _tensor(_target(features)),
         _mask(features),
     )
+
+
+def patient_curves(features: Features) -> CurveEquations:
+    """One volume's equations of the curves."""
+    return curve_equations(
+        _tensor(features.pred),
+        _tensor(features.source),
+        _tensor(_target(features)),
+        _mask(features),
+    )
+
+
+def curved(features: Features, curves: Tensor | None) -> Floats:
+    """The prediction under curves (None: as it is), (z, 1, h, w)."""
+    if curves is None:
+        return np.asarray(features.pred)
+    pred, source = _tensor(features.pred), _tensor(features.source)
+    return apply_curves(pred, source, _mask(features), curves).numpy()
 
 
 def mixed(mixer: Mixer, features: Features) -> Floats:

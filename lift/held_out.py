@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.config.plan import Plan, WindowRule
-from lift.evaluation import filtered, median_filtered, mixed
+from lift.curves import choose_curves, mean_equations
+from lift.evaluation import (
+    curved,
+    filtered,
+    median_filtered,
+    mixed,
+    patient_curves,
+    patient_equations,
+)
 from lift.features import Features
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
 from lift.metrics.table import PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
+from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared, on_plan_grid, restore, to_output_units
 from lift.slices import to_slices
 from lift.volume import write_volume
@@ -37,6 +46,44 @@ def z_median(features: Features) -> Floats:
 def z_filter(taps: Tensor) -> Method:
     """A fitted linear filter along depth."""
     return lambda features: filtered(features, taps)
+
+
+def with_curves(curves: Tensor | None, *, then: Tensor | None = None) -> Method:
+    """A site's contrast (None: as it is), with a z-filter on top where `then` gives its taps."""
+
+    def method(features: Features) -> Floats:
+        result = curved(features, curves)
+        return result if then is None else filtered(features, then, result)
+
+    return method
+
+
+def curve_methods(
+    train: Mapping[str, Sequence[Features]],
+    validation: Mapping[str, Sequence[Features]],
+    ridge: float,
+) -> dict[str, Method]:
+    """The rows of a site that stays out and trains no network; empty without a patient.
+
+    Args:
+        train: the site's training patients, each with all its volumes.
+        validation: likewise. They choose and fit the curves too, which have few numbers; the
+            z-filter is fitted on training patients alone, as everywhere.
+        ridge: of the z-filter.
+    """
+    people = [*train.values(), *validation.values()]
+    equations = [mean_equations([patient_curves(f) for f in volumes]) for volumes in people]
+    if not equations:
+        return {}
+    curves = choose_curves(equations, None).curves
+    methods = {"curves": with_curves(curves)}
+    total = NormalEquations.zero()
+    for volumes in train.values():
+        for features in volumes:
+            total = total + patient_equations(features, curved(features, curves))
+    if total.patients:
+        methods["curves_z_filter"] = with_curves(curves, then=fit(total, ridge))
+    return methods
 
 
 def with_mixer(mixer: Mixer, values: Mapping[str, Tensor], *, then: Tensor | None = None) -> Method:

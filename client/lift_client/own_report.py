@@ -28,6 +28,7 @@ from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     HeldOut,
     Method,
+    curve_methods,
     measure,
     no_mixer,
     with_mixer,
@@ -114,7 +115,9 @@ def write_own_report(
         report=lambda done, total: progress("features", done, total),
     )
     part, patients = _held_out(work)
-    methods = _methods(config, work, finished, generator, progress, local_only=local_only)
+    methods = _methods(
+        config, work, finished, generator, progress, part=part, local_only=local_only
+    )
     metrics: dict[str, dict[str, PatientMetrics]] = {}
     for done, patient in enumerate(patients, 1):
         prepared = prepare_patient(work.cohort, patient, plan, config.data.root)
@@ -212,11 +215,14 @@ def _methods(
     generator: FrozenGenerator,
     progress: Progress,
     *,
+    part: str,
     local_only: bool,
 ) -> dict[str, Method]:
     plan = finished.plan
     mixer = plan_mixer(plan, generator)
     own = fit(work.z_filter_sums, plan.mixer.ridge)
+    # who is shown must not have been fitted to
+    fitted = work.cohort.persons("validation") if part == "test" else {}
     # under privacy no shared filter may exist: then the site's own is what there is
     shared = finished.taps if finished.taps.numel() == _TAPS else own
     methods: dict[str, Method] = {
@@ -224,6 +230,7 @@ def _methods(
         "z_median": z_median,
         "z_filter": z_filter(shared),
         "z_filter_local": z_filter(own),
+        **curve_methods(work.cohort.persons("train"), fitted, plan.mixer.ridge),
         "federated": with_mixer(mixer, finished.values),
     }
     if local_only:

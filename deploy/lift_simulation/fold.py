@@ -22,6 +22,7 @@ from lift.held_out import (
     Floats,
     HeldOut,
     Method,
+    curve_methods,
     measure,
     no_mixer,
     with_mixer,
@@ -255,6 +256,9 @@ class Fold:
             if "z_filter_local" in self._compare and cohort.split.train:
                 sums = self._sessions[name].z_filter_sums(self._plan)
                 methods["z_filter_local"] = z_filter(fit(sums, self._plan.mixer.ridge))
+            if "curves" in self._compare:
+                people = (cohort.persons("train"), cohort.persons("validation"))
+                methods |= curve_methods(*people, self._plan.mixer.ridge)
             for patient in cohort.split.test:
                 held_out = HeldOut(
                     name, patient, cohort.features[patient], self._prepared(cohort, patient)

@@ -19,7 +19,13 @@ from lift.config.site import BudgetSettings, CacheSettings
 from lift.config.tracking import TrackingSettings
 
 Comparison = Literal[
-    "z_filter_local", "control_2d", "local_only", "centralised", "cross_site", "federated_samples"
+    "z_filter_local",
+    "curves",
+    "control_2d",
+    "local_only",
+    "centralised",
+    "cross_site",
+    "federated_samples",
 ]
 
 
@@ -61,6 +67,7 @@ class SimulationConfig(Settings):
     plan: Plan
     compare: tuple[Comparison, ...] = (
         "z_filter_local",
+        "curves",
         "control_2d",
         "local_only",
         "centralised",

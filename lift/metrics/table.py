@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
+from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
@@ -34,6 +35,7 @@ Methods = Mapping[str, Mapping[str, PatientMetrics]]
 
 UNITS: Final[Mapping[str, str]] = {
     "psnr_db": "dB",
+    "psnr_invariant_db": "dB",
     "ssim": "",
     "mae": "normalised",
     "dz_mae": "normalised",
@@ -50,6 +52,7 @@ UNITS: Final[Mapping[str, str]] = {
 
 BETTER: Final[Mapping[str, Better]] = {
     "psnr_db": "higher",
+    "psnr_invariant_db": "higher",
     "ssim": "higher",
     "mae": "lower",
     "dz_mae": "lower",
@@ -69,11 +72,15 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("federated", "z_filter"),
     ("federated", "z_filter_local"),
     ("federated", "z_median"),
+    ("federated", "curves"),
+    ("federated", "curves_z_filter"),
     ("federated", "control_2d"),
     ("federated", "control_2d_z_filter"),
     ("federated", "local_only"),
     ("federated", "centralised"),
     ("z_filter", "no_mixer"),
+    ("curves", "no_mixer"),
+    ("curves_z_filter", "no_mixer"),
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
 )
@@ -147,7 +154,9 @@ def patient_metrics(
     protocol: Protocol,
     brief: bool = False,
 ) -> dict[str, float]:
-    """All figures of one patient that exist, each finite; `mr` adds the two of the BraTS crop.
+    """All figures of one patient that exist, each finite.
+
+    `mr` adds the two of the BraTS crop, and the PSNR after the best contrast.
 
     Left out are figures that a volume has not got: SSIM of a volume thinner than 7 voxels, band
     figures without columns of 8 slices, a correlation with a constant (see each metric).
@@ -187,7 +196,12 @@ def patient_metrics(
             "tpr": tpr(*pair),
         }
         if protocol == "mr":
-            figures |= {"psnr_crop_db": psnr_crop_db(*pair), "ssim_crop": ssim_crop(*pair)}
+            figures |= {
+                # CT has units: there an offset is an error
+                "psnr_invariant_db": psnr_invariant_db(*pair, range),
+                "psnr_crop_db": psnr_crop_db(*pair),
+                "ssim_crop": ssim_crop(*pair),
+            }
     found = {metric: figures[metric] for metric in wanted if metric in figures}
     return {metric: figure for metric, figure in found.items() if figure is not None}
 

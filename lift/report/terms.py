@@ -43,6 +43,18 @@ METHODS: Final[dict[str, MethodTerm]] = {
     "z_filter_local": MethodTerm(
         "z-filter, local", "the same filter, fitted at the site alone", "#56b4e9", "d"
     ),
+    "curves": MethodTerm(
+        "curves",
+        "the site's own contrast, a closed form of each voxel's values: no network, no neighbour",
+        "#999933",
+        "p",
+    ),
+    "curves_z_filter": MethodTerm(
+        "curves + z-filter",
+        "the site's own contrast, then a z-filter fitted on it at the site alone",
+        "#117733",
+        "h",
+    ),
     "control_2d": MethodTerm(
         "2D control", "as many weights or more, but no reach along depth", "#cc79a7", "^"
     ),
@@ -110,6 +122,12 @@ TARGET_COLOUR: Final = "#000000"
 
 METRICS: Final[dict[str, MetricTerm]] = {
     "psnr_db": MetricTerm("PSNR", "peak signal to noise inside the mask", 2, None),
+    "psnr_invariant_db": MetricTerm(
+        "PSNR, best contrast",
+        "PSNR after the gain and the offset that suit each volume best: MR has no units",
+        2,
+        None,
+    ),
     "ssim": MetricTerm("SSIM", "structural similarity in 3D inside the mask", 3, None),
     "mae": MetricTerm("MAE", "mean absolute error inside the mask", 4, None),
     "dz_mae": MetricTerm(

@@ -50,6 +50,8 @@ METHODS = {
     "z_median",
     "z_filter",
     "z_filter_local",
+    "curves",
+    "curves_z_filter",
     "control_2d",
     "control_2d_z_filter",
     "local_only",
@@ -58,6 +60,7 @@ METHODS = {
 }
 METRICS = {
     "psnr_db",
+    "psnr_invariant_db",
     "ssim",
     "mae",
     "dz_mae",
@@ -468,9 +471,8 @@ def _check_metrics(table: Mapping[str, Any], *, n: int) -> None:
             assert entry["high"] is None
         else:
             assert entry["low"] <= entry["value"] <= entry["high"]
-        assert entry["unit"] == {"psnr_db": "dB", "psnr_crop_db": "dB"}.get(
-            metric, "normalised" if metric.endswith("mae") else ""
-        )
+        unit = "dB" if metric.endswith("_db") else "normalised" if metric.endswith("mae") else ""
+        assert entry["unit"] == unit
 
 
 def _simulate(*words: str) -> None:

@@ -89,7 +89,14 @@ def paired(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         config = tiny.settings(
             f"gpu-{device}",
             device=device,
-            compare=["z_filter_local", "control_2d", "local_only", "centralised", "cross_site"],
+            compare=[
+                "z_filter_local",
+                "curves",
+                "control_2d",
+                "local_only",
+                "centralised",
+                "cross_site",
+            ],
             plan__split=SPLIT,
         )
         runs[device] = folder / device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,10 +26,19 @@ from lift.curves import (
     mean_equations,
 )
 from lift.errors import DataError, VolumeError
-from tests.lift.small_world import assert_four_parts
+from lift.evaluation import patient_psnr_db
+from lift.features import Features
+from lift.held_out import curve_methods
+from tests.lift.small_world import (
+    assert_four_parts,
+    features_of,
+    small_generator,
+    small_prepared,
+)
 
 SHAPE = (5, 1, 12, 10)
 SOURCES = 2
+GENERATOR = small_generator()
 Contrast = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -214,3 +224,34 @@ def test_with_one_patient_nothing_is_chosen() -> None:
     assert torch.equal(chosen.curves, fit_curves(own, others, weight=ALONE))
     for patients, shared in (([own], None), ([], None), ([own], CurveEquations.zero(SOURCES))):
         assert choose_curves(patients, shared).curves is None
+
+
+def patients_of(contrast: Contrast, seeds: range) -> dict[str, list[Features]]:
+    """Small patients whose target is another contrast of the prediction, and flickers."""
+    found = {}
+    for seed in seeds:
+        prepared = small_prepared(9, seed=seed)
+        # one slice again and again: all that changes along depth is flicker
+        prepared = replace(prepared, source=np.repeat(prepared.source[:1], 9, axis=0))
+        features = features_of(prepared, GENERATOR, "zrefine")
+        pred, source = (torch.from_numpy(np.array(x)) for x in (features.pred, features.source))
+        flicker = np.random.default_rng(seed).normal(0, 0.03, (9, 1, 1, 1)).astype(np.float32)
+        target = contrast(pred, source).numpy()
+        # what the generator made is jumpy, what is true is not
+        found[f"p{seed}"] = [replace(features, pred=features.pred + flicker, target=target)]
+    return found
+
+
+def test_the_rows_of_a_site_that_stays_out_take_up_contrast_and_then_flicker() -> None:
+    train, validation = patients_of(bent, range(4)), patients_of(bent, range(4, 6))
+    methods = curve_methods(train, validation, ridge=1e-3)
+    assert set(methods) == {"curves", "curves_z_filter"}
+    ((held_out,),) = patients_of(bent, range(20, 21)).values()
+    psnr = {name: patient_psnr_db(held_out, method(held_out)) for name, method in methods.items()}
+    assert psnr["curves"] > patient_psnr_db(held_out, held_out.pred) + 3
+    assert psnr["curves_z_filter"] > psnr["curves"] + 1
+
+
+def test_a_site_without_patients_has_no_such_rows() -> None:
+    assert curve_methods({}, {}, ridge=1e-3) == {}
+    assert set(curve_methods({}, patients_of(bent, range(2)), ridge=1e-3)) == {"curves"}

@@ -32,6 +32,7 @@ STATISTICS_BYTES: Final = 981
 # METRIC -> (value without a mixer, what the best method adds, spread over patients)
 METRICS: Final = {
     "psnr_db": (21.0, 2.5, 0.5),
+    "psnr_invariant_db": (21.6, 2.4, 0.5),
     "ssim": (0.74, 0.09, 0.016),
     "mae": (0.062, -0.02, 0.004),
     "dz_mae": (0.058, -0.02, 0.004),

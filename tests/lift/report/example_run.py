@@ -20,13 +20,24 @@ QUALITY_DB = {
     "z_median": 0.6,
     "z_filter": 0.9,
     "z_filter_local": 0.85,
+    "curves": 0.7,
+    "curves_z_filter": 1.4,
     "control_2d": 0.1,
     "control_2d_z_filter": 0.95,
     "local_only": 1.9,
     "federated": 2.4,
     "centralised": 2.5,
 }
-REFERENCES = ("no_mixer", "z_median", "z_filter", "z_filter_local", "local_only", "centralised")
+REFERENCES = (
+    "no_mixer",
+    "z_median",
+    "z_filter",
+    "z_filter_local",
+    "curves",
+    "curves_z_filter",
+    "local_only",
+    "centralised",
+)
 
 
 def write_example_run(folder: Path, *, phantom: bool = True, patients: int = 2) -> Path:
@@ -204,6 +215,7 @@ def _methods(rng: np.random.Generator, *, base_db: float, n: int) -> dict[str, A
         share = gain / 2.5
         table[method] = {
             "psnr_db": _entry(rng, base_db + gain, 0.25, n, "dB"),
+            "psnr_invariant_db": _entry(rng, base_db + 0.5 + gain, 0.25, n, "dB"),
             "ssim": _entry(rng, 0.74 + 0.09 * share, 0.008, n, ""),
             "mae": _entry(rng, 0.062 - 0.02 * share, 0.002, n, "normalised"),
             "dz_mae": _entry(rng, 0.058 - 0.02 * share, 0.002, n, "normalised"),
