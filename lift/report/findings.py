@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from lift.report.markup import Markup, escape, foreign, join, number, pointer, tag
 from lift.report.read import FEDERATION, METRICS_FILE, Comparisons, Measure, Metrics, Run, Table
 from lift.report.tables import interval, outcome
+from lift.report.terms import METHODS
 
+ALONE: Final = ("no_mixer", "z_filter_local", "curves", "curves_z_filter", "local_only")
+"""Rows of what a site has without any other site."""
 _FEW_PATIENTS = 10
 _MOST_NAMED = 12
 
@@ -15,8 +19,8 @@ _MOST_NAMED = 12
 def headline(run: Run) -> tuple[Markup, ...]:
     """One paragraph per finding, the most sobering first.
 
-    The first one says whether the run is complete, if it is not, and whether the federated
-    mixer beats the fitted linear z-filter. Then come no mixer, and the sites' own verdicts.
+    The first one says whether the run is complete, if it is not, and whether joining is better
+    than staying out. Then come the fitted linear z-filter, no mixer, and the sites' own verdicts.
     """
     paragraphs: list[Markup] = []
     if run.record.kind != FEDERATION:
@@ -103,10 +107,10 @@ def _no_figures() -> Markup:
 
 
 def _gains(comparisons: Comparisons) -> list[Markup]:
-    """The federated mixer against the fitted z-filter, then against no mixer."""
+    """The federated mixer against staying out, the fitted z-filter, and no mixer."""
     against_filter = comparisons.pooled.get("federated - z_filter", {}).get("psnr_db")
     against_none = comparisons.pooled.get("federated - no_mixer", {}).get("psnr_db")
-    paragraphs: list[Markup] = []
+    paragraphs = _staying_out(comparisons)
     if against_filter is None or against_filter.value is None:
         paragraphs.append(
             Markup(
@@ -146,6 +150,36 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
             )
         )
     return paragraphs
+
+
+def _staying_out(comparisons: Comparisons) -> list[Markup]:
+    """The federated mixer against the best that a site could have had alone, by mean PSNR."""
+    found = {
+        method: table["psnr_db"]
+        for method in ALONE
+        if "psnr_db" in (table := comparisons.pooled.get(f"federated - {method}", {}))
+    }
+    known = {m: gain for m, gain in found.items() if gain.value is not None}
+    if not known:
+        return []
+    best = min(known, key=lambda method: known[method].value or 0.0)
+    opening = {
+        "better": "Joining is <b>better than staying out</b>. ",
+        "worse": "Joining is <b>worse than staying out</b>. ",
+        None: "Joining is <b>not shown to be better than staying out</b>. ",
+    }[outcome("psnr_db", known[best])]
+    compared = ", ".join(METHODS[method].label for method in known)
+    return [
+        join(
+            [
+                Markup(opening),
+                "Against what sites could have had alone, over all patients best ",
+                tag("b", METHODS[best].label),
+                f" (of {compared}), the federated mixer gains ",
+                _gain(known[best], f"federated - {best}"),
+            ]
+        )
+    ]
 
 
 def _through_plane(comparisons: Comparisons) -> list[Markup]:

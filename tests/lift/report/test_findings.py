@@ -1,4 +1,4 @@
-"""The sentence on what a network without reach along depth gains as well."""
+"""The sentences on staying out, and on what a network without reach along depth gains as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lift.report.findings import _through_plane
+from lift.report.findings import _staying_out, _through_plane
 from lift.report.read import Comparisons
 
 
@@ -39,3 +39,36 @@ def test_it_says_how_much_a_2d_control_gains_and_what_is_left(
 
 def test_without_the_control_it_says_nothing() -> None:
     assert _through_plane(Comparisons()) == []
+
+
+def against(**gains: tuple[float, float, float]) -> Comparisons:
+    rows = {
+        f"federated - {method}": {
+            "psnr_db": {"value": value, "low": low, "high": high, "n": 12, "wins": 9}
+        }
+        for method, (value, low, high) in gains.items()
+    }
+    return Comparisons.model_validate({"pooled": rows})
+
+
+@pytest.mark.parametrize(
+    ("worst", "words"),
+    [
+        ((0.7, 0.2, 1.1), "better than staying out"),
+        ((0.1, -0.3, 0.5), "not shown to be better than staying out"),
+        ((-0.9, -1.4, -0.3), "worse than staying out"),
+    ],
+)
+def test_joining_is_held_against_the_best_of_staying_out(
+    worst: tuple[float, float, float], words: str
+) -> None:
+    easy = (2.0, 1.5, 2.5)
+    (sentence,) = _staying_out(against(no_mixer=easy, curves_z_filter=worst, local_only=easy))
+    text = re.sub(r"<[^>]+>", "", str(sentence))
+    assert words in text
+    assert "best curves + z-filter (of no mixer, curves + z-filter, local only)" in text
+    assert f"{worst[0]:+.2f}".replace("-", "\N{MINUS SIGN}") in text
+
+
+def test_without_such_a_row_it_says_nothing_of_staying_out() -> None:
+    assert _staying_out(against(z_filter=(1.0, 0.5, 1.5))) == []
