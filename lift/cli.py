@@ -111,7 +111,7 @@ def pretrain(
 
         def report(step: int, total: int, loss: float) -> None:
             progress.update(task, completed=step, total=total, description=f"loss {loss:.4f}")
-            if lines and (step % 100 == 0 or step == total):
+            if lines and (step == 1 or step % 100 == 0 or step == total):
                 console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
 
         folder = work or output.with_name(f"{output.name}.work")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -11,7 +11,7 @@ from typing import Generic, Literal, TypeVar
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients, write_split
-from lift.config.plan import Plan
+from lift.config.plan import Plan, SplitPlan
 from lift.config.site import SiteSettings
 from lift.device import feature_precision
 from lift.errors import DataError
@@ -139,10 +139,13 @@ def read_patients(
         report: called after each patient with the number done and the number of all.
 
     Raises:
-        DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop.
+        DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
+            plan holds out somebody whom the site does not have.
     """
     needs_mask = plan.preprocessing.mask == "file"
     found, refusals = list_patients(settings.data, plan.task.channels, needs_mask=needs_mask)
+    known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
+    _check_held_out(plan.split, settings.name, known)
     usable: Usable[Content] = Usable({}, {}, refusals)
     for done, patient in enumerate(found, start=1):
         try:
@@ -166,6 +169,22 @@ def read_patients(
             remedy="Mend or remove the named files and run the same command again.",
         )
     return usable
+
+
+def _check_held_out(rule: SplitPlan, site: str, known: Collection[str]) -> None:
+    """Refuse names of this site's patients that nobody has: they would be dropped in silence."""
+    prefix = f"{site}/"
+    named = [name for name in rule.held_out if name.startswith(prefix)]
+    unknown = [name for name in named if name.removeprefix(prefix) not in known]
+    if unknown:
+        raise DataError(
+            "the plan holds out patients that this site does not have",
+            where="split.held_out",
+            seen=f"{', '.join(unknown)} ({len(unknown)} of {len(named)} names); the site has "
+            f"{len(known)} patients",
+            remedy="Nothing was read. Correct the names, SITE/PATIENT as the data folder calls "
+            "them.",
+        )
 
 
 def prepare_patient(cohort: SiteCohort, patient: str, plan: Plan, root: Path) -> Prepared:

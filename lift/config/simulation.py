@@ -114,6 +114,13 @@ class SimulationConfig(Settings):
             )
         if self.leave_one_out and self.plan.split.held_out:
             raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
+        held_out = self.plan.split.held_out
+        strangers = [name for name in held_out if name.partition("/")[0] not in names]
+        if strangers:
+            raise ValueError(
+                f"split.held_out names patients of no site here: {', '.join(strangers)}; "
+                "a name is SITE/PATIENT"
+            )
         return self
 
     def canonical_json(self) -> str:

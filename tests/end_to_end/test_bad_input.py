@@ -277,6 +277,16 @@ def test_leaving_one_out_of_one_patient_is_refused(own: TinyRun) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, not_an_image], ids=lambda d: d.__name__)
+def test_a_held_out_patient_that_nobody_has_is_refused_by_name(tiny: TinyRun) -> None:
+    here = f"east/{patient_name(0)}"
+    typo = tiny.simulate("typo", plan__split={"held_out": [here, "east/BraTS-TST-0000-000"]})
+    message = check_refusal(typo, 3, names=["east/BraTS-TST-0000-000 (1 of 2 names)", "held_out"])
+    assert here not in message
+    assert not (tiny.folder / "typo" / "metrics.json").exists()
+    stranger = tiny.simulate("stranger", plan__split={"held_out": [here, "south/x"]})
+    check_refusal(stranger, 2, names=["south/x", "SITE/PATIENT"])
+
+
 def test_a_damaged_mixer_is_refused_and_the_earlier_result_stays(
     own: TinyRun, good_run: Path, damage: Damage
 ) -> None:
