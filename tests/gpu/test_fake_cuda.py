@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -14,14 +16,15 @@ def test_two_devices_do_not_meet_in_one_operation() -> None:
     host = torch.ones(3)
     with fake_cuda():
         there = host.to("cuda")
-        for wrong in (
+        refused: tuple[Callable[[], object], ...] = (
             lambda: there + host,
             lambda: host @ there,
             lambda: torch.cat([there, host]),
             lambda: host[torch.zeros(2, dtype=torch.int64, device="cuda")],
             lambda: nn.functional.linear(there, torch.ones(2, 3)),
             lambda: nn.Linear(3, 2)(there),
-        ):
+        )
+        for wrong in refused:
             with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
                 wrong()
         # a number may come from the host, and so may an index
@@ -32,7 +35,8 @@ def test_two_devices_do_not_meet_in_one_operation() -> None:
 def test_numpy_sees_no_tensor_of_the_device() -> None:
     with fake_cuda():
         there = torch.ones(3, device="cuda")
-        for wrong in (there.numpy, lambda: np.asarray(there)):
+        refused: tuple[Callable[[], object], ...] = (there.numpy, lambda: np.asarray(there))
+        for wrong in refused:
             with pytest.raises(TypeError, match="can't convert cuda:0"):
                 wrong()
         assert there.cpu().numpy().tolist() == [1.0, 1.0, 1.0]
@@ -44,7 +48,13 @@ def test_reads_and_uploads_are_counted_and_work_on_the_device_is_not() -> None:
         assert (sum(device.uploads.values()), sum(device.reads.values())) == (1, 0)
         total = (there * there).sum() + torch.zeros((), device="cuda")
         assert sum(device.reads.values()) == 0
-        for reads, read in enumerate((total.item, total.tolist, total.cpu, total.__bool__), 1):
+        reading: tuple[Callable[[], object], ...] = (
+            total.item,
+            total.tolist,
+            total.cpu,
+            total.__bool__,
+        )
+        for reads, read in enumerate(reading, 1):
             read()
             assert sum(device.reads.values()) == reads
         assert device.reads.keys() == {"a test"}
