@@ -13,6 +13,7 @@ from typing import Any
 
 from lift.assembly import describe_dry_run
 from lift.cohort.layouts import list_patients
+from lift.cohort.split import folds_of
 from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
 from lift.config.simulation import SimulationConfig
@@ -89,12 +90,12 @@ def _simulate_paired(
     results: list[FoldResult] = []
     folds = _folds(config, plan, sites)
     for folder, fold_plan in folds:
-        if config.leave_one_out:
-            reporter.line(f"held out: {fold_plan.split.held_out[0]}")
+        if config.in_folds:
+            reporter.line(f"{folder}, held out: {', '.join(fold_plan.split.held_out)}")
         tracking.begin(
             About(config.name, fold_plan.digest(), config.phantom),
             out / folder / "rounds.jsonl",
-            part=f"fold-{Path(folder).name}" if config.leave_one_out else "",
+            part=f"fold-{Path(folder).name}" if config.in_folds else "",
         )
         fold = Fold(
             sites,
@@ -125,7 +126,7 @@ def _simulate_paired(
             table["second_phantom"] = second["pooled"]
             table["second_phantom_comparisons"] = second["comparisons"]
     write_json(out / "metrics.json", table)
-    if config.leave_one_out:
+    if config.in_folds:
         # the tables are of all folds together
         tracking.begin(About(config.name, plan.digest(), config.phantom))
     tracking.finished(table)
@@ -169,27 +170,35 @@ def _generator_of(config: SimulationConfig) -> GeneratorChoice:
 def _folds(
     config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]
 ) -> list[tuple[str, Plan]]:
-    """Folder and plan of each federation: one, or one for every patient held out."""
-    if not config.leave_one_out:
+    """Folder and plan of each federation: one, or one for every set of patients held out."""
+    if not config.in_folds:
         return [(".", plan)]
-    folds: list[tuple[str, Plan]] = []
     channels = [*plan.task.source, plan.task.target]
-    for name, settings in sorted(sites.items()):
-        patients, _ = list_patients(
-            settings.data, channels, needs_mask=plan.preprocessing.mask == "file"
-        )
-        for patient in patients:
-            split = plan.split.model_copy(update={"held_out": (f"{name}/{patient.id}",)})
-            folder = f"folds/{len(folds):03d}"
-            folds.append((folder, plan.model_copy(update={"split": split})))
-    if len(folds) < 2:
+    needs_mask = plan.preprocessing.mask == "file"
+    patients = {
+        name: list_patients(settings.data, channels, needs_mask=needs_mask)[0]
+        for name, settings in sorted(sites.items())
+    }
+    if config.leave_one_out:
+        tested = [(f"{name}/{one.id}",) for name, found in patients.items() for one in found]
+        asked, needed = "leave_one_out", 2
+    else:
+        tested = [names for names in folds_of(patients, plan.split.key, config.folds) if names]
+        asked, needed = "folds", config.folds
+    if len(tested) < needed:
         raise ConfigError(
-            "leave_one_out needs at least two patients",
-            where="leave_one_out",
-            seen=f"{len(folds)} patients in all sites",
-            remedy="Add patients, or set leave_one_out: false.",
+            f"{asked} needs at least {needed} patients",
+            where=asked,
+            seen=f"{len(tested)} patients in all sites",
+            remedy=f"Add patients, or leave {asked} out.",
         )
-    return folds
+    return [
+        (
+            f"folds/{index:03d}",
+            plan.model_copy(update={"split": plan.split.model_copy(update={"held_out": names})}),
+        )
+        for index, names in enumerate(tested)
+    ]
 
 
 def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
@@ -205,6 +214,10 @@ def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
     protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
     seed = derive_seed(plan.seed, "intervals")
     table = dict(summarise(merged, seed=seed, protocol=protocol))
+    table["patients"] = {
+        site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
+        for site, methods in sorted(merged.items())
+    }
     if crossed:
         table["cross_site"] = {
             trained_at: {

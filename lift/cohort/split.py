@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,23 @@ def _split_one_by_one(patients: Sequence[Patient], rule: SplitPlan, prefix: str)
         elif place < tests + validations:
             validated.add(subject)
     return _split(patients, validated, tested)
+
+
+def folds_of(sites: Mapping[str, Sequence[Patient]], key: str, count: int) -> list[tuple[str, ...]]:
+    """SITE/PATIENT names of `count` test sets that share all patients out, each patient once.
+
+    Persons (with all their volumes) are taken site by site in the order of their keyed hash, and
+    dealt out in turn: sizes differ by one person at most, in all and at each site. A fold of a site
+    with fewer persons than folds may be empty.
+    """
+    dealt: list[list[str]] = [[] for _ in range(count)]
+    place = 0
+    for site, patients in sorted(sites.items()):
+        for subject in _ordered(patients, key, without=set()):
+            names = sorted(patient.id for patient in patients if patient.subject == subject)
+            dealt[place % count] += [f"{site}/{name}" for name in names]
+            place += 1
+    return [tuple(names) for names in dealt]
 
 
 def write_split(path: Path, split: Split) -> None:

@@ -76,6 +76,8 @@ class SimulationConfig(Settings):
     """Rows beside no_mixer, z_median, z_filter and federated, which are always there."""
     leave_one_out: bool = False
     """Every patient is held out once, in a federation of its own."""
+    folds: int = Field(default=1, ge=1, le=20)
+    """With 2 or more, every patient is held out once, in one of so many federations."""
     participation: Path | None = None
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
@@ -97,9 +99,9 @@ class SimulationConfig(Settings):
         if (self.generator is None) == (self.pretrain is None):
             raise ValueError("give exactly one of generator and pretrain")
         if self.plan.task.kind == "unconditional":
-            if self.leave_one_out or self.clean_phantom or self.participation:
+            if self.in_folds or self.clean_phantom or self.participation:
                 raise ValueError(
-                    "leave_one_out, clean_phantom and participation belong to paired tasks"
+                    "leave_one_out, folds, clean_phantom and participation belong to paired tasks"
                 )
         elif self.pretrain is not None:
             raise ValueError("pretrain belongs to an unconditional task: give generator")
@@ -108,12 +110,16 @@ class SimulationConfig(Settings):
             raise ValueError("site names must be distinct")
         if self.clean_phantom is not None and not self.phantom:
             raise ValueError("clean_phantom needs phantom sites only")
-        if self.participation is not None and (self.leave_one_out or self.clean_phantom):
+        if self.participation is not None and (self.in_folds or self.clean_phantom):
             raise ValueError(
-                "participation repeats one run: leave out leave_one_out and clean_phantom"
+                "participation repeats one run: leave out leave_one_out, folds and clean_phantom"
             )
-        if self.leave_one_out and self.plan.split.held_out:
-            raise ValueError("leave_one_out chooses split.held_out itself: leave that out")
+        if self.leave_one_out and self.folds > 1:
+            raise ValueError("give leave_one_out or folds, not both")
+        if self.in_folds and self.plan.split.held_out:
+            raise ValueError(
+                "leave_one_out and folds choose split.held_out themselves: leave that out"
+            )
         held_out = self.plan.split.held_out
         strangers = [name for name in held_out if name.partition("/")[0] not in names]
         if strangers:
@@ -130,6 +136,11 @@ class SimulationConfig(Settings):
         """
         data = self.model_dump(mode="json", exclude={"tracking"})
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether there are several federations, whose held-out patients are pooled."""
+        return self.leave_one_out or self.folds > 1
 
     @property
     def phantom(self) -> bool:

@@ -273,7 +273,7 @@ def test_leaving_one_out_of_one_patient_is_refused(own: TinyRun) -> None:
         shutil.rmtree(own.patient("east", index))
     only = [{"name": "east", "data": {"layout": "brats", "root": str(own.site("east"))}}]
     done = own.simulate("out", sites=only, leave_one_out=True)
-    check_refusal(done, 2, names=["leave_one_out", "1 patients"])
+    check_refusal(done, 2, names=["leave_one_out needs at least 2 patients", "1 patients"])
 
 
 def test_a_held_out_patient_that_nobody_has_is_refused_by_name(tiny: TinyRun) -> None:

@@ -55,12 +55,19 @@ def run_structure(folder: Path) -> Structure:
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     volumes = [volume_facts(folder, path) for path in (folder / "synthesis").glob("*/*/*")]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    patients = {
+        patient
+        for methods in metrics["patients"].values()
+        for rows in methods.values()
+        for patient in rows
+    }
     content = {
         "run.json": record,
-        "metrics.json": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        "metrics.json": metrics,
         "rounds.jsonl": [json.loads(line) for line in rounds],
     }
-    found = structure(content, [site["name"] for site in record["sites"]])
+    found = structure(content, {*(site["name"] for site in record["sites"]), *patients})
     for name, facts in volumes:
         found.setdefault(f"/synthesis/NAME/PATIENT/{name}", set()).add(facts)
     return found

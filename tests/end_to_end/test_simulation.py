@@ -438,6 +438,27 @@ def test_leave_one_out_holds_every_patient_out_once(own: TinyRun) -> None:
         assert names == [patient_name(index) for index in indices]
 
 
+def test_folds_hold_every_patient_out_once_and_their_figures_are_pooled(tiny: TinyRun) -> None:
+    done = tiny.simulate("folds", folds=3, compare=["curves"], synthesis_patients=0)
+    assert done.code == 0, done
+    out = tiny.folder / "folds"
+    everyone = {f"{s}/{patient_name(i)}" for s, count in PATIENTS.items() for i in range(count)}
+    mixers = [read_mixer(fold / "mixer.safetensors") for fold in sorted((out / "folds").iterdir())]
+    tested = [name for mixer in mixers for name in mixer.plan.split.held_out]
+    assert len(mixers) == 3
+    assert sorted(tested) == sorted(everyone)
+    assert {len(mixer.plan.split.held_out) for mixer in mixers} == {3, 4}
+    metrics = json.loads((out / "metrics.json").read_text())
+    for method, figures in metrics["pooled"].items():
+        assert figures["psnr_db"]["n"] == len(everyone), method
+        rows = [r for site in metrics["patients"].values() for r in site[method].values()]
+        mean = sum(row["psnr_db"] for row in rows) / len(rows)
+        assert figures["psnr_db"]["value"] == pytest.approx(mean)
+    named = {f"{s}/{p}" for s, rows in metrics["patients"].items() for p in rows["federated"]}
+    assert named == everyone
+    assert (out / "report.html").is_file()
+
+
 def _check_variant(
     tiny: TinyRun, out: str, rows: Collection[str] = (), /, **changes: object
 ) -> None:

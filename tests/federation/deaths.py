@@ -130,7 +130,7 @@ def _start(federation: Federation, schedule: Schedule, name: str) -> None:
 def _until_it_has_been(federation: Federation, schedule: Schedule, death: Death) -> None:
     end = time.monotonic() + 120
     while not schedule.has_been(death):
-        logs = (death, federation.log("server"), federation.log("east"))
+        logs = (death, *(federation.log(name) for name in ("server", *SITES)))
         assert time.monotonic() < end, logs
         for name in ("server", *SITES):
             assert federation.processes[name].poll() is None, (name, *logs)

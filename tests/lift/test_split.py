@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lift.cohort.patients import Patient
-from lift.cohort.split import Split, read_split, split_patients, write_split
+from lift.cohort.split import Split, folds_of, read_split, split_patients, write_split
 from lift.config.plan import SplitPlan
 from lift.errors import DataError
 
@@ -188,3 +188,23 @@ def test_one_by_one_parts_have_their_shares_on_average_and_keep_a_persons_visits
             if patient.id in getattr(split, name):
                 parts[patient.subject].add(name)
     assert {len(found) for found in parts.values()} == {1}
+
+
+@given(
+    persons=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    volumes=st.integers(1, 3),
+    count=st.integers(2, 5),
+)
+def test_folds_share_everybody_out_and_keep_a_persons_volumes_together(
+    persons: list[int], volumes: int, count: int
+) -> None:
+    sites = {f"site{place}": cohort(number, visits=volumes) for place, number in enumerate(persons)}
+    found = folds_of(sites, "key", count)
+    assert len(found) == count
+    names = [name for fold in found for name in fold]
+    assert sorted(names) == sorted(f"{s}/{p.id}" for s, ps in sites.items() for p in ps)
+    sizes = [len({name[:-4] for name in fold}) for fold in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes) == sum(persons)
+    backwards = {site: patients[::-1] for site, patients in reversed(sites.items())}
+    assert folds_of(backwards, "key", count) == found

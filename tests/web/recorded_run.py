@@ -239,6 +239,7 @@ def _metrics(config: SimulationConfig) -> dict[str, Any]:
     second = summarise(clean, seed=1)
     return {
         **summarise(measured, seed=0),
+        "patients": measured,
         "cross_site": {
             trained: {tested: _crossed(rng, apart=trained != tested) for tested in sites}
             for trained in sites
