@@ -180,7 +180,9 @@ def _folds(
         for name, settings in sorted(sites.items())
     }
     if config.leave_one_out:
-        tested = [(f"{name}/{one.id}",) for name, found in patients.items() for one in found]
+        tested: list[tuple[str, ...]] = [
+            (f"{name}/{one.id}",) for name, found in patients.items() for one in found
+        ]
         asked, needed = "leave_one_out", 2
     else:
         tested = [names for names in folds_of(patients, plan.split.key, config.folds) if names]
