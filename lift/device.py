@@ -159,6 +159,23 @@ def fix_threads(threads: int) -> None:
     _keep_freed_memory()
 
 
+def busy_notice(threads: int) -> str:
+    """A line for the operator where others use the machine's cores already; else empty.
+
+    Threads that wait for each other suffer most: two on two busy cores were seen to be nine times
+    slower than one.
+    """
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads < 2 or load <= cores:
+        return ""
+    return (
+        f"this machine is busy: {load:.1f} processes want its {cores} cores. The plan's {threads} "
+        "threads wait for each other, which may take many times as long as 1 thread "
+        "(plan.threads; another number gives other bits)"
+    )
+
+
 def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks; elsewhere nothing happens.
 

@@ -22,7 +22,7 @@ from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, memory_error
+from lift.device import busy_notice, fix_threads, memory_error
 from lift.errors import (
     BudgetSpentError,
     ConfigError,
@@ -195,6 +195,8 @@ class SiteSession:
                 )
             check_public_files(plan, self._generator)
             fix_threads(plan.threads)
+            if busy := busy_notice(plan.threads):
+                logger.warning("event=machine_busy %s", busy)
             work = self._make(plan)
             write_atomically(self._work / "plan.json", plan.canonical_json().encode())
             self._opened[digest] = _Opened(plan, work)

@@ -18,7 +18,7 @@ from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, resolve_device
+from lift.device import busy_notice, fix_threads, resolve_device
 from lift.errors import ConfigError
 from lift.files import write_json
 from lift.generator.bundle import load_bundle
@@ -70,6 +70,8 @@ def _simulate_paired(
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     check_task(generator.card, plan.task, plan.preprocessing)
     fix_threads(plan.threads)
+    if busy := busy_notice(plan.threads):
+        reporter.line(f"note: {busy}")
     record.describe(plan, generator)
     with reporter.stage("cohorts"):
         sites = open_sites(

@@ -18,7 +18,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, resolve_device
+from lift.device import busy_notice, fix_threads, resolve_device
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
@@ -71,6 +71,8 @@ def simulate_unconditional(
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     fix_threads(plan.threads)
+    if busy := busy_notice(plan.threads):
+        reporter.line(f"note: {busy}")
     record.describe(plan, decoder)
     with reporter.stage("cohorts"):
         sites = open_sites(

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from lift.config.site import SiteSettings
-from lift.device import AtOnce, feature_precision, resolve_device, training_autocast
+from lift.device import (
+    AtOnce,
+    busy_notice,
+    feature_precision,
+    resolve_device,
+    training_autocast,
+)
 from lift.errors import ConfigError, DeviceMemoryError
 from tests.gpu.fake_cuda import fake_cuda
 
@@ -81,3 +87,19 @@ def test_work_that_does_not_fit_is_halved_for_good() -> None:
             AtOnce(1, torch.device("cuda")).attempt(lambda rows: compute(rows + 2))
     assert caught.value.exit_code == 2
     assert "device: cpu" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "told"),
+    [(0.2, 2, False), (3.0, 2, False), (9.5, 2, True), (9.5, 1, False), (3.5, 4, True)],
+)
+def test_a_busy_machine_is_said_where_threads_would_wait_for_each_other(
+    load: float, threads: int, told: bool
+) -> None:
+    with (
+        mock.patch("os.cpu_count", return_value=3),
+        mock.patch("os.getloadavg", return_value=(load, 0.0, 0.0)),
+    ):
+        notice = busy_notice(threads)
+    assert bool(notice) == told
+    assert not told or f"{load:.1f} processes want its 3 cores" in notice
