@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nibabel
 import numpy as np
@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 import lift_client.cli
+from lift.config.simulation import Comparison
 from lift_client.enrolment import enrol
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
@@ -89,14 +90,7 @@ def paired(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         config = tiny.settings(
             f"gpu-{device}",
             device=device,
-            compare=[
-                "z_filter_local",
-                "curves",
-                "control_2d",
-                "local_only",
-                "centralised",
-                "cross_site",
-            ],
+            compare=list(get_args(Comparison)),
             plan__split=SPLIT,
         )
         runs[device] = folder / device
