@@ -139,7 +139,7 @@ def test_synthesis_lies_on_the_patients_own_grid(run: Path, tiny: TinyRun) -> No
 
 def test_metrics_hold_every_method_and_metric_with_n_and_interval(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics) == {"sites", "pooled", "comparisons", "cross_site"}
+    assert set(metrics) == {"sites", "pooled", "comparisons", "cross_site", "patients"}
     assert set(metrics["sites"]) == set(PATIENTS)
     for site in metrics["sites"].values():
         assert site["patients"] == 1
