@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from lift.errors import DataError, VolumeError
+from lift.mixer.z_filter import SCALE
 
 KNOTS: Final = 9
 """Of each channel, equally spaced from 0 to 1."""
-SCALE: Final = 2**40
-"""Units per 1 of the fixed-point form."""
 STRENGTHS: Final = (None, torch.inf, 10.0, 3.0, 1.0, 0.0)
 """Weights of the others' mean equations, the simplest rule first; None: no curves at all."""
 ALONE: Final = 3.0

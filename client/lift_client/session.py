@@ -133,19 +133,13 @@ class SiteSession:
                 return self._train(body, request.tensors)
             if isinstance(body, GuardRequest):
                 return self._guard(body, request.tensors)
-        except LiftError as error:
+        except (LiftError, torch.OutOfMemoryError) as error:
+            told = error if isinstance(error, LiftError) else memory_error(self._generator.device)
             # no traceback: the message is the operator's, and names what to do
             logger.error(  # noqa: TRY400
-                "event=request_refused site=%s %s", self.settings.name, error
+                "event=request_refused site=%s %s", self.settings.name, told
             )
-            return Failure(failure_kind(error))
-        except torch.OutOfMemoryError:
-            logger.error(  # noqa: TRY400
-                "event=request_refused site=%s %s",
-                self.settings.name,
-                memory_error(self._generator.device),
-            )
-            return Failure(failure_kind(memory_error(self._generator.device)))
+            return Failure(failure_kind(told))
         except Exception:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)

@@ -9,14 +9,18 @@ import pytest
 from lift.report.findings import _staying_out, _through_plane
 from lift.report.read import Comparisons
 
+Gain = tuple[float, float, float]
 
-def comparisons(above: tuple[float, float, float]) -> Comparisons:
-    value, low, high = above
+
+def comparisons(**gains: Gain) -> Comparisons:
+    """`METHOD__REFERENCE` -> mean PSNR difference with its interval, of 12 patients."""
     rows = {
-        "control_2d - no_mixer": {"value": 3.0, "low": 2.0, "high": 4.0, "n": 12, "wins": 12},
-        "federated - control_2d": {"value": value, "low": low, "high": high, "n": 12, "wins": 9},
+        name.replace("__", " - "): {
+            "psnr_db": {"value": value, "low": low, "high": high, "n": 12, "wins": 9}
+        }
+        for name, (value, low, high) in gains.items()
     }
-    return Comparisons.model_validate({"pooled": {k: {"psnr_db": row} for k, row in rows.items()}})
+    return Comparisons.model_validate({"pooled": rows})
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,8 @@ def comparisons(above: tuple[float, float, float]) -> Comparisons:
 def test_it_says_how_much_a_2d_control_gains_and_what_is_left(
     above: tuple[float, float, float], words: str
 ) -> None:
-    (sentence,) = _through_plane(comparisons(above))
+    gains = {"control_2d__no_mixer": (3.0, 2.0, 4.0), "federated__control_2d": above}
+    (sentence,) = _through_plane(comparisons(**gains))
     text = re.sub(r"<[^>]+>", "", str(sentence))
     assert "2D control" in text
     assert "+3.00 dB" in text
@@ -39,16 +44,6 @@ def test_it_says_how_much_a_2d_control_gains_and_what_is_left(
 
 def test_without_the_control_it_says_nothing() -> None:
     assert _through_plane(Comparisons()) == []
-
-
-def against(**gains: tuple[float, float, float]) -> Comparisons:
-    rows = {
-        f"federated - {method}": {
-            "psnr_db": {"value": value, "low": low, "high": high, "n": 12, "wins": 9}
-        }
-        for method, (value, low, high) in gains.items()
-    }
-    return Comparisons.model_validate({"pooled": rows})
 
 
 @pytest.mark.parametrize(
@@ -63,7 +58,12 @@ def test_joining_is_held_against_the_best_of_staying_out(
     worst: tuple[float, float, float], words: str
 ) -> None:
     easy = (2.0, 1.5, 2.5)
-    (sentence,) = _staying_out(against(no_mixer=easy, curves_z_filter=worst, local_only=easy))
+    gains = {
+        "federated__no_mixer": easy,
+        "federated__curves_z_filter": worst,
+        "federated__local_only": easy,
+    }
+    (sentence,) = _staying_out(comparisons(**gains))
     text = re.sub(r"<[^>]+>", "", str(sentence))
     assert words in text
     assert "best curves + z-filter (of no mixer, curves + z-filter, local only)" in text
@@ -71,4 +71,4 @@ def test_joining_is_held_against_the_best_of_staying_out(
 
 
 def test_without_such_a_row_it_says_nothing_of_staying_out() -> None:
-    assert _staying_out(against(z_filter=(1.0, 0.5, 1.5))) == []
+    assert _staying_out(comparisons(federated__z_filter=(1.0, 0.5, 1.5))) == []
