@@ -5,9 +5,9 @@ own process (`executor`) takes them over 127.0.0.1, which needs the secret. No a
 unpacked or loaded; a run whose app is not the stub is refused with Flower's code for it.
 
 What differs from the stock program: polls of a tenth of a second while there is something to
-expect, and rarer ones later; a lease of 20 s instead of 60 s; and a start that first gives up
-the lease of the process before it, so that a site that was killed is back at once instead of
-when its old lease ends.
+expect, and rarer ones later; an answer that leaves when it is there (`Handover`); a lease of 20 s
+instead of 60 s; and a start that first gives up the lease of the process before it, so that a
+site that was killed is back at once instead of when its old lease ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import contextlib
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,8 +157,56 @@ def close_local_paths() -> None:
     module.__dict__["create_app"] = create_app
 
 
+class Handover:
+    """Hands each answer on as soon as it is there, whichever request it belongs to.
+
+    Flower's loop looks for answers only after it has taken a request, and takes whatever answer
+    is there for that request's. An answer to a request that was given up (its run ended while
+    its parts were on their way, or its lease was lost and found again) is then sent in the place
+    of the next one, and from there on each answer waits for one request more.
+
+    Args:
+        loop: Flower's module of the loop.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._pull: Callable[..., int | None] = loop._pull_and_store_message  # noqa: SLF001
+        self._push: Callable[..., None] = loop._push_messages  # noqa: SLF001
+        self._way: dict[str, Any] | None = None
+
+    def push(self, **way: Any) -> None:
+        """In the place of Flower's `_push_messages`; keeps the way to the server."""
+        self._way = way
+        self._push(**way)
+
+    def pull(self, *, state: Any, **way: Any) -> int | None:
+        """In the place of Flower's `_pull_and_store_message`: what waits is sent before."""
+        if self._way is not None and (waiting := state.get_messages_legacy(is_reply=True)):
+            self._push(**self._way | {"state": _Taken(state, waiting)})
+        return self._pull(state=state, **way)
+
+
+class _Taken:
+    """Flower's state of a node whose answers were taken from it just now."""
+
+    def __init__(self, state: Any, answers: Sequence[Any]) -> None:
+        self._state = state
+        self._answers = answers
+
+    def get_messages_legacy(self, *, is_reply: bool) -> Sequence[Any]:
+        """Those answers."""
+        del is_reply
+        return self._answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+
 def _replace_loop(loop: Any) -> None:
-    """Short polls, short waits for the parts of a request, the stub instead of signatures."""
+    """Short polls, short waits for parts, no answer left behind, the stub for signatures."""
+    handover = Handover(loop)
+    loop._pull_and_store_message = handover.pull  # noqa: SLF001
+    loop._push_messages = handover.push  # noqa: SLF001
     loop.pull_objects = partial(
         loop.pull_objects, initial_backoff=POLL_S / 2, backoff_cap=LONGEST_POLL_S
     )

@@ -101,7 +101,13 @@ REPLACED: Final = {
         "fab_from_proto",
         "make_simple_http_retry_invoker",
     },
-    "flwr.supernode.start_client_internal": {"_verify_fab", "start_client_internal", "time"},
+    "flwr.supernode.start_client_internal": {
+        "_pull_and_store_message",
+        "_push_messages",
+        "_verify_fab",
+        "start_client_internal",
+        "time",
+    },
     "flwr.supernode.cli.flower_supernode": {
         "SuperNodeLifespanConfig",
         "_start_supernode_http_api",
@@ -141,6 +147,8 @@ def test_what_is_replaced_is_what_flower_calls() -> None:
     # replacing a name helps only as long as Flower looks it up there
     assert "_verify_fab(fab, trusted_entities)" in source
     assert "time.sleep(" in source
+    assert "run_id = _pull_and_store_message(\n" in source
+    assert "            _push_messages(\n" in source
     assert 'fab.verifications.get("valid_license", "")' in source
     telemetry = importlib.import_module("flwr.supercore.telemetry")
     assert 'if FLWR_TELEMETRY_ENABLED == "1":' in inspect.getsource(telemetry.create_event)
