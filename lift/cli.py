@@ -142,6 +142,12 @@ def translate(
     mask: Annotated[
         Path | None, typer.Option(help="The patient's mask, if the plan's rule is `file`.")
     ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            help="site-curves.safetensors of this site's work folder, for a mixer with contrast."
+        ),
+    ] = None,
     guard: Annotated[
         Guard, typer.Option(help="When the volume is unlike those the mixer helped on.")
     ] = Guard.WARN,
@@ -149,6 +155,7 @@ def translate(
 ) -> None:
     """Synthesise the missing channel of one patient, on the first input's own grid."""
     from lift.assembly import read_mixer
+    from lift.contrast import read_site_curves
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import shipped_bundle
@@ -169,6 +176,9 @@ def translate(
             finished,
             frozen,
             mask=mask,
+            curves=None
+            if curves is None
+            else read_site_curves(curves, len(finished.plan.task.source)),
             on_concern="fall_back" if guard is Guard.FALL_BACK else "warn",
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )

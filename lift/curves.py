@@ -60,6 +60,9 @@ class CurveEquations:
     def __add__(self, other: CurveEquations) -> CurveEquations:
         return CurveEquations(self.a + other.a, self.b + other.b, self.patients + other.patients)
 
+    def __sub__(self, other: CurveEquations) -> CurveEquations:
+        return CurveEquations(self.a - other.a, self.b - other.b, self.patients - other.patients)
+
     def error(self, curves: Tensor | None) -> float:
         """Mean over patients of the squared error with `curves`, minus that without any."""
         if curves is None:
@@ -210,7 +213,7 @@ def choose_curves(
         if not shared or not patients:
             return ChosenCurves(None, None, {})
         return ChosenCurves(fit_curves(patients[0], others, weight=ALONE), ALONE, {})
-    total = _sum(patients)
+    total = total_equations(patients)
     errors = {weight: _left_out(patients, total, others, weight) for weight in candidates}
     means = {weight: float(found.mean()) for weight, found in errors.items()}
     best = min(candidates, key=lambda weight: means[weight])
@@ -260,13 +263,13 @@ def _left_out(
     """Each patient's error under curves that were fitted without it, (n,)."""
     found = []
     for patient in patients:
-        rest = CurveEquations(total.a - patient.a, total.b - patient.b, total.patients - 1)
-        curves = None if weight is None else fit_curves(rest, others, weight=weight)
+        curves = None if weight is None else fit_curves(total - patient, others, weight=weight)
         found.append(patient.error(curves))
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _sum(patients: Sequence[CurveEquations]) -> CurveEquations:
+def total_equations(patients: Sequence[CurveEquations]) -> CurveEquations:
+    """The sums over some patients, at least one."""
     total = patients[0]
     for patient in patients[1:]:
         total = total + patient

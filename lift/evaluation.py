@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.curves import CurveEquations, apply_curves, curve_equations
+from lift.curves import CurveEquations, curve_equations
 from lift.features import Features
 from lift.metrics.synthrad import ValueRange, psnr_db
 from lift.mixer.base import Mixer
@@ -18,9 +18,9 @@ Floats = NDArray[np.float32]
 
 
 def patient_equations(features: Features, prediction: Floats | None = None) -> NormalEquations:
-    """One patient's normal equations of the z-filter on a prediction (default: no mixer's)."""
+    """One patient's normal equations of the z-filter on a prediction (default: what mixers get)."""
     return normal_equations(
-        _tensor(features.pred if prediction is None else prediction),
+        _tensor(features.prediction() if prediction is None else prediction),
         _tensor(_target(features)),
         _mask(features),
     )
@@ -36,22 +36,14 @@ def patient_curves(features: Features) -> CurveEquations:
     )
 
 
-def curved(features: Features, curves: Tensor | None) -> Floats:
-    """The prediction under curves (None: as it is), (z, 1, h, w)."""
-    if curves is None:
-        return np.asarray(features.pred)
-    pred, source = _tensor(features.pred), _tensor(features.source)
-    return apply_curves(pred, source, _mask(features), curves).numpy()
-
-
 def mixed(mixer: Mixer, features: Features) -> Floats:
     """The mixer's volume, (z, 1, h, w)."""
     return mix(mixer, CachedStream(features, mixer))
 
 
 def filtered(features: Features, taps: Tensor, prediction: Floats | None = None) -> Floats:
-    """The z-filter on a prediction (default: no mixer's), (z, 1, h, w)."""
-    pred = _tensor(features.pred if prediction is None else prediction)
+    """The z-filter on a prediction (default: what mixers get), (z, 1, h, w)."""
+    pred = _tensor(features.prediction() if prediction is None else prediction)
     return apply_z_filter(pred, _mask(features), taps).numpy()
 
 

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.curves import apply_curves
 from lift.device import AtOnce, inference_autocast, to_device
 from lift.errors import DataError
 from lift.files import write_json
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
+Box = tuple[slice, slice, slice]
 
 _BLOCK_VOXELS: Final = 100_000
 _LONGEST_BLOCK: Final = 8
@@ -62,6 +64,8 @@ class Features:
         taps: tap name -> (z, c, h / stride, w / stride), float16.
         pooled: tap name -> in-plane means, (z, c), float32.
         slice_spacing_mm: through-plane spacing.
+        curves: what brings `pred` to a contrast before a mixer, (f,), see `lift.curves`; None:
+            nothing. It is never stored.
     """
 
     source: Floats
@@ -71,11 +75,36 @@ class Features:
     taps: Mapping[str, NDArray[np.float16]]
     pooled: Mapping[str, Floats]
     slice_spacing_mm: float
+    curves: Tensor | None = None
 
     @property
     def depth(self) -> int:
         """Number of slices."""
         return int(self.pred.shape[0])
+
+    def seen_with(self, curves: Tensor | None) -> Features:
+        """The same patient under other curves."""
+        return replace(self, curves=curves)
+
+    def prediction(self, box: Box = (slice(None),) * 3) -> Floats:
+        """What a mixer is given of `pred`: with the curves, (z, 1, h, w) of the box alone.
+
+        Args:
+            box: slices along depth, height and width.
+        """
+        z, y, x = box
+        pred = self.pred[z, :, y, x]
+        if self.curves is None:
+            return pred
+        # copies: torch must never hold a read-only memory map
+        source, mask = (np.array(array[z, :, y, x]) for array in (self.source, self.mask))
+        curved = apply_curves(
+            torch.from_numpy(np.array(pred)),
+            torch.from_numpy(source),
+            torch.from_numpy(mask),
+            self.curves,
+        )
+        return curved.numpy()
 
 
 @dataclass(frozen=True)

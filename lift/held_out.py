@@ -13,7 +13,6 @@ from torch import Tensor
 from lift.config.plan import Plan, WindowRule
 from lift.curves import choose_curves, mean_equations
 from lift.evaluation import (
-    curved,
     filtered,
     median_filtered,
     mixed,
@@ -22,7 +21,7 @@ from lift.evaluation import (
 )
 from lift.features import Features
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
-from lift.metrics.table import PatientMetrics, patient_metrics
+from lift.metrics.table import MIXER_ROWS, PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared, on_plan_grid, restore, to_output_units
@@ -31,6 +30,11 @@ from lift.volume import write_volume
 
 Floats = NDArray[np.float32]
 Method = Callable[[Features], Floats]
+
+
+def main_row(plan: Plan) -> str:
+    """The row of the mixer that a run trains, on what its plan gives it to see."""
+    return MIXER_ROWS[plan.mixer.contrast == "curves"]
 
 
 def no_mixer(features: Features) -> Floats:
@@ -52,8 +56,8 @@ def with_curves(curves: Tensor | None, *, then: Tensor | None = None) -> Method:
     """A site's contrast (None: as it is), with a z-filter on top where `then` gives its taps."""
 
     def method(features: Features) -> Floats:
-        result = curved(features, curves)
-        return result if then is None else filtered(features, then, result)
+        seen = features.seen_with(curves)
+        return seen.prediction() if then is None else filtered(seen, then)
 
     return method
 
@@ -80,18 +84,27 @@ def curve_methods(
     total = NormalEquations.zero()
     for volumes in train.values():
         for features in volumes:
-            total = total + patient_equations(features, curved(features, curves))
+            total = total + patient_equations(features.seen_with(curves))
     if total.patients:
         methods["curves_z_filter"] = with_curves(curves, then=fit(total, ridge))
     return methods
 
 
-def with_mixer(mixer: Mixer, values: Mapping[str, Tensor], *, then: Tensor | None = None) -> Method:
-    """A trained mixer, with a z-filter on top where `then` gives its taps."""
+def with_mixer(
+    mixer: Mixer,
+    values: Mapping[str, Tensor],
+    *,
+    curves: Tensor | None = None,
+    then: Tensor | None = None,
+) -> Method:
+    """A trained mixer on the prediction under a site's curves (None: as it is).
+
+    Where `then` gives the taps of a z-filter, that filter is on top.
+    """
 
     def method(features: Features) -> Floats:
         mixer.load_values(values)
-        result = mixed(mixer, features)
+        result = mixed(mixer, features.seen_with(curves))
         return result if then is None else filtered(features, then, result)
 
     return method

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.curves import apply_curves
 from lift.device import AtOnce, inference_autocast, to_device
 from lift.features import Features, SliceBlock, generate_blocks
 from lift.generator.base import SliceGenerator
@@ -22,6 +23,7 @@ from lift.preprocessing import Prepared
 
 _CHUNK_VOXELS: Final = 250_000
 _LONGEST_CHUNK: Final = 64
+_ALL: Final = slice(None)
 Floats = NDArray[np.float32]
 
 
@@ -126,17 +128,26 @@ class CachedStream:
             return torch.from_numpy(np.array(array[low:high]))
 
         taps = {name: cut(part.taps[name]) for name in self._tap_names}
-        return cut(part.source), cut(part.pred), cut(part.mask).float(), taps
+        pred = torch.from_numpy(np.array(part.prediction((slice(low, high), _ALL, _ALL))))
+        return cut(part.source), pred, cut(part.mask).float(), taps
 
 
 class GeneratedStream:
     """Slices whose features are computed when they are asked for, and forgotten behind.
 
+    The prediction is given under `curves` (None: as it is).
     A mixer that sees the whole volume costs a first pass that keeps one vector by slice.
     """
 
-    def __init__(self, prepared: Prepared, generator: SliceGenerator, mixer: Mixer) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        generator: SliceGenerator,
+        mixer: Mixer,
+        curves: Tensor | None = None,
+    ) -> None:
         self._prepared = prepared
+        self._curves = curves
         self._tap_names = mixer.tap_names
         self.depth = int(prepared.source.shape[0])
         self.slice_shape = (prepared.source.shape[2], prepared.source.shape[3])
@@ -169,4 +180,6 @@ class GeneratedStream:
         pred = torch.cat([self._kept[s].pred for s in starts])[cut]
         source = torch.from_numpy(np.array(self._prepared.source[low:high]))
         mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
+        if self._curves is not None:
+            pred = apply_curves(pred, source, mask, self._curves)
         return source, pred, mask, taps

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lift.assembly import FinishedMixer, plan_mixer
 from lift.cohort.patients import Patient
@@ -45,6 +46,7 @@ def translate(
     generator: FrozenGenerator,
     *,
     mask: Path | None,
+    curves: Tensor | None = None,
     on_concern: OnConcern,
     report: Callable[[int, int], None] | None = None,
 ) -> Translated:
@@ -59,6 +61,7 @@ def translate(
         finished: the trained mixer.
         generator: the frozen generator that it was trained around.
         mask: the patient's mask, where the plan's rule is `file`.
+        curves: the site's own, where the plan's mixer has contrast; None: the generator's stays.
         on_concern: what to do when the guard has a concern: warn, or leave the mixer out.
         report: called after each chunk with the slices done and their number.
 
@@ -91,12 +94,23 @@ def translate(
             seen=f"the plan's mask rule is '{plan.preprocessing.mask}'",
             remedy="Give the patient's mask." if needed else "Leave --mask out.",
         )
+    has_curves = plan.mixer.contrast == "curves"
+    if curves is not None and not has_curves:
+        raise ConfigError(
+            "this mixer has no use for a site's curves",
+            where="--curves",
+            seen="its plan says mixer.contrast: none",
+            remedy="Nothing was written. Leave --curves out.",
+        )
     fix_threads(plan.threads)
     patient = Patient(id=output.name, subject=output.name, channels=dict(inputs), mask=mask)
     prepared = prepare(patient, plan, root=Path(), with_target=False)
     concern = concerns(
         finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
     )
+    if has_curves and curves is None:
+        reason = "no site's curves were given (--curves), so its contrast is the generator's"
+        concern = reason if concern is None else f"{concern}; {reason}"
     mixer = plan_mixer(plan, generator)
     try:
         mixer.load_values(finished.values)
@@ -107,8 +121,8 @@ def translate(
             seen=f"{error}; its numbers do not fit its own plan",
             remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
         ) from None
-    stream = GeneratedStream(prepared, generator, mixer)
     fell_back = concern is not None and on_concern == "fall_back"
+    stream = GeneratedStream(prepared, generator, mixer, None if fell_back else curves)
     if fell_back:
         pred = [stream.window(d, d + 1)[1] for d in range(stream.depth)]
         result = torch.cat(pred).numpy()

@@ -103,6 +103,10 @@ def make_inputs(
             rows.append(_padded(part, shape))
         return to_device(_stack(rows), device)
 
+    preds = [
+        _padded(features.prediction(window.box), (size[0], 1, *size[1:]))
+        for features, window in zip(patients, windows, strict=True)
+    ]
     taps = {
         name: gather([features.taps[name] for features in patients]) for name in mixer.tap_names
     }
@@ -118,7 +122,7 @@ def make_inputs(
         pooled_depth = torch.tensor([features.depth for features in patients], device=device)
     return MixerInputs(
         source=gather([features.source for features in patients]),
-        pred=gather([features.pred for features in patients]),
+        pred=to_device(_stack(preds), device),
         mask=gather([features.mask for features in patients]),
         depth=torch.tensor([window.size[0] for window in windows]),
         start=torch.tensor([window.start[0] for window in windows], device=device),

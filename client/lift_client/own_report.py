@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor
 
 from lift.assembly import FinishedMixer, describe_run, plan_mixer, read_mixer, start_values
 from lift.cohort.opened import prepare_patient
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
+from lift.contrast import CURVES_FILE, read_shared_sums
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, DataError, GeneratorError
+from lift.evaluation import patient_equations
+from lift.features import Features
 from lift.files import file_digest, write_json
 from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
@@ -29,6 +33,7 @@ from lift.held_out import (
     HeldOut,
     Method,
     curve_methods,
+    main_row,
     measure,
     no_mixer,
     with_mixer,
@@ -37,7 +42,7 @@ from lift.held_out import (
     z_median,
 )
 from lift.metrics.table import PatientMetrics, summarise
-from lift.mixer.z_filter import fit
+from lift.mixer.z_filter import NormalEquations, fit
 from lift.protocol.messages import DifferenceDb, GuardRequest
 from lift.randomness import derive_seed
 from lift.report.page import write_report
@@ -145,7 +150,7 @@ def write_own_report(
             "complete": True,
             "command": command,
             "sites": [_site(config, work)],
-            "guard": {config.name: _verdict(work, finished)},
+            "guard": {config.name: _verdict(config, work, finished)},
             "privacy": {"mode": plan.privacy.mode},
             "mixer_digest": file_digest(_mixer_path(config, mixer)),
             "journal": _journal(config.folder / JOURNAL_FILE),
@@ -220,9 +225,12 @@ def _methods(
 ) -> dict[str, Method]:
     plan = finished.plan
     mixer = plan_mixer(plan, generator)
-    own = fit(work.z_filter_sums, plan.mixer.ridge)
+    training = [features.seen_with(None) for features in work.cohort.part("train")]
+    own = fit(sum(map(patient_equations, training), NormalEquations.zero()), plan.mixer.ridge)
     # who is shown must not have been fitted to
     fitted = work.cohort.persons("validation") if part == "test" else {}
+    judged = [] if part == "test" else work.cohort.persons("validation")
+    curves = work.curves(_shared(config, plan), without=judged).curves
     # under privacy no shared filter may exist: then the site's own is what there is
     shared = finished.taps if finished.taps.numel() == _TAPS else own
     methods: dict[str, Method] = {
@@ -231,24 +239,23 @@ def _methods(
         "z_filter": z_filter(shared),
         "z_filter_local": z_filter(own),
         **curve_methods(work.cohort.persons("train"), fitted, plan.mixer.ridge),
-        "federated": with_mixer(mixer, finished.values),
+        main_row(plan): with_mixer(mixer, finished.values, curves=curves),
     }
     if local_only:
-        values = _trained_alone(config, work, plan, generator, own, progress)
+        values = _trained_alone(config, training, plan, generator, own, progress)
         methods["local_only"] = with_mixer(mixer, values)
     return methods
 
 
 def _trained_alone(
     config: SiteConfig,
-    work: PairedWork,
+    patients: Sequence[Features],
     plan: Plan,
     generator: FrozenGenerator,
     taps: Tensor,
     progress: Progress,
 ) -> Mapping[str, Tensor]:
     """A mixer of this site alone: the plan's rounds and steps, without noise; it stays here."""
-    patients = work.cohort.part("train")
     if not patients:
         raise DataError(
             "this site cannot train a mixer of its own",
@@ -272,12 +279,18 @@ def _trained_alone(
     return values
 
 
-def _verdict(work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
+def _shared(config: SiteConfig, plan: Plan) -> dict[str, np.ndarray]:
+    """What this site was told of all sites' curves, in the run of this plan."""
+    return read_shared_sums(config.folder / CURVES_FILE, plan)
+
+
+def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
     """What this site says of the mixer, on its validation patients, as it tells a server."""
     taps = finished.taps
     if taps.numel() != _TAPS:
         taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
     tensors = {f"mixer/{name}": value.numpy() for name, value in finished.values.items()}
+    tensors |= _shared(config, finished.plan)
     request = GuardRequest(plan_digest=finished.plan.digest())
     reply = work.guard(request, {**tensors, "z_filter/taps": taps.numpy()})
     against = reply.against_no_mixer

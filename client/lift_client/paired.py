@@ -1,8 +1,9 @@
-"""A site's work on a paired task: z-filter sums, mixer rounds, the guard."""
+"""A site's work on a paired task: sums of z-filter and curves, mixer rounds, the guard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,13 +12,28 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer
-from lift.cohort.opened import open_cohort
+from lift.cohort.opened import Part, SiteCohort, open_cohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
+from lift.contrast import (
+    CURVES_FILE,
+    SiteContrast,
+    others_of,
+    own_curves_view,
+    to_arrays,
+    write_site_curves,
+)
+from lift.curves import ChosenCurves, CurveEquations
 from lift.device import AtOnce
 from lift.errors import ProtocolError
-from lift.evaluation import filtered, mixed, patient_equations, patient_psnr_db
+from lift.evaluation import (
+    filtered,
+    mixed,
+    patient_curves,
+    patient_equations,
+    patient_psnr_db,
+)
 from lift.features import Features
 from lift.generator.networks import FrozenGenerator
 from lift.guard import hf_share
@@ -34,6 +50,8 @@ from lift.training import TrainedRound, draw_batches, train_round
 from lift_client.received import received_values
 from lift_client.work import Counts, StepReport
 
+logger = logging.getLogger(__name__)
+_FITTED: Final[tuple[Part, Part]] = ("train", "validation")
 _FEWEST_CURVE_PATIENTS: Final = 2
 _CURVE_WINDOWS: Final = 8
 
@@ -56,7 +74,14 @@ class PairedWork:
         self._site = settings.name
         self._generator = generator
         self._mixer = plan_mixer(plan, generator)
+        self._work = work
         self.cohort = open_cohort(settings, plan, generator, self._mixer, work=work, report=report)
+        self.contrast: SiteContrast | None = None
+        if plan.mixer.contrast == "curves":
+            self.contrast = site_contrast(self.cohort)
+            self.cohort = self.cohort.seen_in_training(
+                own_curves_view(self.cohort.persons("train"), self.contrast)
+            )
         self.z_filter_sums = NormalEquations.zero()
         for features in self.cohort.part("train"):
             self.z_filter_sums = self.z_filter_sums + patient_equations(features)
@@ -83,8 +108,41 @@ class PairedWork:
             tuple(self.cohort.slice_spacings_mm),
         )
 
+    def curves(
+        self, shared: Mapping[str, np.ndarray], *, without: Collection[str] = ()
+    ) -> ChosenCurves:
+        """This site's curves, shrunk toward the other sites' sums; no curves where none are asked.
+
+        Args:
+            shared: what all sites together know, as the server sent it.
+            without: patients who are left out.
+
+        Raises:
+            ProtocolError: those sums are of another form.
+        """
+        if self.contrast is None:
+            return ChosenCurves(None, None, {})
+        try:
+            others = others_of(shared, self._shared_curves, len(self._plan.task.source))
+        except ValueError as error:
+            raise ProtocolError(
+                "cannot read a message",
+                seen=str(error),
+                remedy="Nothing was computed. Check that both sides run the same version.",
+            ) from None
+        return self.contrast.chosen(others, without=without)
+
+    @property
+    def _shared_curves(self) -> CurveEquations | None:
+        """What this site has shared: nothing under privacy, or of too few patients."""
+        if self.contrast is None or self._privacy is not None:
+            return None
+        return self.contrast.shared(rounded_up(len(self.cohort.split.train), self._plan))
+
     def statistics(self) -> dict[str, np.ndarray]:
-        """The z-filter's normal equations; under privacy clipped and noisy, or none at all."""
+        """The normal equations of z-filter and curves; under privacy the z-filter's alone,
+        clipped and noisy, or none at all.
+        """
         sums = self.z_filter_sums
         if self._privacy is not None:
             if self._privacy.start is None:
@@ -95,7 +153,7 @@ class PairedWork:
             ]
             sums = release_equations(by_patient, self._privacy.start, self._stream)
         a, b = sums.to_fixed_point()
-        return {"z_filter_a": a.numpy(), "z_filter_b": b.numpy()}
+        return {"z_filter_a": a.numpy(), "z_filter_b": b.numpy(), **to_arrays(self._shared_curves)}
 
     def start(self) -> dict[str, Tensor]:
         """See `SiteWork`."""
@@ -145,8 +203,12 @@ class PairedWork:
             report=report,
         )
 
-    def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
+    def validation_psnr_db(
+        self, values: dict[str, Tensor], shared: Mapping[str, np.ndarray]
+    ) -> float | None:
         """Of the received mixer, over the same windows of the validation patients each round.
+
+        They are seen with the site's curves, to which they belong.
 
         For the curve alone. It leaves the site, so one patient's figure is never given: None
         below two validation patients, and under differential privacy.
@@ -154,6 +216,8 @@ class PairedWork:
         patients = self.cohort.part("validation")
         if self._privacy is not None or len(patients) < _FEWEST_CURVE_PATIENTS:
             return None
+        curves = self.curves(shared).curves
+        patients = [features.seen_with(curves) for features in patients]
         self._mixer.load_values(values)
         plan = self._plan
         count = max(_CURVE_WINDOWS, len(patients))
@@ -189,15 +253,21 @@ class PairedWork:
         self._mixer.load_values(received_values(values, self._mixer))
         filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
         gains, over_filter, shares = [], [], []
-        for features in self.cohort.part("validation"):
-            with_mixer = patient_psnr_db(features, mixed(self._mixer, features))
+        left_out = {
+            subject: self.curves(tensors, without={subject}).curves
+            for subject in self.cohort.persons("validation")
+        }
+        for patient in self.cohort.split.validation:
+            features = self.cohort.features[patient]
+            # curves that this patient had no part in
+            seen = features.seen_with(left_out[self.cohort.patients[patient].subject])
+            with_mixer = patient_psnr_db(seen, mixed(self._mixer, seen))
             gains.append(with_mixer - patient_psnr_db(features, features.pred))
-            over_filter.append(
-                with_mixer - patient_psnr_db(features, filtered(features, filter_taps))
-            )
+            over_filter.append(with_mixer - patient_psnr_db(seen, filtered(seen, filter_taps)))
             share = hf_share(features.source, features.mask)
             if share is not None:
                 shares.append(share)
+        self._keep_curves(tensors)
         seed = derive_seed(self._plan.seed, "guard")
         return GuardReply(
             plan_digest=body.plan_digest,
@@ -207,6 +277,34 @@ class PairedWork:
             lowest_hf_share=round(min(shares), 4) if shares else None,
             highest_hf_share=round(max(shares), 4) if shares else None,
         )
+
+    def _keep_curves(self, shared: Mapping[str, np.ndarray]) -> None:
+        """The site's curves stay here, for its own translations."""
+        if self.contrast is None:
+            return
+        try:
+            write_site_curves(self._work / CURVES_FILE, self.curves(shared), shared, self._plan)
+        except OSError as error:
+            # the verdict is what the federation waits for
+            logger.warning("event=curves_not_kept reason=%s", error.strerror)
+
+
+def site_contrast(cohort: SiteCohort) -> SiteContrast:
+    """The curve equations of a site's training and validation patients."""
+    train, validation = (
+        {
+            subject: [patient_curves(features) for features in volumes]
+            for subject, volumes in cohort.persons(part).items()
+        }
+        for part in _FITTED
+    )
+    return SiteContrast.of(train, validation)
+
+
+def rounded_up(patients: int, plan: Plan) -> int:
+    """A number of patients as a site tells it: a multiple of `federation.patient_count_step`."""
+    step = plan.federation.patient_count_step
+    return -(-patients // step) * step
 
 
 def with_steps(plan: Plan, steps: int | None) -> Plan:

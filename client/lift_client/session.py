@@ -8,7 +8,7 @@ and names, stays in the site's log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -56,7 +56,7 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.update import difference, is_finite
 from lift_client.budget import Budget, described
 from lift_client.data_card import shared_card
-from lift_client.paired import PairedWork
+from lift_client.paired import PairedWork, rounded_up
 from lift_client.received import received_values
 from lift_client.unconditional import UnconditionalWork
 from lift_client.work import SiteWork
@@ -170,6 +170,13 @@ class SiteSession:
         """The z-filter's normal equations over the site's training patients."""
         return self._paired(plan).z_filter_sums
 
+    def site_curves(
+        self, plan: Plan, shared: Mapping[str, Tensor], *, without: Collection[str] = ()
+    ) -> Tensor | None:
+        """The curves that this site uses with what all sites together know; see `PairedWork`."""
+        arrays = {name: tensor.numpy() for name, tensor in shared.items()}
+        return self._paired(plan).curves(arrays, without=without).curves
+
     def _paired(self, plan: Plan) -> PairedWork:
         work = self._open(plan).work
         if not isinstance(work, PairedWork):
@@ -243,10 +250,9 @@ class SiteSession:
         if isinstance(plan.privacy, PatientGradients | StatisticsOnce):
             return self._private_statistics(opened, plan.privacy)
         counts = opened.work.counts
-        step = plan.federation.patient_count_step
 
         def rounded(patients: int) -> int:
-            return -(-patients // step) * step
+            return rounded_up(patients, plan)
 
         tensors = opened.work.statistics()
         reply = StatisticsReply(
@@ -311,7 +317,7 @@ class SiteSession:
         shared = {n.removeprefix(SHARED): t for n, t in tensors.items() if n.startswith(SHARED)}
         if isinstance(plan.privacy, PatientGradients):
             return self._train_privately(opened, body, start, tensors)
-        validation = opened.work.validation_psnr_db(start)
+        validation = opened.work.validation_psnr_db(start, shared)
         steps = plan.training.steps
         report = self._step(f"round {body.round}")
         trained = opened.work.train(

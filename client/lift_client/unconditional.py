@@ -177,9 +177,11 @@ class UnconditionalWork:
             report=report,
         )
 
-    def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
+    def validation_psnr_db(
+        self, values: dict[str, Tensor], shared: Mapping[str, np.ndarray]
+    ) -> float | None:
         """None: a new volume has no target."""
-        del values
+        del values, shared
         return None
 
     def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:

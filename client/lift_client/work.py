@@ -76,7 +76,9 @@ class SiteWork(Protocol):
         """
         ...
 
-    def validation_psnr_db(self, values: dict[str, Tensor]) -> float | None:
+    def validation_psnr_db(
+        self, values: dict[str, Tensor], shared: Mapping[str, np.ndarray]
+    ) -> float | None:
         """Of the received numbers on validation patients; None where there is no such figure."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from lift.held_out import (
     HeldOut,
     Method,
     curve_methods,
+    main_row,
     measure,
     no_mixer,
     with_mixer,
@@ -44,7 +45,12 @@ from lift_simulation.baselines import read_baseline
 from lift_simulation.participation import Participation
 from lift_simulation.progress import SITE_LOGS, Reporter
 
-SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter", "federated")
+SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
+"""Rows that are written as volumes, beside the run's own mixer."""
+
+
+_CURVED: Final = "/curves/"
+"""Before the name of a site whose own mixer was trained under its patients' curves."""
 
 
 @dataclass
@@ -87,6 +93,7 @@ class Fold:
         self._on_round = on_round
         self._sites = dict(sorted(sites.items()))
         self._plan = plan
+        self._main = main_row(plan)
         self._generator = generator
         self._folder = folder
         self._compare = compare
@@ -164,26 +171,32 @@ class Fold:
         if "local_only" in self._compare:
             with self._reporter.stage("local_only"):
                 for name, cohort in cohorts.items():
-                    patients = cohort.part("train")
-                    if patients:
-                        sums = self._sessions[name].z_filter_sums(self._plan)
-                        trained[name] = self._train_alone(f"local_{name}", name, patients, sums)
+                    self._train_locally(trained, name, cohort.part("train"))
         if "centralised" in self._compare:
             with self._reporter.stage("centralised"):
                 everyone = [f for cohort in cohorts.values() for f in cohort.part("train")]
                 trained["/centralised"] = self._train_alone(
-                    "centralised", "centralised", everyone, self._pooled_sums()
+                    self._plan, "centralised", "centralised", everyone
                 )
         return trained
 
-    def _pooled_sums(self) -> NormalEquations:
-        total = NormalEquations.zero()
-        for session in self._sessions.values():
-            total = total + session.z_filter_sums(self._plan)
-        return total
+    def _train_locally(
+        self, trained: dict[str, dict[str, Tensor]], site: str, patients: Sequence[Features]
+    ) -> None:
+        """What a site trains alone: without curves, and with its patients' own where the plan's
+        mixer has them.
+        """
+        if not patients:
+            return
+        plain = _plain(self._plan)
+        trained[site] = self._train_alone(plain, f"local_{site}", site, _as_is(patients))
+        if self._main != "federated":
+            trained[_CURVED + site] = self._train_alone(
+                self._plan, f"local_curves_{site}", site, patients
+            )
 
     def _train_alone(
-        self, label: str, site: str, patients: list[Features], sums: NormalEquations
+        self, plan: Plan, label: str, site: str, patients: Sequence[Features]
     ) -> dict[str, Tensor]:
         """A federation of one on one set of patients.
 
@@ -191,14 +204,13 @@ class Fold:
         `centralised` training as many as all sites together.
         """
         path = self._folder / "baselines" / f"{label}.safetensors"
-        digest = self._plan.digest()
+        digest = plan.digest()
         stored = read_baseline(path, digest)
         if stored is not None:
             return stored
-        mixer = plan_mixer(self._plan, self._generator)
-        values = start_values(self._plan, self._generator, fit(sums, self._plan.mixer.ridge))
-        rounds = self._plan.federation.rounds
-        plan = self._plan
+        mixer = plan_mixer(plan, self._generator)
+        values = start_values(plan, self._generator, _fitted(patients, plan))
+        rounds = plan.federation.rounds
         if site == "centralised":
             steps = plan.training.steps * len(self._sites)
             training = plan.training.model_copy(update={"steps": steps})
@@ -226,36 +238,44 @@ class Fold:
         synthesis_patients: int,
     ) -> FoldResult:
         mixer = plan_mixer(self._plan, self._generator)
+        everyone = [f for cohort in cohorts.values() for f in cohort.part("train")]
+        # on the prediction as it is; the run's own filter is fitted under curves where it has them
+        taps = finished.taps if self._main == "federated" else _fitted(_as_is(everyone), self._plan)
         shared: dict[str, Method] = {
             "no_mixer": no_mixer,
             "z_median": z_median,
-            "z_filter": z_filter(finished.taps),
-            "federated": with_mixer(mixer, finished.mixer),
+            "z_filter": z_filter(taps),
         }
-        controls: dict[str, Method] = {}
         # the control takes other features than most mixers
         flats = {}
+        flat, refit = mixer, taps
         if control is not None:
             flats = {name: s.cohort(control_plan) for name, s in self._sessions.items()}
             flat = plan_mixer(control_plan, self._generator)
             refit = self._refit(flats, flat, control.mixer)
-            controls["control_2d"] = with_mixer(flat, control.mixer)
-            controls["control_2d_z_filter"] = with_mixer(flat, control.mixer, then=refit)
-        if "/centralised" in trained:
-            shared["centralised"] = with_mixer(mixer, trained["/centralised"])
         result = FoldResult({}, {}, finished, dict(cohorts), {})
         total = sum(len(cohort.split.test) for cohort in cohorts.values())
         done = 0
         for name, cohort in cohorts.items():
-            methods = dict(shared)
+            curves = self._sessions[name].site_curves(self._plan, finished.shared)
+            methods = {**shared, self._main: with_mixer(mixer, finished.mixer, curves=curves)}
+            controls: dict[str, Method] = {}
+            if control is not None:
+                controls["control_2d"] = with_mixer(flat, control.mixer, curves=curves)
+                controls["control_2d_z_filter"] = with_mixer(
+                    flat, control.mixer, curves=curves, then=refit
+                )
+            if "/centralised" in trained:
+                methods["centralised"] = with_mixer(mixer, trained["/centralised"], curves=curves)
             if name in trained:
                 methods["local_only"] = with_mixer(mixer, trained[name])
-                result.local_gain_db[name] = self._gain_over(
-                    cohort, mixer, finished.mixer, trained[name]
-                )
+                result.local_gain_db[name] = self._gain_over(cohort, mixer, finished, trained[name])
+            if _CURVED + name in trained:
+                alone = self._sessions[name].site_curves(self._plan, {})
+                methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=alone)
             if "z_filter_local" in self._compare and cohort.split.train:
-                sums = self._sessions[name].z_filter_sums(self._plan)
-                methods["z_filter_local"] = z_filter(fit(sums, self._plan.mixer.ridge))
+                own = _fitted(_as_is(cohort.part("train")), self._plan)
+                methods["z_filter_local"] = z_filter(own)
             if "curves" in self._compare:
                 people = (cohort.persons("train"), cohort.persons("validation"))
                 methods |= curve_methods(*people, self._plan.mixer.ridge)
@@ -273,7 +293,7 @@ class Fold:
                     self._cross(result, held_out, mixer, trained)
                 kept = sum(h.site == name for h, _ in result.synthesis)
                 if kept < synthesis_patients:
-                    rows = {m: predictions[m] for m in SYNTHESIS_ROWS}
+                    rows = {m: predictions[m] for m in (*SYNTHESIS_ROWS, self._main)}
                     result.synthesis.append((held_out, rows))
                 done += 1
                 self._reporter.step("held-out patients", done, total)
@@ -301,15 +321,19 @@ class Fold:
         self,
         cohort: SiteCohort,
         mixer: Mixer,
-        values: Mapping[str, Tensor],
+        finished: FinishedRun,
         reference: Mapping[str, Tensor],
     ) -> list[float]:
         gains = []
-        for features in cohort.part("validation"):
-            psnr = [
-                patient_psnr_db(features, with_mixer(mixer, v)(features))
-                for v in (values, reference)
-            ]
+        for patient in cohort.split.validation:
+            features = cohort.features[patient]
+            # curves that this patient had no part in
+            curves = self._sessions[cohort.site].site_curves(
+                self._plan, finished.shared, without={cohort.patients[patient].subject}
+            )
+            ours = with_mixer(mixer, finished.mixer, curves=curves)
+            theirs = with_mixer(mixer, reference)
+            psnr = [patient_psnr_db(features, method(features)) for method in (ours, theirs)]
             gains.append(psnr[0] - psnr[1])
         return gains
 
@@ -331,3 +355,22 @@ class Fold:
 def _with_mixer(plan: Plan, kind: str) -> Plan:
     mixer = plan.mixer.model_copy(update={"kind": kind})
     return plan.model_copy(update={"mixer": mixer})
+
+
+def _plain(plan: Plan) -> Plan:
+    """The plan whose mixer learns the contrast too."""
+    mixer = plan.mixer.model_copy(update={"contrast": "none"})
+    return plan.model_copy(update={"mixer": mixer})
+
+
+def _as_is(patients: Sequence[Features]) -> list[Features]:
+    """The patients with the generator's own prediction."""
+    return [features.seen_with(None) for features in patients]
+
+
+def _fitted(patients: Sequence[Features], plan: Plan) -> Tensor:
+    """The taps of the z-filter of some training patients, (6,)."""
+    total = NormalEquations.zero()
+    for features in patients:
+        total = total + patient_equations(features)
+    return fit(total, plan.mixer.ridge)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -59,6 +59,14 @@ class SiteCohort:
                 subject = self.patients[patient].subject
                 by_subject.setdefault(subject, []).append(self.features[patient])
         return dict(sorted(by_subject.items()))
+
+    def seen_in_training(self, persons: Mapping[str, Sequence[Features]]) -> SiteCohort:
+        """The same with other features of the training patients, as `persons` gives them."""
+        seen = {name: iter(volumes) for name, volumes in persons.items()}
+        training = {
+            patient: next(seen[self.patients[patient].subject]) for patient in self.split.train
+        }
+        return replace(self, features={**self.features, **training})
 
     @property
     def slice_spacings_mm(self) -> list[float]:

@@ -67,22 +67,30 @@ BETTER: Final[Mapping[str, Better]] = {
 }
 """METRIC -> which of two figures wins."""
 
+MIXER_ROWS: Final = ("federated", "federated_curves")
+"""Rows of the mixer that a run trains: on the prediction as it is, or under a site's curves."""
+
+_REFERENCES: Final = (
+    "no_mixer",
+    "z_filter",
+    "z_filter_local",
+    "z_median",
+    "curves",
+    "curves_z_filter",
+    "control_2d",
+    "control_2d_z_filter",
+    "local_only",
+    "local_curves",
+    "centralised",
+)
 COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
-    ("federated", "no_mixer"),
-    ("federated", "z_filter"),
-    ("federated", "z_filter_local"),
-    ("federated", "z_median"),
-    ("federated", "curves"),
-    ("federated", "curves_z_filter"),
-    ("federated", "control_2d"),
-    ("federated", "control_2d_z_filter"),
-    ("federated", "local_only"),
-    ("federated", "centralised"),
+    *((row, reference) for row in MIXER_ROWS for reference in _REFERENCES),
     ("z_filter", "no_mixer"),
     ("curves", "no_mixer"),
     ("curves_z_filter", "no_mixer"),
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
+    ("local_curves", "local_only"),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 

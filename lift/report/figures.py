@@ -107,7 +107,7 @@ def differences_figure(run: Run) -> Picture | None:
     groups += [(site, compared.sites[site]) for site in run.sites if site in compared.sites]
     panels = []
     for name, tables in groups:
-        rows = _psnr_rows(tables)
+        rows = _psnr_rows(tables, run.metrics.main)
         if rows:
             panels.append((name, rows))
     if not panels:
@@ -303,9 +303,9 @@ def _characters() -> frozenset[int]:
     return frozenset(FT2Font(findfont(FontProperties(family=FONT))).get_charmap())
 
 
-def _psnr_rows(tables: dict[str, Table]) -> dict[str, Measure]:
-    """REFERENCE -> PSNR difference, of the comparisons `federated - REFERENCE`."""
-    start = "federated - "
+def _psnr_rows(tables: dict[str, Table], main: str) -> dict[str, Measure]:
+    """REFERENCE -> PSNR difference, of the comparisons `MAIN - REFERENCE`."""
+    start = f"{main} - "
     return {
         name.removeprefix(start): table["psnr_db"]
         for name, table in tables.items()

@@ -10,7 +10,14 @@ from lift.report.read import FEDERATION, METRICS_FILE, Comparisons, Measure, Met
 from lift.report.tables import interval, outcome
 from lift.report.terms import METHODS
 
-ALONE: Final = ("no_mixer", "z_filter_local", "curves", "curves_z_filter", "local_only")
+ALONE: Final = (
+    "no_mixer",
+    "z_filter_local",
+    "curves",
+    "curves_z_filter",
+    "local_only",
+    "local_curves",
+)
 """Rows of what a site has without any other site."""
 _FEW_PATIENTS = 10
 _MOST_NAMED = 12
@@ -43,31 +50,32 @@ def smoothing(metrics: Metrics) -> tuple[Markup, ...]:
     The yardstick is the fitted z-filter, the best linear smoother of its reach: a filter alone
     can bring HF error below 1 and raise HF coherence, so neither is proof by itself.
     """
-    federated = metrics.pooled.get("federated", {})
+    main = metrics.main
+    federated = metrics.pooled.get(main, {})
     error, ratio = federated.get("hf_error", Measure()), federated.get("hf_ratio", Measure())
     if error.value is None:
         return ()
     below = error.high is not None and error.high < 1
     sentences = [
-        _band_comparison(metrics.comparisons.pooled.get("federated - z_filter", {})),
+        _band_comparison(metrics.comparisons.pooled.get(f"{main} - z_filter", {}), main),
         join(
             [
                 "Its HF error is ",
-                interval(error, ("pooled", "federated", "hf_error"), 3),
+                interval(error, ("pooled", main, "hf_error"), 3),
                 ", below" if below else ", not shown to be below",
                 " the 1 of a volume with nothing in this band. ",
-                _beside("hf_coherence", "HF coherence", metrics.pooled),
+                _beside("hf_coherence", "HF coherence", metrics.pooled, main),
             ]
         ),
     ]
     if ratio.value is not None:
-        shown = interval(ratio, ("pooled", "federated", "hf_ratio"), 3)
+        shown = interval(ratio, ("pooled", main, "hf_ratio"), 3)
         meaning = " (1: as much fast variation as the target; towards 0: smoothed away)."
         sentences.append(join(["Its HF ratio is ", shown, meaning]))
     return tuple(sentences)
 
 
-def _band_comparison(differences: Table) -> Markup:
+def _band_comparison(differences: Table, main: str) -> Markup:
     """HF error and HF coherence of the federated mixer against the fitted z-filter."""
     error = differences.get("hf_error", Measure())
     coherence = differences.get("hf_coherence", Measure())
@@ -86,7 +94,7 @@ def _band_comparison(differences: Table) -> Markup:
         else "<b>It is not shown to do more than smooth</b> above 0.25 cycles per slice, beside "
         "the fitted z-filter, the best linear smoother of its reach: "
     )
-    path = ("comparisons", "pooled", "federated - z_filter")
+    path = ("comparisons", "pooled", f"{main} - z_filter")
     return join(
         [
             Markup(opening),
@@ -108,8 +116,8 @@ def _no_figures() -> Markup:
 
 def _gains(comparisons: Comparisons) -> list[Markup]:
     """The federated mixer against staying out, the fitted z-filter, and no mixer."""
-    against_filter = comparisons.pooled.get("federated - z_filter", {}).get("psnr_db")
-    against_none = comparisons.pooled.get("federated - no_mixer", {}).get("psnr_db")
+    against_filter = comparisons.pooled.get(f"{comparisons.main} - z_filter", {}).get("psnr_db")
+    against_none = comparisons.pooled.get(f"{comparisons.main} - no_mixer", {}).get("psnr_db")
     paragraphs = _staying_out(comparisons)
     if against_filter is None or against_filter.value is None:
         paragraphs.append(
@@ -125,7 +133,10 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
             None: "The federated mixer is <b>not shown to be better than the fitted linear "
             "z-filter</b>: ",
         }[outcome("psnr_db", against_filter)]
-        sentence: list[str] = [Markup(opening), _gain(against_filter, "federated - z_filter")]
+        sentence: list[str] = [
+            Markup(opening),
+            _gain(against_filter, f"{comparisons.main} - z_filter"),
+        ]
         if outcome("psnr_db", against_filter) != "better":
             sentence.append(
                 " What it gains may be no more than what a linear filter along depth, six "
@@ -139,7 +150,9 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
             None: "It is <b>not shown to be better than the frozen generator alone</b> "
             "(no mixer): ",
         }[outcome("psnr_db", against_none)]
-        paragraphs.append(join([Markup(opening), _gain(against_none, "federated - no_mixer")]))
+        paragraphs.append(
+            join([Markup(opening), _gain(against_none, f"{comparisons.main} - no_mixer")])
+        )
     paragraphs += _through_plane(comparisons)
     n = max((measure.n or 0 for measure in (against_filter, against_none) if measure), default=0)
     if 1 < n < _FEW_PATIENTS:
@@ -157,7 +170,7 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
     found = {
         method: table["psnr_db"]
         for method in ALONE
-        if "psnr_db" in (table := comparisons.pooled.get(f"federated - {method}", {}))
+        if "psnr_db" in (table := comparisons.pooled.get(f"{comparisons.main} - {method}", {}))
     }
     known = {m: gain for m, gain in found.items() if gain.value is not None}
     if not known:
@@ -176,7 +189,7 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
                 "Against what sites could have had alone, over all patients best ",
                 tag("b", METHODS[best].label),
                 f" (of {compared}), the federated mixer gains ",
-                _gain(known[best], f"federated - {best}"),
+                _gain(known[best], f"{comparisons.main} - {best}"),
             ]
         )
     ]
@@ -185,7 +198,7 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
 def _through_plane(comparisons: Comparisons) -> list[Markup]:
     """How much of the gain a network without reach along depth has as well."""
     alone = comparisons.pooled.get("control_2d - no_mixer", {}).get("psnr_db")
-    above = comparisons.pooled.get("federated - control_2d", {}).get("psnr_db")
+    above = comparisons.pooled.get(f"{comparisons.main} - control_2d", {}).get("psnr_db")
     if alone is None or alone.value is None or above is None or above.value is None:
         return []
     opening = {
@@ -200,7 +213,7 @@ def _through_plane(comparisons: Comparisons) -> list[Markup]:
                 _gain(alone, "control_2d - no_mixer"),
                 " ",
                 Markup(opening),
-                _gain(above, "federated - control_2d"),
+                _gain(above, f"{comparisons.main} - control_2d"),
             ]
         )
     ]
@@ -243,9 +256,9 @@ def _listing(names: Sequence[str]) -> Markup:
     return join((foreign(name) for name in names), ", ")
 
 
-def _beside(metric: str, label: str, pooled: dict[str, Table]) -> Markup:
+def _beside(metric: str, label: str, pooled: dict[str, Table], main: str) -> Markup:
     """One metric of three methods: `HF coherence: federated 0.27, z-filter 0.27, no mixer 0.10`."""
-    names = {"federated": "federated", "z_filter": "z-filter", "no_mixer": "no mixer"}
+    names = {main: "federated", "z_filter": "z-filter", "no_mixer": "no mixer"}
     found = {
         name: pooled[method][metric].value
         for method, name in names.items()

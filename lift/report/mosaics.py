@@ -13,15 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from lift.metrics.table import MIXER_ROWS
 from lift.metrics.through_plane import FEWEST_SLICE_VOXELS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run
 from lift.report.terms import method_term
 from lift.slices import slice_spacing, to_slices
 
-_COLUMN_METHODS: Final = ("no_mixer", "z_median", "federated")
-_ERROR_METHODS: Final = ("no_mixer", "federated")
-_PROFILE_METHODS: Final = ("no_mixer", "federated")
+_COLUMN_METHODS: Final = ("no_mixer", "z_median", *MIXER_ROWS)
+_ERROR_METHODS: Final = ("no_mixer", *MIXER_ROWS)
+_PROFILE_METHODS: Final = ("no_mixer", *MIXER_ROWS)
 _MARGIN_MM: Final = 6.0
 _LOWEST_DPI: Final = 110.0
 _WIDEST_PIXELS: Final = 2400
@@ -161,6 +162,7 @@ def _columns(volumes: PatientVolumes) -> Sequence[_Column]:
             np.float32
         )
         for method in _ERROR_METHODS
+        if method in volumes.predictions
     }
     largest = max(_upper(error[inside]) for error in errors.values())
     columns += [

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lift.metrics.table import MIXER_ROWS
 from lift.report.figures import Picture, drawable, grid, svg, titled
 from lift.report.read import Measure, Run, Table
 from lift.report.terms import METHODS
@@ -126,10 +127,11 @@ def shared_curves_figure(run: Run, sites: list[str]) -> Picture | None:
 
 def gains_figure(run: Run, by_site: Mapping[str, Mapping[str, Table]]) -> Picture | None:
     """What the federated mixer gains at each site: a row by site, a panel by reference."""
+    main = MIXER_ROWS[0] if run.metrics is None else run.metrics.main
     panels = [
         (reference, rows)
         for reference in _GAINS
-        if (rows := _gains(by_site, f"federated - {reference}"))
+        if (rows := _gains(by_site, f"{main} - {reference}"))
     ]
     if not panels:
         return None

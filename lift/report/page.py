@@ -311,10 +311,11 @@ def _by_site(run: Run) -> Section:
 
 def _site_line(metrics: Metrics, site: str) -> list[Markup]:
     """A site's name and its gain over no mixer."""
-    measure = metrics.comparisons.sites.get(site, {}).get("federated - no_mixer", {}).get("psnr_db")
+    comparison = f"{metrics.main} - no_mixer"
+    measure = metrics.comparisons.sites.get(site, {}).get(comparison, {}).get("psnr_db")
     if measure is None:
         return [foreign(site)]
-    path = ("comparisons", "sites", site, "federated - no_mixer", "psnr_db")
+    path = ("comparisons", "sites", site, comparison, "psnr_db")
     gain = interval(measure, path, 2, signed=True)
     return [foreign(site), join([" · federated against no mixer: ", gain, " dB"])]
 

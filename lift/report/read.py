@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
+from lift.metrics.table import MIXER_ROWS
 from lift.report.terms import BETTER
 from lift.round_record import RoundRecord
 
@@ -32,8 +33,8 @@ SITE_REPORT: Final = "site report"
 """Kind of a hospital's own report, with its own patients: it stays there."""
 FEDERATION: Final = "federation"
 """Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
-SHOWN_METHODS: Final = ("no_mixer", "z_median", "z_filter", "federated")
-_NEEDED: Final = ("target", "mask", "no_mixer", "federated")
+SHOWN_METHODS: Final = ("no_mixer", "z_median", "z_filter", *MIXER_ROWS)
+_NEEDED: Final = ("target", "mask", "no_mixer")
 _SUFFIX: Final = ".nii.gz"
 _SOURCE: Final = "source-"
 
@@ -70,6 +71,12 @@ class Comparisons(_Record):
     pooled: dict[str, Table] = Field(default_factory=dict)
     sites: dict[str, dict[str, Table]] = Field(default_factory=dict)
 
+    @property
+    def main(self) -> str:
+        """The row of the run's own mixer."""
+        names = {name.split(" - ")[0] for name in self.pooled}
+        return next((row for row in MIXER_ROWS[::-1] if row in names), MIXER_ROWS[0])
+
 
 class Metrics(_Record):
     """`metrics.json`."""
@@ -78,6 +85,12 @@ class Metrics(_Record):
     pooled: dict[str, Table] = Field(default_factory=dict)
     comparisons: Comparisons = Comparisons()
     cross_site: dict[str, dict[str, Table]] = Field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The row of the run's own mixer."""
+        return next((row for row in MIXER_ROWS[::-1] if row in self.pooled), MIXER_ROWS[0])
+
     second_phantom: dict[str, Table] | None = None
 
 
@@ -345,7 +358,9 @@ def _patient_folders(synthesis: Path) -> tuple[PatientFolder, ...]:
     for site in sorted(path for path in synthesis.glob("*") if path.is_dir()):
         for patient in sorted(path for path in site.glob("*") if path.is_dir()):
             missing = tuple(
-                name for name in _NEEDED if not (patient / f"{name}{_SUFFIX}").is_file()
+                names[0]
+                for names in (*((name,) for name in _NEEDED), MIXER_ROWS)
+                if not any((patient / f"{name}{_SUFFIX}").is_file() for name in names)
             )
             found.append(PatientFolder(site.name, patient.name, patient, missing))
     return tuple(found)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final, Literal
 
+from lift.metrics.table import MIXER_ROWS
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.read import (
     FEDERATION,
@@ -380,7 +381,7 @@ def _largest_n(methods: Mapping[str, Table]) -> int | None:
 
 def _method_heading(method: str) -> Markup:
     """A method's name; the run's own mixer's row stands out."""
-    own = "own" if method == "federated" else None
+    own = "own" if method in MIXER_ROWS else None
     return tag("th", _method_name(method), scope="row", class_=own)
 
 

@@ -64,7 +64,19 @@ METHODS: Final[dict[str, MethodTerm]] = {
     "local_only": MethodTerm(
         "local only", "each site's own mixer, tested at that site", "#009e73", ">"
     ),
+    "local_curves": MethodTerm(
+        "local + curves",
+        "each site's own mixer, trained and tested under the site's own contrast",
+        "#0b6e4f",
+        "X",
+    ),
     "federated": MethodTerm("federated", "the mixer that this run trained", "#d55e00", "o"),
+    "federated_curves": MethodTerm(
+        "federated + curves",
+        "the mixer that this run trained, under each site's own contrast",
+        "#d55e00",
+        "o",
+    ),
     "centralised": MethodTerm(
         "centralised",
         "the mixer trained on all sites' patients in one place (simulation only)",

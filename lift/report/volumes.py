@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from lift.metrics.table import MIXER_ROWS
 from lift.report.markup import escape, tag
 from lift.report.patients import in_turn
 from lift.report.read import PatientFolder, Plane, Run
@@ -19,7 +20,7 @@ from lift.volume import Volume, read_volume
 MOST_SETS: Final = 3
 MOST_BYTES: Final = 2_000_000
 """All volumes together, before base64: keeps the page under 10 MB."""
-_METHODS: Final = ("federated", "no_mixer")
+_METHODS: Final = (*MIXER_ROWS, "no_mixer")
 _FACTORS: Final = (1, 2, 3, 4)
 _DEPTH: Final[dict[Plane, int]] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _TITLE: Final = "Scroll through held-out patients"
@@ -85,7 +86,8 @@ def _volumes(
     even the coarsest are too large.
     """
     names = {"target": "target", **{name: method_term(name).label for name in _METHODS}}
-    read = {label: read_volume(folder.path / f"{name}.nii.gz") for name, label in names.items()}
+    files = {label: folder.path / f"{name}.nii.gz" for name, label in names.items()}
+    read = {label: read_volume(file) for label, file in files.items() if file.is_file()}
     for factor in _FACTORS:
         coarse = {label: _coarser(volume, plane, factor) for label, volume in read.items()}
         if not all(can_draw(volume.voxels.shape) for volume in coarse.values()):

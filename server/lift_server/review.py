@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from lift.config.privacy import PatientGradients
+from lift.contrast import FEWEST_PATIENTS
+from lift.contrast import SUMS as CURVE_SUMS
+from lift.curves import KNOTS, CurveEquations
 from lift.errors import UpdateRejectedError
 from lift.mixer.z_filter import SCALE, NormalEquations
 from lift.protocol.messages import Parcel, StatisticsReply, TrainReply
@@ -16,6 +19,7 @@ from lift.update import Values, is_finite, norm
 
 SUMS = ("z_filter_a", "z_filter_b")
 _MOST_UNITS = 2**53
+_COUNT_TOLERANCE = 1e-6
 
 
 def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, NormalEquations]:
@@ -46,6 +50,47 @@ def review_statistics(parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply
         torch.from_numpy(a), torch.from_numpy(b), voxels=0, patients=body.train_patients
     )
     return body, sums
+
+
+def review_curves(
+    tensors: Mapping[str, np.ndarray], patients: int, sources: int
+) -> CurveEquations | None:
+    """The curve sums of one site's round 0; None where it shares none.
+
+    Args:
+        tensors: of the answer, those of :data:`lift.contrast.SUMS` alone.
+        patients: training patients that the answer tells.
+        sources: source channels of the plan.
+
+    Raises:
+        UpdateRejectedError: a tensor missing, extra or of another form, or sums that those
+            patients cannot have.
+    """
+    if not tensors:
+        return None
+    if set(tensors) != set(CURVE_SUMS):
+        raise rejected("its tensors are not exactly the curves' sums")
+    a, b = (np.asarray(tensors[name]) for name in CURVE_SUMS)
+    size = KNOTS * (1 + sources)
+    if a.dtype != np.int64 or b.dtype != np.int64 or a.shape != (size, size) or b.shape != (size,):
+        raise rejected(f"the curves' sums are not {size} x {size} and {size} fixed-point numbers")
+    if patients < FEWEST_PATIENTS:
+        raise rejected(f"curves' sums of fewer than {FEWEST_PATIENTS} patients must stay at a site")
+    # hat functions are >= 0 and add up to 1; |target - prediction| is at most 1
+    if not np.array_equal(a, a.T) or (a < 0).any():
+        raise rejected("the curves' matrix is not a sum of products of hat functions")
+    blocks = a.reshape(1 + sources, KNOTS, 1 + sources, KNOTS).astype(np.float64).sum((1, 3))
+    if np.abs(blocks / SCALE - patients).max() > _COUNT_TOLERANCE * patients:
+        raise rejected("the curves' sums are not of as many patients as the answer tells")
+    reach = a.reshape(1 + sources, KNOTS, 1 + sources, KNOTS).sum((2, 3)).reshape(size)
+    if (np.abs(b.astype(np.float64)) > reach / (1 + sources) * (1 + _COUNT_TOLERANCE) + 1).any():
+        raise rejected("the curves' sums are larger than its patients can have")
+    eigenvalues = np.linalg.eigvalsh(a.astype(np.float64))
+    if eigenvalues[0] < -1e-6 * max(float(eigenvalues[-1]), 1.0):
+        raise rejected("the curves' matrix is not a sum of squares")
+    return CurveEquations(
+        torch.from_numpy(a).double() / SCALE, torch.from_numpy(b).double() / SCALE, patients
+    )
 
 
 def review_private_statistics(

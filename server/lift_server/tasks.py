@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 from lift.assembly import start_values
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
+from lift.contrast import SUMS as CURVE_SUMS
+from lift.contrast import pooled_arrays
+from lift.curves import CurveEquations
 from lift.drifting.release import FEWEST_PATIENTS, from_arrays, to_arrays
 from lift.drifting.review import review
 from lift.drifting.statistics import Sums
@@ -23,11 +27,32 @@ from lift.protocol.messages import SHARED, Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper, settings_of
-from lift_server.review import rejected, review_private_statistics, review_statistics
+from lift_server.review import (
+    rejected,
+    review_curves,
+    review_private_statistics,
+    review_statistics,
+)
 
 TAPS: Final = "z_filter/taps"
 _DRIFTING: Final = "drifting/"
-Contribution = NormalEquations | Sums | None
+_CURVES: Final = "curves/"
+
+
+@dataclass(frozen=True)
+class PairedSums:
+    """What a site of a paired task shares in round 0.
+
+    Attributes:
+        z_filter: sums over its training patients; None where the plan asks for none.
+        curves: likewise; None too where there are few.
+    """
+
+    z_filter: NormalEquations | None
+    curves: CurveEquations | None = None
+
+
+Contribution = PairedSums | Sums | None
 
 
 class RunTask(Protocol):
@@ -56,7 +81,8 @@ class RunTask(Protocol):
 
 
 class PairedTask:
-    """Z-filter sums in, the fitted filter out: where the mixer starts.
+    """Z-filter sums in, the fitted filter out: where the mixer starts. Curve sums in, their total
+    out: what a site's curves are shrunk toward.
 
     Args:
         plan: the run's plan.
@@ -66,6 +92,9 @@ class PairedTask:
     def __init__(self, plan: Plan, start: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self._ridge = plan.mixer.ridge
         self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
+        self._sources = len(plan.task.source)
+        # under patient-level privacy each site has its own patients alone
+        self._has_curves = plan.mixer.contrast == "curves" and self._privacy is None
         self._start = start
 
     @property
@@ -75,31 +104,40 @@ class PairedTask:
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
-        if self._privacy is None:
-            return review_statistics(parcel, plan_digest)
-        return review_private_statistics(parcel, plan_digest, self._privacy)
+        if self._privacy is not None:
+            body, noisy = review_private_statistics(parcel, plan_digest, self._privacy)
+            return body, PairedSums(noisy)
+        curves: dict[str, np.ndarray] = {}
+        if self._has_curves:
+            curves = {n: t for n, t in parcel.tensors.items() if n in CURVE_SUMS}
+        rest = {n: t for n, t in parcel.tensors.items() if n not in curves}
+        body, sums = review_statistics(replace(parcel, tensors=rest), plan_digest)
+        return body, PairedSums(sums, review_curves(curves, body.train_patients, self._sources))
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
         """See `RunTask`."""
-        total = NormalEquations.zero()
-        for sums in contributions:
-            if isinstance(sums, NormalEquations):
-                total = total + sums
-        if self._privacy is None:
-            return {TAPS: fit(total, self._ridge)}
-        if self._privacy.start is None:
-            return {TAPS: torch.zeros_like(total.b)}
-        sites = sum(isinstance(sums, NormalEquations) for sums in contributions)
-        return {TAPS: fit_released(total, self._privacy.start, sites, self._ridge)}
+        paired = [sums for sums in contributions if isinstance(sums, PairedSums)]
+        filters = [sums.z_filter for sums in paired if sums.z_filter is not None]
+        total = sum(filters, start=NormalEquations.zero())
+        if self._privacy is not None:
+            if self._privacy.start is None:
+                return {TAPS: torch.zeros_like(total.b)}
+            return {TAPS: fit_released(total, self._privacy.start, len(filters), self._ridge)}
+        curves = [sums.curves for sums in paired if sums.curves is not None]
+        pooled = sum(curves, start=CurveEquations.zero(self._sources))
+        return {TAPS: fit(total, self._ridge), **pooled_arrays(pooled)}
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""
         return self._start(shared[TAPS])
 
     def sent(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Nothing: the mixer holds the filter already."""
-        del shared
-        return {}
+        """The curves' sums, where there are any; the mixer holds the filter already."""
+        return {
+            SHARED + name: tensor.numpy()
+            for name, tensor in shared.items()
+            if name.startswith(_CURVES)
+        }
 
 
 class UnconditionalTask:

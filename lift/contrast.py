@@ -1,0 +1,228 @@
+"""A site's contrast: what its patients are seen with before the mixer, and what of it is shared.
+
+In training a patient is seen with curves of that patient alone: nothing of another one enters a
+gradient. Afterwards a site uses one set of curves, fitted to its training and validation patients
+and shrunk toward all sites' patients. Equations are summed over sites once; fitted curves stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.curves import (
+    KNOTS,
+    ChosenCurves,
+    CurveEquations,
+    choose_curves,
+    fit_curves,
+    mean_equations,
+    total_equations,
+)
+from lift.errors import DataError
+from lift.features import Features
+from lift.files import write_atomically
+from lift.mixer.z_filter import SCALE
+
+FEWEST_PATIENTS: Final = 5
+"""Training patients of a site that shares its sums; one with fewer shares none."""
+SUMS: Final = ("curves_a", "curves_b")
+"""Tensors of round 0 beside the z-filter's, int64 in units of 1 / `SCALE`."""
+SHARED_SUMS: Final = ("curves/a", "curves/b", "curves/patients")
+"""Of all sites together, float64: what comes back."""
+CURVES_FILE: Final = "site-curves.safetensors"
+"""In a site's work folder: its curves. They stay there."""
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class SiteContrast:
+    """The curve equations of a site's patients (a patient with several volumes counts once).
+
+    Attributes:
+        train: by training patient.
+        validation: by validation patient.
+    """
+
+    train: Mapping[str, CurveEquations]
+    validation: Mapping[str, CurveEquations]
+
+    @classmethod
+    def of(
+        cls,
+        train: Mapping[str, Sequence[CurveEquations]],
+        validation: Mapping[str, Sequence[CurveEquations]],
+    ) -> Self:
+        """From the equations of each patient's volumes."""
+        return cls(
+            {name: mean_equations(volumes) for name, volumes in train.items()},
+            {name: mean_equations(volumes) for name, volumes in validation.items()},
+        )
+
+    def own(self, patient: str) -> Tensor:
+        """The curves of one training patient alone, (f,): how training sees it."""
+        return fit_curves(self.train[patient])
+
+    def chosen(
+        self, others: CurveEquations | None, *, without: Collection[str] = ()
+    ) -> ChosenCurves:
+        """The site's curves.
+
+        Args:
+            others: sums over the other sites' patients; None: they shared none.
+            without: patients who are left out, as those on whom the curves are judged must be.
+        """
+        people = {**self.train, **self.validation}
+        return choose_curves(
+            [equations for name, equations in people.items() if name not in without], others
+        )
+
+    def shared(self, patients: int) -> CurveEquations | None:
+        """The sums over training patients as they leave, for a rounded number of patients.
+
+        Hat functions add up to 1, so a plain sum would tell how many patients it is of: what
+        leaves is their mean, times the number that the site tells. None below
+        `FEWEST_PATIENTS`.
+        """
+        count = len(self.train)
+        if count < FEWEST_PATIENTS:
+            return None
+        total = total_equations(list(self.train.values()))
+        return CurveEquations(
+            _units(total.a * (patients / count)) / SCALE,
+            _units(total.b * (patients / count)) / SCALE,
+            patients,
+        )
+
+
+def own_curves_view(
+    patients: Mapping[str, Sequence[Features]], contrast: SiteContrast
+) -> dict[str, list[Features]]:
+    """Training patients as training sees them: each under its own curves."""
+    return {
+        name: [features.seen_with(contrast.own(name)) for features in volumes]
+        for name, volumes in patients.items()
+    }
+
+
+def to_arrays(equations: CurveEquations | None) -> Arrays:
+    """A site's sums as tensors of its answer to round 0; none where it shares none."""
+    if equations is None:
+        return {}
+    return dict(
+        zip(SUMS, (_units(part).long().numpy() for part in (equations.a, equations.b)), strict=True)
+    )
+
+
+def pooled_arrays(total: CurveEquations) -> dict[str, Tensor]:
+    """All sites' sums as they are kept and sent; none where no site shared any."""
+    if total.patients == 0:
+        return {}
+    count = torch.tensor([total.patients], dtype=torch.float64)
+    return dict(zip(SHARED_SUMS, (total.a, total.b, count), strict=True))
+
+
+def others_of(
+    shared: Mapping[str, np.ndarray], own: CurveEquations | None, sources: int
+) -> CurveEquations | None:
+    """The sums of all other sites' patients, from those of all and what this site shared.
+
+    Args:
+        shared: what the server sent; without curves it gives None.
+        own: what this site shared.
+        sources: source channels of the plan.
+
+    Raises:
+        ValueError: the sums have another form, are not finite, or are fewer patients' than this
+            site's own.
+    """
+    if not any(name in shared for name in SHARED_SUMS):
+        return None
+    size = KNOTS * (1 + sources)
+    shapes = ((size, size), (size,), (1,))
+    arrays = [np.asarray(shared[name]) if name in shared else np.zeros(0) for name in SHARED_SUMS]
+    for array, shape in zip(arrays, shapes, strict=True):
+        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise ValueError("the sums of all sites' curves have another form")
+    a, b = (torch.from_numpy(np.array(array)) for array in arrays[:2])
+    total = CurveEquations(a, b, round(float(arrays[2][0])))
+    rest = total if own is None else total - own
+    if rest.patients < 0:
+        raise ValueError("the sums of all sites' curves are of fewer patients than this site's")
+    return rest if rest.patients else None
+
+
+def write_site_curves(
+    path: Path, chosen: ChosenCurves, shared: Mapping[str, np.ndarray], plan: Plan
+) -> None:
+    """Keep a site's curves for translations at this site, and what they came from; mode 0600.
+
+    Args:
+        path: file.
+        chosen: the site's curves.
+        shared: what the server sent of all sites.
+        plan: the run's plan.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    size = KNOTS * (1 + len(plan.task.source))
+    curves = torch.zeros(size).double() if chosen.curves is None else chosen.curves
+    metadata = {"plan_digest": plan.digest(), "weight": str(chosen.weight)}
+    sums = {
+        name: torch.from_numpy(np.array(shared[name])) for name in SHARED_SUMS if name in shared
+    }
+    content = safetensors.torch.save({"curves": curves, **sums}, metadata=metadata)
+    write_atomically(path, content)
+    path.chmod(0o600)
+
+
+def read_shared_sums(path: Path, plan: Plan) -> dict[str, np.ndarray]:
+    """The sums of all sites in a file of a site's curves; none where there is no such file."""
+    try:
+        with safetensors.safe_open(path, framework="np") as stream:
+            if (stream.metadata() or {}).get("plan_digest") != plan.digest():
+                return {}
+            return {name: stream.get_tensor(name) for name in SHARED_SUMS if name in stream.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return {}
+
+
+def read_site_curves(path: Path, sources: int) -> Tensor:
+    """A site's curves, (f,), float64.
+
+    Raises:
+        DataError: the file is not one of a site's curves, or of another number of sources.
+    """
+    size = KNOTS * (1 + sources)
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            curves: Tensor = stream.get_tensor("curves").double()
+    except (OSError, safetensors.SafetensorError):
+        curves = torch.zeros(0)
+    if curves.shape != (size,) or not torch.isfinite(curves).all():
+        raise DataError(
+            "cannot read a site's curves",
+            where=path.name,
+            seen=f"{curves.numel()} finite numbers; {size} are needed for {sources} sources"
+            if curves.numel()
+            else "it is not a file of curves",
+            remedy=f"Give the {CURVES_FILE} that the site's work folder holds after a run of "
+            "this mixer.",
+        )
+    return curves
+
+
+def _units(values: Tensor) -> Tensor:
+    """In whole units of 1 / `SCALE`, float64."""
+    return (values * SCALE).round()
