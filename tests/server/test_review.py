@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from lift.contrast import to_arrays
+from lift.curves import KNOTS, CurveEquations, curve_equations
 from lift.errors import UpdateRejectedError
 from lift.mixer.z_filter import SCALE
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
-from lift_server.review import review_statistics, review_update
+from lift_server.review import review_curves, review_statistics, review_update
 from tests import wording
 
 DIGEST = "a" * 64
@@ -94,3 +96,83 @@ def test_statistics_come_back_from_fixed_point() -> None:
 def test_sums_that_no_cohort_can_have_are_refused(a: np.ndarray, b: np.ndarray) -> None:
     with pytest.raises(UpdateRejectedError):
         review_statistics(statistics(a, b), DIGEST)
+
+
+CURVE_PATIENTS = 6
+CURVE_SIZE = 2 * KNOTS
+
+
+def curve_sums(patients: int = CURVE_PATIENTS) -> dict[str, np.ndarray]:
+    """Of patients with one source channel."""
+    total = CurveEquations.zero(1)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(patients):
+        volume = torch.rand(3, 4, 1, 6, 6, generator=random)
+        mask = (volume[0] > 0.1).float()
+        total = total + curve_equations(volume[0], volume[1], volume[2], mask)
+    return dict(to_arrays(total))
+
+
+def test_curve_sums_come_back_from_fixed_point() -> None:
+    sums = curve_sums()
+    found = review_curves(sums, CURVE_PATIENTS, 1)
+    assert found is not None
+    assert found.patients == CURVE_PATIENTS
+    assert torch.equal(found.a, torch.from_numpy(sums["curves_a"]).double() / SCALE)
+    assert torch.equal(found.b, torch.from_numpy(sums["curves_b"]).double() / SCALE)
+
+
+def test_a_site_may_share_no_curve_sums() -> None:
+    assert review_curves({}, 2, 1) is None
+
+
+def damaged(**parts: np.ndarray) -> dict[str, np.ndarray]:
+    return {**curve_sums(), **parts}
+
+
+def with_entry(name: str, place: tuple[int, ...], value: int) -> dict[str, np.ndarray]:
+    array = curve_sums()[name].copy()
+    array[place] = value
+    if len(place) == 2:
+        array[place[::-1]] = value
+    return damaged(**{name: array})
+
+
+def one_sided() -> dict[str, np.ndarray]:
+    array = curve_sums()["curves_a"].copy()
+    array[0, 1] += 1
+    return damaged(curves_a=array)
+
+
+def not_squares() -> dict[str, np.ndarray]:
+    """Every block adds up to the patients, and yet it is no sum of products."""
+    array = np.zeros((CURVE_SIZE, CURVE_SIZE), np.int64)
+    share = CURVE_PATIENTS * SCALE // 2
+    for row in range(2):
+        for column in range(2):
+            low, other = row * KNOTS, column * KNOTS
+            array[low, other + 1] = array[low + 1, other] = share
+    return {"curves_a": array, "curves_b": np.zeros(CURVE_SIZE, np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "patients", "reason"),
+    [
+        ({"curves_a": curve_sums()["curves_a"]}, CURVE_PATIENTS, "not exactly"),
+        (damaged(more=np.zeros(1)), CURVE_PATIENTS, "not exactly"),
+        (damaged(curves_b=np.zeros(CURVE_SIZE)), CURVE_PATIENTS, "fixed-point"),
+        (damaged(curves_b=np.zeros(4, np.int64)), CURVE_PATIENTS, "fixed-point"),
+        (curve_sums(3), 3, "fewer than"),
+        (curve_sums(), CURVE_PATIENTS + 1, "as many patients"),
+        (one_sided(), CURVE_PATIENTS, "sum of products"),
+        (with_entry("curves_a", (0, 5), -1), CURVE_PATIENTS, "sum of products"),
+        (with_entry("curves_b", (0,), 2**60), CURVE_PATIENTS, "larger than"),
+        (not_squares(), CURVE_PATIENTS, "sum of squares"),
+    ],
+)
+def test_curve_sums_that_no_cohort_can_have_are_refused(
+    tensors: dict[str, np.ndarray], patients: int, reason: str
+) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        review_curves(tensors, patients, 1)
+    assert reason in caught.value.seen

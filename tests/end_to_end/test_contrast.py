@@ -1,0 +1,349 @@
+"""Site curves in whole runs: what a patient's gradient sees, what leaves, and the run's rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+from lift.assembly import read_mixer
+from lift.config.cohort import BratsData
+from lift.config.plan import Plan
+from lift.config.simulation import SimulationConfig
+from lift.config.site import BudgetSettings, SiteSettings
+from lift.contrast import CURVES_FILE, SUMS, read_site_curves
+from lift.curves import KNOTS
+from lift.generator.bundle import load_bundle
+from lift.generator.networks import FrozenGenerator
+from lift.protocol.codec import encode
+from lift.protocol.messages import (
+    SHARED,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsReply,
+    StatisticsRequest,
+    TrainRequest,
+)
+from lift_client.ledger import create_ledger
+from lift_client.paired import PairedWork
+from lift_client.session import SiteSession
+from lift_server.tasks import run_task
+from tests.end_to_end.test_privacy import DELTA, LOCAL
+from tests.end_to_end.tiny_run import (
+    PATIENTS,
+    SOURCES,
+    TinyRun,
+    check_refusal,
+    make_patient,
+    patient_name,
+    run_here,
+    write_nifti,
+)
+
+CURVES = {"kind": "zrefine", "width": 4, "contrast": "curves"}
+SPLIT = {"train": 0.75, "validation": 0.25}
+# one site has the five training patients whose sums may leave, the other has not
+SHARING, SILENT = "east", "west"
+SHARING_PATIENTS = 8
+ROWS = ["curves", "local_only", "control_2d", "z_filter_local", "centralised"]
+SIZE = KNOTS * (1 + len(SOURCES))
+
+
+@pytest.fixture(scope="module")
+def generator(tiny: TinyRun) -> FrozenGenerator:
+    return load_bundle(tiny.bundle, expected_fingerprint=None, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The volumes of a site that is large enough."""
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(SHARING_PATIENTS):
+        name = patient_name(index)
+        (folder / name).mkdir()
+        for channel, voxels in make_patient(np.random.default_rng([5, index])).items():
+            write_nifti(folder / name / f"{name}-{channel}.nii.gz", voxels)
+    return folder
+
+
+def plan_of(tiny: TinyRun, generator: FrozenGenerator, **changes: object) -> Plan:
+    # the counts leave rounded up
+    federation = {"rounds": 1, "patient_count_step": 4}
+    given = {"plan__mixer": CURVES, "plan__split": SPLIT, "plan__federation": federation} | changes
+    plan = SimulationConfig.from_yaml(tiny.settings("contrast", **given)).plan
+    return plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+
+
+def open_session(
+    root: Path, site: str, generator: FrozenGenerator, folder: Path, **settings: object
+) -> SiteSession:
+    data = BratsData(root=root)
+    return SiteSession(
+        SiteSettings(name=site, data=data, device="cpu", **settings),  # type: ignore[arg-type]
+        generator,
+        folder,
+    )
+
+
+def handled(session: SiteSession, request: Parcel) -> Parcel:
+    reply = session.handle(request)
+    assert isinstance(reply, Parcel), reply
+    return reply
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> BudgetSettings:
+    create_ledger(tmp_path / "ledger.jsonl", cohort=SHARING, delta=DELTA, cap=20)
+    return BudgetSettings(epsilon=20, delta=DELTA, ledger=tmp_path / "ledger.jsonl")
+
+
+def own_curves(work: object) -> dict[str, Tensor]:
+    assert isinstance(work, PairedWork)
+    found = {}
+    for subject, volumes in work.cohort.persons("train").items():
+        for features in volumes:
+            assert features.curves is not None
+            found[subject] = features.curves
+    return found
+
+
+def test_in_training_a_patient_is_seen_with_curves_of_nobody_else(
+    tiny: TinyRun, root: Path, generator: FrozenGenerator, tmp_path: Path, private: BudgetSettings
+) -> None:
+    plan = plan_of(tiny, generator, plan__privacy=LOCAL)
+    whole = open_session(root, SHARING, generator, tmp_path / "a", budget=private)
+    everyone = own_curves(whole.work(plan))
+    assert len(everyone) > 2
+    left_out = sorted(everyone)[0]
+    fewer = tmp_path / "fewer"
+    shutil.copytree(root, fewer)
+    shutil.rmtree(next(fewer.glob(f"{left_out}*")))
+    part = open_session(fewer, SHARING, generator, tmp_path / "b", budget=private)
+    neighbours = own_curves(part.work(plan))
+    assert set(neighbours) == set(everyone) - {left_out}
+    for subject, curves in neighbours.items():
+        assert torch.equal(curves, everyone[subject])
+    # under privacy the pooled equations are no release: none leaves
+    reply = handled(whole, Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+    assert not set(reply.tensors) & set(SUMS)
+    for session in (whole, part):
+        session.close()
+
+
+class Crossing:
+    """One site through a whole run by hand; everything that left it."""
+
+    def __init__(
+        self, session: SiteSession, plan: Plan, generator: FrozenGenerator, folder: Path
+    ) -> None:
+        self.session, self.plan, self.folder = session, plan, folder
+        task = run_task(plan, generator)
+        first = handled(session, Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+        self.statistics = first
+        assert isinstance(first.body, StatisticsReply)
+        _, contribution = task.review(first, plan.digest())
+        # another site with as many patients
+        self.shared = task.combine([contribution, contribution])
+        start = {name: tensor.numpy() for name, tensor in task.start(self.shared).items()}
+        request = TrainRequest(plan_digest=plan.digest(), round=1)
+        self.trained = handled(session, Parcel(Kind.TRAIN, request, start | task.sent(self.shared)))
+        judged = {f"mixer/{name}": array for name, array in start.items()}
+        judged |= {name: tensor.numpy() for name, tensor in self.shared.items()}
+        self.verdict = handled(
+            session, Parcel(Kind.GUARD, GuardRequest(plan_digest=plan.digest()), judged)
+        )
+
+    @property
+    def left(self) -> Iterator[bytes]:
+        for parcel in (self.statistics, self.trained, self.verdict):
+            yield from (tensor.tobytes() for tensor in parcel.tensors.values())
+            encoded = encode(parcel)
+            yield repr(encoded).encode()
+
+
+@pytest.fixture(scope="module")
+def crossing(
+    tiny: TinyRun,
+    root: Path,
+    generator: FrozenGenerator,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Crossing:
+    folder = tmp_path_factory.mktemp("crossing")
+    session = open_session(root, SHARING, generator, folder)
+    return Crossing(session, plan_of(tiny, generator), generator, folder)
+
+
+def traces(curves: Tensor, sent: bytes) -> int:
+    """How many of these numbers are found in what was sent, in any width that it may have."""
+    found = 0
+    for kind in (np.float64, np.float32, np.float16):
+        for number in curves.numpy().astype(kind):
+            bits = number.tobytes()
+            # two bytes are found anywhere by chance
+            found += len(bits) > 2 and bits in sent
+    whole = curves.numpy().astype(np.float16).tobytes()
+    return found + (whole in sent)
+
+
+def test_fitted_curves_never_leave(crossing: Crossing) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in crossing.shared.items()}
+    work = crossing.session.work(crossing.plan)
+    assert isinstance(work, PairedWork)
+    assert work.contrast is not None
+    fitted = [*own_curves(work).values()]
+    for names in ((), *({name} for name in work.contrast.validation)):
+        curves = work.curves(arrays, without=names).curves
+        fitted += [] if curves is None else [curves]
+    assert len(fitted) > len(PATIENTS)
+    for sent in crossing.left:
+        for curves in fitted:
+            assert traces(curves, sent) == 0
+    # one that were sent would be seen
+    for kind in (torch.float64, torch.float32, torch.float16):
+        assert traces(fitted[0], fitted[0].to(kind).numpy().tobytes()) > 0
+
+
+def test_sums_tell_the_rounded_number_of_patients_alone(crossing: Crossing) -> None:
+    body = crossing.statistics.body
+    assert isinstance(body, StatisticsReply)
+    work = crossing.session.work(crossing.plan)
+    assert isinstance(work, PairedWork)
+    exact = len(work.train_patients)
+    assert exact < body.train_patients
+    total = crossing.statistics.tensors["curves_a"].astype(np.float64).sum() / 2**40
+    assert total / (1 + len(SOURCES)) ** 2 == pytest.approx(body.train_patients, abs=1e-6)
+
+
+def test_what_comes_back_without_a_sites_own_share_is_the_others(crossing: Crossing) -> None:
+    body = crossing.statistics.body
+    assert isinstance(body, StatisticsReply)
+    doubled = crossing.shared["curves/a"]
+    own = torch.from_numpy(crossing.statistics.tensors["curves_a"]).double() / 2**40
+    assert torch.equal(doubled, own + own)
+    assert crossing.shared["curves/patients"].tolist() == [2.0 * body.train_patients]
+
+
+def test_the_site_keeps_its_curves_for_itself(crossing: Crossing) -> None:
+    path = crossing.folder / CURVES_FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_site_curves(path, len(SOURCES)).shape == (SIZE,)
+
+
+def test_a_site_of_few_patients_shares_nothing_and_takes_the_others(
+    tiny: TinyRun, generator: FrozenGenerator, tmp_path: Path, crossing: Crossing
+) -> None:
+    session = open_session(tiny.site(SILENT), SILENT, generator, tmp_path)
+    reply = handled(session, Parcel(Kind.STATISTICS, StatisticsRequest(plan=crossing.plan)))
+    assert set(reply.tensors) == {"z_filter_a", "z_filter_b"}
+    alone = session.site_curves(crossing.plan, {})
+    joined = session.site_curves(crossing.plan, crossing.shared)
+    assert joined is not None
+    assert alone is None or not torch.equal(alone, joined)
+
+
+@pytest.mark.parametrize("damage", ["none", "missing", "shape", "nan", "fewer"])
+def test_sums_of_all_sites_that_cannot_be_are_refused_at_the_site(
+    crossing: Crossing, damage: str
+) -> None:
+    start = {
+        name: tensor.numpy()
+        for name, tensor in crossing.session.work(crossing.plan).start().items()
+    }
+    shared = {SHARED + name: tensor.numpy().copy() for name, tensor in crossing.shared.items()}
+    shared.pop(SHARED + "z_filter/taps")
+    match damage:
+        case "missing":
+            shared.pop(SHARED + "curves/b")
+        case "shape":
+            shared[SHARED + "curves/b"] = np.zeros(SIZE + 1)
+        case "nan":
+            shared[SHARED + "curves/b"][0] = np.nan
+        case "fewer":
+            shared[SHARED + "curves/patients"] = np.array([1.0])
+    request = TrainRequest(plan_digest=crossing.plan.digest(), round=1)
+    reply = crossing.session.handle(Parcel(Kind.TRAIN, request, start | shared))
+    assert isinstance(reply, Parcel) == (damage == "none")
+
+
+@pytest.fixture(scope="module")
+def run(tiny: TinyRun) -> Path:
+    changes = {"plan__mixer": CURVES, "plan__split": {"train": 0.6, "validation": 0.2}}
+    done = tiny.simulate("curves", **changes, compare=ROWS)
+    assert done.code == 0, done.stderr
+    return tiny.folder / "curves"
+
+
+def pooled(run: Path) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    return dict(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["pooled"])
+
+
+def test_a_run_with_curves_has_its_own_rows(run: Path) -> None:
+    rows = pooled(run)
+    assert {"federated_curves", "local_curves", "local_only", "curves", "curves_z_filter"} <= set(
+        rows
+    )
+    assert "federated" not in rows
+    comparisons = json.loads((run / "metrics.json").read_text())["comparisons"]["pooled"]
+    for reference in ("no_mixer", "local_only", "local_curves", "curves_z_filter"):
+        assert f"federated_curves - {reference}" in comparisons
+
+
+def test_rows_without_curves_are_those_of_a_run_without(run: Path, tiny: TinyRun) -> None:
+    plain = {"plan__mixer": {**CURVES, "contrast": "none"}}
+    split = {"plan__split": {"train": 0.6, "validation": 0.2}}
+    done = tiny.simulate("plain", **plain, **split, compare=ROWS)
+    assert done.code == 0, done.stderr
+    own, other = pooled(run), pooled(tiny.folder / "plain")
+    for row in ("no_mixer", "z_median", "z_filter", "z_filter_local", "local_only", "curves"):
+        assert own[row] == other[row], row
+    assert own["federated_curves"] != other["federated"]
+
+
+def test_the_report_and_the_volumes_are_of_the_runs_own_mixer(run: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "federated + curves" in page
+    assert "staying out" in page
+    for patient in (run / "synthesis").glob("*/*"):
+        assert (patient / "federated_curves.nii.gz").is_file()
+
+
+def test_a_translation_takes_the_sites_curves_or_says_that_it_has_none(
+    run: Path, tiny: TinyRun, tmp_path: Path
+) -> None:
+    site = next(iter(PATIENTS))
+    inputs = [f"{name}={tiny.file(site, 1, name)}" for name in SOURCES]
+    common = ["translate", *inputs, "--mixer", run, "--generator", tiny.bundle]
+    curves = next((run / "sites" / site).glob(CURVES_FILE))
+    without = run_here("lift", *common, "--output", tmp_path / "without.nii.gz")
+    assert without.code == 0, without.stderr
+    assert "--curves" in without.stderr
+    done = run_here("lift", *common, "--output", tmp_path / "with.nii.gz", "--curves", curves)
+    assert done.code == 0, done.stderr
+    assert "--curves" not in done.stderr
+    assert (tmp_path / "with.nii.gz").read_bytes() != (tmp_path / "without.nii.gz").read_bytes()
+
+
+def test_curves_for_a_mixer_that_has_none_are_refused(
+    tiny: TinyRun, run: Path, tmp_path: Path
+) -> None:
+    site = next(iter(PATIENTS))
+    curves = next((run / "sites" / site).glob(CURVES_FILE))
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(safetensors.numpy.save({"curves": np.zeros(3)}))
+    inputs = [f"{name}={tiny.file(site, 1, name)}" for name in SOURCES]
+    common = ["translate", *inputs, "--generator", tiny.bundle, "--output", tmp_path / "x.nii.gz"]
+    refused = run_here("lift", *common, "--mixer", run, "--curves", wrong)
+    check_refusal(refused, 3, names=[wrong.name])
+    plain = tiny.folder / "plain"
+    assert read_mixer(plain / "mixer.safetensors").plan.mixer.contrast == "none"
+    refused = run_here("lift", *common, "--mixer", plain, "--curves", curves)
+    check_refusal(refused, 2, names=["--curves"])
