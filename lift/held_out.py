@@ -110,6 +110,18 @@ def with_mixer(
     return method
 
 
+def blended(method: Method, strength: float) -> Method:
+    """A part (0 to 1) of what a method changes of the generator's prediction."""
+    if strength == 1:
+        return method
+
+    def blend(features: Features) -> Floats:
+        pred = np.asarray(features.pred)
+        return np.asarray(pred + np.float32(strength) * (method(features) - pred))
+
+    return blend
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """One held-out patient: where it belongs, its features, how to invert its slicing."""

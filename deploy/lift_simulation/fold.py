@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
+from lift.choice import Choice, choose
 from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
@@ -22,6 +23,7 @@ from lift.held_out import (
     Floats,
     HeldOut,
     Method,
+    blended,
     curve_methods,
     main_row,
     measure,
@@ -49,6 +51,7 @@ SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 """Rows that are written as volumes, beside the run's own mixer."""
 
 
+_STRENGTHS: Final = (0.25, 0.5, 0.75)
 _CURVED: Final = "/curves/"
 """Before the name of a site whose own mixer was trained under its patients' curves."""
 
@@ -63,6 +66,7 @@ class FoldResult:
         finished: the federated run.
         cohorts: site -> cohort.
         local_gain_db: site -> federated minus local-only PSNR of each validation patient.
+        choices: site -> what it uses.
         synthesis: predictions to be written, by held-out patient and method.
     """
 
@@ -71,6 +75,7 @@ class FoldResult:
     finished: FinishedRun
     cohorts: dict[str, SiteCohort]
     local_gain_db: dict[str, list[float]]
+    choices: dict[str, Choice] = field(default_factory=dict)
     synthesis: list[tuple[HeldOut, dict[str, Floats]]] = field(default_factory=list)
 
 
@@ -258,7 +263,10 @@ class Fold:
         done = 0
         for name, cohort in cohorts.items():
             curves = self._sessions[name].site_curves(self._plan, finished.shared)
-            methods = {**shared, self._main: with_mixer(mixer, finished.mixer, curves=curves)}
+            own = self._at_site(cohort, mixer, finished, trained)
+            choice = self._choose(cohort, mixer, finished, trained)
+            result.choices[name] = choice
+            methods = {**shared, **own, "chosen": _options(own, self._main)[choice.method]}
             controls: dict[str, Method] = {}
             if control is not None:
                 controls["control_2d"] = with_mixer(flat, control.mixer, curves=curves)
@@ -268,17 +276,7 @@ class Fold:
             if "/centralised" in trained:
                 methods["centralised"] = with_mixer(mixer, trained["/centralised"], curves=curves)
             if name in trained:
-                methods["local_only"] = with_mixer(mixer, trained[name])
                 result.local_gain_db[name] = self._gain_over(cohort, mixer, finished, trained[name])
-            if _CURVED + name in trained:
-                alone = self._sessions[name].site_curves(self._plan, {})
-                methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=alone)
-            if "z_filter_local" in self._compare and cohort.split.train:
-                own = _fitted(_as_is(cohort.part("train")), self._plan)
-                methods["z_filter_local"] = z_filter(own)
-            if "curves" in self._compare:
-                people = (cohort.persons("train"), cohort.persons("validation"))
-                methods |= curve_methods(*people, self._plan.mixer.ridge)
             for patient in cohort.split.test:
                 held_out = HeldOut(
                     name, patient, cohort.features[patient], self._prepared(cohort, patient)
@@ -298,6 +296,64 @@ class Fold:
                 done += 1
                 self._reporter.step("held-out patients", done, total)
         return result
+
+    def _at_site(
+        self,
+        cohort: SiteCohort,
+        mixer: Mixer,
+        finished: FinishedRun,
+        trained: Mapping[str, dict[str, Tensor]],
+        *,
+        without: Collection[str] = (),
+    ) -> dict[str, Method]:
+        """The rows of what a site could use, simplest first.
+
+        Args:
+            cohort: the site's.
+            mixer: an instance of the plan's.
+            finished: the federated run.
+            trained: mixers that were trained alone.
+            without: validation patients whom no curves may be fitted to.
+        """
+        name, session = cohort.site, self._sessions[cohort.site]
+        methods: dict[str, Method] = {"no_mixer": no_mixer}
+        if "z_filter_local" in self._compare and cohort.split.train:
+            taps = _fitted(_as_is(cohort.part("train")), self._plan)
+            methods["z_filter_local"] = z_filter(taps)
+        if "curves" in self._compare:
+            validation = {
+                subject: volumes
+                for subject, volumes in cohort.persons("validation").items()
+                if subject not in without
+            }
+            methods |= curve_methods(cohort.persons("train"), validation, self._plan.mixer.ridge)
+        joined = session.site_curves(self._plan, finished.shared, without=without)
+        methods[self._main] = with_mixer(mixer, finished.mixer, curves=joined)
+        if name in trained:
+            methods["local_only"] = with_mixer(mixer, trained[name])
+        if _CURVED + name in trained:
+            alone = session.site_curves(self._plan, {}, without=without)
+            methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=alone)
+        return methods
+
+    def _choose(
+        self,
+        cohort: SiteCohort,
+        mixer: Mixer,
+        finished: FinishedRun,
+        trained: Mapping[str, dict[str, Tensor]],
+    ) -> Choice:
+        """What a site uses, by its validation patients: curves are fitted without each of them."""
+        figures: dict[str, list[float]] = {}
+        for patient in cohort.split.validation:
+            features = cohort.features[patient]
+            own = self._at_site(
+                cohort, mixer, finished, trained, without={cohort.patients[patient].subject}
+            )
+            for name, method in _options(own, self._main).items():
+                psnr_db = patient_psnr_db(features, method(features))
+                figures.setdefault(name, []).append(psnr_db)
+        return choose(figures) if figures else Choice("no_mixer", {}, 0)
 
     def _cross(
         self,
@@ -350,6 +406,16 @@ class Fold:
 
     def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:
         return prepare_patient(cohort, patient, self._plan, self._sites[cohort.site].data.root)
+
+
+def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
+    """The rows of a site, simplest first, and the run's mixer in steps toward no mixer."""
+    options: dict[str, Method] = {}
+    for name, method in rows.items():
+        if name == main:
+            options |= {f"{main} x {part:g}": blended(method, part) for part in _STRENGTHS}
+        options[name] = method
+    return options
 
 
 def _with_mixer(plan: Plan, kind: str) -> Plan:

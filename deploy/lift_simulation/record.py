@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class RunRecord:
             if len(results) > 1
             else [],
             **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
+            "chosen": [_choices(result) for result in results],
             "update_bytes": _update_bytes(results),
             "privacy": describe_privacy(
                 self._config.plan, [site.name for site in self._config.sites]
@@ -166,6 +168,11 @@ class RunRecord:
             "refused": len(last.refusals),
             "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
         }
+
+
+def _choices(result: FoldResult) -> dict[str, object]:
+    """By site what it uses, and the figures of its validation patients that decided."""
+    return {site: asdict(choice) for site, choice in sorted(result.choices.items())}
 
 
 def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:

@@ -91,6 +91,7 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
+    *(("chosen", reference) for reference in (*_REFERENCES, *MIXER_ROWS)),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 

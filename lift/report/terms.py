@@ -70,6 +70,12 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "#0b6e4f",
         "X",
     ),
+    "chosen": MethodTerm(
+        "chosen",
+        "what each site uses: the simplest that its validation patients do not show to be worse",
+        "#aa3377",
+        "*",
+    ),
     "federated": MethodTerm("federated", "the mixer that this run trained", "#d55e00", "o"),
     "federated_curves": MethodTerm(
         "federated + curves",

@@ -321,7 +321,7 @@ def test_a_translation_takes_the_sites_curves_or_says_that_it_has_none(
 ) -> None:
     site = next(iter(PATIENTS))
     inputs = [f"{name}={tiny.file(site, 1, name)}" for name in SOURCES]
-    common = ["translate", *inputs, "--mixer", run, "--generator", tiny.bundle]
+    common: list[str | Path] = ["translate", *inputs, "--mixer", run, "--generator", tiny.bundle]
     curves = next((run / "sites" / site).glob(CURVES_FILE))
     without = run_here("lift", *common, "--output", tmp_path / "without.nii.gz")
     assert without.code == 0, without.stderr
@@ -340,7 +340,8 @@ def test_curves_for_a_mixer_that_has_none_are_refused(
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(safetensors.numpy.save({"curves": np.zeros(3)}))
     inputs = [f"{name}={tiny.file(site, 1, name)}" for name in SOURCES]
-    common = ["translate", *inputs, "--generator", tiny.bundle, "--output", tmp_path / "x.nii.gz"]
+    common: list[str | Path] = ["translate", *inputs, "--generator", tiny.bundle]
+    common += ["--output", tmp_path / "x.nii.gz"]
     refused = run_here("lift", *common, "--mixer", run, "--curves", wrong)
     check_refusal(refused, 3, names=[wrong.name])
     plain = tiny.folder / "plain"

@@ -77,8 +77,10 @@ def test_without_curves_a_mixer_is_given_the_generators_prediction() -> None:
 def test_a_part_of_the_prediction_is_that_part_of_the_whole() -> None:
     features = patient(0).seen_with(curves())
     whole = features.prediction()
-    parts = (np.array(part) for part in (features.pred, features.source, features.mask))
-    expected = apply_curves(*(torch.from_numpy(part) for part in parts), curves=curves())
+    pred, source, mask = (
+        torch.from_numpy(np.array(part)) for part in (features.pred, features.source, features.mask)
+    )
+    expected = apply_curves(pred, source, mask, curves())
     assert np.array_equal(whole, expected.numpy())
     assert not np.array_equal(whole, features.pred)
     box = (slice(2, 5), slice(3, 11), slice(4, 20))
@@ -123,7 +125,8 @@ def gradients(persons: dict[str, list[Features]]) -> dict[str, Tensor]:
     for name, volumes in persons.items():
         mixer.zero_grad(set_to_none=True)
         batch = make_batch(volumes[:1], [Window((1, 4, 8), size)], mixer, size)
-        batch_loss(mixer, batch, PLAN.training).backward()
+        loss = batch_loss(mixer, batch, PLAN.training)
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         parts = [p.grad.flatten() for p in mixer.parameters() if p.grad is not None]
         found[name] = torch.cat(parts)
     return found

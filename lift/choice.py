@@ -1,0 +1,61 @@
+"""Which model a site uses: the simplest that its own patients do not show to be worse.
+
+Joining must never cost a hospital anything against staying out. So each site compares what it could
+use, simplest first, on patients whom none of it was fitted to, and takes the first one that is
+within one standard error of the best (the one-standard-error rule of Breiman et al. 1984).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+FEWEST_PATIENTS: Final = 2
+"""With fewer nothing can be compared."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a site uses.
+
+    Attributes:
+        method: name of the method.
+        psnr_db: by method, the mean over the patients; empty where nothing could be compared.
+        patients: how many were compared.
+    """
+
+    method: str
+    psnr_db: dict[str, float]
+    patients: int
+
+
+def choose(figures: Mapping[str, Sequence[float]]) -> Choice:
+    """The simplest method within one standard error of the best.
+
+    Args:
+        figures: method, simplest first -> PSNR in dB of each patient, in one order for all.
+
+    Raises:
+        ValueError: no method, figures of different length, or one that is not finite.
+    """
+    if not figures:
+        raise ValueError("there is no method to choose from")
+    names = list(figures)
+    values = np.array([figures[name] for name in names], dtype=np.float64)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ValueError("every method needs a finite figure of every patient")
+    patients = values.shape[1]
+    if patients < FEWEST_PATIENTS:
+        return Choice(names[0], {}, patients)
+    best = values[int(values.mean(1).argmax())]
+    chosen = names[0]
+    for name, own in zip(names, values, strict=True):
+        lost = best - own
+        if lost.mean() <= lost.std(ddof=1) / np.sqrt(patients):
+            chosen = name
+            break
+    means = {name: float(own.mean()) for name, own in zip(names, values, strict=True)}
+    return Choice(chosen, means, patients)
