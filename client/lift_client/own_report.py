@@ -36,6 +36,7 @@ from lift.held_out import (
     main_row,
     measure,
     no_mixer,
+    with_curves,
     with_mixer,
     write_held_out,
     z_filter,
@@ -236,7 +237,7 @@ def _methods(
     methods: dict[str, Method] = {
         "no_mixer": no_mixer,
         "z_median": z_median,
-        "z_filter": z_filter(shared),
+        "z_filter": with_curves(curves, then=shared),
         "z_filter_local": z_filter(own),
         **curve_methods(work.cohort.persons("train"), fitted, plan.mixer.ridge),
         main_row(plan): with_mixer(mixer, finished.values, curves=curves),

@@ -28,6 +28,7 @@ from lift.held_out import (
     main_row,
     measure,
     no_mixer,
+    with_curves,
     with_mixer,
     z_filter,
     z_median,
@@ -243,17 +244,9 @@ class Fold:
         synthesis_patients: int,
     ) -> FoldResult:
         mixer = plan_mixer(self._plan, self._generator)
-        everyone = [f for cohort in cohorts.values() for f in cohort.part("train")]
-        # on the prediction as it is; the run's own filter is fitted under curves where it has them
-        taps = finished.taps if self._main == "federated" else _fitted(_as_is(everyone), self._plan)
-        shared: dict[str, Method] = {
-            "no_mixer": no_mixer,
-            "z_median": z_median,
-            "z_filter": z_filter(taps),
-        }
         # the control takes other features than most mixers
         flats = {}
-        flat, refit = mixer, taps
+        flat, refit = mixer, finished.taps
         if control is not None:
             flats = {name: s.cohort(control_plan) for name, s in self._sessions.items()}
             flat = plan_mixer(control_plan, self._generator)
@@ -266,7 +259,13 @@ class Fold:
             own = self._at_site(cohort, mixer, finished, trained)
             choice = self._choose(cohort, mixer, finished, trained)
             result.choices[name] = choice
-            methods = {**shared, **own, "chosen": _options(own, self._main)[choice.method]}
+            methods = {
+                "z_median": z_median,
+                # on what the mixer is given: what a network adds to such a filter
+                "z_filter": with_curves(curves, then=finished.taps),
+                **own,
+                "chosen": _options(own, self._main)[choice.method],
+            }
             controls: dict[str, Method] = {}
             if control is not None:
                 controls["control_2d"] = with_mixer(flat, control.mixer, curves=curves)

@@ -18,6 +18,7 @@ from lift.cohort.patients import Patient
 from lift.cohort.split import Split, read_split, split_patients
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
+from lift.contrast import under_own_curves
 from lift.device import fix_threads, resolve_device
 from lift.errors import DataError
 from lift.files import file_digest
@@ -107,9 +108,13 @@ def audit_patients(
             report=_named(report, "patients"),
         )
         split, copies = cohort.split, None
+        members, others = cohort.persons("train"), cohort.persons("validation", "test")
+        if plan.mixer.contrast == "curves":
+            # as training saw the members, and as it would have seen the others
+            members, others = under_own_curves(members), under_own_curves(others)
         found = membership(
-            cohort.persons("train"),
-            cohort.persons("validation", "test"),
+            members,
+            others,
             instance,
             finished.values,
             start_values(plan, generator, finished.taps),

@@ -198,7 +198,7 @@ class MixerPlan(Settings):
     """Reach of zdiff's kernel along depth, in slices."""
     ridge: float = Field(default=1e-3, gt=0)
     """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
-    contrast: Literal["none", "curves"] = "none"
+    contrast: Literal["none", "curves"] = "curves"
     """What brings the prediction to a patient's grey scale before the mixer (`lift.curves`).
 
     In training these are the patient's own curves; afterwards the site's, shrunk toward those of

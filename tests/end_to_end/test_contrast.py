@@ -292,6 +292,14 @@ def test_a_run_with_curves_has_its_own_rows(run: Path) -> None:
         rows
     )
     assert "federated" not in rows
+    chosen = json.loads((run / "run.json").read_text())["chosen"][0]
+    assert set(chosen) == set(PATIENTS)
+    for site, choice in chosen.items():
+        figures = json.loads((run / "metrics.json").read_text())["sites"][site]["methods"]
+        name = choice["method"]
+        assert name in choice["psnr_db"]
+        if name in figures:
+            assert figures["chosen"] == figures[name]
     comparisons = json.loads((run / "metrics.json").read_text())["comparisons"]["pooled"]
     for reference in ("no_mixer", "local_only", "local_curves", "curves_z_filter"):
         assert f"federated_curves - {reference}" in comparisons
@@ -303,9 +311,11 @@ def test_rows_without_curves_are_those_of_a_run_without(run: Path, tiny: TinyRun
     done = tiny.simulate("plain", **plain, **split, compare=ROWS)
     assert done.code == 0, done.stderr
     own, other = pooled(run), pooled(tiny.folder / "plain")
-    for row in ("no_mixer", "z_median", "z_filter", "z_filter_local", "local_only", "curves"):
+    for row in ("no_mixer", "z_median", "z_filter_local", "local_only", "curves"):
         assert own[row] == other[row], row
-    assert own["federated_curves"] != other["federated"]
+    # the filter that the mixer starts from is given what the mixer is given
+    for row, plain_row in (("federated_curves", "federated"), ("z_filter", "z_filter")):
+        assert own[row] != other[plain_row]
 
 
 def test_the_report_and_the_volumes_are_of_the_runs_own_mixer(run: Path) -> None:

@@ -69,13 +69,18 @@ def test_a_run_on_mixed_grids_ends_with_volumes_on_each_patients_own_grid(
     last = json.loads((out / "rounds.jsonl").read_text().splitlines()[-1])
     assert set(last["counted"]) == set(PATIENTS)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert np.isfinite(metrics["pooled"]["federated"]["psnr_db"]["value"])
+    assert np.isfinite(metrics["pooled"]["federated_curves"]["psnr_db"]["value"])
     for site in PATIENTS:
         (folder,) = (out / "synthesis" / site).iterdir()
         first = nibabel.load(mixed.site(site) / folder.name / f"{folder.name}-{SOURCES[0]}.nii.gz")
         assert first.shape == SHAPE
         names = {path.name.removesuffix(".nii.gz") for path in folder.iterdir()}
-        assert {"federated", "target", "mask", *(f"source-{name}" for name in SOURCES)} <= names
+        assert {
+            "federated_curves",
+            "target",
+            "mask",
+            *(f"source-{name}" for name in SOURCES),
+        } <= names
         for name in names:
             image = nibabel.load(folder / f"{name}.nii.gz")
             assert image.shape == SHAPE

@@ -64,11 +64,11 @@ def test_every_real_patient_gets_its_flair_on_its_own_grid(
 
     assert outcome.code == 0, outcome
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert {"no_mixer", "z_median", "z_filter", "federated"} <= set(metrics["pooled"])
+    assert {"no_mixer", "z_median", "z_filter", "federated_curves"} <= set(metrics["pooled"])
     acquired = _targets(settings)
-    assert metrics["pooled"]["federated"]["psnr_db"]["n"] == len(acquired) == 5
+    assert metrics["pooled"]["federated_curves"]["psnr_db"]["n"] == len(acquired) == 5
     for (site, patient), target in acquired.items():
-        written = nibabel.load(out / "synthesis" / site / patient / "federated.nii.gz")
+        written = nibabel.load(out / "synthesis" / site / patient / "federated_curves.nii.gz")
         original = nibabel.load(target)
         assert written.shape == original.shape
         np.testing.assert_allclose(written.affine, original.affine, atol=1e-4)

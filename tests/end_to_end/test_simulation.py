@@ -26,6 +26,7 @@ import lift_simulation.cli
 from lift.assembly import read_mixer
 from lift.config.plan import MixerKind, Plan
 from lift.config.simulation import Comparison
+from lift.contrast import CURVES_FILE
 from lift.generator.card import read_card
 from tests import wording
 from tests.end_to_end.tiny_run import (
@@ -55,8 +56,10 @@ METHODS = {
     "control_2d",
     "control_2d_z_filter",
     "local_only",
-    "federated",
+    "local_curves",
+    "federated_curves",
     "centralised",
+    "chosen",
 }
 METRICS = {
     "psnr_db",
@@ -107,7 +110,7 @@ def test_a_run_leaves_what_the_contract_says_and_nothing_half_written(run: Path)
         wanted |= {f"checkpoints/round-{index:04d}{end}" for end in (".safetensors", ".json")}
     for site in PATIENTS:
         (patient,) = (run / "synthesis" / site).iterdir()
-        names = ("target", "mask", "no_mixer", "z_median", "z_filter", "federated")
+        names = ("target", "mask", "no_mixer", "z_median", "z_filter", "federated_curves")
         for name in (*names, *(f"source-{source}" for source in SOURCES)):
             wanted.add(f"synthesis/{site}/{patient.name}/{name}.nii.gz")
     assert wanted <= files
@@ -122,7 +125,7 @@ def test_synthesis_lies_on_the_patients_own_grid(run: Path, tiny: TinyRun) -> No
         index = int(patient.name.split("-")[2])
         original = nibabel.load(tiny.file(site, index, TARGET))
         target = nibabel.load(patient / "target.nii.gz")
-        federated = nibabel.load(patient / "federated.nii.gz")
+        federated = nibabel.load(patient / "federated_curves.nii.gz")
         for image in (target, federated):
             assert image.shape == original.shape
             np.testing.assert_allclose(image.affine, original.affine)
@@ -230,12 +233,13 @@ def test_the_finished_mixer_translates_as_the_run_did(run: Path, tiny: TinyRun) 
     index = int(patient.name.split("-")[2])
     result = tiny.folder / "translated.nii.gz"
     words = [f"{name}={tiny.file('east', index, name)}" for name in SOURCES]
+    words += ["--curves", str(run / "sites" / "east" / CURVES_FILE)]
     done = run_here(
         "lift", "translate", *words, "--mixer", run, "--generator", tiny.bundle, "-o", result
     )
     assert done.code == 0, done
     assert done.stdout == f"{result}\n"
-    wanted = nibabel.load(patient / "federated.nii.gz").get_fdata()
+    wanted = nibabel.load(patient / "federated_curves.nii.gz").get_fdata()
     # 1000 is the written maximum: the bound for other chunks is 1e-4 of the range
     np.testing.assert_allclose(nibabel.load(result).get_fdata(), wanted, atol=0.1)
 
@@ -415,7 +419,7 @@ def test_leave_one_out_holds_every_patient_out_once(own: TinyRun) -> None:
     assert done.code == 0, done
     out = own.folder / "loo"
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["pooled"]["federated"]["psnr_db"]["n"] == 4
+    assert metrics["pooled"]["federated_curves"]["psnr_db"]["n"] == 4
     folds = sorted((out / "folds").iterdir())
     assert len(folds) == 4
     held_out: list[str] = []
@@ -454,7 +458,9 @@ def test_folds_hold_every_patient_out_once_and_their_figures_are_pooled(tiny: Ti
         rows = [r for site in metrics["patients"].values() for r in site[method].values()]
         mean = sum(row["psnr_db"] for row in rows) / len(rows)
         assert figures["psnr_db"]["value"] == pytest.approx(mean)
-    named = {f"{s}/{p}" for s, rows in metrics["patients"].items() for p in rows["federated"]}
+    named = {
+        f"{s}/{p}" for s, rows in metrics["patients"].items() for p in rows["federated_curves"]
+    }
     assert named == everyone
     assert (out / "report.html").is_file()
 
@@ -466,7 +472,14 @@ def _check_variant(
     done = tiny.simulate(out, synthesis_patients=0, **changes)
     assert done.code == 0, done
     metrics = json.loads((tiny.folder / out / "metrics.json").read_text())
-    assert set(metrics["pooled"]) == {"no_mixer", "z_median", "z_filter", "federated", *rows}
+    assert set(metrics["pooled"]) == {
+        "no_mixer",
+        "z_median",
+        "z_filter",
+        "federated_curves",
+        "chosen",
+        *rows,
+    }
     for table in metrics["pooled"].values():
         _check_metrics(table, n=len(PATIENTS))
     finished = read_mixer(tiny.folder / out / "mixer.safetensors")
