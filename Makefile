@@ -7,7 +7,7 @@ WEB_STAMP := $(VENV)/.installed-web
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real clean help
+.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real real-lgg clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,10 @@ bench-privacy: $(STAMP)  ## gains by epsilon, mode and cohort, on phantoms; hour
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair
+
+real-lgg: $(STAMP)  ## four hospitals, thick slices: real data that LIFT_TEST_DATA names
+	$(BIN)/lift pretrain --config configs/pretrain/real-lgg-t1n-t1c-t2f.yaml -o out/real-lgg-generator
+	$(BIN)/lift-simulate --config configs/presets/real-lgg.yaml --output out/real-lgg
 
 real-hippocampus: $(STAMP)  ## new hippocampus volumes; real data that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-hippocampus.yaml --output out/real-hippocampus
