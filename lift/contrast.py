@@ -7,6 +7,7 @@ and shrunk toward all sites' patients. Equations are summed over sites once; fit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,9 @@ FEWEST_PATIENTS: Final = 5
 """Training patients of a site that shares its sums; one with fewer shares none."""
 SUMS: Final = ("curves_a", "curves_b")
 """Tensors of round 0 beside the z-filter's, int64 in units of 1 / `SCALE`."""
-SHARED_SUMS: Final = ("curves/a", "curves/b", "curves/patients")
-"""Of all sites together, float64: what comes back."""
+SHARED_SUMS: Final = ("curves/a", "curves/b", "curves/patients", "curves/parts")
+"""What comes back: the sums of all sites and their patients, float64, and of which answers they are
+the sum, int64 (`fingerprint`)."""
 CURVES_FILE: Final = "site-curves.safetensors"
 """In a site's work folder: its curves. They stay there."""
 Arrays = dict[str, NDArray[np.generic]]
@@ -131,12 +133,24 @@ def to_arrays(equations: CurveEquations | None) -> Arrays:
     )
 
 
-def pooled_arrays(total: CurveEquations) -> dict[str, Tensor]:
-    """All sites' sums as they are kept and sent; none where no site shared any."""
-    if total.patients == 0:
+def fingerprint(equations: CurveEquations) -> int:
+    """By which a site knows its own part of a sum again: 63 bits of SHA-256."""
+    content = b"".join(array.tobytes() for array in to_arrays(equations).values())
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+
+
+def pooled_arrays(parts: Sequence[CurveEquations]) -> dict[str, Tensor]:
+    """All sites' sums as they are kept and sent; none where no site shared any.
+
+    They do not depend on the order of `parts`, and name no site: one that came after round 0
+    must not take its own from a sum that it is no part of.
+    """
+    if not parts:
         return {}
+    total = total_equations(parts)
     count = torch.tensor([total.patients], dtype=torch.float64)
-    return dict(zip(SHARED_SUMS, (total.a, total.b, count), strict=True))
+    known = torch.tensor(sorted(fingerprint(part) for part in parts))
+    return dict(zip(SHARED_SUMS, (total.a, total.b, count, known), strict=True))
 
 
 def others_of(
@@ -146,7 +160,7 @@ def others_of(
 
     Args:
         shared: what the server sent; without curves it gives None.
-        own: what this site shared.
+        own: what this site shared; it is taken away if it is a part of those sums.
         sources: source channels of the plan.
 
     Raises:
@@ -158,12 +172,16 @@ def others_of(
     size = KNOTS * (1 + sources)
     shapes = ((size, size), (size,), (1,))
     arrays = [np.asarray(shared[name]) if name in shared else np.zeros(0) for name in SHARED_SUMS]
+    parts = arrays.pop()
     for array, shape in zip(arrays, shapes, strict=True):
         if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
             raise ValueError("the sums of all sites' curves have another form")
+    if parts.ndim != 1 or parts.dtype != np.int64:
+        raise ValueError("the sums of all sites' curves have another form")
     a, b = (torch.from_numpy(np.array(array)) for array in arrays[:2])
     total = CurveEquations(a, b, round(float(arrays[2][0])))
-    rest = total if own is None else total - own
+    is_part = own is not None and fingerprint(own) in parts.tolist()
+    rest = total - own if is_part and own is not None else total
     if rest.patients < 0:
         raise ValueError("the sums of all sites' curves are of fewer patients than this site's")
     return rest if rest.patients else None

@@ -124,8 +124,7 @@ class PairedTask:
                 return {TAPS: torch.zeros_like(total.b)}
             return {TAPS: fit_released(total, self._privacy.start, len(filters), self._ridge)}
         curves = [sums.curves for sums in paired if sums.curves is not None]
-        pooled = sum(curves, start=CurveEquations.zero(self._sources))
-        return {TAPS: fit(total, self._ridge), **pooled_arrays(pooled)}
+        return {TAPS: fit(total, self._ridge), **pooled_arrays(curves)}
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""

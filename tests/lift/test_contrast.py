@@ -177,15 +177,18 @@ def test_validation_patients_are_fitted_to_and_not_shared() -> None:
     )
 
 
-def sent(total: CurveEquations) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in pooled_arrays(total).items()}
+def sent(*parts: CurveEquations) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in pooled_arrays(parts).items()}
 
 
 def test_the_others_are_the_total_without_the_own_to_the_bit() -> None:
     sites = [contrast_of(n).shared(rounded) for n, rounded in ((5, 5), (6, 10), (7, 10))]
     shared = [site for site in sites if site is not None]
-    total = total_equations(shared)
-    found = others_of(sent(total), shared[0], len(SOURCES))
+    total = sent(*shared)
+    assert {n: a.tolist() for n, a in total.items()} == {
+        n: a.tolist() for n, a in sent(*shared[::-1]).items()
+    }
+    found = others_of(total, shared[0], len(SOURCES))
     expected = shared[1] + shared[2]
     assert found is not None
     assert torch.equal(found.a, expected.a)
@@ -193,7 +196,28 @@ def test_the_others_are_the_total_without_the_own_to_the_bit() -> None:
     assert found.patients == expected.patients == 20
     assert others_of(sent(shared[0]), shared[0], len(SOURCES)) is None
     assert others_of({}, shared[0], len(SOURCES)) is None
-    assert pooled_arrays(CurveEquations.zero(len(SOURCES))) == {}
+    assert pooled_arrays([]) == {}
+
+
+def test_a_site_that_came_late_takes_nothing_from_a_sum_that_it_is_no_part_of() -> None:
+    early, late = contrast_of(5).shared(5), contrast_of(6).shared(10)
+    assert early is not None
+    assert late is not None
+    found = others_of(sent(early), late, len(SOURCES))
+    assert found is not None
+    assert torch.equal(found.a, early.a)
+    assert found.patients == early.patients
+
+
+@pytest.mark.parametrize("parts", [np.zeros(1), np.zeros((1, 1), np.int64), None])
+def test_parts_of_another_form_are_refused(parts: np.ndarray | None) -> None:
+    shared = contrast_of(5).shared(5)
+    assert shared is not None
+    given = sent(shared)
+    given.pop("curves/parts")
+    given |= {} if parts is None else {"curves/parts": parts}
+    with pytest.raises(ValueError, match="another form"):
+        others_of(given, None, len(SOURCES))
 
 
 def test_curves_of_a_site_are_kept_and_read_again(tmp_path: Path) -> None:
