@@ -87,7 +87,7 @@ policy:
   # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
   least_patient_count_step: 5
   # No single answer may hold more bytes of numbers than this.
-  largest_update_bytes: 1000000
+  largest_update_bytes: 2000000
 """
 
 

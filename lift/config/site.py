@@ -69,8 +69,8 @@ class PolicySettings(Settings):
     most_steps_per_round: int = Field(default=10_000, ge=1)
     least_patient_count_step: int = Field(default=5, ge=1)
     """A plan whose numbers of patients are rounded less than this is refused."""
-    largest_update_bytes: int = Field(default=1_000_000, ge=1)
-    """Bytes of tensors in one answer, before compression."""
+    largest_update_bytes: int = Field(default=2_000_000, ge=1)
+    """Bytes of tensors in one answer, before compression: 500,000 numbers in full precision."""
 
 
 class SiteConfig(SiteSettings):
