@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
@@ -83,7 +83,8 @@ class Pyramid(Mixer):
         for scale in reversed(range(_SCALES - 1)):
             fine = levels[scale]
             h = (fine + _on_finer_grid(self.narrow[scale](h), fine)) * inside[scale]
-            h = (h + silu(apply_plane_conv(self.across[scale], h))) * inside[scale]
+            across = cast("nn.Conv3d", self.across[scale])
+            h = (h + silu(apply_plane_conv(across, h))) * inside[scale]
         correction = self.z_taps(of_pred) + apply_plane_conv(self.out, h).transpose(1, 2)
         return inputs.pred + keep_inside(correction, inputs.mask)
 
@@ -93,13 +94,13 @@ class Pyramid(Mixer):
 
 
 def _sum_of_four(v: Tensor) -> Tensor:
-    """Sums over 2 x 2 voxels of the plane, zeros beyond it: (..., h, w) -> (..., h/2, w/2), up.
+    """Sums over 2 x 2 voxels of the plane, zeros beyond it: (..., h, w) -> half of both, or more.
 
     By a view, not by torch's pooling, whose gradient on a GPU differs from run to run.
     """
     h, w = v.shape[-2:]
     even = pad(v, (0, w % 2, 0, h % 2))
-    return even.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).sum((-3, -1))
+    return even.reshape(*v.shape[:-2], (h + 1) // 2, 2, (w + 1) // 2, 2).sum((-3, -1))
 
 
 def _on_finer_grid(v: Tensor, fine: Tensor) -> Tensor:
