@@ -35,16 +35,18 @@ class Pyramid(Mixer):
     z-filter. One source channel and 12 + 12 feature channels: 5,065 parameters at width 3,
     24,101 at 7, 104,317 at 15 and 406,177 at 30.
 
-    The coarse grids begin at the first row and column of what is given. A crop that begins at
-    a multiple of 4 of both therefore has the whole slice's result from 15 pixels inside its
-    borders on; any other crop has its 2 x 2 means at other places, and differs a little
-    everywhere. Windows of training begin anywhere, so that a mixer learns for every place of
-    the grid, and so does a patient's own crop in preprocessing. Results are always of whole
-    slices, whose grid does not depend on how their depth is cut.
+    The coarse grids begin at the first row and column of what is given, and a result depends on
+    15 pixels to each side. So a crop whose first row and column are multiples of 4 has the whole
+    slice's result 15 pixels inside its borders. Any other crop has its 2 x 2 means at other
+    places: every guarantee holds, but the result differs a little. Windows of training begin
+    anywhere, so that a mixer learns for every place of the grid. A volume is always mixed in
+    whole slices, whose grid does not depend on how its depth is cut.
 
     Args:
         width: hidden channels at the finest scale.
         frozen: any generator.
+
+    Source: the form is that of a U-Net (Ronneberger et al. 2015, arXiv:1505.04597).
     """
 
     kind: ClassVar[str] = "pyramid"
@@ -73,10 +75,9 @@ class Pyramid(Mixer):
         levels: list[Tensor] = []
         for scale in range(_SCALES):
             if scale > 0:
-                count = _sum_of_four(inside[-1])
-                inside.append((count > 0).to(count))
-                pooled = _sum_of_four(h) / count.clamp(min=1)
-                h = self.widen[scale - 1](pooled) * inside[scale]
+                h, coarse = _pooled(h, inside[-1])
+                inside.append(coarse)
+                h = self.widen[scale - 1](h) * coarse
             along = self.along[scale](replicate_depth(h, inputs.depth, 1))
             h = (h + silu(along)) * inside[scale]
             levels.append(h)
@@ -93,8 +94,22 @@ class Pyramid(Mixer):
         self.z_taps.set_taps(taps)
 
 
+def _pooled(h: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over those of 2 x 2 voxels that lie inside, and which of them have one, 0 or 1.
+
+    Args:
+        h: (b, c, z, h, w), 0 outside.
+        inside: 0 or 1, (b, 1, z, h, w).
+
+    Returns:
+        (b, c, z, h/2, w/2) and (b, 1, z, h/2, w/2), sides rounded up.
+    """
+    count = _sum_of_four(inside)
+    return _sum_of_four(h) / count.clamp(min=1), (count > 0).to(count)
+
+
 def _sum_of_four(v: Tensor) -> Tensor:
-    """Sums over 2 x 2 voxels of the plane, zeros beyond it: (..., h, w) -> half of both, or more.
+    """Sums over 2 x 2 voxels of the plane, with zeros beyond it.
 
     By a view, not by torch's pooling, whose gradient on a GPU differs from run to run.
     """
@@ -104,7 +119,7 @@ def _sum_of_four(v: Tensor) -> Tensor:
 
 
 def _on_finer_grid(v: Tensor, fine: Tensor) -> Tensor:
-    """Each voxel of `v` at its 2 x 2 voxels of the plane of `fine`."""
+    """Each voxel of `v` at its 2 x 2 voxels of the plane of `fine`, (..., h, w)."""
     h, w = v.shape[-2:]
     spread = v[..., :, None, :, None].expand(*v.shape[:-2], h, 2, w, 2)
     return spread.reshape(*v.shape[:-2], 2 * h, 2 * w)[..., : fine.shape[-2], : fine.shape[-1]]

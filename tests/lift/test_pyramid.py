@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from lift.config.plan import MixerPlan
 from lift.mixer.base import FrozenParts, MixerInputs
 from lift.mixer.build import build_mixer, mixer_needs
-from lift.mixer.pyramid import _on_finer_grid, _sum_of_four
+from lift.mixer.pyramid import _on_finer_grid, _pooled
 from tests.lift.mixer_cases import make_inputs, make_mixer
 
 REACH = 15
@@ -88,11 +88,15 @@ def test_odd_planes_are_as_if_continued_outside_the_mask(size: tuple[int, int], 
     torch.testing.assert_close(mixer(wide)[..., : size[0], : size[1]], result, rtol=0, atol=bound)
 
 
-def test_a_sum_of_four_and_its_way_back_are_those_of_the_hand() -> None:
-    v = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
-    sums = _sum_of_four(v)
-    assert sums.tolist() == [[12.0, 9.0], [15.0, 9.0]]
-    assert _on_finer_grid(sums, v).tolist() == [[12, 12, 9], [12, 12, 9], [15, 15, 9]]
+def test_pooling_takes_the_mean_inside_the_mask_and_its_way_back_is_exact() -> None:
+    values = [[1.0, 2.0, 0.0], [0.0, 6.0, 0.0], [0.0, 0.0, 9.0], [0.0, 0.0, 0.0]]
+    inside = [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    h, mask = (torch.tensor(rows)[None, None, None] for rows in (values, inside))
+    pooled, coarse = _pooled(h, mask)
+    assert pooled[0, 0, 0].tolist() == [[3.0, 0.0], [0.0, 9.0]]
+    assert coarse[0, 0, 0].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    back = _on_finer_grid(pooled, h)[0, 0, 0]
+    assert back.tolist() == [[3, 3, 0], [3, 3, 0], [0, 0, 9], [0, 0, 9]]
 
 
 def test_a_crop_on_the_coarsest_grid_has_the_slices_result_away_from_its_borders() -> None:
