@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lift.config.plan import MixerPlan
+from lift.config.plan import MixerKind, MixerPlan
 from lift.mixer.base import FrozenParts, MixerInputs
 from lift.mixer.build import build_mixer, mixer_needs
 from lift.mixer.pyramid import _on_finer_grid, _pooled
@@ -109,7 +109,7 @@ def test_a_crop_on_the_coarsest_grid_has_the_slices_result_away_from_its_borders
         """From `near` pixels inside the borders of columns first..first+47."""
         crop = in_plane(inputs, slice(None), slice(first, first + 48))
         part = mixer(crop)
-        assert torch.equal((part != crop.pred), crop.mask > 0)
+        assert torch.equal(part != crop.pred, crop.mask > 0)
         there = slice(near, 48 - near)
         expected = whole[..., first : first + 48]
         return float((part - expected)[..., there].detach().abs().max()) / scale
@@ -125,8 +125,8 @@ def test_it_sees_farther_in_the_plane_than_zrefine_and_not_beyond_its_reach() ->
     inputs = make_inputs([1], size=(1, 64), before=0, after=0)
     inputs = dataclasses.replace(inputs, mask=torch.ones_like(inputs.mask))
 
-    def reach(kind: str) -> int:
-        mixer = make_mixer("pyramid" if kind == "pyramid" else "zrefine")
+    def reach(kind: MixerKind) -> int:
+        mixer = make_mixer(kind)
         whole, farthest = mixer(inputs), 0
         for column in range(28, 36):
             pred = inputs.pred.clone()
