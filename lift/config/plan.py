@@ -26,7 +26,14 @@ Spacing = Annotated[float, Field(ge=0.2, le=20)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MixerKind = Literal[
-    "zrefine", "zrefine_lite", "zdiff", "zconv", "pooled_bigru", "control_2d", "trajectory_mapper"
+    "zrefine",
+    "zrefine_lite",
+    "pyramid",
+    "zdiff",
+    "zconv",
+    "pooled_bigru",
+    "control_2d",
+    "trajectory_mapper",
 ]
 
 
@@ -193,7 +200,8 @@ class MixerPlan(Settings):
 
     kind: MixerKind = "zrefine"
     width: int = Field(default=8, ge=1, le=256)
-    """Hidden channels (zrefine, zrefine_lite, control_2d) or GRU units (pooled_bigru)."""
+    """Hidden channels (zrefine, zrefine_lite, control_2d; pyramid: at its finest scale) or GRU
+    units (pooled_bigru)."""
     radius: int = Field(default=3, ge=1, le=8)
     """Reach of zdiff's kernel along depth, in slices."""
     ridge: float = Field(default=1e-3, gt=0)

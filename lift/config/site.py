@@ -70,7 +70,7 @@ class PolicySettings(Settings):
     least_patient_count_step: int = Field(default=5, ge=1)
     """A plan whose numbers of patients are rounded less than this is refused."""
     largest_update_bytes: int = Field(default=1_000_000, ge=1)
-    """Bytes of tensors in one answer, before compression."""
+    """Bytes of tensors in one answer, before compression: 500,000 numbers in full precision."""
 
 
 class SiteConfig(SiteSettings):

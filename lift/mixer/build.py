@@ -8,6 +8,7 @@ from lift.config.plan import MixerPlan
 from lift.errors import ConfigError
 from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.pooled_bigru import PooledBiGRU
+from lift.mixer.pyramid import Pyramid
 from lift.mixer.zconv import ZConv
 from lift.mixer.zdiff import ZDiff
 from lift.mixer.zrefine import Control2D, ZRefine, ZRefineLite
@@ -43,6 +44,8 @@ def _construct(plan: MixerPlan, frozen: FrozenParts) -> Mixer:
             return ZRefine(plan.width, frozen)
         case "zrefine_lite":
             return ZRefineLite(plan.width, frozen)
+        case "pyramid":
+            return Pyramid(plan.width, frozen)
         case "zdiff":
             return ZDiff(plan.radius, frozen)
         case "zconv":

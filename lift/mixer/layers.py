@@ -62,6 +62,13 @@ def volume_conv(channels_in: int, channels_out: int) -> nn.Conv3d:
     return nn.Conv3d(channels_in, channels_out, 3, padding=(0, 1, 1))
 
 
+def zero_layer(layer: nn.Conv3d) -> None:
+    """Set weight and bias to 0: a last layer that changes nothing at first."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def require_taps(kind: str, frozen: FrozenParts, names: Sequence[str], *, stride: int) -> None:
     """Refuse a generator that lacks one of `names`, or has it at another stride.
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from lift.config.kit import Kit, TaskRule
-from lift.config.plan import FederationPlan, Plan, SplitPlan, TaskPlan, TrainingPlan
+from lift.config.plan import FederationPlan, MixerPlan, Plan, SplitPlan, TaskPlan, TrainingPlan
 from lift.config.privacy import NoPrivacy
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
+from lift.mixer.base import FrozenParts
+from lift.mixer.build import build_mixer
 from lift_client.policy import check_outgoing, check_plan
 
 KIT = Kit(
@@ -84,6 +86,23 @@ def test_all_offences_are_named_at_once() -> None:
         "policy.most_rounds, policy.most_steps_per_round, policy.largest_update_bytes"
     )
     assert len(caught.value.seen.splitlines()) == 3
+
+
+def test_the_default_lets_a_pyramid_of_400_000_numbers_through_in_half_precision() -> None:
+    features = {"feat": 12, "enc0": 12}
+    frozen = FrozenParts(features, dict.fromkeys(features, 1), n_source=3)
+    mixer = build_mixer(MixerPlan(kind="pyramid", width=30), frozen, seed=0)
+    policy = PolicySettings(privacy_modes=("none",), least_patient_count_step=1)
+    count = mixer.parameter_count()
+    assert 400_000 < count < 420_000
+    half = PLAN.model_copy(
+        update={"federation": PLAN.federation.model_copy(update={"update_dtype": "float16"})}
+    )
+    check_plan(half, policy, KIT, parameters=count)
+    values = {name: tensor.half().numpy() for name, tensor in mixer.values().items()}
+    check_outgoing(values, policy, expected={name: v.shape for name, v in values.items()})
+    with pytest.raises(PolicyError, match=f"{4 * count} bytes"):
+        check_plan(PLAN, policy, KIT, parameters=count)
 
 
 def test_the_policys_own_lists_replace_the_kits() -> None:

@@ -31,7 +31,7 @@ from tests.lift.mixer_cases import (
 )
 
 every_mixer = pytest.mark.parametrize("kind", KINDS)
-Z_FILTERED = {"zrefine", "zrefine_lite", "zdiff"}
+Z_FILTERED = {"zrefine", "zrefine_lite", "pyramid", "zdiff"}
 
 
 @pytest.mark.parametrize(

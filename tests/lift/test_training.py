@@ -102,7 +102,7 @@ def test_only_the_mixer_changes_and_the_generator_stays_frozen(kind: MixerKind) 
     assert np.isfinite(trained.loss)
 
 
-@pytest.mark.parametrize("kind", ["zrefine", "pooled_bigru"])
+@pytest.mark.parametrize("kind", ["zrefine", "pyramid", "pooled_bigru"])
 def test_the_same_round_gives_the_same_bits(kind: MixerKind) -> None:
     plan, patients = small_plan(kind), small_cohort(GENERATOR, kind)
     first = one_round(plan, patients)

@@ -1,0 +1,82 @@
+"""All that zrefine and pyramid look at, as one stack of channels, and the layer that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from lift.mixer.base import FrozenParts, MixerInputs
+from lift.mixer.differences import SHIFTS, fill_differences
+from lift.mixer.layers import apply_plane_conv
+
+# differences are small beside the images: brought to their scale for the first convolution
+_DIFFERENCE_GAIN = 4.0
+_SLICES_AT_ONCE = 2
+
+
+def offered_features(frozen: FrozenParts) -> tuple[str, ...]:
+    """Those of `feat` and `enc0` that the generator has at stride 1."""
+    return tuple(name for name in ("feat", "enc0") if frozen.tap_strides.get(name) == 1)
+
+
+def stacked_channels(frozen: FrozenParts, tap_names: Sequence[str]) -> int:
+    """Channels of [S, P, taps, 4 D_k P, 4 D_k S]."""
+    images = frozen.n_source + 1
+    features = sum(frozen.tap_channels[name] for name in tap_names)
+    return images + features + len(SHIFTS) * images
+
+
+def first_hidden(
+    first: nn.Conv3d, inputs: MixerInputs, of_pred: Tensor, tap_names: Sequence[str]
+) -> Tensor:
+    """silu(first([S, P, taps, 4 D_k P, 4 D_k S])), (b, channels, z, h, w).
+
+    The first convolution has no reach along depth. Without gradients it runs a few slices
+    at a time, because its input is by far the largest tensor of a streamed volume.
+
+    Args:
+        first: of :func:`plane_conv`, from :func:`stacked_channels`.
+        inputs: the batch.
+        of_pred: `z_differences` of the prediction, (b, z, 6, h, w).
+        tap_names: taps of stride 1, in the order of the channels.
+    """
+    z = inputs.pred.shape[1]
+    if torch.is_grad_enabled():
+        return silu(first(_stacked(inputs, of_pred, tap_names, 0, z)))
+    reach = max(SHIFTS)
+    parts = []
+    for low in range(0, z, _SLICES_AT_ONCE):
+        high = min(low + _SLICES_AT_ONCE, z)
+        start, stop = max(0, low - reach), min(z, high + reach)
+        x = _stacked(inputs, of_pred, tap_names, start, stop)
+        parts.append(silu(apply_plane_conv(first, x[:, :, low - start : high - start])))
+    return torch.cat(parts, dim=2)
+
+
+def _stacked(
+    inputs: MixerInputs, of_pred: Tensor, tap_names: Sequence[str], start: int, stop: int
+) -> Tensor:
+    """[S, P, taps, 4 D_k P, 4 D_k S] of slices start..stop-1 as (b, channels, z, h, w).
+
+    The source's differences take no slice from beyond this range. Written part by part
+    into one block: joining the parts would copy them twice more.
+    """
+    here = slice(start, stop)
+    mask = inputs.mask[:, here]
+    images = [inputs.source, inputs.pred, *(inputs.taps[name] for name in tap_names)]
+    b, _, n_source, h, w = inputs.source.shape
+    plain = sum(image.shape[2] for image in images)
+    first, last = plain, plain + len(SHIFTS)
+    block = inputs.pred.new_empty((b, last + len(SHIFTS) * n_source, stop - start, h, w))
+    x = block.transpose(1, 2)
+    at = 0
+    for image in images:
+        x[:, :, at : at + image.shape[2]] = image[:, here]
+        at += image.shape[2]
+    x[:, :, :plain].masked_fill_(mask == 0, 0.0)
+    x[:, :, first:last] = _DIFFERENCE_GAIN * of_pred[:, here]
+    fill_differences(x[:, :, last:], x[:, :, :n_source], mask, gain=_DIFFERENCE_GAIN)
+    return block
