@@ -68,7 +68,7 @@ real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair
 
 real-lgg: $(STAMP)  ## four hospitals, thick slices: real data that LIFT_TEST_DATA names
-	$(BIN)/lift pretrain --config configs/pretrain/real-lgg-t1n-t1c-t2f.yaml -o out/real-lgg-generator
+	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator
 	$(BIN)/lift-simulate --config configs/presets/real-lgg.yaml --output out/real-lgg
 
 real-hippocampus: $(STAMP)  ## new hippocampus volumes; real data that LIFT_TEST_DATA names

@@ -177,9 +177,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "epsilon_met": {},
         "ledger_heads": {},
         # figures by method: none where nothing could be compared
-        "chosen": [
-            {site: {"method": "no_mixer", "psnr_db": {}, "patients": 1} for site in sites}
-        ],
+        "chosen": [{site: {"method": "no_mixer", "psnr_db": {}, "patients": 1} for site in sites}],
         "update_bytes": UPDATE_BYTES,
         "privacy": describe_privacy(config.plan, sites),
     }
