@@ -189,6 +189,79 @@ def translate(
 
 
 @app.command()
+def calibrate(
+    mixer: Annotated[Path, typer.Option(help="mixer.safetensors of a run, or the run's folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File for the curves (.safetensors).")
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Argument(help="Own pairs: a folder in a known layout, or a table (.csv)."),
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="In place of PAIRS: a site's settings (YAML).")
+    ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="Bundle folder; default: the shipped bundle of the same fingerprint."),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Fit a hospital's grey scale from two to four of its own pairs, for `lift translate --curves`.
+
+    For a mixer whose plan has contrast, at a hospital that took no part in its training. It is a
+    closed form: nothing is trained, and nothing leaves.
+    """
+    from lift.assembly import read_mixer
+    from lift.calibration import ENOUGH
+    from lift.calibration import calibrate as run
+    from lift.config.site import SiteConfig, SiteSettings
+    from lift.device import resolve_device
+    from lift.generator.bundle import load_bundle
+    from lift.generator.card import bundle_folder, shipped_bundle
+
+    if (pairs is None) == (site is None):
+        raise ConfigError(
+            "the pairs are named once",
+            where="PAIRS, --site",
+            seen="both" if pairs else "neither",
+            remedy="Give a folder or a table of pairs, or a site's settings.",
+        )
+    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    _check_kind(finished, "paired", "generate")
+    if site is not None:
+        settings: SiteSettings = (config := SiteConfig.from_yaml(site).under(site.parent))
+        bundle = generator or bundle_folder(config.generator)
+    else:
+        settings = SiteSettings.from_data({"name": "here", "data": _pairs(pairs)}, "PAIRS")
+        bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
+    frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("pairs", total=None)
+        chosen, patients = run(
+            settings,
+            finished,
+            frozen,
+            output,
+            report=lambda at, total: progress.update(task, completed=at, total=total),
+        )
+    if patients < ENOUGH:
+        console.print("warning: one patient is not enough to fit curves to: there are none")
+    elif chosen.curves is None:
+        console.print("note: curves do not help these patients: the generator's contrast stays")
+    console.print(f"{patients} patients", highlight=False)
+    sys.stdout.write(f"{output}\n")
+
+
+def _pairs(path: Path | None) -> dict[str, str]:
+    """The settings of a folder or a table of volumes."""
+    if path is not None and path.is_file():
+        return {"layout": "table", "root": str(path.parent), "table": str(path)}
+    return {"layout": "auto", "root": str(path)}
+
+
+@app.command()
 def generate(
     mixer: Annotated[Path, typer.Option(help="A run's output folder, or its mixer.safetensors.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the volumes.")],

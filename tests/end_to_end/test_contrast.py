@@ -41,6 +41,7 @@ from tests.end_to_end.test_privacy import DELTA, LOCAL
 from tests.end_to_end.tiny_run import (
     PATIENTS,
     SOURCES,
+    Outcome,
     TinyRun,
     check_refusal,
     make_patient,
@@ -282,6 +283,18 @@ def run(tiny: TinyRun) -> Path:
     return tiny.folder / "curves"
 
 
+@pytest.fixture(scope="module")
+def plain(tiny: TinyRun) -> Path:
+    """The same run with a mixer that learns the contrast too."""
+    changes = {
+        "plan__mixer": {**CURVES, "contrast": "none"},
+        "plan__split": {"train": 0.6, "validation": 0.2},
+    }
+    done = tiny.simulate("plain", **changes, compare=ROWS)
+    assert done.code == 0, done.stderr
+    return tiny.folder / "plain"
+
+
 def pooled(run: Path) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
     return dict(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["pooled"])
 
@@ -305,12 +318,8 @@ def test_a_run_with_curves_has_its_own_rows(run: Path) -> None:
         assert f"federated_curves - {reference}" in comparisons
 
 
-def test_rows_without_curves_are_those_of_a_run_without(run: Path, tiny: TinyRun) -> None:
-    plain = {"plan__mixer": {**CURVES, "contrast": "none"}}
-    split = {"plan__split": {"train": 0.6, "validation": 0.2}}
-    done = tiny.simulate("plain", **plain, **split, compare=ROWS)
-    assert done.code == 0, done.stderr
-    own, other = pooled(run), pooled(tiny.folder / "plain")
+def test_rows_without_curves_are_those_of_a_run_without(run: Path, plain: Path) -> None:
+    own, other = pooled(run), pooled(plain)
     for row in ("no_mixer", "z_median", "z_filter_local", "local_only", "curves"):
         assert own[row] == other[row], row
     # the filter that the mixer starts from is given what the mixer is given
@@ -343,7 +352,7 @@ def test_a_translation_takes_the_sites_curves_or_says_that_it_has_none(
 
 
 def test_curves_for_a_mixer_that_has_none_are_refused(
-    tiny: TinyRun, run: Path, tmp_path: Path
+    tiny: TinyRun, run: Path, plain: Path, tmp_path: Path
 ) -> None:
     site = next(iter(PATIENTS))
     curves = next((run / "sites" / site).glob(CURVES_FILE))
@@ -354,7 +363,61 @@ def test_curves_for_a_mixer_that_has_none_are_refused(
     common += ["--output", tmp_path / "x.nii.gz"]
     refused = run_here("lift", *common, "--mixer", run, "--curves", wrong)
     check_refusal(refused, 3, names=[wrong.name])
-    plain = tiny.folder / "plain"
     assert read_mixer(plain / "mixer.safetensors").plan.mixer.contrast == "none"
     refused = run_here("lift", *common, "--mixer", plain, "--curves", curves)
     check_refusal(refused, 2, names=["--curves"])
+
+
+def calibrated(run: Path, tiny: TinyRun, output: Path, *words: str | Path) -> Outcome:
+    common: tuple[str | Path, ...] = ("--mixer", run, "--output", output)
+    return run_here("lift", "calibrate", *words, *common, "--generator", tiny.bundle)
+
+
+def test_a_hospital_that_took_no_part_fits_its_own_curves(
+    run: Path, tiny: TinyRun, root: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(3):
+        shutil.copytree(root / patient_name(index), few / patient_name(index))
+    folder, table = tmp_path / "folder.safetensors", tmp_path / "table.safetensors"
+    done = calibrated(run, tiny, folder, few)
+    assert done.code == 0, done.stderr
+    assert "3 patients" in done.stderr
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o600
+    channels = (*SOURCES, "t2f")
+    rows = [["patient", *channels]]
+    for index in range(3):
+        name = patient_name(index)
+        rows.append([name, *(f"{name}/{name}-{channel}.nii.gz" for channel in channels)])
+    (few / "pairs.csv").write_text("\n".join(",".join(row) for row in rows), encoding="utf-8")
+    assert calibrated(run, tiny, table, few / "pairs.csv").code == 0
+    curves = read_site_curves(folder, len(SOURCES))
+    assert torch.equal(read_site_curves(table, len(SOURCES)), curves)
+    assert curves.any()
+    inputs = [f"{name}={few}/{patient_name(0)}/{patient_name(0)}-{name}.nii.gz" for name in SOURCES]
+    words: list[str | Path] = ["--mixer", run, "--generator", tiny.bundle, "--curves", folder]
+    done = run_here("lift", "translate", *inputs, *words, "-o", tmp_path / "made.nii.gz")
+    assert done.code == 0, done.stderr
+
+
+def test_one_pair_is_not_enough_and_says_so(
+    run: Path, tiny: TinyRun, root: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(root / patient_name(0), few / patient_name(0))
+    done = calibrated(run, tiny, tmp_path / "c.safetensors", few)
+    assert done.code == 0, done.stderr
+    assert "warning" in done.stderr
+    assert not read_site_curves(tmp_path / "c.safetensors", len(SOURCES)).any()
+
+
+def test_what_cannot_be_calibrated_is_refused_and_writes_nothing(
+    run: Path, plain: Path, tiny: TinyRun, root: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "c.safetensors"
+    check_refusal(calibrated(run, tiny, output), 2, names=["PAIRS", "--site"])
+    check_refusal(calibrated(plain, tiny, output, root), 2, names=["contrast"])
+    (tmp_path / "empty").mkdir()
+    assert calibrated(run, tiny, output, tmp_path / "empty").code == 3
+    assert not output.exists()
