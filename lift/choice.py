@@ -32,24 +32,25 @@ class Choice:
     patients: int
 
 
-def choose(figures: Mapping[str, Sequence[float]]) -> Choice:
+def choose(figures: Mapping[str, Sequence[float]], *, otherwise: str) -> Choice:
     """The simplest method within one standard error of the best.
 
     Args:
         figures: method, simplest first -> PSNR in dB of each patient, in one order for all.
+        otherwise: the method where there are too few patients to compare.
 
     Raises:
-        ValueError: no method, figures of different length, or one that is not finite.
+        ValueError: figures of different length, or one that is not finite.
     """
     if not figures:
-        raise ValueError("there is no method to choose from")
+        return Choice(otherwise, {}, 0)
     names = list(figures)
     values = np.array([figures[name] for name in names], dtype=np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise ValueError("every method needs a finite figure of every patient")
     patients = values.shape[1]
     if patients < FEWEST_PATIENTS:
-        return Choice(names[0], {}, patients)
+        return Choice(otherwise, {}, patients)
     best = values[int(values.mean(1).argmax())]
     chosen = names[0]
     for name, own in zip(names, values, strict=True):

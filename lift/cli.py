@@ -247,7 +247,7 @@ def calibrate(
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if patients < ENOUGH:
-        console.print("warning: one patient is not enough to fit curves to: there are none")
+        console.print("warning: one patient says nothing of another: look at what comes out")
     elif chosen.curves is None:
         console.print("note: curves do not help these patients: the generator's contrast stays")
     console.print(f"{patients} patients", highlight=False)

@@ -28,7 +28,9 @@ KNOTS: Final = 9
 STRENGTHS: Final = (None, torch.inf, 10.0, 3.0, 1.0, 0.0)
 """Weights of the others' mean equations, the simplest rule first; None: no curves at all."""
 ALONE: Final = 3.0
-"""The weight where a site has one patient, and so nothing to choose by."""
+"""The weight where a site has one patient, and so nothing to choose by; without other sites' sums
+it is 0. On phantoms of three scanners one patient's curves are better for another patient than none
+in 98, 100 and 79 of 100 pairs."""
 
 _SMOOTH: Final = 3e-4
 _SMALL: Final = 1e-4
@@ -201,7 +203,7 @@ def choose_curves(
 
     Each patient is left out in turn. Of the weights whose paired error is within one standard
     error of the best, the simplest is taken. With one patient nothing can be chosen: the curves
-    are shrunk by :data:`ALONE`, or left off where there are no others.
+    are that patient's, shrunk by :data:`ALONE` where there are others.
 
     Args:
         patients: equations of each of the site's patients (training and validation).
@@ -209,10 +211,11 @@ def choose_curves(
     """
     shared = others is not None and others.patients > 0
     candidates = [w for w in STRENGTHS if w is None or w == 0 or shared]
-    if len(patients) < 2:
-        if not shared or not patients:
-            return ChosenCurves(None, None, {})
-        return ChosenCurves(fit_curves(patients[0], others, weight=ALONE), ALONE, {})
+    if not patients:
+        return ChosenCurves(None, None, {})
+    if len(patients) == 1:
+        alone = ALONE if shared else 0.0
+        return ChosenCurves(fit_curves(patients[0], others, weight=alone), alone, {})
     total = total_equations(patients)
     errors = {weight: _left_out(patients, total, others, weight) for weight in candidates}
     means = {weight: float(found.mean()) for weight, found in errors.items()}

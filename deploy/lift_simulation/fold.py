@@ -345,7 +345,10 @@ class Fold:
         finished: FinishedRun,
         trained: Mapping[str, dict[str, Tensor]],
     ) -> Choice:
-        """What a site uses, by its validation patients: curves are fitted without each of them."""
+        """What a site uses, by its validation patients: curves are fitted without each of them.
+
+        Where there are too few it is the run's mixer, which nothing speaks against.
+        """
         figures: dict[str, list[float]] = {}
         for patient in cohort.split.validation:
             features = cohort.features[patient]
@@ -355,7 +358,7 @@ class Fold:
             for name, method in _options(own, self._main).items():
                 psnr_db = patient_psnr_db(features, method(features))
                 figures.setdefault(name, []).append(psnr_db)
-        return choose(figures) if figures else Choice("no_mixer", {}, 0)
+        return choose(figures, otherwise=self._main)
 
     def _cross(
         self,

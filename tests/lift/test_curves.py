@@ -222,8 +222,12 @@ def test_with_one_patient_nothing_is_chosen() -> None:
     assert chosen.errors == {}
     assert chosen.curves is not None
     assert torch.equal(chosen.curves, fit_curves(own, others, weight=ALONE))
-    for patients, shared in (([own], None), ([], None), ([own], CurveEquations.zero(SOURCES))):
-        assert choose_curves(patients, shared).curves is None
+    for nobody in (None, CurveEquations.zero(SOURCES)):
+        alone = choose_curves([own], nobody)
+        assert alone.weight == 0
+        assert alone.curves is not None
+        assert torch.equal(alone.curves, fit_curves(own))
+        assert choose_curves([], nobody).curves is None
 
 
 def patients_of(contrast: Contrast, seeds: range) -> dict[str, list[Features]]:
