@@ -31,7 +31,6 @@ from lift.curves import (
     total_equations,
 )
 from lift.errors import DataError
-from lift.evaluation import patient_curves
 from lift.features import Features
 from lift.files import write_atomically
 from lift.mixer.z_filter import SCALE
@@ -116,12 +115,6 @@ def own_curves_view(
         name: [features.seen_with(contrast.own(name)) for features in volumes]
         for name, volumes in patients.items()
     }
-
-
-def under_own_curves(patients: Mapping[str, Sequence[Features]]) -> dict[str, list[Features]]:
-    """Patients as training would see them: each under its own curves."""
-    equations = {name: [patient_curves(f) for f in volumes] for name, volumes in patients.items()}
-    return own_curves_view(patients, SiteContrast.of(equations, {}))
 
 
 def to_arrays(equations: CurveEquations | None) -> Arrays:

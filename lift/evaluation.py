@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.contrast import SiteContrast, own_curves_view
 from lift.curves import CurveEquations, curve_equations
 from lift.features import Features
 from lift.metrics.synthrad import ValueRange, psnr_db
@@ -34,6 +37,12 @@ def patient_curves(features: Features) -> CurveEquations:
         _tensor(_target(features)),
         _mask(features),
     )
+
+
+def under_own_curves(patients: Mapping[str, Sequence[Features]]) -> dict[str, list[Features]]:
+    """Patients as training would see them: each under its own curves."""
+    equations = {name: [patient_curves(f) for f in volumes] for name, volumes in patients.items()}
+    return own_curves_view(patients, SiteContrast.of(equations, {}))
 
 
 def mixed(mixer: Mixer, features: Features) -> Floats:

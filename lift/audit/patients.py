@@ -18,9 +18,9 @@ from lift.cohort.patients import Patient
 from lift.cohort.split import Split, read_split, split_patients
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
-from lift.contrast import under_own_curves
 from lift.device import fix_threads, resolve_device
 from lift.errors import DataError
+from lift.evaluation import under_own_curves
 from lift.files import file_digest
 from lift.generator.card import bundle_folder
 from lift.preprocessing import prepare

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lift.assembly import FinishedMixer
 from lift.cohort.patients import Patient
 from lift.config.plan import Plan
+from lift.curves import KNOTS
 from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
 from lift.features import compute_features
 from lift.guard import SiteProfile, hf_share
@@ -35,6 +37,8 @@ from tests.lift.small_world import (
 )
 
 GENERATOR = small_generator()
+_RANDOM = torch.Generator().manual_seed(1)
+CURVES = 0.05 * torch.randn(KNOTS * (1 + len(SOURCES)), generator=_RANDOM).double()
 FITS_ALL = SiteProfile("helped", 0.5, 6.0, None, None)
 FITS_NONE = SiteProfile("helped", 0.5, 0.6, None, None)
 
@@ -79,6 +83,7 @@ def run(
     site: SiteProfile = FITS_ALL,
     on_concern: OnConcern = "warn",
     mask: Path | None = None,
+    curves: Tensor | None = CURVES,
 ) -> Translated:
     return translate(
         files,
@@ -86,6 +91,7 @@ def run(
         finished(plan, site),
         GENERATOR,
         mask=mask,
+        curves=curves,
         on_concern=on_concern,
     )
 
@@ -98,7 +104,8 @@ def expected(prepared: Prepared, plan: Plan, *, with_mixer: bool = True) -> NDAr
     """The normalised result as RAS+ voxels, by way of the cache's features."""
     mixer = random_mixer(plan, GENERATOR)
     features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names)
-    result = mix(mixer, CachedStream(features, mixer)) if with_mixer else features.pred
+    seen = features.seen_with(CURVES)
+    result = mix(mixer, CachedStream(seen, mixer)) if with_mixer else features.pred
     return restore(prepared, np.clip(result, 0, 1) * prepared.mask, background=0.0)
 
 
@@ -173,6 +180,16 @@ def test_falling_back_writes_the_generators_own_prediction(
     wanted = (expected(prepared, plan, with_mixer=False) * 1000.0).astype(np.float32)
     np.testing.assert_array_equal(canonical(tmp_path / "out.nii"), wanted)
     assert not np.array_equal(wanted, (expected(prepared, plan) * 1000.0).astype(np.float32))
+
+
+def test_without_the_sites_curves_it_says_so(files: dict[str, Path], tmp_path: Path) -> None:
+    plan = small_plan(generator=GENERATOR)
+    done = run(files, tmp_path / "out.nii", plan, curves=None)
+    assert done.method == "mixer"
+    assert done.concern is not None
+    assert "--curves" in done.concern
+    plain = plan.model_copy(update={"mixer": plan.mixer.model_copy(update={"contrast": "none"})})
+    assert run(files, tmp_path / "out.nii", plain, curves=None).concern is None
 
 
 def test_without_a_concern_there_is_nothing_to_fall_back_from(
