@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lift.config.plan import Plan
-from lift.errors import CheckpointError, VersionMismatchError
+from lift.errors import CheckpointError, GeneratorError, VersionMismatchError
 from lift.files import write_atomically
 from lift.generator.base import SliceGenerator
 from lift.guard import SiteProfile
@@ -95,6 +95,18 @@ def describe_dry_run(
         "rounds": plan.federation.rounds,
         "privacy": describe_privacy(plan, sites, target=epsilon),
     }
+
+
+def check_generator(plan: Plan, generator: SliceGenerator) -> None:
+    """Raise GeneratorError unless a finished mixer was trained around this generator."""
+    if generator.fingerprint != plan.generator_fingerprint:
+        raise GeneratorError(
+            "the generator is not the one that the mixer was trained around",
+            where="--generator",
+            seen=f"fingerprint {generator.fingerprint[:12]}...; the mixer needs "
+            f"{str(plan.generator_fingerprint)[:12]}...",
+            remedy="Nothing was written. Give the bundle that belongs to this mixer.",
+        )
 
 
 def start_values(plan: Plan, generator: SliceGenerator, taps: Tensor) -> dict[str, Tensor]:

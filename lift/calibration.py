@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from lift.assembly import FinishedMixer
+from lift.assembly import FinishedMixer, check_generator
 from lift.cohort.opened import read_patients
 from lift.cohort.patients import Patient
 from lift.config.site import SiteSettings
 from lift.contrast import write_site_curves
 from lift.curves import ChosenCurves, CurveEquations, choose_curves, mean_equations
 from lift.device import fix_threads
-from lift.errors import ConfigError, GeneratorError
+from lift.errors import ConfigError
 from lift.evaluation import patient_curves
 from lift.features import compute_features
 from lift.generator.networks import FrozenGenerator
@@ -59,14 +59,7 @@ def calibrate(
             seen=f"its plan says mixer.contrast: {plan.mixer.contrast}",
             remedy="Nothing was written. It translates as it is.",
         )
-    if generator.fingerprint != plan.generator_fingerprint:
-        raise GeneratorError(
-            "the generator is not the one that the mixer was trained around",
-            where="--generator",
-            seen=f"fingerprint {generator.fingerprint[:12]}...; the mixer needs "
-            f"{str(plan.generator_fingerprint)[:12]}...",
-            remedy="Nothing was written. Give the bundle that belongs to this mixer.",
-        )
+    check_generator(plan, generator)
     fix_threads(plan.threads)
 
     def equations(patient: Patient) -> CurveEquations:

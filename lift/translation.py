@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.assembly import FinishedMixer, plan_mixer
+from lift.assembly import FinishedMixer, check_generator, plan_mixer
 from lift.cohort.patients import Patient
 from lift.device import fix_threads
-from lift.errors import CheckpointError, ConfigError, GeneratorError
+from lift.errors import CheckpointError, ConfigError
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns, hf_share
 from lift.preprocessing import prepare, restore, to_output_units
@@ -71,14 +71,7 @@ def translate(
         VolumeError: an input cannot be used.
     """
     plan = finished.plan
-    if generator.fingerprint != plan.generator_fingerprint:
-        raise GeneratorError(
-            "the generator is not the one that the mixer was trained around",
-            where="--generator",
-            seen=f"fingerprint {generator.fingerprint[:12]}...; the mixer needs "
-            f"{str(plan.generator_fingerprint)[:12]}...",
-            remedy="Nothing was written. Give the bundle that belongs to this mixer.",
-        )
+    check_generator(plan, generator)
     if set(inputs) != set(plan.task.source):
         raise ConfigError(
             "the inputs do not fit the mixer",
