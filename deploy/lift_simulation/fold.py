@@ -15,6 +15,7 @@ from lift.choice import Choice, choose
 from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
+from lift.contrast import SiteContrast
 from lift.evaluation import mixed, patient_equations, patient_psnr_db
 from lift.features import Features
 from lift.files import write_atomically
@@ -24,7 +25,6 @@ from lift.held_out import (
     HeldOut,
     Method,
     blended,
-    curve_methods,
     main_row,
     measure,
     no_mixer,
@@ -40,6 +40,7 @@ from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.training import train_round
+from lift_client.paired import site_contrast
 from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
@@ -55,6 +56,21 @@ SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 _STRENGTHS: Final = (0.25, 0.5, 0.75)
 _CURVED: Final = "/curves/"
 """Before the name of a site whose own mixer was trained under its patients' curves."""
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What a site has without any other site, in closed form; None where nobody asked.
+
+    Attributes:
+        contrast: its patients' curve equations.
+        taps: of a z-filter fitted there, (6,).
+        taps_under_curves: likewise on the prediction under the site's curves.
+    """
+
+    contrast: SiteContrast | None
+    taps: Tensor | None
+    taps_under_curves: Tensor | None
 
 
 @dataclass
@@ -259,8 +275,9 @@ class Fold:
         done = 0
         for name, cohort in cohorts.items():
             curves = self._sessions[name].site_curves(self._plan, finished.shared)
-            own = self._at_site(cohort, mixer, finished, trained)
-            choice = self._choose(cohort, mixer, finished, trained)
+            alone = self._alone_at(cohort)
+            own = self._at_site(cohort, alone, mixer, finished, trained)
+            choice = self._choose(cohort, alone, mixer, finished, trained)
             result.choices[name] = choice
             methods = {
                 "z_median": z_median,
@@ -299,9 +316,25 @@ class Fold:
                 self._reporter.step("held-out patients", done, total)
         return result
 
+    def _alone_at(self, cohort: SiteCohort) -> _Alone:
+        """What a site has by itself, in closed form."""
+        training = cohort.part("train")
+        taps = under_curves = None
+        contrast = None
+        if "curves" in self._compare and cohort.persons("train", "validation"):
+            contrast = site_contrast(cohort)
+        if training and "z_filter_local" in self._compare:
+            taps = _fitted(_as_is(training), self._plan)
+        if training and contrast is not None:
+            curves = contrast.chosen(None).curves
+            seen = [features.seen_with(curves) for features in training]
+            under_curves = _fitted(seen, self._plan)
+        return _Alone(contrast, taps, under_curves)
+
     def _at_site(
         self,
         cohort: SiteCohort,
+        alone: _Alone,
         mixer: Mixer,
         finished: FinishedRun,
         trained: Mapping[str, dict[str, Tensor]],
@@ -312,6 +345,7 @@ class Fold:
 
         Args:
             cohort: the site's.
+            alone: what it has by itself.
             mixer: an instance of the plan's.
             finished: the federated run.
             trained: mixers that were trained alone.
@@ -319,28 +353,26 @@ class Fold:
         """
         name, session = cohort.site, self._sessions[cohort.site]
         methods: dict[str, Method] = {"no_mixer": no_mixer}
-        if "z_filter_local" in self._compare and cohort.split.train:
-            taps = _fitted(_as_is(cohort.part("train")), self._plan)
-            methods["z_filter_local"] = z_filter(taps)
-        if "curves" in self._compare:
-            validation = {
-                subject: volumes
-                for subject, volumes in cohort.persons("validation").items()
-                if subject not in without
-            }
-            methods |= curve_methods(cohort.persons("train"), validation, self._plan.mixer.ridge)
+        if alone.taps is not None:
+            methods["z_filter_local"] = z_filter(alone.taps)
+        if alone.contrast is not None:
+            curves = alone.contrast.chosen(None, without=without).curves
+            methods["curves"] = with_curves(curves)
+            if alone.taps_under_curves is not None:
+                methods["curves_z_filter"] = with_curves(curves, then=alone.taps_under_curves)
         joined = session.site_curves(self._plan, finished.shared, without=without)
         methods[self._main] = with_mixer(mixer, finished.mixer, curves=joined)
         if name in trained:
             methods["local_only"] = with_mixer(mixer, trained[name])
         if _CURVED + name in trained:
-            alone = session.site_curves(self._plan, {}, without=without)
-            methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=alone)
+            own = session.site_curves(self._plan, {}, without=without)
+            methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=own)
         return methods
 
     def _choose(
         self,
         cohort: SiteCohort,
+        alone: _Alone,
         mixer: Mixer,
         finished: FinishedRun,
         trained: Mapping[str, dict[str, Tensor]],
@@ -352,9 +384,8 @@ class Fold:
         figures: dict[str, list[float]] = {}
         for patient in cohort.split.validation:
             features = cohort.features[patient]
-            own = self._at_site(
-                cohort, mixer, finished, trained, without={cohort.patients[patient].subject}
-            )
+            left_out = {cohort.patients[patient].subject}
+            own = self._at_site(cohort, alone, mixer, finished, trained, without=left_out)
             for name, method in _options(own, self._main).items():
                 psnr_db = patient_psnr_db(features, method(features))
                 figures.setdefault(name, []).append(psnr_db)
