@@ -60,6 +60,7 @@ from lift.viewer.embedded import content_policy, style
 REPORT_FILE: Final = "report.html"
 _MAIN_METRICS: Final = (
     "psnr_db",
+    "psnr_invariant_db",
     "ssim",
     "mae",
     "dz_mae",
