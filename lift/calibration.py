@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from lift.assembly import FinishedMixer, check_generator
+from lift.choice import Use
 from lift.cohort.opened import read_patients
 from lift.cohort.patients import Patient
 from lift.config.site import SiteSettings
@@ -71,5 +72,5 @@ def calibrate(
     for name, found in usable.content.items():
         persons.setdefault(usable.patients[name].subject, []).append(found)
     chosen = choose_curves([mean_equations(volumes) for volumes in persons.values()], None)
-    write_site_curves(output, chosen, {}, plan)
+    write_site_curves(output, chosen, Use(), {}, plan)
     return chosen, len(persons)

@@ -9,12 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
+Base = Literal["no_mixer", "curves", "z_filter", "mixer"]
 FEWEST_PATIENTS: Final = 2
 """With fewer nothing can be compared."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What of a finished mixer a site uses.
+
+    Attributes:
+        base: the generator alone, the site's curves on it, the fitted z-filter on those, or the
+            mixer on those.
+        strength: how much of its change of the generator's prediction, 0 to 1.
+    """
+
+    base: Base = "mixer"
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """As a table shows it: `mixer x 0.5`."""
+        return self.base if self.strength == 1 else f"{self.base} x {self.strength:g}"
+
+
+STRENGTHS: Final = (0.25, 0.5, 0.75)
+"""Beside 1: the steps of a mixer toward no mixer."""
+USES: Final = (
+    Use("no_mixer"),
+    Use("curves"),
+    Use("z_filter"),
+    *(Use("mixer", strength) for strength in STRENGTHS),
+    Use("mixer"),
+)
+"""What a site may use, simplest first."""
 
 
 @dataclass(frozen=True)

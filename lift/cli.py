@@ -155,7 +155,7 @@ def translate(
 ) -> None:
     """Synthesise the missing channel of one patient, on the first input's own grid."""
     from lift.assembly import read_mixer
-    from lift.contrast import read_site_curves
+    from lift.contrast import read_site_model
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import shipped_bundle
@@ -168,6 +168,9 @@ def translate(
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
+    site = None if curves is None else read_site_model(curves, len(finished.plan.task.source))
+    if site is not None and site.use.name != "mixer":
+        console.print(f"note: this site uses {site.use.name}, by its own patients", highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=None)
         done = run(
@@ -176,9 +179,7 @@ def translate(
             finished,
             frozen,
             mask=mask,
-            curves=None
-            if curves is None
-            else read_site_curves(curves, len(finished.plan.task.source)),
+            site=site,
             on_concern="fall_back" if guard is Guard.FALL_BACK else "warn",
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.choice import USES, Use
 from lift.config.plan import Plan
 from lift.curves import (
     KNOTS,
@@ -180,14 +181,28 @@ def others_of(
     return rest if rest.patients else None
 
 
+@dataclass(frozen=True)
+class SiteModel:
+    """What a site translates with, beside the mixer that all sites share.
+
+    Attributes:
+        curves: the site's, (f,), float64.
+        use: what of the mixer.
+    """
+
+    curves: Tensor
+    use: Use = field(default_factory=Use)
+
+
 def write_site_curves(
-    path: Path, chosen: ChosenCurves, shared: Mapping[str, np.ndarray], plan: Plan
+    path: Path, chosen: ChosenCurves, use: Use, shared: Mapping[str, np.ndarray], plan: Plan
 ) -> None:
     """Keep a site's curves for translations at this site, and what they came from; mode 0600.
 
     Args:
         path: file.
         chosen: the site's curves.
+        use: what of the mixer this site uses.
         shared: what the server sent of all sites.
         plan: the run's plan.
 
@@ -196,7 +211,11 @@ def write_site_curves(
     """
     size = KNOTS * (1 + len(plan.task.source))
     curves = torch.zeros(size).double() if chosen.curves is None else chosen.curves
-    metadata = {"plan_digest": plan.digest(), "weight": str(chosen.weight)}
+    metadata = {
+        "plan_digest": plan.digest(),
+        "weight": str(chosen.weight),
+        "use": use.name,
+    }
     sums = {
         name: torch.from_numpy(np.array(shared[name])) for name in SHARED_SUMS if name in shared
     }
@@ -216,8 +235,8 @@ def read_shared_sums(path: Path, plan: Plan) -> dict[str, np.ndarray]:
         return {}
 
 
-def read_site_curves(path: Path, sources: int) -> Tensor:
-    """A site's curves, (f,), float64.
+def read_site_model(path: Path, sources: int) -> SiteModel:
+    """A site's curves, and what of the mixer it uses.
 
     Raises:
         DataError: the file is not one of a site's curves, or of another number of sources.
@@ -226,8 +245,9 @@ def read_site_curves(path: Path, sources: int) -> Tensor:
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             curves: Tensor = stream.get_tensor("curves").double()
+            used = (stream.metadata() or {}).get("use", "")
     except (OSError, safetensors.SafetensorError):
-        curves = torch.zeros(0)
+        curves, used = torch.zeros(0), ""
     if curves.shape != (size,) or not torch.isfinite(curves).all():
         raise DataError(
             "cannot read a site's curves",
@@ -238,7 +258,7 @@ def read_site_curves(path: Path, sources: int) -> Tensor:
             remedy=f"Give the {CURVES_FILE} that the site's work folder holds after a run of "
             "this mixer.",
         )
-    return curves
+    return SiteModel(curves, next((use for use in USES if use.name == used), Use()))
 
 
 def _units(values: Tensor) -> Tensor:

@@ -10,16 +10,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lift.assembly import FinishedMixer, check_generator, plan_mixer
+from lift.assembly import FinishedMixer, check_generator, plan_mixer, start_values
+from lift.choice import Use
 from lift.cohort.patients import Patient
+from lift.contrast import SiteModel
 from lift.device import fix_threads
 from lift.errors import CheckpointError, ConfigError
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns, hf_share
-from lift.preprocessing import prepare, restore, to_output_units
-from lift.synthesis import GeneratedStream, mix
+from lift.mixer.base import Mixer
+from lift.preprocessing import Prepared, prepare, restore, to_output_units
+from lift.synthesis import Floats, GeneratedStream, mix
 from lift.volume import write_volume
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def translate(
     generator: FrozenGenerator,
     *,
     mask: Path | None,
-    curves: Tensor | None = None,
+    site: SiteModel | None = None,
     on_concern: OnConcern,
     report: Callable[[int, int], None] | None = None,
 ) -> Translated:
@@ -61,7 +63,7 @@ def translate(
         finished: the trained mixer.
         generator: the frozen generator that it was trained around.
         mask: the patient's mask, where the plan's rule is `file`.
-        curves: the site's own, where the plan's mixer has contrast; None: the generator's stays.
+        site: its own curves, and what of the mixer it uses; None: the generator's contrast stays.
         on_concern: what to do when the guard has a concern: warn, or leave the mixer out.
         report: called after each chunk with the slices done and their number.
 
@@ -88,7 +90,7 @@ def translate(
             remedy="Give the patient's mask." if needed else "Leave --mask out.",
         )
     has_curves = plan.mixer.contrast == "curves"
-    if curves is not None and not has_curves:
+    if site is not None and not has_curves:
         raise ConfigError(
             "this mixer has no use for a site's curves",
             where="--curves",
@@ -101,9 +103,10 @@ def translate(
     concern = concerns(
         finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
     )
-    if has_curves and curves is None:
+    if has_curves and site is None:
         reason = "no site's curves were given (--curves), so its contrast is the generator's"
         concern = reason if concern is None else f"{concern}; {reason}"
+    use = Use() if site is None else site.use
     mixer = plan_mixer(plan, generator)
     try:
         mixer.load_values(finished.values)
@@ -115,15 +118,27 @@ def translate(
             remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
         ) from None
     fell_back = concern is not None and on_concern == "fall_back"
-    stream = GeneratedStream(prepared, generator, mixer, None if fell_back else curves)
-    if fell_back:
-        pred = [stream.window(d, d + 1)[1] for d in range(stream.depth)]
-        result = torch.cat(pred).numpy()
+    if fell_back or use.base == "no_mixer":
+        result = _generated(prepared, generator, mixer)
     else:
-        result = mix(mixer, stream, report=report)
+        if use.base != "mixer":
+            # at its start a mixer is the z-filter; with taps of 0 it is what it is given
+            taps = finished.taps if use.base == "z_filter" else torch.zeros_like(finished.taps)
+            mixer.load_values(start_values(plan, generator, taps))
+        curves = None if site is None else site.curves
+        result = mix(mixer, GeneratedStream(prepared, generator, mixer, curves), report=report)
+        if use.strength < 1:
+            pred = _generated(prepared, generator, mixer)
+            result = pred + np.float32(use.strength) * (result - pred)
     inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
     voxels, dtype = to_output_units(
         restore(prepared, inside, background=0.0), plan, plan.task.target
     )
     write_volume(output, voxels, prepared.reference, dtype=dtype)
-    return Translated("no_mixer" if fell_back else "mixer", concern)
+    return Translated("no_mixer" if fell_back or use.base == "no_mixer" else "mixer", concern)
+
+
+def _generated(prepared: Prepared, generator: FrozenGenerator, mixer: Mixer) -> Floats:
+    """The frozen generator's own prediction, (z, 1, h, w)."""
+    stream = GeneratedStream(prepared, generator, mixer)
+    return torch.cat([stream.window(d, d + 1)[1] for d in range(stream.depth)]).numpy()

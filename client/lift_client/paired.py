@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer
+from lift.choice import USES, Base, Choice, choose
 from lift.cohort.opened import Part, SiteCohort, open_cohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
@@ -253,6 +254,7 @@ class PairedWork:
         self._mixer.load_values(received_values(values, self._mixer))
         filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
         gains, over_filter, shares = [], [], []
+        figures: dict[str, list[float]] = {use.name: [] for use in USES}
         left_out = {
             subject: self.curves(tensors, without={subject}).curves
             for subject in self.cohort.persons("validation")
@@ -261,13 +263,23 @@ class PairedWork:
             features = self.cohort.features[patient]
             # curves that this patient had no part in
             seen = features.seen_with(left_out[self.cohort.patients[patient].subject])
-            with_mixer = patient_psnr_db(seen, mixed(self._mixer, seen))
-            gains.append(with_mixer - patient_psnr_db(features, features.pred))
-            over_filter.append(with_mixer - patient_psnr_db(seen, filtered(seen, filter_taps)))
+            bases: dict[Base, np.ndarray] = {
+                "no_mixer": features.pred,
+                "curves": seen.prediction(),
+                "z_filter": filtered(seen, filter_taps),
+                "mixer": mixed(self._mixer, seen),
+            }
+            for use in USES:
+                change = bases[use.base] - features.pred
+                used = features.pred + np.float32(use.strength) * change
+                figures[use.name].append(patient_psnr_db(features, used))
+            with_mixer = figures["mixer"][-1]
+            gains.append(with_mixer - figures["no_mixer"][-1])
+            over_filter.append(with_mixer - figures["z_filter"][-1])
             share = hf_share(features.source, features.mask)
             if share is not None:
                 shares.append(share)
-        self._keep_curves(tensors)
+        self._keep_model(tensors, choose(figures, otherwise="mixer"))
         seed = derive_seed(self._plan.seed, "guard")
         return GuardReply(
             plan_digest=body.plan_digest,
@@ -278,12 +290,15 @@ class PairedWork:
             highest_hf_share=round(max(shares), 4) if shares else None,
         )
 
-    def _keep_curves(self, shared: Mapping[str, np.ndarray]) -> None:
-        """The site's curves stay here, for its own translations."""
+    def _keep_model(self, shared: Mapping[str, np.ndarray], choice: Choice) -> None:
+        """The site's curves and what it uses stay here, for its own translations."""
+        logger.info("event=chosen site=%s use=%s", self._site, choice.method.replace(" ", ""))
         if self.contrast is None:
             return
+        use = next(use for use in USES if use.name == choice.method)
+        path = self._work / CURVES_FILE
         try:
-            write_site_curves(self._work / CURVES_FILE, self.curves(shared), shared, self._plan)
+            write_site_curves(path, self.curves(shared), use, shared, self._plan)
         except OSError as error:
             # the verdict is what the federation waits for
             logger.warning("event=curves_not_kept reason=%s", error.strerror)

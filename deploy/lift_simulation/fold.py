@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
-from lift.choice import Choice, choose
+from lift.choice import STRENGTHS, Choice, choose
 from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
@@ -53,7 +53,6 @@ SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 """Rows that are written as volumes, beside the run's own mixer."""
 
 
-_STRENGTHS: Final = (0.25, 0.5, 0.75)
 _CURVED: Final = "/curves/"
 """Before the name of a site whose own mixer was trained under its patients' curves."""
 
@@ -449,7 +448,7 @@ def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
     options: dict[str, Method] = {}
     for name, method in rows.items():
         if name == main:
-            options |= {f"{main} x {part:g}": blended(method, part) for part in _STRENGTHS}
+            options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
         options[name] = method
     return options
 

@@ -33,7 +33,15 @@ from lift.round_record import WORDS, Outcome, RoundRecord, reason
 from lift.round_record import outcome as became
 
 INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
-_COMPARED: Final = ("psnr_db", "psnr_invariant_db", "ssim", "mae", "dz_corr", "hf_error", "hf_coherence")
+_COMPARED: Final = (
+    "psnr_db",
+    "psnr_invariant_db",
+    "ssim",
+    "mae",
+    "dz_corr",
+    "hf_error",
+    "hf_coherence",
+)
 _VERDICTS: Final = {"helped": "▲ helped", "harmed": "▼ harmed", "undecided": "◆ undecided"}
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lift.assembly import read_mixer
+from lift.choice import USES
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import BudgetSettings, SiteSettings
-from lift.contrast import CURVES_FILE, SUMS, read_site_curves
+from lift.contrast import CURVES_FILE, SUMS, read_site_model
 from lift.curves import KNOTS
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
@@ -235,8 +236,11 @@ def test_what_comes_back_without_a_sites_own_share_is_the_others(crossing: Cross
 
 def test_the_site_keeps_its_curves_for_itself(crossing: Crossing) -> None:
     path = crossing.folder / CURVES_FILE
+    # validation patients chose it, and the server was not told
+    assert read_site_model(path, len(SOURCES)).use in USES
+    assert "use" not in crossing.verdict.body.model_dump()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_site_curves(path, len(SOURCES)).shape == (SIZE,)
+    assert read_site_model(path, len(SOURCES)).curves.shape == (SIZE,)
 
 
 def test_a_site_of_few_patients_shares_nothing_and_takes_the_others(
@@ -392,8 +396,8 @@ def test_a_hospital_that_took_no_part_fits_its_own_curves(
         rows.append([name, *(f"{name}/{name}-{channel}.nii.gz" for channel in channels)])
     (few / "pairs.csv").write_text("\n".join(",".join(row) for row in rows), encoding="utf-8")
     assert calibrated(run, tiny, table, few / "pairs.csv").code == 0
-    curves = read_site_curves(folder, len(SOURCES))
-    assert torch.equal(read_site_curves(table, len(SOURCES)), curves)
+    curves = read_site_model(folder, len(SOURCES)).curves
+    assert torch.equal(read_site_model(table, len(SOURCES)).curves, curves)
     assert curves.any()
     inputs = [f"{name}={few}/{patient_name(0)}/{patient_name(0)}-{name}.nii.gz" for name in SOURCES]
     words: list[str | Path] = ["--mixer", run, "--generator", tiny.bundle, "--curves", folder]
@@ -409,7 +413,7 @@ def test_one_pair_says_that_nothing_could_be_compared(
     done = calibrated(run, tiny, tmp_path / "c.safetensors", few)
     assert done.code == 0, done.stderr
     assert "warning" in done.stderr
-    assert read_site_curves(tmp_path / "c.safetensors", len(SOURCES)).any()
+    assert read_site_model(tmp_path / "c.safetensors", len(SOURCES)).curves.any()
 
 
 def test_what_cannot_be_calibrated_is_refused_and_writes_nothing(

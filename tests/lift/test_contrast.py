@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lift.choice import Use
 from lift.contrast import (
     FEWEST_PATIENTS,
     SUMS,
@@ -17,7 +18,7 @@ from lift.contrast import (
     own_curves_view,
     pooled_arrays,
     read_shared_sums,
-    read_site_curves,
+    read_site_model,
     to_arrays,
     write_site_curves,
 )
@@ -223,8 +224,10 @@ def test_parts_of_another_form_are_refused(parts: np.ndarray | None) -> None:
 def test_curves_of_a_site_are_kept_and_read_again(tmp_path: Path) -> None:
     path, total = tmp_path / "curves", contrast_of(5).shared(5)
     assert total is not None
-    write_site_curves(path, ChosenCurves(curves(), 1.0, {}), sent(total), PLAN)
-    assert torch.equal(read_site_curves(path, len(SOURCES)), curves())
+    write_site_curves(path, ChosenCurves(curves(), 1.0, {}), Use("mixer", 0.5), sent(total), PLAN)
+    model = read_site_model(path, len(SOURCES))
+    assert torch.equal(model.curves, curves())
+    assert model.use == Use("mixer", 0.5)
     found = read_shared_sums(path, PLAN)
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in sent(total).items()
@@ -234,14 +237,14 @@ def test_curves_of_a_site_are_kept_and_read_again(tmp_path: Path) -> None:
     assert read_shared_sums(tmp_path / "absent", PLAN) == {}
     for sources in (1, 3):
         with pytest.raises(DataError):
-            read_site_curves(path, sources)
+            read_site_model(path, sources)
     with pytest.raises(DataError):
-        read_site_curves(tmp_path / "absent", len(SOURCES))
+        read_site_model(tmp_path / "absent", len(SOURCES))
 
 
 def test_a_site_that_leaves_curves_off_keeps_that(tmp_path: Path) -> None:
-    write_site_curves(tmp_path / "curves", ChosenCurves(None, None, {}), {}, PLAN)
-    kept = read_site_curves(tmp_path / "curves", len(SOURCES))
+    write_site_curves(tmp_path / "curves", ChosenCurves(None, None, {}), Use(), {}, PLAN)
+    kept = read_site_model(tmp_path / "curves", len(SOURCES)).curves
     assert not kept.any()
     features = patient(0)
     assert np.array_equal(features.seen_with(kept).prediction(), features.pred)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lift.assembly import FinishedMixer
+from lift.choice import USES, Use
 from lift.cohort.patients import Patient
 from lift.config.plan import Plan
+from lift.contrast import SiteModel
 from lift.curves import KNOTS
 from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
+from lift.evaluation import filtered
 from lift.features import compute_features
 from lift.guard import SiteProfile, hf_share
 from lift.preprocessing import Prepared, prepare, restore
@@ -39,6 +41,7 @@ from tests.lift.small_world import (
 GENERATOR = small_generator()
 _RANDOM = torch.Generator().manual_seed(1)
 CURVES = 0.05 * torch.randn(KNOTS * (1 + len(SOURCES)), generator=_RANDOM).double()
+MODEL = SiteModel(CURVES)
 FITS_ALL = SiteProfile("helped", 0.5, 6.0, None, None)
 FITS_NONE = SiteProfile("helped", 0.5, 0.6, None, None)
 
@@ -83,7 +86,7 @@ def run(
     site: SiteProfile = FITS_ALL,
     on_concern: OnConcern = "warn",
     mask: Path | None = None,
-    curves: Tensor | None = CURVES,
+    site_model: SiteModel | None = MODEL,
 ) -> Translated:
     return translate(
         files,
@@ -91,7 +94,7 @@ def run(
         finished(plan, site),
         GENERATOR,
         mask=mask,
-        curves=curves,
+        site=site_model,
         on_concern=on_concern,
     )
 
@@ -184,12 +187,12 @@ def test_falling_back_writes_the_generators_own_prediction(
 
 def test_without_the_sites_curves_it_says_so(files: dict[str, Path], tmp_path: Path) -> None:
     plan = small_plan(generator=GENERATOR)
-    done = run(files, tmp_path / "out.nii", plan, curves=None)
+    done = run(files, tmp_path / "out.nii", plan, site_model=None)
     assert done.method == "mixer"
     assert done.concern is not None
     assert "--curves" in done.concern
     plain = plan.model_copy(update={"mixer": plan.mixer.model_copy(update={"contrast": "none"})})
-    assert run(files, tmp_path / "out.nii", plain, curves=None).concern is None
+    assert run(files, tmp_path / "out.nii", plain, site_model=None).concern is None
 
 
 def test_without_a_concern_there_is_nothing_to_fall_back_from(
@@ -350,3 +353,31 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     assert "short.nii.gz" in str(error)
     absent = {**files, "t2w": tmp_path / "absent.nii"}
     assert "absent.nii" in str(assert_refuses(VolumeError, absent, output, plan))
+
+
+def part_used(use: Use, tmp_path: Path, files: dict[str, Path]) -> NDArray[Any]:
+    plan = small_plan(generator=GENERATOR)
+    run(files, tmp_path / "out.nii", plan, site_model=SiteModel(CURVES, use))
+    return canonical(tmp_path / "out.nii")
+
+
+def test_a_site_translates_with_what_it_uses(files: dict[str, Path], tmp_path: Path) -> None:
+    plan = small_plan(generator=GENERATOR)
+    prepared = prepared_from(files, plan)
+    mixer = random_mixer(plan, GENERATOR)
+    features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names)
+    seen = features.seen_with(CURVES)
+    bases: dict[str, NDArray[Any]] = {
+        "no_mixer": features.pred,
+        "curves": seen.prediction(),
+        "z_filter": filtered(seen, TAPS),
+        "mixer": mix(mixer, CachedStream(seen, mixer)),
+    }
+    distinct = set()
+    for use in USES:
+        result = features.pred + use.strength * (bases[use.base] - features.pred)
+        wanted = restore(prepared, np.clip(result, 0, 1) * prepared.mask, background=0.0) * 1000
+        made = part_used(use, tmp_path, files)
+        np.testing.assert_allclose(made, wanted, atol=0.05)
+        distinct.add(made.tobytes())
+    assert len(distinct) == len(USES)
