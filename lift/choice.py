@@ -37,16 +37,17 @@ class Use:
         return self.base if self.strength == 1 else f"{self.base} x {self.strength:g}"
 
 
-STRENGTHS: Final = (0.25, 0.5, 0.75)
+STRENGTHS: Final = (0.75, 0.5, 0.25)
 """Beside 1: the steps of a mixer toward no mixer."""
 USES: Final = (
     Use("no_mixer"),
     Use("curves"),
     Use("z_filter"),
-    *(Use("mixer", strength) for strength in STRENGTHS),
     Use("mixer"),
+    *(Use("mixer", strength) for strength in STRENGTHS),
 )
-"""What a site may use, simplest first."""
+"""What a site may use, simplest first. A step toward no mixer costs as much as the mixer: it is
+taken where the mixer itself is clearly too much."""
 
 
 @dataclass(frozen=True)

@@ -444,12 +444,15 @@ class Fold:
 
 
 def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
-    """The rows of a site, simplest first, and the run's mixer in steps toward no mixer."""
+    """The rows of a site, simplest first, and after the run's mixer its steps toward no mixer.
+
+    A step costs as much as the mixer: it is taken where the mixer itself is clearly too much.
+    """
     options: dict[str, Method] = {}
     for name, method in rows.items():
+        options[name] = method
         if name == main:
             options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
-        options[name] = method
     return options
 
 
