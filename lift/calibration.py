@@ -53,7 +53,7 @@ def calibrate(
         OSError: the file cannot be written.
     """
     plan = finished.plan
-    if plan.mixer.contrast != "curves":
+    if plan.mixer.contrast == "none":
         raise ConfigError(
             "this mixer has no use for a site's curves",
             where="--mixer",
@@ -71,6 +71,7 @@ def calibrate(
     persons: dict[str, list[CurveEquations]] = {}
     for name, found in usable.content.items():
         persons.setdefault(usable.patients[name].subject, []).append(found)
-    chosen = choose_curves([mean_equations(volumes) for volumes in persons.values()], None)
+    patients = [mean_equations(volumes) for volumes in persons.values()]
+    chosen = choose_curves(patients, None, affine=plan.mixer.contrast == "affine")
     write_site_curves(output, chosen, Use(), {}, plan)
     return chosen, len(persons)

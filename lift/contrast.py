@@ -55,26 +55,31 @@ class SiteContrast:
     Attributes:
         train: by training patient.
         validation: by validation patient.
+        affine: fit a gain and an offset in place of curves.
     """
 
     train: Mapping[str, CurveEquations]
     validation: Mapping[str, CurveEquations]
+    affine: bool = False
 
     @classmethod
     def of(
         cls,
         train: Mapping[str, Sequence[CurveEquations]],
         validation: Mapping[str, Sequence[CurveEquations]],
+        *,
+        affine: bool = False,
     ) -> Self:
         """From the equations of each patient's volumes."""
         return cls(
             {name: mean_equations(volumes) for name, volumes in train.items()},
             {name: mean_equations(volumes) for name, volumes in validation.items()},
+            affine,
         )
 
     def own(self, patient: str) -> Tensor:
         """The curves of one training patient alone, (f,): how training sees it."""
-        return fit_curves(self.train[patient])
+        return fit_curves(self.train[patient], affine=self.affine)
 
     def chosen(
         self, others: CurveEquations | None, *, without: Collection[str] = ()
@@ -86,9 +91,8 @@ class SiteContrast:
             without: patients who are left out, as those on whom the curves are judged must be.
         """
         people = {**self.train, **self.validation}
-        return choose_curves(
-            [equations for name, equations in people.items() if name not in without], others
-        )
+        fitted = [equations for name, equations in people.items() if name not in without]
+        return choose_curves(fitted, others, affine=self.affine)
 
     def shared(self, patients: int) -> CurveEquations | None:
         """The sums over training patients as they leave, for a rounded number of patients.

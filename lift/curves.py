@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import torch
@@ -125,7 +126,11 @@ def mean_equations(volumes: Sequence[CurveEquations]) -> CurveEquations:
 
 
 def fit_curves(
-    own: CurveEquations, others: CurveEquations | None = None, *, weight: float = 0.0
+    own: CurveEquations,
+    others: CurveEquations | None = None,
+    *,
+    weight: float = 0.0,
+    affine: bool = False,
 ) -> Tensor:
     """The curves c, (f,), float64: the ridge regression of a site's patients.
 
@@ -133,6 +138,7 @@ def fit_curves(
         own: sums over the site's patients.
         others: sums over all others' patients; None: there are none.
         weight: of the others' mean equations, in patients; infinity leaves the own out.
+        affine: a gain and an offset of the prediction alone, from the same equations.
 
     Raises:
         DataError: a weight without others, or no patient at all.
@@ -159,7 +165,13 @@ def fit_curves(
             seen="no patient; at least one is needed",
             remedy="Give a patient that has a target.",
         )
-    curves: Tensor = torch.linalg.solve(a + count * _ridge(len(b)), b)
+    whole = a + count * _ridge(len(b))
+    if affine:
+        # hat functions hold every line: its heights at the knots
+        lines = _lines(len(b))
+        found: Tensor = lines @ torch.linalg.solve(lines.T @ whole @ lines, lines.T @ b)
+        return found
+    curves: Tensor = torch.linalg.solve(whole, b)
     return curves
 
 
@@ -197,7 +209,7 @@ class ChosenCurves:
 
 
 def choose_curves(
-    patients: Sequence[CurveEquations], others: CurveEquations | None
+    patients: Sequence[CurveEquations], others: CurveEquations | None, *, affine: bool = False
 ) -> ChosenCurves:
     """A site's curves, shrunk toward all others' as far as its own patients want it.
 
@@ -208,16 +220,28 @@ def choose_curves(
     Args:
         patients: equations of each of the site's patients (training and validation).
         others: sums over all others' patients; None: they sent none.
+        affine: a gain and an offset in place of curves.
     """
+    fit = partial(fit_curves, affine=affine)
     shared = others is not None and others.patients > 0
     candidates = [w for w in STRENGTHS if w is None or w == 0 or shared]
     if not patients:
         return ChosenCurves(None, None, {})
     if len(patients) == 1:
         alone = ALONE if shared else 0.0
-        return ChosenCurves(fit_curves(patients[0], others, weight=alone), alone, {})
+        return ChosenCurves(fit(patients[0], others, weight=alone), alone, {})
     total = total_equations(patients)
-    errors = {weight: _left_out(patients, total, others, weight) for weight in candidates}
+
+    def left_out(weight: float | None) -> Tensor:
+        """Each patient's error under curves that were fitted without it, (n,)."""
+        curves = (
+            None if weight is None else fit(total - patient, others, weight=weight)
+            for patient in patients
+        )
+        found = [patient.error(own) for patient, own in zip(patients, curves, strict=True)]
+        return torch.tensor(found, dtype=torch.float64)
+
+    errors = {weight: left_out(weight) for weight in candidates}
     means = {weight: float(found.mean()) for weight, found in errors.items()}
     best = min(candidates, key=lambda weight: means[weight])
     for weight in candidates:
@@ -226,7 +250,7 @@ def choose_curves(
             break
     if weight is None:
         return ChosenCurves(None, None, means)
-    return ChosenCurves(fit_curves(total, others, weight=weight), weight, means)
+    return ChosenCurves(fit(total, others, weight=weight), weight, means)
 
 
 def hats(values: Tensor) -> Tensor:
@@ -257,18 +281,12 @@ def _ridge(size: int) -> Tensor:
     return smooth + _SMALL * torch.eye(size).double()
 
 
-def _left_out(
-    patients: Sequence[CurveEquations],
-    total: CurveEquations,
-    others: CurveEquations | None,
-    weight: float | None,
-) -> Tensor:
-    """Each patient's error under curves that were fitted without it, (n,)."""
-    found = []
-    for patient in patients:
-        curves = None if weight is None else fit_curves(total - patient, others, weight=weight)
-        found.append(patient.error(curves))
-    return torch.tensor(found, dtype=torch.float64)
+def _lines(size: int) -> Tensor:
+    """Coefficients of 1 and of the prediction itself, (size, 2)."""
+    lines = torch.zeros(size, 2).double()
+    lines[:KNOTS, 0] = 1
+    lines[:KNOTS, 1] = torch.linspace(0, 1, KNOTS).double()
+    return lines
 
 
 def total_equations(patients: Sequence[CurveEquations]) -> CurveEquations:

@@ -39,10 +39,12 @@ def patient_curves(features: Features) -> CurveEquations:
     )
 
 
-def under_own_curves(patients: Mapping[str, Sequence[Features]]) -> dict[str, list[Features]]:
+def under_own_curves(
+    patients: Mapping[str, Sequence[Features]], *, affine: bool = False
+) -> dict[str, list[Features]]:
     """Patients as training would see them: each under its own curves."""
     equations = {name: [patient_curves(f) for f in volumes] for name, volumes in patients.items()}
-    return own_curves_view(patients, SiteContrast.of(equations, {}))
+    return own_curves_view(patients, SiteContrast.of(equations, {}, affine=affine))
 
 
 def mixed(mixer: Mixer, features: Features) -> Floats:

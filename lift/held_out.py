@@ -34,7 +34,7 @@ Method = Callable[[Features], Floats]
 
 def main_row(plan: Plan) -> str:
     """The row of the mixer that a run trains, on what its plan gives it to see."""
-    return MIXER_ROWS[plan.mixer.contrast == "curves"]
+    return MIXER_ROWS[plan.mixer.contrast != "none"]
 
 
 def no_mixer(features: Features) -> Floats:

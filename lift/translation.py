@@ -89,7 +89,7 @@ def translate(
             seen=f"the plan's mask rule is '{plan.preprocessing.mask}'",
             remedy="Give the patient's mask." if needed else "Leave --mask out.",
         )
-    has_curves = plan.mixer.contrast == "curves"
+    has_curves = plan.mixer.contrast != "none"
     if site is not None and not has_curves:
         raise ConfigError(
             "this mixer has no use for a site's curves",

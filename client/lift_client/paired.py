@@ -78,8 +78,9 @@ class PairedWork:
         self._work = work
         self.cohort = open_cohort(settings, plan, generator, self._mixer, work=work, report=report)
         self.contrast: SiteContrast | None = None
-        if plan.mixer.contrast == "curves":
-            self.contrast = site_contrast(self.cohort)
+        if plan.mixer.contrast != "none":
+            affine = plan.mixer.contrast == "affine"
+            self.contrast = site_contrast(self.cohort, affine=affine)
             self.cohort = self.cohort.seen_in_training(
                 own_curves_view(self.cohort.persons("train"), self.contrast)
             )
@@ -304,7 +305,7 @@ class PairedWork:
             logger.warning("event=curves_not_kept reason=%s", error.strerror)
 
 
-def site_contrast(cohort: SiteCohort) -> SiteContrast:
+def site_contrast(cohort: SiteCohort, *, affine: bool = False) -> SiteContrast:
     """The curve equations of a site's training and validation patients."""
     train, validation = (
         {
@@ -313,7 +314,7 @@ def site_contrast(cohort: SiteCohort) -> SiteContrast:
         }
         for part in _FITTED
     )
-    return SiteContrast.of(train, validation)
+    return SiteContrast.of(train, validation, affine=affine)
 
 
 def rounded_up(patients: int, plan: Plan) -> int:

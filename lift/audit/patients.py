@@ -109,9 +109,11 @@ def audit_patients(
         )
         split, copies = cohort.split, None
         members, others = cohort.persons("train"), cohort.persons("validation", "test")
-        if plan.mixer.contrast == "curves":
+        if plan.mixer.contrast != "none":
             # as training saw the members, and as it would have seen the others
-            members, others = under_own_curves(members), under_own_curves(others)
+            affine = plan.mixer.contrast == "affine"
+            members = under_own_curves(members, affine=affine)
+            others = under_own_curves(others, affine=affine)
         found = membership(
             members,
             others,

@@ -206,11 +206,12 @@ class MixerPlan(Settings):
     """Reach of zdiff's kernel along depth, in slices."""
     ridge: float = Field(default=1e-3, gt=0)
     """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
-    contrast: Literal["none", "curves"] = "curves"
+    contrast: Literal["none", "affine", "curves"] = "curves"
     """What brings the prediction to a patient's grey scale before the mixer (`lift.curves`).
 
     In training these are the patient's own curves; afterwards the site's, shrunk toward those of
-    all sites as far as its patients want it. With `none` the mixer learns the contrast too.
+    all sites as far as its patients want it. `affine` is a gain and an offset in place of curves;
+    with `none` the mixer learns the contrast too.
     """
 
 

@@ -94,7 +94,7 @@ class PairedTask:
         self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
         self._sources = len(plan.task.source)
         # under patient-level privacy each site has its own patients alone
-        self._has_curves = plan.mixer.contrast == "curves" and self._privacy is None
+        self._has_curves = plan.mixer.contrast != "none" and self._privacy is None
         self._start = start
 
     @property

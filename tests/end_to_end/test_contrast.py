@@ -425,3 +425,16 @@ def test_what_cannot_be_calibrated_is_refused_and_writes_nothing(
     (tmp_path / "empty").mkdir()
     assert calibrated(run, tiny, output, tmp_path / "empty").code == 3
     assert not output.exists()
+
+
+def test_a_gain_and_an_offset_may_take_the_place_of_curves(tiny: TinyRun) -> None:
+    affine = {"plan__mixer": {**CURVES, "contrast": "affine"}}
+    done = tiny.simulate("affine", **affine, compare=["curves"], synthesis_patients=0)
+    assert done.code == 0, done.stderr
+    rows = pooled(tiny.folder / "affine")
+    assert rows["federated_curves"]["psnr_db"] != rows["curves"]["psnr_db"]
+    for site in PATIENTS:
+        path = tiny.folder / "affine" / "sites" / site / CURVES_FILE
+        line = read_site_model(path, len(SOURCES)).curves
+        assert torch.allclose(line[:KNOTS].diff(n=2), torch.zeros(KNOTS - 2).double())
+        assert not line[KNOTS:].any()

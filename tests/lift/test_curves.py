@@ -259,3 +259,26 @@ def test_the_rows_of_a_site_that_stays_out_take_up_contrast_and_then_flicker() -
 def test_a_site_without_patients_has_no_such_rows() -> None:
     assert curve_methods({}, {}, ridge=1e-3) == {}
     assert set(curve_methods({}, patients_of(bent, range(2)), ridge=1e-3)) == {"curves"}
+
+
+def test_an_affine_contrast_is_a_line_of_the_prediction_alone() -> None:
+    pred, source, mask = volume(11)
+    target = 0.6 * pred + 0.2
+    found = curve_equations(pred, source, target, mask)
+    line = fit_curves(found, affine=True)
+    made = apply_curves(pred, source, mask, line)
+    assert torch.allclose(made[mask > 0], target[mask > 0], atol=2e-3)
+    heights = line[:KNOTS]
+    assert torch.allclose(heights.diff(), heights.diff()[0].expand(KNOTS - 1), atol=1e-9)
+    assert not line[KNOTS:].any()
+    # a bent contrast is none of it
+    curve = curve_equations(pred, source, bent(pred, source), mask)
+    assert curve.error(fit_curves(curve)) < curve.error(fit_curves(curve, affine=True)) < 0
+
+
+def test_an_affine_contrast_is_chosen_by_the_same_rule() -> None:
+    own = [equations(seed, darker, 0.02) for seed in range(5)]
+    chosen = choose_curves(own, None, affine=True)
+    assert chosen.weight == 0
+    assert chosen.curves is not None
+    assert torch.equal(chosen.curves, fit_curves(added(own), affine=True))
