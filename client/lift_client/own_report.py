@@ -18,10 +18,11 @@ import numpy as np
 from torch import Tensor
 
 from lift.assembly import FinishedMixer, describe_run, plan_mixer, read_mixer, start_values
+from lift.choice import Base
 from lift.cohort.opened import prepare_patient
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
-from lift.contrast import CURVES_FILE, read_shared_sums
+from lift.contrast import CURVES_FILE, read_shared_sums, read_site_model
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, DataError, GeneratorError
 from lift.evaluation import patient_equations
@@ -32,6 +33,7 @@ from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     HeldOut,
     Method,
+    blended,
     curve_methods,
     main_row,
     measure,
@@ -242,6 +244,17 @@ def _methods(
         **curve_methods(work.cohort.persons("train"), fitted, plan.mixer.ridge),
         main_row(plan): with_mixer(mixer, finished.values, curves=curves),
     }
+    path = config.folder / CURVES_FILE
+    if part == "test" and path.is_file():
+        # validation patients chose it: only others can say what it is worth
+        use = read_site_model(path, len(plan.task.source)).use
+        bases: dict[Base, Method] = {
+            "no_mixer": no_mixer,
+            "curves": with_curves(curves),
+            "z_filter": methods["z_filter"],
+            "mixer": methods[main_row(plan)],
+        }
+        methods["chosen"] = blended(bases[use.base], use.strength)
     if local_only:
         values = _trained_alone(config, training, plan, generator, own, progress)
         methods["local_only"] = with_mixer(mixer, values)
