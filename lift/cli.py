@@ -137,7 +137,7 @@ def translate(
     mixer: Annotated[Path, typer.Option(help="mixer.safetensors of a run, or the run's folder.")],
     generator: Annotated[
         Path | None,
-        typer.Option(help="Bundle folder; default: the shipped bundle of the same fingerprint."),
+        typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="The patient's mask, if the plan's rule is `file`.")
@@ -158,12 +158,12 @@ def translate(
     from lift.contrast import read_site_model
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
-    from lift.generator.card import shipped_bundle
+    from lift.generator.card import known_bundle
     from lift.translation import translate as run
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "paired", "generate")
-    bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
+    bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
     console = Console(stderr=True)
     if finished.phantom:
@@ -204,7 +204,7 @@ def calibrate(
     ] = None,
     generator: Annotated[
         Path | None,
-        typer.Option(help="Bundle folder; default: the shipped bundle of the same fingerprint."),
+        typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -219,7 +219,7 @@ def calibrate(
     from lift.config.site import SiteConfig, SiteSettings
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
-    from lift.generator.card import bundle_folder, shipped_bundle
+    from lift.generator.card import bundle_folder, known_bundle
 
     if (pairs is None) == (site is None):
         raise ConfigError(
@@ -235,7 +235,7 @@ def calibrate(
         bundle = generator or bundle_folder(config.generator)
     else:
         settings = SiteSettings.from_data({"name": "here", "data": _pairs(pairs)}, "PAIRS")
-        bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
+        bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -292,14 +292,14 @@ def generate(
     """
     from lift.assembly import read_mixer
     from lift.device import resolve_device
-    from lift.generator.card import shipped_bundle
+    from lift.generator.card import known_bundle
     from lift.unconditional.bundle import load_decoder
     from lift.unconditional.sampling import write_series
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "unconditional", "translate")
     frozen = load_decoder(
-        generator or shipped_bundle(finished.plan.generator_fingerprint),
+        generator or known_bundle(mixer, finished.plan.generator_fingerprint),
         expected_fingerprint=finished.plan.generator_fingerprint,
         device=resolve_device(device),
     )

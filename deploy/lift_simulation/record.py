@@ -87,6 +87,10 @@ class RunRecord:
     def describe(self, plan: Plan, generator: AnyGenerator) -> None:
         """Plan, digests, versions: known before anything is computed."""
         self._data |= describe_run(plan, generator)
+        choice = self._config.generator
+        if choice is not None and choice.bundle is not None:
+            # so that a translation finds it again
+            self._data["bundle"] = str(choice.bundle.resolve())
         write_json(self._path, self._data)
 
     def keep_seconds(self, seconds: Mapping[str, float]) -> None:

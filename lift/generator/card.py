@@ -120,6 +120,28 @@ def shipped_bundle(fingerprint: str | None) -> Path:
     )
 
 
+def known_bundle(mixer: Path, fingerprint: str | None) -> Path:
+    """The folder of a finished mixer's bundle: a built-in one, or the one that its run was given.
+
+    Args:
+        mixer: a run's folder, or its `mixer.safetensors`.
+        fingerprint: the generator's.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    folder = mixer if mixer.is_dir() else mixer.parent
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        own = Path(record["bundle"])
+        if read_card(own).fingerprint == fingerprint:
+            return own
+    except (OSError, ValueError, KeyError, TypeError, GeneratorError):
+        # no record, none of an own bundle, or a bundle that is elsewhere now
+        pass
+    return shipped_bundle(fingerprint)
+
+
 def bundle_folder(choice: GeneratorChoice) -> Path:
     """The folder of the chosen bundle; one of your own may not exist.
 

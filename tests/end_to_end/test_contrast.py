@@ -438,3 +438,18 @@ def test_a_gain_and_an_offset_may_take_the_place_of_curves(tiny: TinyRun) -> Non
         line = read_site_model(path, len(SOURCES)).curves
         assert torch.allclose(line[:KNOTS].diff(n=2), torch.zeros(KNOTS - 2).double())
         assert not line[KNOTS:].any()
+
+
+def test_a_translation_finds_the_runs_own_generator(
+    run: Path, tiny: TinyRun, tmp_path: Path
+) -> None:
+    site = next(iter(PATIENTS))
+    inputs = [f"{name}={tiny.file(site, 1, name)}" for name in SOURCES]
+    for mixer in (run, run / "mixer.safetensors"):
+        done = run_here("lift", "translate", *inputs, "--mixer", mixer, "-o", tmp_path / "x.nii.gz")
+        assert done.code == 0, done.stderr
+    # without the run's record nobody knows where it lies
+    shutil.copy(run / "mixer.safetensors", tmp_path)
+    alone = tmp_path / "mixer.safetensors"
+    refused = run_here("lift", "translate", *inputs, "--mixer", alone, "-o", tmp_path / "y.nii.gz")
+    check_refusal(refused, 2, names=["--generator"])
