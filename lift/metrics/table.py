@@ -83,6 +83,7 @@ _REFERENCES: Final = (
     "local_curves",
     "centralised",
 )
+_ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves")
 COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     *((row, reference) for row in MIXER_ROWS for reference in _REFERENCES),
     ("z_filter", "no_mixer"),
@@ -91,7 +92,7 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
-    *(("chosen", reference) for reference in (*_REFERENCES, *MIXER_ROWS)),
+    *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS)),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 

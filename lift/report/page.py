@@ -327,7 +327,14 @@ def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
     path = ("sites", site, "methods")
     caption = "This site's test patients."
     tables = [methods_table(metrics.sites[site].methods, path, caption, only=_MAIN_METRICS)]
-    if differences := metrics.comparisons.sites.get(site):
+    # of what the site would use alone: other pairs stand in the table of all sites
+    own = (f"{metrics.main} - ", "chosen - ")
+    differences = {
+        name: figures
+        for name, figures in metrics.comparisons.sites.get(site, {}).items()
+        if name.startswith(own)
+    }
+    if differences:
         place = ("comparisons", "sites", site)
         tables.append(differences_table(differences, place, "Paired differences at this site."))
     return tables

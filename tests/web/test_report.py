@@ -96,7 +96,7 @@ def test_the_demos_volumes_scroll_together(
     # any two of the three can be compared
     viewer.get_by_role("button", name="difference").click()
     shown = viewer.locator(".viewer-difference figcaption")
-    assert "federated \N{MINUS SIGN} target" in shown.inner_text()
+    assert "federated + curves \N{MINUS SIGN} target" in shown.inner_text()
     viewer.get_by_label("with").select_option("no mixer")
     page.wait_for_function(
         "() => document.querySelector('.viewer-difference figcaption')"
