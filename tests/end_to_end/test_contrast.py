@@ -282,9 +282,9 @@ def test_sums_of_all_sites_that_cannot_be_are_refused_at_the_site(
 @pytest.fixture(scope="module")
 def run(tiny: TinyRun) -> Path:
     changes = {"plan__mixer": CURVES, "plan__split": {"train": 0.6, "validation": 0.2}}
-    done = tiny.simulate("curves", **changes, compare=ROWS)
+    done = tiny.simulate("contrast-curves", **changes, compare=ROWS)
     assert done.code == 0, done.stderr
-    return tiny.folder / "curves"
+    return tiny.folder / "contrast-curves"
 
 
 @pytest.fixture(scope="module")
@@ -294,9 +294,9 @@ def plain(tiny: TinyRun) -> Path:
         "plan__mixer": {**CURVES, "contrast": "none"},
         "plan__split": {"train": 0.6, "validation": 0.2},
     }
-    done = tiny.simulate("plain", **changes, compare=ROWS)
+    done = tiny.simulate("contrast-none", **changes, compare=ROWS)
     assert done.code == 0, done.stderr
-    return tiny.folder / "plain"
+    return tiny.folder / "contrast-none"
 
 
 def pooled(run: Path) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
@@ -429,12 +429,12 @@ def test_what_cannot_be_calibrated_is_refused_and_writes_nothing(
 
 def test_a_gain_and_an_offset_may_take_the_place_of_curves(tiny: TinyRun) -> None:
     affine = {"plan__mixer": {**CURVES, "contrast": "affine"}}
-    done = tiny.simulate("affine", **affine, compare=["curves"], synthesis_patients=0)
+    done = tiny.simulate("contrast-affine", **affine, compare=["curves"], synthesis_patients=0)
     assert done.code == 0, done.stderr
-    rows = pooled(tiny.folder / "affine")
+    rows = pooled(tiny.folder / "contrast-affine")
     assert rows["federated_curves"]["psnr_db"] != rows["curves"]["psnr_db"]
     for site in PATIENTS:
-        path = tiny.folder / "affine" / "sites" / site / CURVES_FILE
+        path = tiny.folder / "contrast-affine" / "sites" / site / CURVES_FILE
         line = read_site_model(path, len(SOURCES)).curves
         assert torch.allclose(line[:KNOTS].diff(n=2), torch.zeros(KNOTS - 2).double())
         assert not line[KNOTS:].any()
