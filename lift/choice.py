@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
 Base = Literal["no_mixer", "curves", "z_filter", "mixer"]
 FEWEST_PATIENTS: Final = 2
 """With fewer nothing can be compared."""
@@ -63,6 +65,13 @@ class Choice:
     method: str
     psnr_db: dict[str, float]
     patients: int
+
+
+def blend(pred: Floats, result: Floats, strength: float) -> Floats:
+    """A part (0 to 1) of what a method changes of the prediction; 1 is its result itself."""
+    if strength == 1:
+        return result
+    return np.asarray(pred + np.float32(strength) * (result - pred))
 
 
 def choose(figures: Mapping[str, Sequence[float]], *, otherwise: str) -> Choice:

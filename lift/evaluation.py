@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,11 @@ def patient_equations(features: Features, prediction: Floats | None = None) -> N
         _tensor(_target(features)),
         _mask(features),
     )
+
+
+def sum_of_equations(patients: Iterable[Features]) -> NormalEquations:
+    """The z-filter's normal equations over some volumes, on what mixers get."""
+    return sum(map(patient_equations, patients), start=NormalEquations.zero())
 
 
 def patient_curves(features: Features) -> CurveEquations:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.choice import blend
 from lift.config.plan import Plan, WindowRule
 from lift.curves import choose_curves, mean_equations
 from lift.evaluation import (
@@ -17,13 +18,13 @@ from lift.evaluation import (
     median_filtered,
     mixed,
     patient_curves,
-    patient_equations,
+    sum_of_equations,
 )
 from lift.features import Features
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
 from lift.metrics.table import MIXER_ROWS, PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
-from lift.mixer.z_filter import NormalEquations, fit
+from lift.mixer.z_filter import fit
 from lift.preprocessing import Prepared, on_plan_grid, restore, to_output_units
 from lift.slices import to_slices
 from lift.volume import write_volume
@@ -81,10 +82,7 @@ def curve_methods(
         return {}
     curves = choose_curves(equations, None).curves
     methods = {"curves": with_curves(curves)}
-    total = NormalEquations.zero()
-    for volumes in train.values():
-        for features in volumes:
-            total = total + patient_equations(features.seen_with(curves))
+    total = sum_of_equations(f.seen_with(curves) for volumes in train.values() for f in volumes)
     if total.patients:
         methods["curves_z_filter"] = with_curves(curves, then=fit(total, ridge))
     return methods
@@ -114,12 +112,7 @@ def blended(method: Method, strength: float) -> Method:
     """A part (0 to 1) of what a method changes of the generator's prediction."""
     if strength == 1:
         return method
-
-    def blend(features: Features) -> Floats:
-        pred = np.asarray(features.pred)
-        return np.asarray(pred + np.float32(strength) * (method(features) - pred))
-
-    return blend
+    return lambda features: blend(np.asarray(features.pred), method(features), strength)
 
 
 @dataclass(frozen=True)

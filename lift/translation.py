@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lift.assembly import FinishedMixer, check_generator, plan_mixer, start_values
-from lift.choice import Use
+from lift.choice import Use, blend
 from lift.cohort.patients import Patient
 from lift.contrast import SiteModel
 from lift.device import fix_threads
@@ -128,8 +128,7 @@ def translate(
         curves = None if site is None else site.curves
         result = mix(mixer, GeneratedStream(prepared, generator, mixer, curves), report=report)
         if use.strength < 1:
-            pred = _generated(prepared, generator, mixer)
-            result = pred + np.float32(use.strength) * (result - pred)
+            result = blend(_generated(prepared, generator, mixer), result, use.strength)
     inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
     voxels, dtype = to_output_units(
         restore(prepared, inside, background=0.0), plan, plan.task.target

@@ -25,7 +25,7 @@ from lift.config.site import SiteConfig
 from lift.contrast import CURVES_FILE, read_shared_sums, read_site_model
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, DataError, GeneratorError
-from lift.evaluation import patient_equations
+from lift.evaluation import sum_of_equations
 from lift.features import Features
 from lift.files import file_digest, write_json
 from lift.generator.card import bundle_folder
@@ -45,7 +45,7 @@ from lift.held_out import (
     z_median,
 )
 from lift.metrics.table import PatientMetrics, summarise
-from lift.mixer.z_filter import NormalEquations, fit
+from lift.mixer.z_filter import fit
 from lift.protocol.messages import DifferenceDb, GuardRequest
 from lift.randomness import derive_seed
 from lift.report.page import write_report
@@ -229,7 +229,7 @@ def _methods(
     plan = finished.plan
     mixer = plan_mixer(plan, generator)
     training = [features.seen_with(None) for features in work.cohort.part("train")]
-    own = fit(sum(map(patient_equations, training), NormalEquations.zero()), plan.mixer.ridge)
+    own = fit(sum_of_equations(training), plan.mixer.ridge)
     # who is shown must not have been fitted to
     fitted = work.cohort.persons("validation") if part == "test" else {}
     judged = [] if part == "test" else work.cohort.persons("validation")

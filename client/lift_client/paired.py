@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer
-from lift.choice import USES, Base, Choice, choose
+from lift.choice import USES, Base, Choice, blend, choose
 from lift.cohort.opened import Part, SiteCohort, open_cohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
@@ -34,6 +34,7 @@ from lift.evaluation import (
     patient_curves,
     patient_equations,
     patient_psnr_db,
+    sum_of_equations,
 )
 from lift.features import Features
 from lift.generator.networks import FrozenGenerator
@@ -41,7 +42,6 @@ from lift.guard import hf_share
 from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
-from lift.mixer.z_filter import NormalEquations
 from lift.privacy.noise import SecureStream
 from lift.privacy.start import patient_equations_of, release_equations
 from lift.privacy.training import clipped_sum, train_round_privately
@@ -84,9 +84,7 @@ class PairedWork:
             self.cohort = self.cohort.seen_in_training(
                 own_curves_view(self.cohort.persons("train"), self.contrast)
             )
-        self.z_filter_sums = NormalEquations.zero()
-        for features in self.cohort.part("train"):
-            self.z_filter_sums = self.z_filter_sums + patient_equations(features)
+        self.z_filter_sums = sum_of_equations(self.cohort.part("train"))
 
     @property
     def part(self) -> Mixer:
@@ -271,8 +269,7 @@ class PairedWork:
                 "mixer": mixed(self._mixer, seen),
             }
             for use in USES:
-                change = bases[use.base] - features.pred
-                used = features.pred + np.float32(use.strength) * change
+                used = blend(features.pred, bases[use.base], use.strength)
                 figures[use.name].append(patient_psnr_db(features, used))
             with_mixer = figures["mixer"][-1]
             gains.append(with_mixer - figures["no_mixer"][-1])

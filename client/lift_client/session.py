@@ -36,7 +36,6 @@ from lift.errors import (
     VersionMismatchError,
 )
 from lift.files import write_atomically
-from lift.mixer.z_filter import NormalEquations
 from lift.privacy.costs import START, STATISTICS, STEPS, planned_releases
 from lift.protocol.messages import (
     SHARED,
@@ -165,10 +164,6 @@ class SiteSession:
     def cohort(self, plan: Plan) -> SiteCohort:
         """The site's cohort under a paired plan."""
         return self._paired(plan).cohort
-
-    def z_filter_sums(self, plan: Plan) -> NormalEquations:
-        """The z-filter's normal equations over the site's training patients."""
-        return self._paired(plan).z_filter_sums
 
     def site_curves(
         self, plan: Plan, shared: Mapping[str, Tensor], *, without: Collection[str] = ()

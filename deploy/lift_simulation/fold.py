@@ -16,7 +16,7 @@ from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.contrast import SiteContrast
-from lift.evaluation import mixed, patient_equations, patient_psnr_db
+from lift.evaluation import mixed, patient_equations, patient_psnr_db, sum_of_equations
 from lift.features import Features
 from lift.files import write_atomically
 from lift.generator.networks import FrozenGenerator
@@ -474,7 +474,4 @@ def _as_is(patients: Sequence[Features]) -> list[Features]:
 
 def _fitted(patients: Sequence[Features], plan: Plan) -> Tensor:
     """The taps of the z-filter of some training patients, (6,)."""
-    total = NormalEquations.zero()
-    for features in patients:
-        total = total + patient_equations(features)
-    return fit(total, plan.mixer.ridge)
+    return fit(sum_of_equations(patients), plan.mixer.ridge)
