@@ -72,7 +72,7 @@ METHODS: Final[dict[str, MethodTerm]] = {
     ),
     "chosen": MethodTerm(
         "chosen",
-        "what each site uses: the simplest that its validation patients do not show to be worse",
+        "what each site uses: the run's mixer, unless its own patients speak for something else",
         "#aa3377",
         "*",
     ),
