@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lift.curves import (
     ALONE,
+    ENOUGH,
     KNOTS,
     CurveEquations,
     apply_curves,
@@ -282,3 +283,33 @@ def test_an_affine_contrast_is_chosen_by_the_same_rule() -> None:
     assert chosen.weight == 0
     assert chosen.curves is not None
     assert torch.equal(chosen.curves, fit_curves(added(own), affine=True))
+
+
+def outlier(by: float) -> Contrast:
+    return lambda pred, source: pred + by * (0.5 - source.mean(1, keepdim=True))
+
+
+def test_from_enough_patients_on_the_best_is_taken_though_they_differ() -> None:
+    """One patient far off makes a standard error within which no curves at all would do."""
+    seen = [equations(seed, darker, 0.02) for seed in range(ENOUGH - 1)]
+    own = [*seen, equations(90, outlier(0.9), 0.02)]
+    chosen = choose_curves(own, None)
+    assert chosen.weight == 0.0
+    # with one patient fewer there are not enough, and the cautious rule says none
+    fewer = choose_curves(own[1:], None)
+    assert fewer.errors[0.0] < 0
+    assert fewer.weight is None
+
+
+def test_a_change_in_decibels_counts_every_patient_alike() -> None:
+    small, large = equations(1, darker, 0.0), equations(2, darker, 0.5)
+    curves = fit_curves(small)
+    assert small.square < large.square
+    assert small.change_db(None) == large.change_db(None) == 0
+    # the same curves take almost all of the error of one away, and little of the other's
+    assert small.change_db(curves) < -10
+    assert -10 < large.change_db(curves) < 0
+    # the mean of a patient's volumes is one patient's
+    both = mean_equations([small, large])
+    assert both.square == pytest.approx((small.square + large.square) / 2)
+    assert added([small, large]).square == pytest.approx(small.square + large.square)
