@@ -7,7 +7,7 @@ WEB_STAMP := $(VENV)/.installed-web
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 
-.PHONY: demo demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real real-lgg clean help
+.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real real-lgg real-lgg-left-out clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its report
 	$(BIN)/lift-simulate --output $(OUT)
+
+demo-artefacts: $(STAMP)  ## phantom slices with strong faults, one in ten lost: filters repair them too
+	$(BIN)/lift-simulate --config configs/presets/demo-artefacts.yaml --output out/demo-artefacts
+
+few-patients: $(STAMP)  ## phantom: from how many patients a site on joining still pays; with a figure
+	$(BIN)/python -m lift_simulation.few_patients
+
+demo-left-out: $(STAMP)  ## phantom: every hospital left out once, then calibrated from three pairs
+	$(BIN)/lift-simulate --config configs/presets/demo-left-out.yaml --output out/demo-left-out
 
 demo-unconditional: $(STAMP)  ## new phantom volumes by drifting statistics of three sites
 	$(BIN)/lift-simulate --config configs/presets/phantom-t1.yaml --output out/phantom-t1
@@ -70,6 +79,10 @@ real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 real-lgg: $(STAMP)  ## four hospitals, thick slices: real data that LIFT_TEST_DATA names
 	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator
 	$(BIN)/lift-simulate --config configs/presets/real-lgg.yaml --output out/real-lgg
+
+real-lgg-left-out: $(STAMP)  ## every hospital of real-lgg left out once, then calibrated from three pairs
+	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator
+	$(BIN)/lift-simulate --config configs/presets/real-lgg-left-out.yaml --output out/real-lgg-left-out
 
 real-hippocampus: $(STAMP)  ## new hippocampus volumes; real data that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-hippocampus.yaml --output out/real-hippocampus

@@ -158,6 +158,25 @@ class FinishedMixer:
     phantom: bool
 
 
+def loaded_mixer(finished: FinishedMixer, generator: SliceGenerator) -> Mixer:
+    """The finished mixer, ready to run, on the generator's device.
+
+    Raises:
+        CheckpointError: its numbers do not fit its plan.
+    """
+    mixer = plan_mixer(finished.plan, generator)
+    try:
+        mixer.load_values(finished.values)
+    except ValueError as error:
+        raise CheckpointError(
+            "cannot use the mixer",
+            where="--mixer",
+            seen=f"{error}; its numbers do not fit its own plan",
+            remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
+        ) from None
+    return mixer
+
+
 def write_mixer(path: Path, finished: FinishedMixer) -> None:
     """Write `mixer.safetensors`: tensors, and the rest as JSON in its metadata."""
     card = {

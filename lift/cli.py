@@ -206,33 +206,49 @@ def calibrate(
         Path | None,
         typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
     ] = None,
+    pooled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Curves of all sites of the run; default: pooled-curves.safetensors beside the "
+            "mixer, if it is there."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Fit a hospital's grey scale from two to four of its own pairs, for `lift translate --curves`.
 
     For a mixer whose plan has contrast, at a hospital that took no part in its training. It is a
-    closed form: nothing is trained, and nothing leaves.
+    closed form: nothing is trained, and nothing leaves. Each pair is left out in turn to choose
+    what of the mixer is used. Without a pair the curves are those of all sites of the run.
     """
     from lift.assembly import read_mixer
     from lift.calibration import ENOUGH
     from lift.calibration import calibrate as run
     from lift.config.site import SiteConfig, SiteSettings
+    from lift.contrast import POOLED_FILE
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import bundle_folder, known_bundle
 
-    if (pairs is None) == (site is None):
+    beside = (mixer if mixer.is_dir() else mixer.parent) / POOLED_FILE
+    if pooled is None and beside.is_file():
+        pooled = beside
+    nothing = pairs is None and site is None and pooled is None
+    if nothing or (pairs is not None and site is not None):
         raise ConfigError(
             "the pairs are named once",
             where="PAIRS, --site",
-            seen="both" if pairs else "neither",
+            seen="both" if pairs else "neither, and there are no pooled curves of the run",
             remedy="Give a folder or a table of pairs, or a site's settings.",
         )
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "paired", "generate")
+    settings: SiteSettings | None = None
     if site is not None:
-        settings: SiteSettings = (config := SiteConfig.from_yaml(site).under(site.parent))
+        settings = (config := SiteConfig.from_yaml(site).under(site.parent))
         bundle = generator or bundle_folder(config.generator)
+    elif pairs is None:
+        bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
     else:
         settings = SiteSettings.from_data({"name": "here", "data": _pairs(pairs)}, "PAIRS")
         bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
@@ -240,18 +256,28 @@ def calibrate(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("pairs", total=None)
-        chosen, patients = run(
+        found = run(
             settings,
             finished,
             frozen,
             output,
+            pooled=pooled,
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
-    if patients < ENOUGH:
+    if found.patients == 0:
+        console.print("warning: no pair of this hospital: look at what comes out")
+    elif found.patients < ENOUGH:
         console.print("warning: one patient says nothing of another: look at what comes out")
-    elif chosen.curves is None:
+    elif found.chosen.curves is None:
         console.print("note: curves do not help these patients: the generator's contrast stays")
-    console.print(f"{patients} patients", highlight=False)
+    counts = f"{found.patients} patients of this hospital"
+    if found.pooled:
+        counts += f", {found.pooled} of the run's sites"
+    console.print(counts, highlight=False)
+    if found.choice.psnr_db:
+        before, now = (found.choice.psnr_db[name] for name in ("no_mixer", found.choice.method))
+        text = f"uses: {found.choice.method}, {now:.2f} dB; without the mixer {before:.2f} dB"
+        console.print(f"{text} (each patient left out in turn)", highlight=False)
     sys.stdout.write(f"{output}\n")
 
 

@@ -43,6 +43,8 @@ SUMS: Final = ("curves_a", "curves_b")
 SHARED_SUMS: Final = ("curves/a", "curves/b", "curves/patients", "curves/parts")
 """What comes back: the sums of all sites and their patients, float64, and of which answers they are
 the sum, int64 (`fingerprint`)."""
+POOLED_FILE: Final = "pooled-curves.safetensors"
+"""Beside a finished mixer: the sums of all sites that shared theirs, for those that join later."""
 CURVES_FILE: Final = "site-curves.safetensors"
 """In a site's work folder: its curves. They stay there."""
 Arrays = dict[str, NDArray[np.generic]]
@@ -228,8 +230,27 @@ def write_site_curves(
     path.chmod(0o600)
 
 
+def write_pooled_curves(path: Path, shared: Mapping[str, Tensor], plan: Plan) -> bool:
+    """Keep the sums of all sites for hospitals that join later; nothing where no site shared any.
+
+    Args:
+        path: file; whoever has it knows what every site of the run knows.
+        shared: what the server sent to all sites.
+        plan: the run's plan.
+
+    Returns:
+        Whether there was anything to write.
+    """
+    sums = {name: shared[name].contiguous() for name in SHARED_SUMS if name in shared}
+    if not sums:
+        return False
+    write_atomically(path, safetensors.torch.save(sums, {"plan_digest": plan.digest()}))
+    path.chmod(0o600)
+    return True
+
+
 def read_shared_sums(path: Path, plan: Plan) -> dict[str, np.ndarray]:
-    """The sums of all sites in a file of a site's curves; none where there is no such file."""
+    """The sums of all sites in a file of pooled or a site's curves; none without such a file."""
     try:
         with safetensors.safe_open(path, framework="np") as stream:
             if (stream.metadata() or {}).get("plan_digest") != plan.digest():

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.choice import USES, Base, blend
 from lift.contrast import SiteContrast, own_curves_view
 from lift.curves import CurveEquations, curve_equations
 from lift.features import Features
@@ -66,6 +67,33 @@ def filtered(features: Features, taps: Tensor, prediction: Floats | None = None)
 def median_filtered(features: Features) -> Floats:
     """The median of three slices, (z, 1, h, w)."""
     return z_median(_tensor(features.pred), _mask(features)).numpy()
+
+
+def psnr_of_uses(
+    mixer: Mixer, taps: Tensor, features: Features, curves: Tensor | None
+) -> dict[str, float]:
+    """Everything that a site may use of a finished mixer, on one volume.
+
+    Args:
+        mixer: with its trained numbers.
+        taps: of the shared z-filter, (6,).
+        features: the volume.
+        curves: of a site, fitted without this patient; None: none.
+
+    Returns:
+        Name of the use, simplest first -> PSNR in dB inside the mask.
+    """
+    seen = features.seen_with(curves)
+    bases: dict[Base, Floats] = {
+        "no_mixer": features.pred,
+        "curves": seen.prediction(),
+        "z_filter": filtered(seen, taps),
+        "mixer": mixed(mixer, seen),
+    }
+    return {
+        use.name: patient_psnr_db(features, blend(features.pred, bases[use.base], use.strength))
+        for use in USES
+    }
 
 
 def patient_psnr_db(features: Features, prediction: NDArray[np.float32]) -> float:

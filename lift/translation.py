@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from lift.assembly import FinishedMixer, check_generator, plan_mixer, start_values
+from lift.assembly import FinishedMixer, check_generator, loaded_mixer, start_values
 from lift.choice import Use, blend
 from lift.cohort.patients import Patient
 from lift.contrast import SiteModel
 from lift.device import fix_threads
-from lift.errors import CheckpointError, ConfigError
+from lift.errors import ConfigError
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns, hf_share
 from lift.mixer.base import Mixer
@@ -107,16 +107,7 @@ def translate(
         reason = "no site's curves were given (--curves), so its contrast is the generator's"
         concern = reason if concern is None else f"{concern}; {reason}"
     use = Use() if site is None else site.use
-    mixer = plan_mixer(plan, generator)
-    try:
-        mixer.load_values(finished.values)
-    except ValueError as error:
-        raise CheckpointError(
-            "cannot use the mixer",
-            where="--mixer",
-            seen=f"{error}; its numbers do not fit its own plan",
-            remedy="Give the mixer.safetensors that the run wrote; nothing was written.",
-        ) from None
+    mixer = loaded_mixer(finished, generator)
     fell_back = concern is not None and on_concern == "fall_back"
     if fell_back or use.base == "no_mixer":
         result = _generated(prepared, generator, mixer)

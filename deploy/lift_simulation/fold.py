@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,11 +12,13 @@ import safetensors.torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
-from lift.choice import STRENGTHS, Choice, choose
+from lift.calibration import Calibration, calibrated
+from lift.choice import STRENGTHS, USES, Choice, choose
 from lift.cohort.opened import SiteCohort, prepare_patient
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
-from lift.contrast import SiteContrast
+from lift.contrast import SiteContrast, others_of
+from lift.curves import ChosenCurves
 from lift.evaluation import mixed, patient_equations, patient_psnr_db, sum_of_equations
 from lift.features import Features
 from lift.files import write_atomically
@@ -58,6 +61,21 @@ _CURVED: Final = "/curves/"
 
 
 @dataclass(frozen=True)
+class Afterwards:
+    """Sites that join after the training.
+
+    Attributes:
+        sites: their names.
+        pairs: training patients to whom each fits its curves.
+        alone: no other site's patients are measured.
+    """
+
+    sites: Collection[str] = ()
+    pairs: int = 3
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class _Alone:
     """What a site has without any other site, in closed form; None where nobody asked.
 
@@ -83,6 +101,7 @@ class FoldResult:
         cohorts: site -> cohort.
         local_gain_db: site -> federated minus local-only PSNR of each validation patient.
         choices: site -> what it uses.
+        calibrated_from: site that joined afterwards -> patients to whom its curves were fitted.
         synthesis: predictions to be written, by held-out patient and method.
     """
 
@@ -92,6 +111,7 @@ class FoldResult:
     cohorts: dict[str, SiteCohort]
     local_gain_db: dict[str, list[float]]
     choices: dict[str, Choice] = field(default_factory=dict)
+    calibrated_from: dict[str, int] = field(default_factory=dict)
     synthesis: list[tuple[HeldOut, dict[str, Floats]]] = field(default_factory=list)
 
 
@@ -107,12 +127,18 @@ class Fold:
         *,
         compare: tuple[str, ...],
         reporter: Reporter,
+        afterwards: Afterwards = Afterwards(),
         participation: Participation | None = None,
         on_round: Callable[[Mapping[str, object]], None] | None = None,
     ) -> None:
+        self._late = afterwards
         self._participation = participation
         self._on_round = on_round
         self._sites = dict(sorted(sites.items()))
+        self._joined = [name for name in self._sites if name not in afterwards.sites]
+        self._measured = [
+            name for name in self._sites if name in afterwards.sites or not afterwards.alone
+        ]
         self._plan = plan
         self._main = main_row(plan)
         self._generator = generator
@@ -126,9 +152,9 @@ class Fold:
 
     def run(self, *, synthesis_patients: int) -> FoldResult:
         """Train every method, measure all of them on the held-out patients."""
-        for session in self._sessions.values():
+        for name in self._joined:
             # a budget that does not cover the run is known before any data is read
-            session.admit(self._plan)
+            self._sessions[name].admit(self._plan)
         with self._reporter.stage("features"):
             cohorts = {name: s.cohort(self._plan) for name, s in self._sessions.items()}
         for name, cohort in cohorts.items():
@@ -174,7 +200,7 @@ class Fold:
                     store,
                     run_task(plan, self._generator),
                     roster=lambda: (
-                        list(self._sites) if repeated is None else repeated.asked(next_round())
+                        list(self._joined) if repeated is None else repeated.asked(next_round())
                     ),
                     on_round=round_done,
                     with_guard=guard,
@@ -182,7 +208,7 @@ class Fold:
                 )
             )
 
-        handlers = {name: session.handle for name, session in self._sessions.items()}
+        handlers = {name: self._sessions[name].handle for name in self._joined}
         with self._reporter.federation(
             handlers, plan.federation.rounds, lambda: store.records
         ) as watched:
@@ -194,11 +220,11 @@ class Fold:
         trained: dict[str, dict[str, Tensor]] = {}
         if "local_only" in self._compare:
             with self._reporter.stage("local_only"):
-                for name, cohort in cohorts.items():
-                    self._train_locally(trained, name, cohort.part("train"))
+                for name in self._measured:
+                    self._train_locally(trained, name, cohorts[name].part("train"))
         if "centralised" in self._compare:
             with self._reporter.stage("centralised"):
-                everyone = [f for cohort in cohorts.values() for f in cohort.part("train")]
+                everyone = [f for name in self._joined for f in cohorts[name].part("train")]
                 trained["/centralised"] = self._train_alone(
                     self._plan, "centralised", "centralised", everyone
                 )
@@ -236,7 +262,7 @@ class Fold:
         values = start_values(plan, self._generator, _fitted(patients, plan))
         rounds = plan.federation.rounds
         if site == "centralised":
-            steps = plan.training.steps * len(self._sites)
+            steps = plan.training.steps * len(self._joined)
             training = plan.training.model_copy(update={"steps": steps})
             plan = plan.model_copy(update={"training": training})
         for round_index in range(1, rounds + 1):
@@ -270,20 +296,32 @@ class Fold:
             flat = plan_mixer(control_plan, self._generator)
             refit = self._refit(flats, flat, control.mixer)
         result = FoldResult({}, {}, finished, dict(cohorts), {})
-        total = sum(len(cohort.split.test) for cohort in cohorts.values())
+        total = sum(len(cohorts[name].split.test) for name in self._measured)
         done = 0
-        for name, cohort in cohorts.items():
-            curves = self._sessions[name].site_curves(self._plan, finished.shared)
+        for name in self._measured:
+            cohort = cohorts[name]
             alone = self._alone_at(cohort)
-            own = self._at_site(cohort, alone, mixer, finished, trained)
-            choice = self._choose(cohort, alone, mixer, finished, trained)
+            calibration = None
+            if name in self._late.sites:
+                calibration = self._calibrate(cohort, mixer, finished)
+                result.calibrated_from[name] = calibration.patients
+                curves = calibration.chosen.curves
+            else:
+                curves = self._sessions[name].site_curves(self._plan, finished.shared)
+            own = self._at_site(cohort, alone, mixer, finished, trained, curves=curves)
+            if calibration is None:
+                options = _options(own, self._main)
+                choice = self._choose(cohort, alone, mixer, finished, trained)
+            else:
+                options = self._uses(own, curves, finished.taps)
+                choice = _named(calibration.choice, list(options))
             result.choices[name] = choice
             methods = {
                 "z_median": z_median,
                 # on what the mixer is given: what a network adds to such a filter
                 "z_filter": with_curves(curves, then=finished.taps),
                 **own,
-                "chosen": _options(own, self._main)[choice.method],
+                "chosen": options[choice.method],
             }
             controls: dict[str, Method] = {}
             if control is not None:
@@ -293,7 +331,7 @@ class Fold:
                 )
             if "/centralised" in trained:
                 methods["centralised"] = with_mixer(mixer, trained["/centralised"], curves=curves)
-            if name in trained:
+            if name in trained and calibration is None:
                 result.local_gain_db[name] = self._gain_over(cohort, mixer, finished, trained[name])
             for patient in cohort.split.test:
                 held_out = HeldOut(
@@ -302,8 +340,7 @@ class Fold:
                 predictions = {m: method(held_out.features) for m, method in methods.items()}
                 for m, method in controls.items():
                     predictions[m] = method(flats[name].features[patient])
-                for m, prediction in predictions.items():
-                    figures = measure(held_out, prediction, self._plan)
+                for m, figures in self._measured_all(held_out, predictions).items():
                     result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
                 if "cross_site" in self._compare:
                     self._cross(result, held_out, mixer, trained)
@@ -314,6 +351,14 @@ class Fold:
                 done += 1
                 self._reporter.step("held-out patients", done, total)
         return result
+
+    def _measured_all(
+        self, held_out: HeldOut, predictions: Mapping[str, Floats]
+    ) -> dict[str, PatientMetrics]:
+        """The figures of every method on one patient; methods are measured side by side."""
+        with ThreadPoolExecutor(self._plan.threads) as pool:
+            found = pool.map(lambda p: measure(held_out, p, self._plan), predictions.values())
+            return dict(zip(predictions, found, strict=True))
 
     def _alone_at(self, cohort: SiteCohort) -> _Alone:
         """What a site has by itself, in closed form."""
@@ -338,6 +383,7 @@ class Fold:
         finished: FinishedRun,
         trained: Mapping[str, dict[str, Tensor]],
         *,
+        curves: Tensor | None,
         without: Collection[str] = (),
     ) -> dict[str, Method]:
         """The rows of what a site could use, simplest first.
@@ -348,6 +394,7 @@ class Fold:
             mixer: an instance of the plan's.
             finished: the federated run.
             trained: mixers that were trained alone.
+            curves: the site's under the run's mixer.
             without: validation patients whom no curves may be fitted to.
         """
         name, session = cohort.site, self._sessions[cohort.site]
@@ -355,12 +402,11 @@ class Fold:
         if alone.taps is not None:
             methods["z_filter_local"] = z_filter(alone.taps)
         if alone.contrast is not None:
-            curves = alone.contrast.chosen(None, without=without).curves
-            methods["curves"] = with_curves(curves)
+            by_itself = alone.contrast.chosen(None, without=without).curves
+            methods["curves"] = with_curves(by_itself)
             if alone.taps_under_curves is not None:
-                methods["curves_z_filter"] = with_curves(curves, then=alone.taps_under_curves)
-        joined = session.site_curves(self._plan, finished.shared, without=without)
-        methods[self._main] = with_mixer(mixer, finished.mixer, curves=joined)
+                methods["curves_z_filter"] = with_curves(by_itself, then=alone.taps_under_curves)
+        methods[self._main] = with_mixer(mixer, finished.mixer, curves=curves)
         if name in trained:
             methods["local_only"] = with_mixer(mixer, trained[name])
         if _CURVED + name in trained:
@@ -384,11 +430,44 @@ class Fold:
         for patient in cohort.split.validation:
             features = cohort.features[patient]
             left_out = {cohort.patients[patient].subject}
-            own = self._at_site(cohort, alone, mixer, finished, trained, without=left_out)
+            curves = self._sessions[cohort.site].site_curves(
+                self._plan, finished.shared, without=left_out
+            )
+            own = self._at_site(
+                cohort, alone, mixer, finished, trained, curves=curves, without=left_out
+            )
             for name, method in _options(own, self._main).items():
                 psnr_db = patient_psnr_db(features, method(features))
                 figures.setdefault(name, []).append(psnr_db)
         return choose(figures, otherwise=self._main)
+
+    def _calibrate(self, cohort: SiteCohort, mixer: Mixer, finished: FinishedRun) -> Calibration:
+        """As `lift calibrate` does at a hospital that took no part, from its first patients."""
+        persons = dict(list(cohort.persons("train").items())[: self._late.pairs])
+        mixer.load_values(finished.mixer)
+        if self._plan.mixer.contrast == "none":
+            return Calibration(ChosenCurves(None, None, {}), Choice("mixer", {}, 0), len(persons))
+        shared = {name: tensor.numpy() for name, tensor in finished.shared.items()}
+        return calibrated(
+            {name: _as_is(volumes) for name, volumes in persons.items()},
+            mixer,
+            finished.taps,
+            others_of(shared, None, len(self._plan.task.source)),
+            affine=self._plan.mixer.contrast == "affine",
+        )
+
+    def _uses(
+        self, rows: Mapping[str, Method], curves: Tensor | None, taps: Tensor
+    ) -> dict[str, Method]:
+        """What a site that joined afterwards may use, in the order of `lift.choice.USES`."""
+        main = rows[self._main]
+        return {
+            "no_mixer": no_mixer,
+            "calibrated curves": with_curves(curves),
+            "calibrated curves + z_filter": with_curves(curves, then=taps),
+            self._main: main,
+            **{f"{self._main} x {part:g}": blended(main, part) for part in STRENGTHS},
+        }
 
     def _cross(
         self,
@@ -454,6 +533,13 @@ def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
         if name == main:
             options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
     return options
+
+
+def _named(choice: Choice, names: Sequence[str]) -> Choice:
+    """A choice among `lift.choice.USES` under the names of the run's rows."""
+    names_of = dict(zip((use.name for use in USES), names, strict=True))
+    figures = {names_of[name]: value for name, value in choice.psnr_db.items()}
+    return Choice(names_of[choice.method], figures, choice.patients)
 
 
 def _with_mixer(plan: Plan, kind: str) -> Plan:

@@ -161,6 +161,7 @@ class RunRecord:
         cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
         last = cohorts[-1]
         spacings = last.slice_spacings_mm
+        pairs = [r.calibrated_from[site.name] for r in results if site.name in r.calibrated_from]
         return {
             "name": site.name,
             "description": site.description,
@@ -171,6 +172,8 @@ class RunRecord:
             },
             "refused": len(last.refusals),
             "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
+            # it took no part in the training, and fitted its curves to so many patients
+            "calibration_patients": max(pairs, default=None),
         }
 
 

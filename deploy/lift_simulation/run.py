@@ -7,7 +7,8 @@ and a finished run is left as it is.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lift.report.page import write_report
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift_server.release import write_finished_mixer
-from lift_simulation.fold import Fold, FoldResult
+from lift_simulation.fold import Afterwards, Fold, FoldResult
 from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
 from lift_simulation.record import RunRecord
@@ -85,19 +86,19 @@ def _simulate_paired(
     record.keep_seconds(reporter.seconds)
 
     participation = (
-        Participation(config.participation, sorted(sites), plan.federation.rounds)
+        Participation(config.participation, sorted(config.joined), plan.federation.rounds)
         if config.participation is not None
         else None
     )
     results: list[FoldResult] = []
-    folds = _folds(config, plan, sites)
-    for folder, fold_plan in folds:
-        if config.in_folds:
-            reporter.line(f"{folder}, held out: {', '.join(fold_plan.split.held_out)}")
+    for part in _parts(config, plan, sites):
+        folder, fold_plan = part.folder, part.plan
+        if config.several_runs:
+            reporter.line(f"{folder}, {part.description}")
         tracking.begin(
             About(config.name, fold_plan.digest(), config.phantom),
             out / folder / "rounds.jsonl",
-            part=f"fold-{Path(folder).name}" if config.in_folds else "",
+            part=f"fold-{Path(folder).name}" if config.several_runs else "",
         )
         fold = Fold(
             sites,
@@ -106,6 +107,7 @@ def _simulate_paired(
             out / folder,
             compare=config.compare,
             reporter=reporter,
+            afterwards=Afterwards(part.late, config.calibration_pairs, config.leave_one_site_out),
             participation=participation,
             on_round=tracking.round_done,
         )
@@ -121,14 +123,14 @@ def _simulate_paired(
         result.synthesis = []
         results.append(result)
         record.keep_seconds(reporter.seconds)
-    table: dict[str, object] = dict(_tables(results, plan))
+    table: dict[str, object] = dict(_tables(results, plan, apart=config.late))
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
             second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
             table["second_phantom"] = second["pooled"]
             table["second_phantom_comparisons"] = second["comparisons"]
     write_json(out / "metrics.json", table)
-    if config.in_folds:
+    if config.several_runs:
         # the tables are of all folds together
         tracking.begin(About(config.name, plan.digest(), config.phantom))
     tracking.finished(table)
@@ -169,12 +171,48 @@ def _generator_of(config: SimulationConfig) -> GeneratorChoice:
     return config.generator
 
 
-def _folds(
-    config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]
-) -> list[tuple[str, Plan]]:
-    """Folder and plan of each federation: one, or one for every set of patients held out."""
-    if not config.in_folds:
-        return [(".", plan)]
+@dataclass(frozen=True)
+class _Part:
+    """One federation of the run.
+
+    Attributes:
+        folder: below the run's.
+        plan: of this federation.
+        late: sites that join after it.
+    """
+
+    folder: str
+    plan: Plan
+    late: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        """Who is left out, for the screen."""
+        names = ", ".join(self.plan.split.held_out)
+        left = f"left out: {', '.join(self.late)}" if self.late else ""
+        return "; ".join(text for text in (left, f"held out: {names}" if names else "") if text)
+
+
+def _parts(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]) -> list[_Part]:
+    """The run's federations: one, or one for every set of patients or site that is left out."""
+    plans = _plans(config, plan, sites) if config.in_folds else [plan]
+    if not config.leave_one_site_out:
+        runs = [(own, config.late) for own in plans]
+    else:
+        # a fold in which a site has no patient says nothing of it
+        runs = [
+            (own, (site,))
+            for site in sorted(sites)
+            for own in plans
+            if not config.in_folds or any(n.startswith(f"{site}/") for n in own.split.held_out)
+        ]
+    if not config.several_runs:
+        return [_Part(".", *runs[0])]
+    return [_Part(f"folds/{index:03d}", own, late) for index, (own, late) in enumerate(runs)]
+
+
+def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]) -> list[Plan]:
+    """The plan with every set of patients held out in turn."""
     channels = [*plan.task.source, plan.task.target]
     needs_mask = plan.preprocessing.mask == "file"
     patients = {
@@ -197,16 +235,18 @@ def _folds(
             remedy=f"Add patients, or leave {asked} out.",
         )
     return [
-        (
-            f"folds/{index:03d}",
-            plan.model_copy(update={"split": plan.split.model_copy(update={"held_out": names})}),
-        )
-        for index, names in enumerate(tested)
+        plan.model_copy(update={"split": plan.split.model_copy(update={"held_out": names})})
+        for names in tested
     ]
 
 
-def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
-    """metrics.json of all folds together; each held-out patient counts once."""
+def _tables(
+    results: list[FoldResult], plan: Plan, *, apart: Collection[str] = ()
+) -> Mapping[str, object]:
+    """metrics.json of all folds together; each held-out patient counts once.
+
+    The patients of sites `apart` have tables of their own and are not pooled.
+    """
     merged: dict[str, dict[str, dict[str, Any]]] = {}
     crossed: dict[str, dict[str, dict[str, Any]]] = {}
     for result in results:
@@ -217,7 +257,7 @@ def _tables(results: list[FoldResult], plan: Plan) -> Mapping[str, object]:
     rule = plan.preprocessing.rule(plan.task.target)
     protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
     seed = derive_seed(plan.seed, "intervals")
-    table = dict(summarise(merged, seed=seed, protocol=protocol))
+    table = dict(summarise(merged, seed=seed, protocol=protocol, apart=apart))
     table["patients"] = {
         site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
         for site, methods in sorted(merged.items())
@@ -245,8 +285,12 @@ def _clean_phantom(
     phantoms = {
         name: phantom.model_copy(update={"corruption": False, "patients": clean.patients})
         for name, phantom in phantoms_of(config).items()
+        if name in config.joined
     }
-    own = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": None})})
+    joined = tuple(site for site in config.sites if site.name in config.joined)
+    own = config.model_copy(
+        update={"cache": config.cache.model_copy(update={"folder": None}), "sites": joined}
+    )
     sites = open_sites(
         own, out / "cache", out / "cohorts", reporter, phantoms, ledgers=out / "ledgers"
     )

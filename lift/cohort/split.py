@@ -25,7 +25,10 @@ _FEWEST_BESIDE_HELD_OUT: Final = 6
 
 @dataclass(frozen=True)
 class Split:
-    """Patient ids of each part, sorted; disjoint, and together all of the cohort."""
+    """Patient ids of each part, sorted; disjoint.
+
+    Together they are all of the cohort, unless the plan limits the training patients.
+    """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -63,7 +66,7 @@ def split_patients(
         count = 0
         if len(rest) >= _FEWEST_BESIDE_HELD_OUT and rule.validation > 0:
             count = max(round(len(rest) * share), FEWEST_VALIDATION)
-        return _split(patients, set(rest[:count]), tested)
+        return _split(patients, set(rest[:count]), tested, set(rest[count:][: rule.most_training]))
     order = _ordered(patients, rule.key, without=set())
     n = len(order)
     test_share = max(0.0, 1.0 - rule.train - rule.validation)
@@ -76,7 +79,13 @@ def split_patients(
     # training is never empty
     tests = min(tests, max(n - 1, 0))
     validations = min(validations, max(n - 1 - tests, 0))
-    return _split(patients, set(order[tests : tests + validations]), set(order[:tests]))
+    rest = order[tests + validations :]
+    return _split(
+        patients,
+        set(order[tests : tests + validations]),
+        set(order[:tests]),
+        set(rest[: rule.most_training]),
+    )
 
 
 def _split_one_by_one(patients: Sequence[Patient], rule: SplitPlan, prefix: str) -> Split:
@@ -91,7 +100,8 @@ def _split_one_by_one(patients: Sequence[Patient], rule: SplitPlan, prefix: str)
             tested.add(subject)
         elif place < tests + validations:
             validated.add(subject)
-    return _split(patients, validated, tested)
+    everyone = {patient.subject for patient in patients}
+    return _split(patients, validated, tested, everyone - validated - tested)
 
 
 def folds_of(sites: Mapping[str, Sequence[Patient]], key: str, count: int) -> list[tuple[str, ...]]:
@@ -159,10 +169,10 @@ def _rank(subject: str, key: str) -> bytes:
     return hmac.new(key.encode(), subject.encode(), hashlib.sha256).digest()
 
 
-def _split(patients: Sequence[Patient], validation: set[str], test: set[str]) -> Split:
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for patient in patients:
-        part = "test" if patient.subject in test else "train"
-        part = "validation" if patient.subject in validation else part
-        parts[part].append(patient.id)
-    return Split(**{part: tuple(sorted(ids)) for part, ids in parts.items()})
+def _split(
+    patients: Sequence[Patient], validation: set[str], test: set[str], train: set[str]
+) -> Split:
+    def of(subjects: set[str]) -> tuple[str, ...]:
+        return tuple(sorted(patient.id for patient in patients if patient.subject in subjects))
+
+    return Split(of(train), of(validation), of(test))

@@ -111,7 +111,7 @@ SCANNERS: Final[dict[str, ScannerConfig]] = {
         orientation="PSR",
     ),
 }
-"""The demo's three scanners."""
+"""The three scanners of demo-artefacts."""
 
 PUBLIC: Final = "public"
 """Each patient on a scanner of its own, drawn from ranges that span all of `SCANNERS`."""

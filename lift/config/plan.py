@@ -187,6 +187,9 @@ class SplitPlan(Settings):
     held_out: tuple[str, ...] = ()
     """Patients that are test patients whatever their hash says (`SITE/PATIENT`). When given,
     no other patient is a test patient: leave-one-patient-out."""
+    most_training: int | None = Field(default=None, ge=1)
+    """Training patients of each site that are used, the first by their hash; the others have no
+    part in anything. Null: all. It shows what fewer patients would give."""
 
     @model_validator(mode="after")
     def _leaves_test(self) -> Self:
@@ -391,6 +394,11 @@ class Plan(Settings):
             raise ValueError(
                 "the drifting loss is no sum over patients, so clipping gradients bounds nobody's "
                 "influence (privacy.mode): use `stats-once`"
+            )
+        if self.protects_patients and self.split.most_training is not None:
+            raise ValueError(
+                "with split.most_training one patient displaces another, which no noise covers: "
+                "leave it out under privacy"
             )
         if isinstance(privacy, StatisticsOnce) and self.task.kind != "unconditional":
             raise ValueError("privacy.mode `stats-once` belongs to an unconditional task")

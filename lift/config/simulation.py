@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,10 @@ Comparison = Literal[
 ]
 
 
+FEWEST_SITES_TO_LEAVE_OUT: Final = 2
+"""One to be left out, and one to train."""
+
+
 class SimulatedSite(Settings):
     """One site of the simulation."""
 
@@ -39,6 +43,8 @@ class SimulatedSite(Settings):
         BratsData | SynthradData | BidsData | TableData | PhantomCohortConfig,
         Field(discriminator="layout"),
     ]
+    joins: Literal["training", "afterwards"] = "training"
+    """afterwards: it takes no part, and fits its curves to `calibration_pairs` of its own."""
     budget: BudgetSettings | None = None
     """Privacy budget of the site; without it a plan with noise meets no cap here."""
 
@@ -78,6 +84,11 @@ class SimulationConfig(Settings):
     """Every patient is held out once, in a federation of its own."""
     folds: int = Field(default=1, ge=1, le=20)
     """With 2 or more, every patient is held out once, in one of so many federations."""
+    leave_one_site_out: bool = False
+    """Every site is left out once, in a federation of its own, and joins afterwards. With `folds`
+    its patients are held out in turn."""
+    calibration_pairs: int = Field(default=3, ge=1, le=100)
+    """Training patients to whom a site that joins afterwards fits its curves."""
     participation: Path | None = None
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
@@ -99,9 +110,11 @@ class SimulationConfig(Settings):
         if (self.generator is None) == (self.pretrain is None):
             raise ValueError("give exactly one of generator and pretrain")
         if self.plan.task.kind == "unconditional":
-            if self.in_folds or self.clean_phantom or self.participation:
+            late = any(site.joins == "afterwards" for site in self.sites)
+            if self.several_runs or self.clean_phantom or self.participation or late:
                 raise ValueError(
-                    "leave_one_out, folds, clean_phantom and participation belong to paired tasks"
+                    "leave_one_out, folds, leave_one_site_out, joins, clean_phantom and "
+                    "participation belong to paired tasks"
                 )
         elif self.pretrain is not None:
             raise ValueError("pretrain belongs to an unconditional task: give generator")
@@ -110,10 +123,20 @@ class SimulationConfig(Settings):
             raise ValueError("site names must be distinct")
         if self.clean_phantom is not None and not self.phantom:
             raise ValueError("clean_phantom needs phantom sites only")
-        if self.participation is not None and (self.in_folds or self.clean_phantom):
+        if self.participation is not None and (self.several_runs or self.clean_phantom):
             raise ValueError(
-                "participation repeats one run: leave out leave_one_out, folds and clean_phantom"
+                "participation repeats one run: leave out leave_one_out, folds, "
+                "leave_one_site_out and clean_phantom"
             )
+        if self.leave_one_site_out and (self.leave_one_out or self.clean_phantom or self.late):
+            raise ValueError(
+                "leave_one_site_out leaves each site out itself: leave out leave_one_out, joins "
+                "and clean_phantom"
+            )
+        if not self.joined:
+            raise ValueError("a site must join in training (sites.joins)")
+        if self.leave_one_site_out and len(self.sites) < FEWEST_SITES_TO_LEAVE_OUT:
+            raise ValueError(f"leave_one_site_out needs {FEWEST_SITES_TO_LEAVE_OUT} sites or more")
         if self.leave_one_out and self.folds > 1:
             raise ValueError("give leave_one_out or folds, not both")
         if self.in_folds and self.plan.split.held_out:
@@ -139,8 +162,23 @@ class SimulationConfig(Settings):
 
     @property
     def in_folds(self) -> bool:
-        """Whether there are several federations, whose held-out patients are pooled."""
+        """Whether every patient is held out once, and all are pooled."""
         return self.leave_one_out or self.folds > 1
+
+    @property
+    def several_runs(self) -> bool:
+        """Whether there are several federations, whose held-out patients are pooled."""
+        return self.in_folds or self.leave_one_site_out
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Names of the sites that take part in the training."""
+        return tuple(site.name for site in self.sites if site.joins == "training")
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """Names of the sites that join afterwards."""
+        return tuple(site.name for site in self.sites if site.joins == "afterwards")
 
     @property
     def phantom(self) -> bool:

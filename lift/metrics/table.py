@@ -7,7 +7,7 @@ single patient the mean is that patient's own figure, and `n` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypedDict, TypeVar
 
@@ -222,18 +222,22 @@ def summarise(
     seed: int,
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     protocol: Protocol = "mr",
+    apart: Collection[str] = (),
 ) -> MetricsTable:
     """The content of `metrics.json`: means with intervals by site and pooled, and comparisons.
 
-    Pooled means are over all patients, each counting once. A comparison is over the patients
-    that have the figure under both methods, and its value is method minus reference. The result
-    depends on neither the order of sites or patients nor the patients' names.
+    Pooled means are over all patients but those of the sites `apart`, each counting once. A
+    comparison is over the patients that have the figure under both methods, and its value is
+    method minus reference. The result depends on neither the order of sites or patients nor the
+    patients' names.
 
     Raises:
         ValueError: a metric is unknown or a figure is not finite.
     """
     pooled: dict[str, dict[tuple[str, str], PatientMetrics]] = {}
     for site, methods in per_site.items():
+        if site in apart:
+            continue
         for method, patients in methods.items():
             pooled.setdefault(method, {}).update(
                 {(site, patient): figures for patient, figures in patients.items()}

@@ -102,6 +102,8 @@ class SiteRecord(_Record):
     description: str = ""
     slice_spacing_mm: tuple[float, float] | None = None
     refused: int | None = None
+    calibration_patients: int | None = None
+    """Of a site that joined after the training: patients to whom it fitted its curves."""
 
 
 class GuardRecord(_Record):

@@ -180,7 +180,13 @@ def sites_table(run: Run) -> Markup:
             if low != high
             else number(low, f"{place}/0", 2)
         )
-        cells.append(tag("td", foreign(site.description), class_="word"))
+        late = ""
+        if site.calibration_patients is not None:
+            late = (
+                f"joined after the training, curves from {site.calibration_patients} of its "
+                "patients. "
+            )
+        cells.append(tag("td", late, foreign(site.description), class_="word"))
         rows.append(cells)
     return table(
         "Patients by site, rounded as each site told them."

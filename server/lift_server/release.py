@@ -7,13 +7,17 @@ from pathlib import Path
 
 from lift.assembly import FinishedMixer, write_mixer
 from lift.config.plan import Plan
+from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift_server.rounds import FinishedRun
 
 
 def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
-    """`mixer.safetensors` of a run, with the guard's verdicts and no site's name."""
+    """`mixer.safetensors` of a run, with the guard's verdicts and no site's name.
+
+    Beside it lie the pooled curves, where sites shared theirs.
+    """
     statistics = run.records[0]["statistics"]
     if not isinstance(statistics, dict):
         raise TypeError("statistics")
@@ -21,6 +25,7 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
     profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
     write_mixer(path, FinishedMixer(run.mixer, run.taps, plan, profiles, phantom))
+    write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
 
 
 def site_metrics(run: FinishedRun) -> dict[str, object]:

@@ -95,6 +95,25 @@ def test_from_five_persons_on_the_guard_and_the_test_have_somebody(persons: int)
     assert test >= 1
 
 
+@pytest.mark.parametrize("persons", [9, 30])
+def test_fewer_training_patients_change_no_other_part(persons: int) -> None:
+    patients = cohort(persons, visits=2)
+    whole = split_patients(patients, SplitPlan(train=0.5, validation=0.25), "north")
+    before: set[str] = set()
+    for most in (1, 2, 4):
+        rule = SplitPlan(train=0.5, validation=0.25, most_training=most)
+        fewer = split_patients(patients, rule, "north")
+        assert (fewer.validation, fewer.test) == (whole.validation, whole.test)
+        kept = persons_of(fewer.train)
+        # the first so many, each with all volumes
+        assert len(kept) == most
+        assert len(fewer.train) == 2 * most
+        assert before < kept <= persons_of(whole.train)
+        before = kept
+    many = SplitPlan(train=0.5, validation=0.25, most_training=persons)
+    assert split_patients(patients, many, "north") == whole
+
+
 def test_a_part_without_a_share_stays_empty() -> None:
     assert counts(9, SplitPlan(train=0.85, validation=0.15)) == (7, 2, 0)
     assert counts(9, SplitPlan(train=0.7, validation=0.0))[1] == 0
