@@ -108,11 +108,19 @@ def pretrain(
     lines = not console.is_terminal
     with Progress(console=console, disable=lines) as progress:
         task = progress.add_task("pre-training", total=None)
+        said: list[int] = []
 
         def report(step: int, total: int, loss: float) -> None:
             progress.update(task, completed=step, total=total, description=f"loss {loss:.4f}")
-            if lines and (step == 1 or step % 100 == 0 or step == total):
+            # a resumed training speaks from its first step on too
+            if lines and (not said or step % 100 == 0 or step == total):
+                said.append(step)
                 console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
+
+        def reading(what: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+            if lines and done == total:
+                console.print(f"{what}: {done}", highlight=False)
 
         folder = work or output.with_name(f"{output.name}.work")
         chosen = resolve_device(device)
@@ -120,11 +128,15 @@ def pretrain(
         if isinstance(settings, DecoderPretrainConfig):
             from lift.unconditional.pretraining import pretrain_decoder
 
-            card = pretrain_decoder(settings, output, work=folder, device=chosen, report=report)
+            card = pretrain_decoder(
+                settings, output, work=folder, device=chosen, report=report, progress=reading
+            )
         else:
             from lift.generator.pretraining import pretrain as run
 
-            card = run(settings, output, work=folder, device=chosen, report=report)
+            card = run(
+                settings, output, work=folder, device=chosen, report=report, progress=reading
+            )
     sys.stdout.write(f"bundle: {output}\nfingerprint: {card.fingerprint}\n")
 
 

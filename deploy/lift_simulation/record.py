@@ -15,6 +15,7 @@ from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
 from lift.files import file_digest, write_json
+from lift.loss_trend import of_records
 from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
@@ -111,6 +112,7 @@ class RunRecord:
             else [],
             **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
             "chosen": [_choices(result) for result in results],
+            "loss_trend": of_records([result.finished.records for result in results]),
             "update_bytes": _update_bytes(results),
             "privacy": describe_privacy(
                 self._config.plan, [site.name for site in self._config.sites]

@@ -121,6 +121,13 @@ class MixerRecord(_Record):
     parameters: int
 
 
+class LossRecord(_Record):
+    """How the training loss went at the end; see `lift.loss_trend`."""
+
+    fall_percent: float
+    still_falling: bool
+
+
 class RunRecord(_Record):
     """`run.json`."""
 
@@ -149,6 +156,7 @@ class RunRecord(_Record):
     update_bytes: int | None = None
     statistics_bytes: int | None = None
     mixer: MixerRecord | None = None
+    loss_trend: LossRecord | None = None
     complete: bool = False
 
 

@@ -178,6 +178,8 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "ledger_heads": {},
         # figures by method: none where nothing could be compared
         "chosen": [{site: {"method": "no_mixer", "psnr_db": {}, "patients": 1} for site in sites}],
+        # of a run too short to tell
+        "loss_trend": None,
         "update_bytes": UPDATE_BYTES,
         "privacy": describe_privacy(config.plan, sites),
     }
