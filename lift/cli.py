@@ -171,6 +171,7 @@ def translate(
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
+    from lift.local import OWN_MIXER_FILE, with_own_mixer
     from lift.translation import translate as run
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
@@ -181,8 +182,10 @@ def translate(
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
     site = None if curves is None else read_site_model(curves, len(finished.plan.task.source))
-    if site is not None and site.use.name != "mixer":
-        console.print(f"note: this site uses {site.use.name}, by its own patients", highlight=False)
+    if site is not None and curves is not None and site.own is not None:
+        finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
+    if site is not None and site.name != "mixer":
+        console.print(f"note: this site uses {site.name}, by its own patients", highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=None)
         done = run(

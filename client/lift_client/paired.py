@@ -259,18 +259,11 @@ class PairedWork:
             for subject in self.cohort.persons("validation")
         }
         for patient in self.cohort.split.validation:
-            features = self.cohort.features[patient]
             # curves that this patient had no part in
-            seen = features.seen_with(left_out[self.cohort.patients[patient].subject])
-            bases: dict[Base, np.ndarray] = {
-                "no_mixer": features.pred,
-                "curves": seen.prediction(),
-                "z_filter": filtered(seen, filter_taps),
-                "mixer": mixed(self._mixer, seen),
-            }
-            for use in USES:
-                used = blend(features.pred, bases[use.base], use.strength)
-                figures[use.name].append(patient_psnr_db(features, used))
+            curves = left_out[self.cohort.patients[patient].subject]
+            features = self.cohort.features[patient].seen_with(curves)
+            for name, volume in volumes_of_uses(features, self._mixer, filter_taps).items():
+                figures[name].append(patient_psnr_db(features, volume))
             with_mixer = figures["mixer"][-1]
             gains.append(with_mixer - figures["no_mixer"][-1])
             over_filter.append(with_mixer - figures["z_filter"][-1])
@@ -300,6 +293,28 @@ class PairedWork:
         except OSError as error:
             # the verdict is what the federation waits for
             logger.warning("event=curves_not_kept reason=%s", error.strerror)
+
+
+def volumes_of_uses(features: Features, mixer: Mixer, taps: Tensor | None) -> dict[str, np.ndarray]:
+    """What a site would get of one patient, by the name of each use, simplest first.
+
+    Args:
+        features: the patient under curves that it had no part in.
+        mixer: with the numbers of the finished one.
+        taps: of the shared z-filter, (6,); None where there is none, as under privacy.
+    """
+    bases: dict[Base, np.ndarray] = {
+        "no_mixer": features.pred,
+        "curves": features.prediction(),
+        "mixer": mixed(mixer, features),
+    }
+    if taps is not None:
+        bases["z_filter"] = filtered(features, taps)
+    return {
+        use.name: blend(features.pred, bases[use.base], use.strength)
+        for use in USES
+        if use.base in bases
+    }
 
 
 def site_contrast(cohort: SiteCohort, *, affine: bool = False) -> SiteContrast:
