@@ -232,7 +232,7 @@ def _trained_alone(
 
 
 def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
-    """What this site says of the mixer, on its validation patients, as it tells a server."""
+    """What this site says of the mixer, on its own patients, as it tells a server."""
     taps = finished.taps
     if taps.numel() != _TAPS:
         taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
@@ -243,6 +243,7 @@ def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> d
     against = reply.against_no_mixer
     return {
         "verdict": reply.verdict,
+        "judged_on": reply.judged_on,
         "n": 0 if against is None else against.n,
         "difference_db": _dump(against),
         "against_z_filter_db": _dump(reply.against_z_filter),

@@ -193,6 +193,7 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
         against, over = reply.against_no_mixer, reply.against_z_filter
         verdicts[site] = {
             "verdict": reply.verdict,
+            "judged_on": reply.judged_on,
             "n": against.n if against is not None else 0,
             "difference_db": against.model_dump() if against is not None else None,
             "against_z_filter_db": over.model_dump() if over is not None else None,

@@ -250,7 +250,7 @@ def _gain(measure: Measure, comparison: str) -> Markup:
 
 
 def _guard(run: Run) -> Markup:
-    """Which sites the mixer harmed, helped, or neither, on their own validation patients."""
+    """Which sites the mixer harmed, helped, or neither, on their own patients."""
     groups = []
     for verdict in ("harmed", "helped", "undecided"):
         sites = [site for site, record in run.record.guard.items() if record.verdict == verdict]
@@ -259,8 +259,15 @@ def _guard(run: Run) -> Markup:
             long = verdict != "harmed" and len(sites) > _MOST_NAMED
             named = escape(f"{len(sites)} sites") if long else _listing(sites)
             groups.append(join([tag("b", f"{verdict} at "), named]))
+    also = [s for s, record in run.record.guard.items() if record.judged_on != "validation"]
+    training = join([" With training patients, for want of others: ", _listing(also), "."])
     return join(
-        ["On the sites' own validation patients, against no mixer: ", join(groups, "; "), "."]
+        [
+            "On the sites' own validation patients, against no mixer: ",
+            join(groups, "; "),
+            ".",
+            training if also else "",
+        ]
     )
 
 

@@ -166,6 +166,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "guard": {
             site: {
                 "verdict": ("helped", "undecided", "harmed")[place % 3],
+                "judged_on": "validation",
                 "n": 3,
                 "difference_db": _verdict(1.0 - 0.9 * place, 0.3),
                 "against_z_filter_db": _verdict(0.3 - 0.4 * place, 0.2),
