@@ -19,7 +19,7 @@ from lift.contrast import others_of, read_shared_sums, write_site_curves
 from lift.curves import ChosenCurves, CurveEquations, choose_curves, mean_equations
 from lift.device import fix_threads
 from lift.errors import ConfigError, DataError
-from lift.evaluation import patient_curves, psnr_of_uses
+from lift.evaluation import patient_curves, patient_psnr_db, volumes_of_uses
 from lift.features import Features, compute_features
 from lift.generator.networks import FrozenGenerator
 from lift.mixer.base import Mixer
@@ -70,14 +70,19 @@ def calibrated(
         name: mean_equations([patient_curves(volume) for volume in volumes])
         for name, volumes in patients.items()
     }
-    figures: dict[str, list[float]] = {use.name: [] for use in USES}
+    figures: dict[str, list[float]] = {}
     if len(persons) >= ENOUGH:
         for name, volumes in patients.items():
             rest = [found for other, found in persons.items() if other != name]
             curves = choose_curves(rest, others, affine=affine).curves
-            rows = [psnr_of_uses(mixer, taps, volume, curves) for volume in volumes]
-            for use, own in figures.items():
-                own.append(float(np.mean([row[use] for row in rows])))
+            rows: dict[str, list[float]] = {}
+            for volume in volumes:
+                uses = volumes_of_uses(volume.seen_with(curves), mixer, taps)
+                for use, made in uses.items():
+                    rows.setdefault(use, []).append(patient_psnr_db(volume, made))
+            for use, own in rows.items():
+                # a patient with several volumes counts once
+                figures.setdefault(use, []).append(float(np.mean(own)))
     return Calibration(
         choose_curves(list(persons.values()), others, affine=affine),
         choose(figures, otherwise=_MIXER),

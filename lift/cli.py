@@ -108,11 +108,19 @@ def pretrain(
     lines = not console.is_terminal
     with Progress(console=console, disable=lines) as progress:
         task = progress.add_task("pre-training", total=None)
+        said: list[int] = []
 
         def report(step: int, total: int, loss: float) -> None:
             progress.update(task, completed=step, total=total, description=f"loss {loss:.4f}")
-            if lines and (step == 1 or step % 100 == 0 or step == total):
+            # a resumed training speaks from its first step on too
+            if lines and (not said or step % 100 == 0 or step == total):
+                said.append(step)
                 console.print(f"step {step} of {total}: loss {loss:.4f}", highlight=False)
+
+        def reading(what: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+            if lines and done == total:
+                console.print(f"{what}: {done}", highlight=False)
 
         folder = work or output.with_name(f"{output.name}.work")
         chosen = resolve_device(device)
@@ -120,11 +128,15 @@ def pretrain(
         if isinstance(settings, DecoderPretrainConfig):
             from lift.unconditional.pretraining import pretrain_decoder
 
-            card = pretrain_decoder(settings, output, work=folder, device=chosen, report=report)
+            card = pretrain_decoder(
+                settings, output, work=folder, device=chosen, report=report, progress=reading
+            )
         else:
             from lift.generator.pretraining import pretrain as run
 
-            card = run(settings, output, work=folder, device=chosen, report=report)
+            card = run(
+                settings, output, work=folder, device=chosen, report=report, progress=reading
+            )
     sys.stdout.write(f"bundle: {output}\nfingerprint: {card.fingerprint}\n")
 
 
@@ -159,6 +171,7 @@ def translate(
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
+    from lift.local import OWN_MIXER_FILE, with_own_mixer
     from lift.translation import translate as run
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
@@ -169,8 +182,10 @@ def translate(
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
     site = None if curves is None else read_site_model(curves, len(finished.plan.task.source))
-    if site is not None and site.use.name != "mixer":
-        console.print(f"note: this site uses {site.use.name}, by its own patients", highlight=False)
+    if site is not None and curves is not None and site.own is not None:
+        finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
+    if site is not None and site.name != "mixer":
+        console.print(f"note: this site uses {site.name}, by its own patients", highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=None)
         done = run(

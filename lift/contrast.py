@@ -188,20 +188,46 @@ def others_of(
 
 
 @dataclass(frozen=True)
+class OwnMixer:
+    """A mixer that a site trained at home and chose, in a file beside its curves.
+
+    Attributes:
+        method: how it came about, in words.
+        digest: SHA-256 of the file.
+    """
+
+    method: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class SiteModel:
     """What a site translates with, beside the mixer that all sites share.
 
     Attributes:
         curves: the site's, (f,), float64.
         use: what of the mixer.
+        own: the mixer that takes the place of the shared one, if any.
     """
 
     curves: Tensor
     use: Use = field(default_factory=Use)
+    own: OwnMixer | None = None
+
+    @property
+    def name(self) -> str:
+        """What this site uses, as a reader meets it."""
+        return self.use.name if self.own is None else self.own.method
 
 
 def write_site_curves(
-    path: Path, chosen: ChosenCurves, use: Use, shared: Mapping[str, np.ndarray], plan: Plan
+    path: Path,
+    chosen: ChosenCurves,
+    use: Use,
+    shared: Mapping[str, np.ndarray],
+    plan: Plan,
+    *,
+    own: OwnMixer | None = None,
 ) -> None:
     """Keep a site's curves for translations at this site, and what they came from; mode 0600.
 
@@ -211,6 +237,7 @@ def write_site_curves(
         use: what of the mixer this site uses.
         shared: what the server sent of all sites.
         plan: the run's plan.
+        own: the mixer of its own that it uses; software that does not know of such reads `use`.
 
     Raises:
         OSError: the disk refuses.
@@ -222,6 +249,8 @@ def write_site_curves(
         "weight": str(chosen.weight),
         "use": use.name,
     }
+    if own is not None:
+        metadata |= {"own_mixer": own.digest, "own_method": own.method}
     sums = {
         name: torch.from_numpy(np.array(shared[name])) for name in SHARED_SUMS if name in shared
     }
@@ -270,9 +299,9 @@ def read_site_model(path: Path, sources: int) -> SiteModel:
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             curves: Tensor = stream.get_tensor("curves").double()
-            used = (stream.metadata() or {}).get("use", "")
+            metadata = stream.metadata() or {}
     except (OSError, safetensors.SafetensorError):
-        curves, used = torch.zeros(0), ""
+        curves, metadata = torch.zeros(0), {}
     if curves.shape != (size,) or not torch.isfinite(curves).all():
         raise DataError(
             "cannot read a site's curves",
@@ -283,7 +312,10 @@ def read_site_model(path: Path, sources: int) -> SiteModel:
             remedy=f"Give the {CURVES_FILE} that the site's work folder holds after a run of "
             "this mixer.",
         )
-    return SiteModel(curves, next((use for use in USES if use.name == used), Use()))
+    use = next((use for use in USES if use.name == metadata.get("use")), Use())
+    digest = metadata.get("own_mixer")
+    own = None if digest is None else OwnMixer(metadata.get("own_method", "own mixer"), digest)
+    return SiteModel(curves, use, own)
 
 
 def _units(values: Tensor) -> Tensor:

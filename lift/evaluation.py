@@ -69,30 +69,25 @@ def median_filtered(features: Features) -> Floats:
     return z_median(_tensor(features.pred), _mask(features)).numpy()
 
 
-def psnr_of_uses(
-    mixer: Mixer, taps: Tensor, features: Features, curves: Tensor | None
-) -> dict[str, float]:
-    """Everything that a site may use of a finished mixer, on one volume.
+def volumes_of_uses(features: Features, mixer: Mixer, taps: Tensor | None) -> dict[str, Floats]:
+    """What a site would get of one patient, by the name of each use, simplest first.
 
     Args:
-        mixer: with its trained numbers.
-        taps: of the shared z-filter, (6,).
-        features: the volume.
-        curves: of a site, fitted without this patient; None: none.
-
-    Returns:
-        Name of the use, simplest first -> PSNR in dB inside the mask.
+        features: the patient under curves that it had no part in.
+        mixer: with the numbers of the finished one.
+        taps: of the shared z-filter, (6,); None where there is none, as under privacy.
     """
-    seen = features.seen_with(curves)
     bases: dict[Base, Floats] = {
         "no_mixer": features.pred,
-        "curves": seen.prediction(),
-        "z_filter": filtered(seen, taps),
-        "mixer": mixed(mixer, seen),
+        "curves": features.prediction(),
+        "mixer": mixed(mixer, features),
     }
+    if taps is not None:
+        bases["z_filter"] = filtered(features, taps)
     return {
-        use.name: patient_psnr_db(features, blend(features.pred, bases[use.base], use.strength))
+        use.name: blend(features.pred, bases[use.base], use.strength)
         for use in USES
+        if use.base in bases
     }
 
 

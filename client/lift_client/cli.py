@@ -241,6 +241,50 @@ def report(
 
 
 @app.command()
+def choose(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    mixer: Annotated[
+        Path | None,
+        typer.Option(help="mixer.safetensors of the coordinator; default: the last one judged."),
+    ] = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--local-steps",
+            min=0,
+            max=10_000,
+            help="Also try the mixer after so many steps on this site's patients; 0: do not.",
+        ),
+    ] = 50,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Also try a mixer of this site alone; takes as long as a run."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Choose what this site translates with, by its own validation patients; nothing is sent.
+
+    From simplest to richest: no mixer, the site's curves, the z-filter, the mixer, parts of it, and
+    what is trained here. The first that is within one standard error of the best is taken.
+    `lift translate --curves` follows it.
+    """
+    from rich.console import Console
+
+    from lift_client.choice_view import show
+    from lift_client.choosing import choose_model
+    from lift_client.own_progress import shown
+
+    config = _settings(_site_file(site, ctx))
+    with shown(Console(stderr=True)) as progress:
+        chosen = choose_model(config, mixer=mixer, steps=steps, local=local, progress=progress)
+    show(chosen, as_json=as_json)
+    _next(f"lift translate ... --mixer MIXER --curves {chosen.curves}")
+
+
+@app.command()
 def ledger(
     ctx: typer.Context,
     site: SiteOption = None,

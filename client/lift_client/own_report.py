@@ -9,26 +9,23 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from torch import Tensor
 
-from lift.assembly import FinishedMixer, describe_run, plan_mixer, read_mixer, start_values
+from lift.assembly import FinishedMixer, describe_run, plan_mixer, start_values
 from lift.choice import Base
 from lift.cohort.opened import prepare_patient
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
-from lift.contrast import CURVES_FILE, read_shared_sums, read_site_model
-from lift.device import fix_threads, resolve_device
-from lift.errors import ConfigError, DataError, GeneratorError
+from lift.contrast import CURVES_FILE, read_site_model
+from lift.errors import DataError
 from lift.evaluation import sum_of_equations
 from lift.features import Features
 from lift.files import file_digest, write_json
-from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     HeldOut,
@@ -44,22 +41,26 @@ from lift.held_out import (
     z_filter,
     z_median,
 )
+from lift.local import OWN_MIXER_FILE, train_alone, with_own_mixer
 from lift.metrics.table import PatientMetrics, summarise
 from lift.mixer.z_filter import fit
 from lift.protocol.messages import DifferenceDb, GuardRequest
 from lift.randomness import derive_seed
 from lift.report.page import write_report
 from lift.report.read import SITE_REPORT
-from lift.training import train_round
-from lift.unconditional.bundle import load_generator
 from lift_client.budget import ledger_path
 from lift_client.journal import JOURNAL_FILE, read_journal
 from lift_client.ledger import verify
+from lift_client.own_work import (
+    Progress,
+    finished_mixer,
+    mixer_path,
+    open_own_work,
+    shared_sums,
+)
 from lift_client.paired import PairedWork
-from lift_client.session import FINAL_MIXER_FILE
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 OUTPUT_FOLDER: Final = "report"
 _SHOWN: Final = 8
 _TAPS: Final = 6
@@ -94,34 +95,10 @@ def write_own_report(
         DataError: no patient is held out.
     """
     os.umask(_PRIVATE)
-    finished = _finished(config, mixer)
+    finished = finished_mixer(config, mixer)
     plan = finished.plan
-    _check_kind(plan.task.kind)
-    generator = load_generator(
-        bundle_folder(config.generator),
-        expected_fingerprint=plan.generator_fingerprint,
-        device=resolve_device(config.device),
-    )
-    if not isinstance(generator, FrozenGenerator):
-        raise GeneratorError(
-            "the mixer and the site's generator do not fit",
-            where=str(bundle_folder(config.generator)),
-            seen="the bundle makes new volumes, the mixer translates",
-            remedy="Nothing was computed. Install the bundle that belongs to the mixer.",
-        )
-    fix_threads(plan.threads)
     out = output or config.folder / OUTPUT_FOLDER
-    # the cache is shared with the run; the split is written beside the report, never over the run's
-    cache = config.cache.model_copy(
-        update={"folder": config.cache.folder or config.folder / "cache"}
-    )
-    work = PairedWork(
-        config.model_copy(update={"cache": cache}),
-        plan,
-        generator,
-        work=out,
-        report=lambda done, total: progress("features", done, total),
-    )
+    generator, work = open_own_work(config, plan, out, progress)
     part, patients = _held_out(work)
     methods = _methods(
         config, work, finished, generator, progress, part=part, local_only=local_only
@@ -155,7 +132,7 @@ def write_own_report(
             "sites": [_site(config, work)],
             "guard": {config.name: _verdict(config, work, finished)},
             "privacy": {"mode": plan.privacy.mode},
-            "mixer_digest": file_digest(_mixer_path(config, mixer)),
+            "mixer_digest": file_digest(mixer_path(config, mixer)),
             "journal": _journal(config.folder / JOURNAL_FILE),
             "ledger": _ledger(config),
         },
@@ -163,42 +140,6 @@ def write_own_report(
     path = write_report(out)
     out.chmod(0o700)
     return path
-
-
-def _mixer_path(config: SiteConfig, mixer: Path | None) -> Path:
-    return mixer or config.folder / FINAL_MIXER_FILE
-
-
-def _finished(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
-    path = _mixer_path(config, mixer)
-    if mixer is None and not path.is_file():
-        _check_kind(_stored_kind(config.folder / "plan.json"))
-        raise ConfigError(
-            "this site has no finished mixer yet",
-            where=str(path),
-            seen="no server has asked it for a verdict on one",
-            remedy="Wait for the run's end, or give the coordinator's file: --mixer "
-            "mixer.safetensors (under patient-level privacy that is the only way).",
-        )
-    return read_mixer(path)
-
-
-def _check_kind(kind: str) -> None:
-    if kind != "paired":
-        raise ConfigError(
-            "there is no own report of a run that makes new volumes",
-            where="task.kind",
-            seen=kind,
-            remedy="Make new volumes with `lift generate` and look at them with `lift view`.",
-        )
-
-
-def _stored_kind(path: Path) -> str:
-    """The kind of task of the last run; a paired one where there was none."""
-    try:
-        return Plan.model_validate_json(path.read_bytes()).task.kind
-    except (OSError, ValueError):
-        return "paired"
 
 
 def _held_out(work: PairedWork) -> tuple[str, tuple[str, ...]]:
@@ -233,7 +174,7 @@ def _methods(
     # who is shown must not have been fitted to
     fitted = work.cohort.persons("validation") if part == "test" else {}
     judged = [] if part == "test" else work.cohort.persons("validation")
-    curves = work.curves(_shared(config, plan), without=judged).curves
+    curves = work.curves(shared_sums(config, plan), without=judged).curves
     # under privacy no shared filter may exist: then the site's own is what there is
     shared = finished.taps if finished.taps.numel() == _TAPS else own
     methods: dict[str, Method] = {
@@ -247,14 +188,17 @@ def _methods(
     path = config.folder / CURVES_FILE
     if part == "test" and path.is_file():
         # validation patients chose it: only others can say what it is worth
-        use = read_site_model(path, len(plan.task.source)).use
+        model = read_site_model(path, len(plan.task.source))
         bases: dict[Base, Method] = {
             "no_mixer": no_mixer,
             "curves": with_curves(curves),
             "z_filter": methods["z_filter"],
             "mixer": methods[main_row(plan)],
         }
-        methods["chosen"] = blended(bases[use.base], use.strength)
+        if model.own is not None:
+            kept = with_own_mixer(finished, path.with_name(OWN_MIXER_FILE), model.own)
+            bases["mixer"] = with_mixer(mixer, kept.values, curves=curves)
+        methods["chosen"] = blended(bases[model.use.base], model.use.strength)
     if local_only:
         values = _trained_alone(config, training, plan, generator, own, progress)
         methods["local_only"] = with_mixer(mixer, values)
@@ -277,39 +221,29 @@ def _trained_alone(
             seen="no training patient",
             remedy="Leave --local-only out.",
         )
-    mixer = plan_mixer(plan, generator)
-    values: Mapping[str, Tensor] = start_values(plan, generator, taps)
-    rounds = plan.federation.rounds
-    for index in range(1, rounds + 1):
-        values = train_round(
-            mixer,
-            dict(values),
-            patients,
-            plan,
-            round_index=index,
-            site=config.name,
-        ).values
-        progress("local only", index, rounds)
-    return values
-
-
-def _shared(config: SiteConfig, plan: Plan) -> dict[str, np.ndarray]:
-    """What this site was told of all sites' curves, in the run of this plan."""
-    return read_shared_sums(config.folder / CURVES_FILE, plan)
+    return train_alone(
+        plan_mixer(plan, generator),
+        start_values(plan, generator, taps),
+        patients,
+        plan,
+        config.name,
+        report=lambda done, total: progress("local only", done, total),
+    )
 
 
 def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
-    """What this site says of the mixer, on its validation patients, as it tells a server."""
+    """What this site says of the mixer, on its own patients, as it tells a server."""
     taps = finished.taps
     if taps.numel() != _TAPS:
         taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
     tensors = {f"mixer/{name}": value.numpy() for name, value in finished.values.items()}
-    tensors |= _shared(config, finished.plan)
+    tensors |= shared_sums(config, finished.plan)
     request = GuardRequest(plan_digest=finished.plan.digest())
     reply = work.guard(request, {**tensors, "z_filter/taps": taps.numpy()})
     against = reply.against_no_mixer
     return {
         "verdict": reply.verdict,
+        "judged_on": reply.judged_on,
         "n": 0 if against is None else against.n,
         "difference_db": _dump(against),
         "against_z_filter_db": _dump(reply.against_z_filter),

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer
-from lift.choice import USES, Base, Choice, blend, choose
+from lift.choice import USES, Choice, choose
 from lift.cohort.opened import Part, SiteCohort, open_cohort
+from lift.cohort.split import FEWEST_VALIDATION
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
@@ -29,16 +30,15 @@ from lift.curves import ChosenCurves, CurveEquations
 from lift.device import AtOnce
 from lift.errors import ProtocolError
 from lift.evaluation import (
-    filtered,
-    mixed,
     patient_curves,
     patient_equations,
     patient_psnr_db,
     sum_of_equations,
+    volumes_of_uses,
 )
 from lift.features import Features
 from lift.generator.networks import FrozenGenerator
-from lift.guard import hf_share
+from lift.guard import OPTIMISM_DB, JudgedOn, hf_share
 from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
@@ -214,7 +214,8 @@ class PairedWork:
         below two validation patients, and under differential privacy.
         """
         patients = self.cohort.part("validation")
-        if self._privacy is not None or len(patients) < _FEWEST_CURVE_PATIENTS:
+        persons = self.cohort.persons("validation")
+        if self._privacy is not None or len(persons) < _FEWEST_CURVE_PATIENTS:
             return None
         curves = self.curves(shared).curves
         patients = [features.seen_with(curves) for features in patients]
@@ -254,39 +255,61 @@ class PairedWork:
         filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
         gains, over_filter, shares = [], [], []
         figures: dict[str, list[float]] = {use.name: [] for use in USES}
+        judged_on, judged = self._judged()
+        held_out = set(self.cohort.split.validation)
         left_out = {
             subject: self.curves(tensors, without={subject}).curves
-            for subject in self.cohort.persons("validation")
+            for subject in sorted({self.cohort.patients[patient].subject for patient in judged})
         }
-        for patient in self.cohort.split.validation:
-            features = self.cohort.features[patient]
+        for patient in judged:
             # curves that this patient had no part in
-            seen = features.seen_with(left_out[self.cohort.patients[patient].subject])
-            bases: dict[Base, np.ndarray] = {
-                "no_mixer": features.pred,
-                "curves": seen.prediction(),
-                "z_filter": filtered(seen, filter_taps),
-                "mixer": mixed(self._mixer, seen),
+            curves = left_out[self.cohort.patients[patient].subject]
+            features = self.cohort.features[patient].seen_with(curves)
+            psnr_db = {
+                name: patient_psnr_db(features, volume)
+                for name, volume in volumes_of_uses(features, self._mixer, filter_taps).items()
             }
-            for use in USES:
-                used = blend(features.pred, bases[use.base], use.strength)
-                figures[use.name].append(patient_psnr_db(features, used))
-            with_mixer = figures["mixer"][-1]
-            gains.append(with_mixer - figures["no_mixer"][-1])
-            over_filter.append(with_mixer - figures["z_filter"][-1])
+            gains.append(psnr_db["mixer"] - psnr_db["no_mixer"])
+            over_filter.append(psnr_db["mixer"] - psnr_db["z_filter"])
+            if patient not in held_out:
+                # what a site uses is chosen by whom no mixer has seen
+                continue
+            for name, value in psnr_db.items():
+                figures[name].append(value)
             share = hf_share(features.source, features.mask)
             if share is not None:
                 shares.append(share)
         self._keep_model(tensors, choose(figures, otherwise="mixer"))
         seed = derive_seed(self._plan.seed, "guard")
+        if len(self.cohort.persons("validation")) < FEWEST_VALIDATION:
+            shares = []
+        if len(left_out) < FEWEST_VALIDATION:
+            # one patient's own figure never leaves
+            gains, over_filter = [], []
+        margin_db = 0.0 if judged_on == "validation" else OPTIMISM_DB
         return GuardReply(
             plan_digest=body.plan_digest,
-            verdict=guard_verdict(gains, seed=seed),
-            against_no_mixer=_difference(gains, seed),
-            against_z_filter=_difference(over_filter, seed),
+            verdict=guard_verdict(gains, seed=seed, margin_db=margin_db),
+            judged_on=judged_on,
+            against_no_mixer=_difference(gains, seed, self._plan),
+            against_z_filter=_difference(over_filter, seed, self._plan),
             lowest_hf_share=round(min(shares), 4) if shares else None,
             highest_hf_share=round(max(shares), 4) if shares else None,
         )
+
+    def _judged(self) -> tuple[JudgedOn, tuple[str, ...]]:
+        """On whom the mixer is judged: on training patients too where others are too few.
+
+        Never under patient-level privacy: nothing of a training patient may be told without noise.
+        Nor without curves, which are fitted without the judged patient: a mixer that learns the
+        contrast too has learned that patient's.
+        """
+        split = self.cohort.split
+        enough = len(self.cohort.persons("validation")) >= FEWEST_VALIDATION
+        trusted = self.contrast is not None and not self._plan.protects_patients
+        if enough or not trusted or not split.train:
+            return "validation", split.validation
+        return "validation_and_training", (*split.validation, *split.train)
 
     def _keep_model(self, shared: Mapping[str, np.ndarray], choice: Choice) -> None:
         """The site's curves and what it uses stay here, for its own translations."""
@@ -328,8 +351,9 @@ def with_steps(plan: Plan, steps: int | None) -> Plan:
     return plan.model_copy(update={"training": training})
 
 
-def _difference(values: list[float], seed: int) -> DifferenceDb | None:
+def _difference(values: list[float], seed: int, plan: Plan) -> DifferenceDb | None:
     if not values:
         return None
     found = bootstrap_mean(values, seed=seed)
-    return DifferenceDb(value=found.value, low=found.low, high=found.high, n=found.n)
+    n = rounded_up(found.n, plan)
+    return DifferenceDb(value=found.value, low=found.low, high=found.high, n=n)

@@ -15,6 +15,7 @@ from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
 from lift.files import file_digest, write_json
+from lift.loss_trend import of_records
 from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
@@ -111,6 +112,7 @@ class RunRecord:
             else [],
             **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
             "chosen": [_choices(result) for result in results],
+            "loss_trend": of_records([result.finished.records for result in results]),
             "update_bytes": _update_bytes(results),
             "privacy": describe_privacy(
                 self._config.plan, [site.name for site in self._config.sites]
@@ -194,6 +196,7 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
         against, over = reply.against_no_mixer, reply.against_z_filter
         verdicts[site] = {
             "verdict": reply.verdict,
+            "judged_on": reply.judged_on,
             "n": against.n if against is not None else 0,
             "difference_db": against.model_dump() if against is not None else None,
             "against_z_filter_db": over.model_dump() if over is not None else None,

@@ -18,7 +18,7 @@ from lift.errors import DataError
 from lift.files import write_json
 
 FEWEST_VALIDATION: Final = 2
-"""With fewer validation patients the guard's verdict is always `undecided`."""
+"""With fewer validation patients the guard judges on training patients too, or not at all."""
 _FEWEST_FOR_ALL_PARTS: Final = 5
 _FEWEST_BESIDE_HELD_OUT: Final = 6
 

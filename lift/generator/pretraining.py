@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -42,6 +43,8 @@ from lift.randomness import derive_seed
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Report = Callable[[int, int, float], None]
+Progress = Callable[[str, int, int], None]
+"""What is being done, how much of it, of how much."""
 
 CHECKPOINT_FILE: Final = "pretraining.safetensors"
 GRADIENT_WEIGHT: Final = 0.2
@@ -67,6 +70,7 @@ def pretrain(
     work: Path,
     device: torch.device,
     report: Report | None = None,
+    progress: Progress | None = None,
 ) -> GeneratorCard:
     """Train on the cohorts, write the bundle to `folder` and return its card.
 
@@ -80,13 +84,14 @@ def pretrain(
         work: for phantom cohorts and the checkpoint; may be deleted afterwards.
         device: where to train.
         report: called after each step with steps done, steps in all, and the step's loss.
+        progress: called after each phantom that is written and each patient that is read.
 
     Raises:
         DataError: a cohort gives no usable patient, or one is bad and `on_bad_file` is `stop`.
         GeneratorError: the training diverged.
     """
     fix_threads(config.threads)
-    patients = read_patients(config, work)
+    patients = read_patients(config, work, progress)
     trained = train_on_arrays(config, patients, work=work, device=device, report=report)
     network = trained.network.cpu()
     card = make_card(
@@ -99,8 +104,15 @@ def pretrain(
     return card
 
 
-def read_patients(config: PretrainConfig, work: Path) -> list[TrainingPatient]:
+def read_patients(
+    config: PretrainConfig, work: Path, progress: Progress | None = None
+) -> list[TrainingPatient]:
     """All usable patients of all cohorts; phantom cohorts are written under `work` first.
+
+    Args:
+        config: names the cohorts.
+        work: for phantom cohorts.
+        progress: as in :func:`pretrain`.
 
     Raises:
         DataError: a cohort has no usable patient, or a bad one and `on_bad_file: stop`.
@@ -112,8 +124,8 @@ def read_patients(config: PretrainConfig, work: Path) -> list[TrainingPatient]:
     )
     found: list[TrainingPatient] = []
     for index, cohort in enumerate(config.cohorts):
-        data = written_phantoms(cohort, work, config.threads)
-        usable = _read_cohort(data, plan, prefix=f"{index}/")
+        data = written_phantoms(cohort, work, config.threads, progress)
+        usable = _read_cohort(data, plan, f"{index}/", progress)
         if not usable:
             raise DataError(
                 "cannot pre-train: a cohort has no usable patient",
@@ -167,6 +179,7 @@ def train_on_arrays(
         done = step + 1
         if done % config.checkpoint_steps == 0 or done == config.steps:
             write_training(checkpoint, run, done, network, optimiser)
+        if step == first or done % config.checkpoint_steps == 0 or done == config.steps:
             logger.info("event=pretraining step=%d loss=%.5f", done, value)
         if report is not None:
             report(done, config.steps, value)
@@ -217,32 +230,40 @@ def validation_psnr_db(
 
 
 def written_phantoms(
-    cohort: CohortData | PhantomCohortConfig, work: Path, workers: int
+    cohort: CohortData | PhantomCohortConfig,
+    work: Path,
+    workers: int,
+    progress: Progress | None = None,
 ) -> CohortData:
     """A cohort as files: a phantom one is written under `work` first."""
     if not isinstance(cohort, PhantomCohortConfig):
         return cohort
     root = work / f"phantom-{cohort.digest()[:12]}"
-    write_phantom_cohort(cohort, root, workers=workers)
+    told = None if progress is None else partial(progress, "phantom patients")
+    write_phantom_cohort(cohort, root, progress=told, workers=workers)
     if "ct" in cohort.channels:
         return SynthradData(layout="synthrad", root=root)
     return BratsData(layout="brats", root=root)
 
 
-def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingPatient]:
+def _read_cohort(
+    data: CohortData, plan: Plan, prefix: str, progress: Progress | None
+) -> list[TrainingPatient]:
     channels = (*plan.task.source, plan.task.target)
     needs_mask = plan.preprocessing.mask == "file"
     patients, refusals = list_patients(data, channels, needs_mask=needs_mask)
     for refusal in refusals:
         log_refusal(refusal.patient, refusal.reason)
     usable = []
-    for patient in patients:
+    for done, patient in enumerate(patients, 1):
         try:
             usable.append(_read_patient(patient, plan, data.root, prefix))
         except DataError as error:
             if data.on_bad_file == "stop":
                 raise
             log_refusal(patient.id, error)
+        if progress is not None:
+            progress("patients read", done, len(patients))
     return usable
 
 

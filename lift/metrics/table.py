@@ -293,11 +293,16 @@ def metric_table(
     return table
 
 
-def guard_verdict(differences_db: Sequence[float], *, seed: int) -> Verdict:
-    """Whether a mixer helps a site, from its validation patients' PSNR differences to no mixer.
+def guard_verdict(differences_db: Sequence[float], *, seed: int, margin_db: float = 0.0) -> Verdict:
+    """Whether a mixer helps a site, from its patients' PSNR differences to no mixer.
 
-    `helped` if the 95% bootstrap interval of the mean difference lies above 0, `harmed` if below;
-    `undecided` otherwise, and always with fewer than 2 patients.
+    `helped` if the 95% bootstrap interval of the mean difference lies above `margin_db`, `harmed`
+    if below 0; `undecided` otherwise, and always with fewer than 2 patients.
+
+    Args:
+        differences_db: of each patient.
+        seed: of the bootstrap.
+        margin_db: what the patients' gain may owe to their having been trained on.
 
     Raises:
         ValueError: a difference is not finite.
@@ -307,7 +312,7 @@ def guard_verdict(differences_db: Sequence[float], *, seed: int) -> Verdict:
     interval = bootstrap_mean(differences_db, seed=seed)
     if interval.low is None or interval.high is None:
         return "undecided"
-    if interval.low > 0:
+    if interval.low > margin_db:
         return "helped"
     return "harmed" if interval.high < 0 else "undecided"
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ from pydantic import Field
 from lift.config.base import Settings
 from lift.config.card import DataCard
 from lift.config.plan import Digest, Plan
+from lift.guard import JudgedOn, Verdict
 
 PROTOCOL_VERSION: Final = 1
 SHARED: Final = "shared/"
@@ -106,30 +107,33 @@ class TrainReply(Settings):
 
 
 class GuardRequest(Settings):
-    """The finished mixer, to be judged on the site's own validation patients."""
+    """The finished mixer, to be judged on the site's own patients."""
 
     plan_digest: Digest
 
 
 class DifferenceDb(Settings):
-    """Mean paired difference of the PSNR over validation patients, with its 95% interval."""
+    """Mean paired difference of the PSNR over patients, with its 95% interval."""
 
     value: float
     low: float | None
     high: float | None
     n: Count
+    """Rounded up to a multiple of the plan's `patient_count_step`."""
 
 
 class GuardReply(Settings):
     """The site's verdict on the finished mixer."""
 
     plan_digest: Digest
-    verdict: Literal["helped", "harmed", "undecided"]
+    verdict: Verdict
+    judged_on: JudgedOn = "validation"
     against_no_mixer: DifferenceDb | None
     against_z_filter: DifferenceDb | None
+    """Over those patients; None with fewer than two, so that no patient's own figure leaves."""
     lowest_hf_share: float | None
     highest_hf_share: float | None
-    """Slice profile of the site's validation sources (see `lift.guard`), None without any."""
+    """Slice profile of the site's validation sources (see `lift.guard`); None below two of them."""
 
 
 Body = StatisticsRequest | StatisticsReply | TrainRequest | TrainReply | GuardRequest | GuardReply

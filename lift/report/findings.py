@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from lift.report.markup import Markup, escape, foreign, join, number, pointer, tag
-from lift.report.read import FEDERATION, METRICS_FILE, Comparisons, Measure, Metrics, Run, Table
+from lift.report.read import (
+    FEDERATION,
+    METRICS_FILE,
+    RUN_FILE,
+    Comparisons,
+    LossRecord,
+    Measure,
+    Metrics,
+    Run,
+    Table,
+)
 from lift.report.tables import interval, outcome
 from lift.report.terms import METHODS
 
@@ -27,7 +37,8 @@ def headline(run: Run) -> tuple[Markup, ...]:
     """One paragraph per finding, the most sobering first.
 
     The first one says whether the run is complete, if it is not, and whether joining is better
-    than staying out. Then come the fitted linear z-filter, no mixer, and the sites' own verdicts.
+    than staying out. Then come the fitted linear z-filter, no mixer, the sites' own verdicts, and
+    whether training was too short.
     """
     paragraphs: list[Markup] = []
     if run.record.kind != FEDERATION:
@@ -36,6 +47,7 @@ def headline(run: Run) -> tuple[Markup, ...]:
         paragraphs = [Markup("<b>No site has given a verdict</b> on the mixer so far.")]
     if run.record.guard:
         paragraphs.append(_guard(run))
+    paragraphs += _training(run.record.loss_trend)
     if run.record.complete:
         return tuple(paragraphs)
     incomplete = Markup(
@@ -238,7 +250,7 @@ def _gain(measure: Measure, comparison: str) -> Markup:
 
 
 def _guard(run: Run) -> Markup:
-    """Which sites the mixer harmed, helped, or neither, on their own validation patients."""
+    """Which sites the mixer harmed, helped, or neither, on their own patients."""
     groups = []
     for verdict in ("harmed", "helped", "undecided"):
         sites = [site for site, record in run.record.guard.items() if record.verdict == verdict]
@@ -247,9 +259,33 @@ def _guard(run: Run) -> Markup:
             long = verdict != "harmed" and len(sites) > _MOST_NAMED
             named = escape(f"{len(sites)} sites") if long else _listing(sites)
             groups.append(join([tag("b", f"{verdict} at "), named]))
+    also = [s for s, record in run.record.guard.items() if record.judged_on != "validation"]
+    training = join([" With training patients, for want of others: ", _listing(also), "."])
     return join(
-        ["On the sites' own validation patients, against no mixer: ", join(groups, "; "), "."]
+        [
+            "On the sites' own validation patients, against no mixer: ",
+            join(groups, "; "),
+            ".",
+            training if also else "",
+        ]
     )
+
+
+def _training(trend: LossRecord | None) -> list[Markup]:
+    """Whether the loss still fell at the end; nothing where it did not, or nobody knows."""
+    if trend is None or not trend.still_falling:
+        return []
+    fall = number(trend.fall_percent, pointer(RUN_FILE, "loss_trend", "fall_percent"), 0)
+    return [
+        join(
+            [
+                Markup("<b>Training may have been too short:</b> "),
+                "the training loss was still falling at the end, in the last third of the rounds ",
+                fall,
+                "% below that of the middle third. More rounds may give a better mixer.",
+            ]
+        )
+    ]
 
 
 def _listing(names: Sequence[str]) -> Markup:

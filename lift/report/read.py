@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
+from lift.guard import JudgedOn, Verdict
 from lift.metrics.table import MIXER_ROWS
 from lift.report.terms import BETTER
 from lift.round_record import RoundRecord
@@ -107,9 +108,10 @@ class SiteRecord(_Record):
 
 
 class GuardRecord(_Record):
-    """A site's verdict on its own validation patients, and the differences behind it."""
+    """A site's verdict on its own patients, and the differences behind it."""
 
-    verdict: Literal["helped", "harmed", "undecided"]
+    verdict: Verdict
+    judged_on: JudgedOn = "validation"
     n: int | None = None
     difference_db: Measure | None = None
     against_z_filter_db: Measure | None = None
@@ -121,6 +123,13 @@ class MixerRecord(_Record):
 
     kind: str
     parameters: int
+
+
+class LossRecord(_Record):
+    """How the training loss went at the end; see `lift.loss_trend`."""
+
+    fall_percent: float
+    still_falling: bool
 
 
 class RunRecord(_Record):
@@ -151,6 +160,7 @@ class RunRecord(_Record):
     update_bytes: int | None = None
     statistics_bytes: int | None = None
     mixer: MixerRecord | None = None
+    loss_trend: LossRecord | None = None
     complete: bool = False
 
 

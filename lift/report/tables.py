@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final, Literal
 
+from lift.guard import OPTIMISM_DB
 from lift.metrics.table import MIXER_ROWS
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.read import (
@@ -128,13 +129,22 @@ def differences_table(
     )
 
 
+_WITH_TRAINING: Final = (
+    " With fewer than two validation patients a site judges on its training patients too, each "
+    "under curves that it had no part in. The mixer has seen these patients: there it helped only "
+    f"if the interval lies above {OPTIMISM_DB:g} dB, the most that training was seen to add."
+)
+
+
 def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
-    """Each site's verdict, and the mixer's PSNR differences on its validation patients."""
+    """Each site's verdict, and the mixer's PSNR differences on the patients it judged by."""
     rows = []
     for site, record in guard.items():
         place = ("guard", site)
         cells: list[str] = [foreign(site), tag("td", _verdict(record.verdict), class_="word")]
-        cells.append(number(record.n, pointer(RUN_FILE, *place, "n"), 0))
+        n = number(record.n, pointer(RUN_FILE, *place, "n"), 0)
+        with_training = record.judged_on == "validation_and_training"
+        cells.append(join([n, tag("small", " with training")]) if with_training else n)
         for key, measure in (
             ("difference_db", record.difference_db),
             ("against_z_filter_db", record.against_z_filter_db),
@@ -147,7 +157,8 @@ def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
     return table(
         "PSNR difference in dB on each site's own validation patients (n), federated minus the "
         "other. Brackets: 95% paired bootstrap interval over patients. The verdict is against "
-        "no mixer: helped if the interval lies above 0, harmed if below.",
+        "no mixer: helped if the interval lies above 0, harmed if below."
+        + (_WITH_TRAINING if any(r.judged_on != "validation" for r in guard.values()) else ""),
         [
             "site",
             tag("th", "verdict", scope="col", class_="word"),

@@ -230,7 +230,7 @@ GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
 
 GUARD_METRICS: Final[dict[str, MetricTerm]] = {
     "psnr_over_no_mixer_db": MetricTerm(
-        "PSNR over no mixer", "difference on a site's own validation patients", 2, None
+        "PSNR over no mixer", "difference on the patients a site judged by", 2, None
     ),
     "psnr_over_z_filter_db": MetricTerm("PSNR over z-filter", "the same, to the z-filter", 2, None),
 }

@@ -40,6 +40,7 @@ from lift.drifting.standardise import fit_standardisation
 from lift.errors import DataError
 from lift.generator.pretraining import (
     CHECKPOINT_FILE,
+    Progress,
     Report,
     check_finite,
     log_refusal,
@@ -87,6 +88,7 @@ def pretrain_decoder(
     work: Path,
     device: torch.device,
     report: Report | None = None,
+    progress: Progress | None = None,
 ) -> DecoderCard:
     """Train on the public cohorts, write the bundle to `folder` and return its card.
 
@@ -98,13 +100,14 @@ def pretrain_decoder(
         work: for phantom cohorts and the checkpoint; may be deleted afterwards.
         device: where to train.
         report: called after each step with steps done, steps in all, and the step's loss.
+        progress: called after each phantom that is written and each patient that is read.
 
     Raises:
         DataError: a cohort gives no usable patient, or all together too few for the public files.
         GeneratorError: the training diverged.
     """
     fix_threads(config.threads)
-    volumes = read_public_volumes(config, work)
+    volumes = read_public_volumes(config, work, progress)
     training, validation = _split(volumes, config)
     network = _train(config, training, work, device, report).cpu().eval()
     # what is stored is what is used: half precision, once
@@ -136,8 +139,15 @@ def pretrain_decoder(
     return card
 
 
-def read_public_volumes(config: DecoderPretrainConfig, work: Path) -> list[PublicVolume]:
+def read_public_volumes(
+    config: DecoderPretrainConfig, work: Path, progress: Progress | None = None
+) -> list[PublicVolume]:
     """All usable volumes of all cohorts; phantom cohorts are written under `work` first.
+
+    Args:
+        config: names the cohorts.
+        work: for phantom cohorts.
+        progress: as in :func:`pretrain_decoder`.
 
     Raises:
         DataError: a cohort has no usable patient, or a bad one and `on_bad_file: stop`.
@@ -151,8 +161,8 @@ def read_public_volumes(config: DecoderPretrainConfig, work: Path) -> list[Publi
     )
     found: list[PublicVolume] = []
     for index, cohort in enumerate(config.cohorts):
-        data = written_phantoms(cohort, work, config.threads)
-        usable = _read_cohort(data, plan, config, f"{index}/")
+        data = written_phantoms(cohort, work, config.threads, progress)
+        usable = _read_cohort(data, plan, config, f"{index}/", progress)
         if not usable:
             raise DataError(
                 "cannot pre-train: a cohort has no usable patient",
@@ -244,14 +254,18 @@ def ceiling_psnr_db(network: nn.Module, volumes: Sequence[PublicVolume]) -> floa
 
 
 def _read_cohort(
-    data: CohortData, plan: Plan, config: DecoderPretrainConfig, prefix: str
+    data: CohortData,
+    plan: Plan,
+    config: DecoderPretrainConfig,
+    prefix: str,
+    progress: Progress | None,
 ) -> list[PublicVolume]:
     needs_mask = plan.preprocessing.mask == "file"
     patients, refusals = list_patients(data, plan.task.inputs, needs_mask=needs_mask)
     for refusal in refusals:
         log_refusal(refusal.patient, refusal.reason)
     usable = []
-    for patient in patients:
+    for done, patient in enumerate(patients, 1):
         try:
             prepared = prepare(patient, plan, root=data.root, with_target=False)
             body = body_volume(prepared, config.network, layout_of(config), patient.id)
@@ -260,6 +274,8 @@ def _read_cohort(
             if data.on_bad_file == "stop":
                 raise
             log_refusal(patient.id, error)
+        if progress is not None:
+            progress("patients read", done, len(patients))
     return usable
 
 
@@ -316,6 +332,8 @@ def _train(
         done = step + 1
         if done % config.checkpoint_steps == 0 or done == config.steps:
             write_training(work / CHECKPOINT_FILE, run, done, pair, optimiser)
+        if step == first or done % config.checkpoint_steps == 0 or done == config.steps:
+            logger.info("event=pretraining step=%d loss=%.5f", done, value)
         if report is not None:
             report(done, config.steps, value)
     decoder = pair["decoder"]

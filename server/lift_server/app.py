@@ -23,6 +23,7 @@ from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import held_alone, write_json
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
+from lift.loss_trend import of_records
 from lift.privacy.costs import describe_privacy, summary
 from lift.protocol.flower.apps import Connected
 from lift.protocol.flower.children import keep_loopback_direct
@@ -262,6 +263,7 @@ class _Server:
             "finished": _now(),
             "complete": True,
             "guard": verdicts(run.guard),
+            "loss_trend": of_records([run.records]) if self._plan.task.kind == "paired" else None,
             "epsilon_met": epsilon_by_site(self._plan, run.records),
             "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),
             "update_bytes": most_bytes(run.records, "train"),

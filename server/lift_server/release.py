@@ -31,9 +31,9 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
 def site_metrics(run: FinishedRun) -> dict[str, object]:
     """`metrics.json` of a run whose server has no patient: what each site's guard answered.
 
-    The metrics are paired differences on each site's validation patients, with n and their 95%
-    interval; every row in absolute numbers needs patients and exists in a simulation, or in a
-    site's own report.
+    The metrics are paired differences on each site's validation patients (where these are fewer
+    than two, with its training patients), with n and their 95% interval; every row in absolute
+    numbers needs patients and exists in a simulation, or in a site's own report.
     """
     statistics = run.records[0]["statistics"]
     known = statistics if isinstance(statistics, dict) else {}
@@ -48,6 +48,7 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
         sites[site] = {
             "patients": patients,
             "verdict": reply.verdict,
+            "judged_on": reply.judged_on,
             "methods": {"federated": found} if found else {},
         }
     return {"sites": sites, "pooled": {}}
@@ -58,6 +59,7 @@ def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
     return {
         site: {
             "verdict": reply.verdict,
+            "judged_on": reply.judged_on,
             "n": 0 if reply.against_no_mixer is None else reply.against_no_mixer.n,
             "difference_db": _dump(reply.against_no_mixer),
             "against_z_filter_db": _dump(reply.against_z_filter),

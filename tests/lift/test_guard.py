@@ -83,6 +83,13 @@ def test_a_site_without_a_measured_profile_is_judged_by_spacing() -> None:
     assert concerns([site(share=None)], 3.0, 0.9) is None
 
 
+def test_a_site_without_a_profile_does_not_vouch_where_others_have_one() -> None:
+    measured, unmeasured = site(share=(0.1, 0.2)), site(share=None)
+    assert concerns([measured, unmeasured], 3.0, 0.9) is not None
+    assert concerns([measured, unmeasured], 3.0, 0.15) is None
+    assert concerns([unmeasured], 3.0, 0.9) is None
+
+
 @given(st.integers(0, 50), st.floats(-3, 3), st.floats(0.1, 50))
 def test_the_share_is_a_share_and_ignores_offset_and_scale(
     seed: int, offset: float, scale: float

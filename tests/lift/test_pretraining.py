@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from lift.cli import app
 from lift.config.generator import PretrainConfig
 from lift.errors import DataError, GeneratorError
 from lift.generator.bundle import load_bundle
@@ -309,6 +312,41 @@ def test_pretrain_makes_a_bundle_from_files(
     strict = settings(cohorts=[{"layout": "brats", "root": str(root), "on_bad_file": "stop"}])
     with pytest.raises(DataError, match="t2f"):
         pretrain(strict, tmp_path / "strict", work=tmp_path / "work", device=CPU)
+
+
+def test_pretraining_speaks_from_its_first_step_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "data"
+    for number in range(2):
+        write_brats_patient(root, number)
+    config = settings(cohorts=[{"layout": "brats", "root": str(root)}])
+    told: list[tuple[str, int, int]] = []
+    with caplog.at_level(logging.INFO):
+        pretrain(
+            config,
+            tmp_path / "bundle",
+            work=tmp_path / "work",
+            device=CPU,
+            progress=lambda what, done, total: told.append((what, done, total)),
+        )
+    assert told == [("patients read", 1, 2), ("patients read", 2, 2)]
+    logged = re.findall(r"event=pretraining step=(\d+)", caplog.text)
+    assert logged == ["1", "5", "10", "12"]
+
+
+def test_the_command_shows_what_it_reads_and_its_first_step(tmp_path: Path) -> None:
+    write_brats_patient(tmp_path / "data", 0)
+    data = settings(cohorts=[{"layout": "brats", "root": str(tmp_path / "data")}], steps=2)
+    config = tmp_path / "pretrain.yaml"
+    config.write_text(data.model_dump_json(exclude_none=True), encoding="utf-8")
+    done = CliRunner().invoke(
+        app, ["pretrain", "--config", str(config), "-o", str(tmp_path / "b"), "--device", "cpu"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "patients read: 1" in done.stderr
+    assert "step 1 of 2: loss" in done.stderr
+    assert "step 2 of 2: loss" in done.stderr
 
 
 def test_pretrain_refuses_a_cohort_without_a_usable_patient(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ COMMANDS = {
         "page",
         "export",
     ],
-    "lift-client": ["", "enroll", "check", "report", "journal", "ledger"],
+    "lift-client": ["", "enroll", "check", "report", "choose", "journal", "ledger"],
 }
 MODULES = {"lift-server": "lift_server.cli", "lift-client": "lift_client.cli"}
 # somebody has to change something first: a restart cannot help

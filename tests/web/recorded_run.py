@@ -166,6 +166,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "guard": {
             site: {
                 "verdict": ("helped", "undecided", "harmed")[place % 3],
+                "judged_on": "validation",
                 "n": 3,
                 "difference_db": _verdict(1.0 - 0.9 * place, 0.3),
                 "against_z_filter_db": _verdict(0.3 - 0.4 * place, 0.2),
@@ -178,6 +179,8 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "ledger_heads": {},
         # figures by method: none where nothing could be compared
         "chosen": [{site: {"method": "no_mixer", "psnr_db": {}, "patients": 1} for site in sites}],
+        # of a run too short to tell
+        "loss_trend": None,
         "update_bytes": UPDATE_BYTES,
         "privacy": describe_privacy(config.plan, sites),
     }

@@ -233,6 +233,9 @@ def test_the_guard_needs_two_patients_and_an_interval_off_zero() -> None:
     assert guard_verdict([0.5, -0.4, 0.1], seed=0) == "undecided"
     assert guard_verdict([-0.5, 0.4, -0.1], seed=0) == "undecided"
     assert guard_verdict([0.0, 0.0, 0.0], seed=0) == "undecided"
+    assert guard_verdict([0.2, 0.3], seed=0, margin_db=0.25) == "undecided"
+    assert guard_verdict([0.3, 0.4], seed=0, margin_db=0.25) == "helped"
+    assert guard_verdict([-0.2, -0.1], seed=0, margin_db=0.25) == "harmed"
 
 
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=8), st.integers(0, 2**32))

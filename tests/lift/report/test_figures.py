@@ -72,6 +72,27 @@ def test_the_widest_names_squeeze_no_figure(tmp_path: Path) -> None:
     _check([*_of_rounds(run), *_others(run)], least=8)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("sites", [1, 4])
+def test_few_rows_squeeze_no_figure(tmp_path: Path, rows: int, sites: int) -> None:
+    """As in a hospital's own report, or a run that compared with little."""
+    folder = tmp_path / "run"
+    _run(folder, [f"site-{i}" for i in range(sites)], ROUNDS["two"])
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    compared = metrics["comparisons"]
+    names = list(compared["pooled"])[:rows]
+    metrics["pooled"] = {m: metrics["pooled"][m] for m in ("federated", "no_mixer")[:rows]}
+    compared["pooled"] = {name: compared["pooled"][name] for name in names}
+    compared["sites"] = {
+        site: {name: tables[name] for name in names} for site, tables in compared["sites"].items()
+    }
+    write_json(folder / "metrics.json", metrics)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", record | {"seconds": {"report": 1.0}, "budget_s": {}})
+    run = read_run(folder)
+    _check([*_of_rounds(run), *_others(run)], least=6)
+
+
 def _check(pictures: list[Picture | None], *, least: int) -> None:
     drawn = [picture for picture in pictures if picture is not None]
     assert len(drawn) >= least

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from lift.report.findings import _staying_out, _through_plane
-from lift.report.read import Comparisons
+from lift.report.findings import _guard, _staying_out, _through_plane
+from lift.report.read import Comparisons, read_run
+from lift.report.tables import guard_table
+from tests.lift.report.example_run import SITES, example_record, write_example_run, write_json
 
 Gain = tuple[float, float, float]
 
@@ -72,3 +75,19 @@ def test_joining_is_held_against_the_best_of_staying_out(
 
 def test_without_such_a_row_it_says_nothing_of_staying_out() -> None:
     assert _staying_out(comparisons(federated__z_filter=(1.0, 0.5, 1.5))) == []
+
+
+@pytest.mark.parametrize("judged_on", ["validation", "validation_and_training"])
+def test_a_verdict_that_rests_on_training_patients_is_told(tmp_path: Path, judged_on: str) -> None:
+    folder = write_example_run(tmp_path / "run", patients=0)
+    record = example_record()
+    record["guard"][SITES[1]]["judged_on"] = judged_on
+    write_json(folder / "run.json", record)
+    run = read_run(folder)
+    finding = str(_guard(run))
+    table = str(guard_table(run.record.guard))
+    also = judged_on != "validation"
+    assert ("With training patients" in finding) == also
+    assert (finding.count(SITES[1]) == 2) == also
+    assert ("with training" in table) == also
+    assert ("only if the interval lies above 0.3 dB" in table) == also
