@@ -291,8 +291,10 @@ def calibrate(
     console.print(counts, highlight=False)
     if found.choice.psnr_db:
         before, now = (found.choice.psnr_db[name] for name in ("no_mixer", found.choice.method))
-        text = f"uses: {found.choice.method}, {now:.2f} dB; without the mixer {before:.2f} dB"
-        console.print(f"{text} (each patient left out in turn)", highlight=False)
+        console.print(
+            f"uses: {found.choice.method}, {now:.2f} dB; without the mixer {before:.2f} dB",
+            highlight=False,
+        )
     sys.stdout.write(f"{output}\n")
 
 

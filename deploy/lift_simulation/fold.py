@@ -36,13 +36,13 @@ from lift.held_out import (
     z_filter,
     z_median,
 )
+from lift.local import LEARNING_RATE, STEPS, local_steps, train_alone
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
-from lift.training import train_round
 from lift_client.paired import site_contrast
 from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
@@ -58,6 +58,8 @@ SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 
 _CURVED: Final = "/curves/"
 """Before the name of a site whose own mixer was trained under its patients' curves."""
+_STEPPED: Final = "/steps/"
+"""Before the name of a site where the run's mixer was trained on."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,9 @@ class Fold:
             with self._reporter.stage("control_2d"):
                 control = self._federate(control_plan, self._folder / "control_2d", guard=False)
         trained = self._alone(cohorts)
+        if "local_steps" in self._compare:
+            with self._reporter.stage("local_steps"):
+                self._train_on(trained, cohorts, finished)
         for session in self._sessions.values():
             session.close()
         with self._reporter.stage("evaluation"):
@@ -245,6 +250,27 @@ class Fold:
                 self._plan, f"local_curves_{site}", site, patients
             )
 
+    def _train_on(
+        self,
+        trained: dict[str, dict[str, Tensor]],
+        cohorts: Mapping[str, SiteCohort],
+        finished: FinishedRun,
+    ) -> None:
+        """The run's mixer after some more steps at each site that took part."""
+        mixer = plan_mixer(self._plan, self._generator)
+        names = [name for name in self._measured if name in self._joined]
+        for done, name in enumerate(names, start=1):
+            path = self._folder / "baselines" / f"local_steps_{name}.safetensors"
+            values = read_baseline(path, self._plan.digest())
+            if values is None and (patients := cohorts[name].part("train")):
+                values = local_steps(
+                    mixer, finished.mixer, patients, self._plan, STEPS, LEARNING_RATE, name
+                )
+                _write_baseline(path, values, self._plan.digest())
+            if values is not None:
+                trained[_STEPPED + name] = values
+            self._reporter.step("local steps", done, len(names))
+
     def _train_alone(
         self, plan: Plan, label: str, site: str, patients: Sequence[Features]
     ) -> dict[str, Tensor]:
@@ -260,22 +286,19 @@ class Fold:
             return stored
         mixer = plan_mixer(plan, self._generator)
         values = start_values(plan, self._generator, _fitted(patients, plan))
-        rounds = plan.federation.rounds
         if site == "centralised":
             steps = plan.training.steps * len(self._joined)
             training = plan.training.model_copy(update={"steps": steps})
             plan = plan.model_copy(update={"training": training})
-        for round_index in range(1, rounds + 1):
-            values = train_round(
-                mixer,
-                values,
-                patients,
-                plan,
-                round_index=round_index,
-                site=site,
-            ).values
-            self._reporter.step(label, round_index, rounds)
-        write_atomically(path, safetensors.torch.save(values, metadata={"plan_digest": digest}))
+        values = train_alone(
+            mixer,
+            values,
+            patients,
+            plan,
+            site,
+            report=lambda done, total: self._reporter.step(label, done, total),
+        )
+        _write_baseline(path, values, digest)
         return values
 
     def _evaluate(
@@ -407,6 +430,8 @@ class Fold:
             if alone.taps_under_curves is not None:
                 methods["curves_z_filter"] = with_curves(by_itself, then=alone.taps_under_curves)
         methods[self._main] = with_mixer(mixer, finished.mixer, curves=curves)
+        if _STEPPED + name in trained:
+            methods["local_steps"] = with_mixer(mixer, trained[_STEPPED + name], curves=curves)
         if name in trained:
             methods["local_only"] = with_mixer(mixer, trained[name])
         if _CURVED + name in trained:
@@ -533,6 +558,11 @@ def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
         if name == main:
             options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
     return options
+
+
+def _write_baseline(path: Path, values: Mapping[str, Tensor], digest: str) -> None:
+    content = safetensors.torch.save(dict(values), metadata={"plan_digest": digest})
+    write_atomically(path, content)
 
 
 def _named(choice: Choice, names: Sequence[str]) -> Choice:

@@ -23,6 +23,7 @@ Comparison = Literal[
     "curves",
     "control_2d",
     "local_only",
+    "local_steps",
     "centralised",
     "cross_site",
     "federated_samples",
@@ -76,6 +77,7 @@ class SimulationConfig(Settings):
         "curves",
         "control_2d",
         "local_only",
+        "local_steps",
         "centralised",
         "cross_site",
     )

@@ -81,6 +81,7 @@ _REFERENCES: Final = (
     "control_2d_z_filter",
     "local_only",
     "local_curves",
+    "local_steps",
     "centralised",
 )
 _ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves")
@@ -92,6 +93,7 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
+    ("local_steps", "local_curves"),
     *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS)),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""

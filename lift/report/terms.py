@@ -70,6 +70,12 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "#0b6e4f",
         "X",
     ),
+    "local_steps": MethodTerm(
+        "federated + local steps",
+        "this run's mixer after some more steps at each site, on that site's patients alone",
+        "#e69f00",
+        "P",
+    ),
     "chosen": MethodTerm(
         "chosen",
         "what each site uses: the run's mixer, unless its own patients speak for something else",

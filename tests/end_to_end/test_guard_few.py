@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lift import evaluation
 from lift.config.plan import Plan
 from lift.config.site import BudgetSettings
 from lift.contrast import CURVES_FILE, read_site_model
@@ -85,7 +86,7 @@ def test_each_is_judged_under_curves_that_it_had_no_part_in(
     plan = plan_of(tiny, generator, plan__split=FEW)
     work = opened(open_session(tiny.site(SITE), SITE, generator, tmp_path), plan)
     seen = []
-    volumes_of = paired.volumes_of_uses
+    volumes_of = evaluation.volumes_of_uses
 
     def noted(features: object, *rest: object) -> object:
         seen.append(features.curves)  # type: ignore[attr-defined]
