@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -42,6 +42,7 @@ from lift.randomness import derive_seed
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Report = Callable[[int, int, float], None]
+T = TypeVar("T")
 
 CHECKPOINT_FILE: Final = "pretraining.safetensors"
 GRADIENT_WEIGHT: Final = 0.2
@@ -105,15 +106,29 @@ def read_patients(config: PretrainConfig, work: Path) -> list[TrainingPatient]:
     Raises:
         DataError: a cohort has no usable patient, or a bad one and `on_bad_file: stop`.
     """
+    return read_public(config, work, _read_patient)
+
+
+def read_public(
+    config: PretrainConfig, work: Path, read: Callable[[Patient, Plan, Path, str], T]
+) -> list[T]:
+    """What `read` makes of every usable patient of all cohorts; errors as of `read_patients`.
+
+    Args:
+        config: which cohorts, and how they are prepared.
+        work: phantom cohorts are written there first.
+        read: called with a patient, a plan, the data folder, and what stands before the names of
+            the cohort's subjects.
+    """
     plan = Plan(
         task=TaskPlan(source=config.source, target=config.target),
         preprocessing=config.preprocessing,
         privacy=NoPrivacy(mode="none"),
     )
-    found: list[TrainingPatient] = []
+    found: list[T] = []
     for index, cohort in enumerate(config.cohorts):
         data = written_phantoms(cohort, work, config.threads)
-        usable = _read_cohort(data, plan, prefix=f"{index}/")
+        usable = _read_cohort(data, plan, f"{index}/", read)
         if not usable:
             raise DataError(
                 "cannot pre-train: a cohort has no usable patient",
@@ -229,7 +244,9 @@ def written_phantoms(
     return BratsData(layout="brats", root=root)
 
 
-def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingPatient]:
+def _read_cohort(
+    data: CohortData, plan: Plan, prefix: str, read: Callable[[Patient, Plan, Path, str], T]
+) -> list[T]:
     channels = (*plan.task.source, plan.task.target)
     needs_mask = plan.preprocessing.mask == "file"
     patients, refusals = list_patients(data, channels, needs_mask=needs_mask)
@@ -238,7 +255,7 @@ def _read_cohort(data: CohortData, plan: Plan, *, prefix: str) -> list[TrainingP
     usable = []
     for patient in patients:
         try:
-            usable.append(_read_patient(patient, plan, data.root, prefix))
+            usable.append(read(patient, plan, data.root, prefix))
         except DataError as error:
             if data.on_bad_file == "stop":
                 raise
