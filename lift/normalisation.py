@@ -34,7 +34,7 @@ _BIN: Final = 0.01
 _BANDWIDTH_BINS: Final = 5
 _TALL: Final = 1 / 3
 """Of the tallest peak's height: lower ones (fat, vessels, enhancement) are not looked at."""
-_PROMINENT: Final = 0.02
+_PROMINENT: Final = 0.05
 """Of that height too: what a peak must rise above the valley beside it, or it is noise."""
 _TIE: Final = 1e-6
 """Of the outer percentiles' distance: nearer ones count as one."""

@@ -131,11 +131,11 @@ def read_public(
         usable = _read_cohort(data, plan, f"{index}/", read)
         if not usable:
             raise DataError(
-                "cannot pre-train: a cohort has no usable patient",
+                "cannot use the public data: a cohort has no usable patient",
                 where=f"cohorts.{index}",
                 seen=f"needed: the channels {', '.join((*config.source, config.target))} on one "
                 "grid; the log names each patient that was refused",
-                remedy="Correct the folder or take the cohort out; nothing was trained.",
+                remedy="Correct the folder or take the cohort out; nothing was made.",
             )
         logger.info("event=cohort_read cohort=%d patients=%d", index, len(usable))
         found += usable
