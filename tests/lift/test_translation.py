@@ -162,7 +162,7 @@ def test_ct_is_written_in_whole_hounsfield_units(files: dict[str, Path], tmp_pat
 def test_mr_is_written_up_to_the_plans_maximum(
     files: dict[str, Path], tmp_path: Path, rule: dict[str, object]
 ) -> None:
-    rules = dict.fromkeys((*files, "t2f"), {**rule, "written_maximum": 50.0})
+    rules = {name: {**rule, "written_maximum": 50.0} for name in (*files, "t2f")}
     plan = small_plan(generator=GENERATOR, preprocessing={"normalisation": rules})
     run(files, tmp_path / "out.nii", plan)
     wanted = (expected(prepared_from(files, plan), plan) * 50.0).astype(np.float32)
