@@ -141,6 +141,36 @@ def pretrain(
 
 
 @app.command()
+def landmarks(
+    config: Annotated[Path, typer.Option(help="Settings of `lift pretrain` (YAML).")],
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for phantom cohorts, kept; default: a temporary one."),
+    ] = None,
+) -> None:
+    """Learn the standard scales of the normalisation rule `nyul` on the same public volumes.
+
+    Prints `preprocessing.normalisation` for those settings and for the plans of the generator.
+    """
+    import tempfile
+
+    import yaml
+
+    from lift.config.generator import PretrainConfig
+    from lift.generator.landmarks import landmark_rules
+
+    settings = PretrainConfig.from_yaml(config)
+    with tempfile.TemporaryDirectory() as folder:
+        rules = landmark_rules(settings, work or Path(folder))
+    shown = {
+        name: rule.model_dump(mode="json", exclude={"written_maximum"})
+        for name, rule in rules.items()
+    }
+    content = {"preprocessing": {"normalisation": shown}}
+    sys.stdout.write(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100))
+
+
+@app.command()
 def translate(
     inputs: Annotated[
         list[str], typer.Argument(help="Source volumes: NAME=FILE, or files in the plan's order.")

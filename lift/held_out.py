@@ -142,16 +142,16 @@ def measure(
         for volume in (np.asarray(prediction) * mask, prepared.target * mask, mask)
     ]
     rule = plan.preprocessing.rule(plan.task.target)
-    is_ct = isinstance(rule, WindowRule)
-    if is_ct:
-        volumes[:2] = [rule.low + volume * (rule.high - rule.low) for volume in volumes[:2]]
+    window = rule if isinstance(rule, WindowRule) else None
+    if window is not None:
+        volumes[:2] = [window.low + volume * (window.high - window.low) for volume in volumes[:2]]
     return patient_metrics(
         volumes[0],
         volumes[1],
         volumes[2] > 0,
-        range=CT_RANGE if is_ct else MR_RANGE,
+        range=MR_RANGE if window is None else CT_RANGE,
         spacing_mm=prepared.spacing_mm,
-        protocol="ct" if is_ct else "mr",
+        protocol="mr" if window is None else "ct",
         brief=brief,
     )
 

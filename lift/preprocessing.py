@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from lift.config.plan import (
 )
 from lift.errors import SpacingError, VolumeError
 from lift.masks import body_mask, nonzero_mask
+from lift.normalisation import Scale, looks_inside_the_mask, scale_of
 from lift.resampling import Grid, resample, resample_labels, with_spacing
 from lift.slices import from_slices, slice_spacing, to_slices
 from lift.volume import Volume, check_same_grid, read_volume
@@ -68,7 +69,7 @@ class Prepared:
         reference: the first source: the grid to write on (of one larger than memory, the grid of
             what was read of it).
         crop: where the slices lie.
-        target_range: (offset, scale) with target = offset + scale * normalised, or None.
+        target_scale: how the file's values became the target, and how they come back, or None.
         plane: the slice plane.
         grid: what the whole stack lies on, where that is not the reference's own grid.
     """
@@ -79,7 +80,7 @@ class Prepared:
     spacing_mm: tuple[float, float, float]
     reference: Volume
     crop: CropBox
-    target_range: tuple[float, float] | None
+    target_scale: Scale | None
     plane: str
     grid: Grid | None = None
 
@@ -99,65 +100,15 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         SpacingError: the through-plane spacing lies outside the plan's range.
     """
     rules = plan.preprocessing
-    inputs = plan.task.inputs
-    names = [*inputs, *([plan.task.target] if with_target and plan.task.source else [])]
-    coarsest = rules.grid.spacing_mm if isinstance(rules.grid, SpacingGrid) else None
-    volumes = {
-        name: read_volume(patient.channels[name], root=root, coarsest_mm=coarsest) for name in names
-    }
-    reference = volumes[inputs[0]]
-    files = {name: _relative(patient.channels[name], root) for name in names}
-    grid = _plan_grid(reference, rules.grid, files[names[0]])
-    for name in names:
-        if grid is None:
-            check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
-        own_mm = slice_spacing(volumes[name].spacing_mm, rules.plane)
-        _check_spacing(own_mm[0], plan, files[name])
-    whole_mm = reference.spacing_mm if grid is None else grid.spacing_mm
-    spacing_mm = slice_spacing(whole_mm, rules.plane)
-    normalised: dict[str, tuple[Floats, tuple[float, float]]] = {}
-    for name in names:
-        values, scale = normalise(volumes[name].voxels, rules.rule(name), files[name])
-        if grid is not None:
-            values = resample(values, grid_of(volumes[name]), grid)
-        normalised[name] = values, scale
-    sources = [normalised[name][0] for name in inputs]
-    axis = _DEPTH_AXIS[rules.plane]
-    if rules.mask == "file":
-        if patient.mask is None:
-            raise VolumeError(
-                f"patient '{patient.id}' has no mask",
-                where=str(root),
-                seen="the plan's mask rule is `file`",
-                remedy="Add the mask, or use another mask rule.",
+    read = _read(patient, plan, root=root, with_target=with_target)
+    for name, volume in read.volumes.items():
+        if name not in read.normalised:
+            scale = scale_of(
+                volume.voxels, rules.rule(name), read.files[name], inside=read.counted_on(volume)
             )
-        own = read_volume(patient.mask, root=root, coarsest_mm=coarsest, labels=True)
-        mask_name = _relative(patient.mask, root)
-        if grid is None:
-            check_same_grid(reference, own, (files[names[0]], mask_name))
-        inside = _labels_on(own.voxels > 0, own, grid)
-    elif rules.mask == "nonzero":
-        filled = [volumes[name].voxels != 0 for name in inputs]
-        on_grid = [
-            _labels_on(one, volumes[name], grid) for one, name in zip(filled, inputs, strict=True)
-        ]
-        inside = nonzero_mask(on_grid, axis)
-    else:
-        inside = body_mask(sources, whole_mm, axis)
-    if grid is not None:
-        # where a channel was not scanned there is nothing to learn from
-        for name in names:
-            everywhere = np.ones(volumes[name].voxels.shape, dtype=np.bool_)
-            inside = inside & _labels_on(everywhere, volumes[name], grid)
-    if inside.mean() < _SMALLEST_MASK:
-        raise VolumeError(
-            f"the mask of patient '{patient.id}' is nearly empty",
-            where=str(root),
-            seen=f"{inside.mean():.2%} of the voxels; at least {_SMALLEST_MASK:.1%} are needed "
-            f"(rule `{rules.mask}`)",
-            remedy="Check the volumes, or use another preprocessing.mask rule.",
-        )
-    stack = to_slices(inside, rules.plane).astype(np.bool_)
+            read.take(name, scale)
+    sources = [read.normalised[name] for name in plan.task.inputs]
+    stack = to_slices(read.inside, rules.plane).astype(np.bool_)
     crop, shape = _crop(stack, rules.crop_margin, rules.crop_multiple)
 
     def cut(voxels: NDArray[Any]) -> Floats:
@@ -166,18 +117,28 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
         padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
         return padded
 
-    target = normalised[plan.task.target] if len(names) > len(inputs) else None
+    target = plan.task.target if with_target and plan.task.source else None
     return Prepared(
         source=np.stack([cut(voxels) for voxels in sources], axis=1),
-        target=None if target is None else cut(target[0])[:, None],
-        mask=cut(inside)[:, None],
-        spacing_mm=spacing_mm,
-        reference=reference,
+        target=None if target is None else cut(read.normalised[target])[:, None],
+        mask=cut(read.inside)[:, None],
+        spacing_mm=slice_spacing(read.spacing_mm, rules.plane),
+        reference=read.reference,
         crop=crop,
-        target_range=None if target is None else target[1],
+        target_scale=None if target is None else read.scales[target],
         plane=rules.plane,
-        grid=grid,
+        grid=read.grid,
     )
+
+
+def values_inside(patient: Patient, plan: Plan, *, root: Path) -> dict[str, NDArray[Any]]:
+    """What every channel of the plan holds inside the mask, by name: one row, in its own units.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    read = _read(patient, plan, root=root, with_target=True)
+    return {name: volume.voxels[read.counted_on(volume)] for name, volume in read.volumes.items()}
 
 
 def restore(
@@ -221,33 +182,6 @@ def on_plan_grid(prepared: Prepared, slices: NDArray[Any], *, background: float)
     return np.ascontiguousarray(from_slices(whole, prepared.plane))
 
 
-def normalise(
-    voxels: NDArray[Any], rule: PercentileRule | WindowRule, name: str = "volume"
-) -> tuple[Floats, tuple[float, float]]:
-    """Voxels clipped and brought to [0, 1], and (offset, scale) to bring them back.
-
-    Raises:
-        VolumeError: the volume's two percentiles are equal.
-    """
-    if isinstance(rule, WindowRule):
-        low, high = rule.low, rule.high
-    else:
-        # float64: the same percentiles however the file stores its voxels
-        low, high = (
-            float(q) for q in np.percentile(voxels.astype(np.float64), (rule.low, rule.high))
-        )
-    if not low < high:
-        raise VolumeError(
-            f"cannot normalise volume '{name}'",
-            where="preprocessing.normalisation",
-            seen=f"its percentiles are both {low:g}: nearly all of it is one value",
-            remedy="Check the volume, or take the patient out.",
-        )
-    # float64 until the end: an offset far larger than the scale must not eat the contrast
-    clipped = np.clip(voxels.astype(np.float64), low, high)
-    return ((clipped - low) / (high - low)).astype(np.float32), (low, high - low)
-
-
 def to_output_units(
     normalised: Floats, plan: Plan, channel: str
 ) -> tuple[NDArray[Any], np.dtype[Any]]:
@@ -272,6 +206,129 @@ def preprocessing_digest(plan: Plan) -> str:
         plan.preprocessing.model_dump(mode="json"),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Read:
+    """A patient's volumes and mask; normalised are those whose rule needs no mask.
+
+    Attributes:
+        volumes: by channel, on their own grids.
+        files: how messages name them.
+        grid: what the patient is worked on, or None for the files' own.
+        scales: by channel.
+        normalised: by channel, on `grid`.
+        inside: the mask, (x, y, z) on `grid`.
+        counted: the same wherever the target was scanned: a source's scale must not depend on it.
+    """
+
+    volumes: dict[str, Volume]
+    files: dict[str, str]
+    grid: Grid | None
+    scales: dict[str, Scale] = field(default_factory=dict)
+    normalised: dict[str, Floats] = field(default_factory=dict)
+    inside: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), np.bool_))
+    counted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), np.bool_))
+
+    @property
+    def reference(self) -> Volume:
+        """The first source."""
+        return next(iter(self.volumes.values()))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the grid that the patient is worked on."""
+        return self.reference.spacing_mm if self.grid is None else self.grid.spacing_mm
+
+    def take(self, name: str, scale: Scale) -> None:
+        """Normalise a channel by a scale."""
+        self.scales[name] = scale
+        self.normalised[name] = self.scaled(name, scale)
+
+    def scaled(self, name: str, scale: Scale) -> Floats:
+        """A channel by a scale, on `grid`."""
+        values = scale.apply(self.volumes[name].voxels)
+        if self.grid is None:
+            return values
+        return resample(values, grid_of(self.volumes[name]), self.grid)
+
+    def counted_on(self, volume: Volume) -> NDArray[np.bool_]:
+        """`counted` on a channel's own grid: its own voxels give the scale, not resampled ones."""
+        if self.grid is None:
+            return self.counted
+        return resample_labels(self.counted.astype(np.uint8), self.grid, grid_of(volume)) > 0
+
+
+def _read(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> _Read:
+    """Read and check a patient's files, and find the mask; errors as of `prepare`."""
+    rules = plan.preprocessing
+    inputs = plan.task.inputs
+    names = [*inputs, *([plan.task.target] if with_target and plan.task.source else [])]
+    coarsest = rules.grid.spacing_mm if isinstance(rules.grid, SpacingGrid) else None
+    volumes = {
+        name: read_volume(patient.channels[name], root=root, coarsest_mm=coarsest) for name in names
+    }
+    reference = volumes[inputs[0]]
+    files = {name: _relative(patient.channels[name], root) for name in names}
+    grid = _plan_grid(reference, rules.grid, files[names[0]])
+    for name in names:
+        if grid is None:
+            check_same_grid(reference, volumes[name], (files[names[0]], files[name]))
+        own_mm = slice_spacing(volumes[name].spacing_mm, rules.plane)
+        _check_spacing(own_mm[0], plan, files[name])
+    read = _Read(volumes, files, grid)
+    for name in names:
+        rule = rules.rule(name)
+        if not looks_inside_the_mask(rule):
+            read.take(name, scale_of(volumes[name].voxels, rule, files[name]))
+    axis = _DEPTH_AXIS[rules.plane]
+    if rules.mask == "file":
+        if patient.mask is None:
+            raise VolumeError(
+                f"patient '{patient.id}' has no mask",
+                where=str(root),
+                seen="the plan's mask rule is `file`",
+                remedy="Add the mask, or use another mask rule.",
+            )
+        own = read_volume(patient.mask, root=root, coarsest_mm=coarsest, labels=True)
+        mask_name = _relative(patient.mask, root)
+        if grid is None:
+            check_same_grid(reference, own, (files[names[0]], mask_name))
+        inside = _labels_on(own.voxels > 0, own, grid)
+    elif rules.mask == "nonzero":
+        filled = [volumes[name].voxels != 0 for name in inputs]
+        on_grid = [
+            _labels_on(one, volumes[name], grid) for one, name in zip(filled, inputs, strict=True)
+        ]
+        inside = nonzero_mask(on_grid, axis)
+    else:
+        # a rule that looks inside the mask cannot make it
+        whole = PercentileRule()
+        sources = [
+            read.normalised[name]
+            if name in read.normalised
+            else read.scaled(name, scale_of(volumes[name].voxels, whole, files[name]))
+            for name in inputs
+        ]
+        inside = body_mask(sources, read.spacing_mm, axis)
+    counted = inside
+    if grid is not None:
+        # where a channel was not scanned there is nothing to learn from
+        for name in names:
+            everywhere = np.ones(volumes[name].voxels.shape, dtype=np.bool_)
+            scanned = _labels_on(everywhere, volumes[name], grid)
+            inside = inside & scanned
+            counted = counted & scanned if name in inputs else counted
+    if inside.mean() < _SMALLEST_MASK:
+        raise VolumeError(
+            f"the mask of patient '{patient.id}' is nearly empty",
+            where=str(root),
+            seen=f"{inside.mean():.2%} of the voxels; at least {_SMALLEST_MASK:.1%} are needed "
+            f"(rule `{rules.mask}`)",
+            remedy="Check the volumes, or use another preprocessing.mask rule.",
+        )
+    read.inside, read.counted = inside, counted
+    return read
 
 
 def _check_spacing(spacing_mm: float, plan: Plan, name: str) -> None:

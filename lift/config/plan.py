@@ -6,9 +6,10 @@ stores it. Its canonical JSON has one SHA-256, which every message and checkpoin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import itertools
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lift.config.base import Settings
 from lift.config.privacy import (
@@ -22,6 +23,7 @@ from lift.config.privacy import (
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
 Spacing = Annotated[float, Field(ge=0.2, le=20)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -38,13 +40,19 @@ MixerKind = Literal[
 
 
 class PercentileRule(Settings):
-    """MR: clip to two percentiles of the whole volume, then to [0, 1] (method 3.2)."""
+    """MR: clip to two percentiles, of the whole volume or inside the mask, then to [0, 1].
+
+    Source: method 3.2.
+    """
 
     rule: Literal["percentile"] = "percentile"
     low: float = Field(default=0.1, ge=0, le=100)
-    """Lower percentile, background included."""
+    """Lower percentile."""
     high: float = Field(default=99.9, ge=0, le=100)
-    """Upper percentile, background included."""
+    """Upper percentile."""
+    inside: Literal["volume", "mask"] = "volume"
+    """volume: percentiles of all voxels, background included; mask: of those inside the mask, so
+    that neither the amount of air nor what the mask leaves out moves the scale."""
     written_maximum: float = Field(default=1000.0, gt=0)
     """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
 
@@ -53,6 +61,14 @@ class PercentileRule(Settings):
         if self.low >= self.high:
             raise ValueError(f"low must be below high (seen: {self.low} and {self.high})")
         return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without a default that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        if self.inside == "volume":
+            data.pop("inside", None)
+        return data
 
 
 class WindowRule(Settings):
@@ -71,7 +87,58 @@ class WindowRule(Settings):
         return self
 
 
-NormalisationRule = Annotated[PercentileRule | WindowRule, Field(discriminator="rule")]
+class WhiteMatterRule(Settings):
+    """MR of the brain: one gain a volume, so that white matter has the same number in all.
+
+    White matter is a peak of the smoothed histogram inside the mask; 0 stays 0, and what comes
+    out above 1 is clipped. Lesions and background do not move the peak. In a mask with scalp, fat
+    may be a peak too: the rule is for brains without skull, or with little fat.
+    Source: Shinohara et al. 2014 (WhiteStripe), Reinhold et al. 2019 (arXiv:1812.04652).
+    """
+
+    rule: Literal["white_matter"] = "white_matter"
+    peak: Literal["highest", "largest"]
+    """highest: the peak of the highest values, for channels like T1; largest: that of the most
+    voxels, for channels like T2 and FLAIR."""
+    level: float = Field(default=0.4, ge=0.01, le=0.99)
+    """Where the peak comes to lie; 1 is the peak's value divided by this number, so a channel
+    whose brightest tissue is far above white matter (T2: fluid) needs a low one."""
+    written_maximum: float = Field(default=1000.0, gt=0)
+    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+
+
+class NyulRule(Settings):
+    """MR: piecewise linear, so that percentiles inside the mask lie where they do on public data.
+
+    The standard scale is part of the plan: `lift landmarks` learns it on public volumes, never on
+    a site's patients. Beyond the outer landmarks their segments go on, clipped to [0, 1].
+    Source: Nyul & Udupa 1999; Nyul, Udupa & Zhang 2000.
+    """
+
+    rule: Literal["nyul"] = "nyul"
+    percentiles: tuple[Percentile, ...] = Field(
+        default=(1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99), min_length=2, max_length=101
+    )
+    """Percentiles inside the mask, increasing."""
+    landmarks: tuple[Fraction, ...]
+    """Where each of them comes to lie, increasing."""
+    written_maximum: float = Field(default=1000.0, gt=0)
+    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if len(self.landmarks) != len(self.percentiles):
+            raise ValueError(
+                f"there are {len(self.percentiles)} percentiles and {len(self.landmarks)} landmarks"
+            )
+        for name, numbers in (("percentiles", self.percentiles), ("landmarks", self.landmarks)):
+            if any(high <= low for low, high in itertools.pairwise(numbers)):
+                raise ValueError(f"{name} must increase (seen: {numbers})")
+        return self
+
+
+AnyRule = PercentileRule | WhiteMatterRule | NyulRule | WindowRule
+NormalisationRule = Annotated[AnyRule, Field(discriminator="rule")]
 
 
 class TaskPlan(Settings):
@@ -158,9 +225,13 @@ class PreprocessingPlan(Settings):
     """own: as stored; first_source: channels onto the first input's grid; spacing: all onto one
     spacing. Results are written on the first input's own grid in any case."""
     normalisation: dict[Name, NormalisationRule] = Field(default_factory=dict)
-    """Rule by channel; one that is not named gets `window` if it is `ct`, else `percentile`."""
+    """Rule by channel; one that is not named gets `window` if it is `ct`, else `percentile`.
+
+    percentile: two percentiles; white_matter: a gain by the white matter's peak; nyul: a standard
+    histogram; window: Hounsfield units. The generator must have been trained with the same."""
     mask: Literal["nonzero", "body", "file"] = "nonzero"
-    """nonzero: non-zero in all sources; body: Otsu on the mean normalised source; file: the
+    """nonzero: non-zero in all sources; body: Otsu on the mean normalised source (by the rule
+    `percentile` of the whole volume where the source's own looks inside the mask); file: the
     cohort's own mask. The largest component, filled, is kept of the first two."""
     crop_margin: int = Field(default=4, ge=0, le=64)
     """In-plane voxels kept around the mask's bounding box."""
@@ -171,7 +242,7 @@ class PreprocessingPlan(Settings):
     highest_slice_spacing_mm: Positive = 6.5
     """Through-plane spacing above which a volume is refused."""
 
-    def rule(self, channel: str) -> PercentileRule | WindowRule:
+    def rule(self, channel: str) -> AnyRule:
         """The normalisation rule of one channel."""
         default = WindowRule() if channel == "ct" else PercentileRule()
         return self.normalisation.get(channel, default)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -45,6 +45,7 @@ Floats = NDArray[np.float32]
 Report = Callable[[int, int, float], None]
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it, of how much."""
+T = TypeVar("T")
 
 CHECKPOINT_FILE: Final = "pretraining.safetensors"
 GRADIENT_WEIGHT: Final = 0.2
@@ -117,22 +118,40 @@ def read_patients(
     Raises:
         DataError: a cohort has no usable patient, or a bad one and `on_bad_file: stop`.
     """
+    return read_public(config, work, _read_patient, progress)
+
+
+def read_public(
+    config: PretrainConfig,
+    work: Path,
+    read: Callable[[Patient, Plan, Path, str], T],
+    progress: Progress | None = None,
+) -> list[T]:
+    """What `read` makes of every usable patient of all cohorts; errors as of `read_patients`.
+
+    Args:
+        config: which cohorts, and how they are prepared.
+        work: phantom cohorts are written there first.
+        read: called with a patient, a plan, the data folder, and what stands before the names of
+            the cohort's subjects.
+        progress: as in :func:`pretrain`.
+    """
     plan = Plan(
         task=TaskPlan(source=config.source, target=config.target),
         preprocessing=config.preprocessing,
         privacy=NoPrivacy(mode="none"),
     )
-    found: list[TrainingPatient] = []
+    found: list[T] = []
     for index, cohort in enumerate(config.cohorts):
         data = written_phantoms(cohort, work, config.threads, progress)
-        usable = _read_cohort(data, plan, f"{index}/", progress)
+        usable = _read_cohort(data, plan, f"{index}/", read, progress)
         if not usable:
             raise DataError(
-                "cannot pre-train: a cohort has no usable patient",
+                "cannot use the public data: a cohort has no usable patient",
                 where=f"cohorts.{index}",
                 seen=f"needed: the channels {', '.join((*config.source, config.target))} on one "
                 "grid; the log names each patient that was refused",
-                remedy="Correct the folder or take the cohort out; nothing was trained.",
+                remedy="Correct the folder or take the cohort out; nothing was made.",
             )
         logger.info("event=cohort_read cohort=%d patients=%d", index, len(usable))
         found += usable
@@ -247,8 +266,12 @@ def written_phantoms(
 
 
 def _read_cohort(
-    data: CohortData, plan: Plan, prefix: str, progress: Progress | None
-) -> list[TrainingPatient]:
+    data: CohortData,
+    plan: Plan,
+    prefix: str,
+    read: Callable[[Patient, Plan, Path, str], T],
+    progress: Progress | None,
+) -> list[T]:
     channels = (*plan.task.source, plan.task.target)
     needs_mask = plan.preprocessing.mask == "file"
     patients, refusals = list_patients(data, channels, needs_mask=needs_mask)
@@ -257,7 +280,7 @@ def _read_cohort(
     usable = []
     for done, patient in enumerate(patients, 1):
         try:
-            usable.append(_read_patient(patient, plan, data.root, prefix))
+            usable.append(read(patient, plan, data.root, prefix))
         except DataError as error:
             if data.on_bad_file == "stop":
                 raise

@@ -28,7 +28,7 @@ from lift.metrics.reference import FEWEST_REAL, Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED
 from lift.metrics.table import Entry, Protocol
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
-from lift.preprocessing import normalise
+from lift.normalisation import scale_of
 from lift.slices import slice_spacing, to_slices
 from lift.volume import SUFFIXES, read_volume
 
@@ -224,7 +224,8 @@ class _Reader:
             name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
             spacing_mm = slice_spacing(volume.spacing_mm, _PLANE)
             self._check_spacing(spacing_mm, name)
-            values = to_slices(normalise(volume.voxels, self._rule, name)[0], _PLANE)
+            scale = scale_of(volume.voxels, self._rule, name)
+            values = to_slices(scale.apply(volume.voxels), _PLANE)
             yield ImageVolume(
                 torch.from_numpy(np.ascontiguousarray(values)),
                 spacing_mm,

@@ -122,7 +122,7 @@ def small_prepared(
         spacing_mm=(spacing_mm, 1.0, 1.0),
         reference=Volume(np.zeros((2, 2, 2), np.int16), np.eye(4), grid, "0" * 64),
         crop=CropBox(whole, (0, 0, 0), whole),
-        target_range=None,
+        target_scale=None,
         plane="axial",
     )
 

@@ -14,8 +14,8 @@ from lift.cohort.patients import Patient
 from lift.config.plan import PercentileRule, Plan, WindowRule
 from lift.errors import AffineError, SpacingError, VolumeError
 from lift.masks import body_mask, nonzero_mask
+from lift.normalisation import Scale, scale_of
 from lift.preprocessing import (
-    normalise,
     prepare,
     preprocessing_digest,
     restore,
@@ -77,8 +77,9 @@ def patient(folder: Path, **changed: Array) -> Patient:
 def test_prepared_slices_go_back_to_the_voxels_they_came_from(tmp_path: Path, plane: str) -> None:
     prepared = prepare(patient(tmp_path), plan(plane=plane), root=tmp_path, with_target=True)
     assert prepared.target is not None
-    expected, (offset, scale) = normalise(image_of(3), PercentileRule())
-    assert prepared.target_range == (offset, scale)
+    scale = scale_of(image_of(3), PercentileRule())
+    expected = scale.apply(image_of(3))
+    assert prepared.target_scale == scale
     back = restore(prepared, prepared.target * prepared.mask, background=-1.0)
     np.testing.assert_array_equal(back[HEAD], expected[HEAD])
     mask = restore(prepared, prepared.mask, background=0.0)
@@ -96,7 +97,7 @@ def test_the_crop_is_the_masks_box_with_its_margin(tmp_path: Path, plane: str) -
     rules = plan(plane=plane, crop_margin=2, crop_multiple=8)
     prepared = prepare(patient(tmp_path), rules, root=tmp_path, with_target=False)
     assert prepared.target is None
-    assert prepared.target_range is None
+    assert prepared.target_scale is None
     places = np.argwhere(to_slices(HEAD, plane))
     low, high = places.min(0), places.max(0) + 1
     stack = to_slices(HEAD, plane).shape
@@ -122,7 +123,8 @@ def test_the_crop_is_the_masks_box_with_its_margin(tmp_path: Path, plane: str) -
 def test_sources_keep_the_plans_order(tmp_path: Path) -> None:
     prepared = prepare(patient(tmp_path), plan(), root=tmp_path, with_target=False)
     for channel, seed, scale in ((0, 1, 400.0), (1, 2, 90.0)):
-        expected = normalise(image_of(seed, scale), PercentileRule())[0]
+        image = image_of(seed, scale)
+        expected = scale_of(image, PercentileRule()).apply(image)
         found = restore(prepared, prepared.source[:, channel], background=0.0)
         np.testing.assert_array_equal(found[HEAD], expected[HEAD])
 
@@ -134,7 +136,7 @@ def test_a_ct_target_goes_out_in_hounsfield_units_on_the_inputs_grid(tmp_path: P
     task = plan("ct")
     prepared = prepare(patient(tmp_path, ct=ct), task, root=tmp_path, with_target=True)
     assert prepared.target is not None
-    assert prepared.target_range == (-1024.0, 4024.0)
+    assert prepared.target_scale == Scale((-1024.0, 3000.0))
     whole = restore(prepared, prepared.target * prepared.mask, background=0.0)
     voxels, dtype = to_output_units(whole, task, "ct")
     write_volume(tmp_path / "out.nii.gz", voxels, prepared.reference, dtype=dtype)
@@ -167,37 +169,38 @@ def test_normalised_values_lie_in_0_to_1_and_can_be_brought_back(
     )
     if voxels.min() == voxels.max():
         return
-    values, (zero, width) = normalise(voxels, PercentileRule())
+    found = scale_of(voxels, PercentileRule())
+    values = found.apply(voxels)
     assert values.dtype == np.float32
     assert values.min() == 0
     assert values.max() == 1
     low, high = np.percentile(voxels.astype(np.float64), [0.1, 99.9])
     np.testing.assert_allclose(
-        zero + width * values.astype(np.float64), np.clip(voxels, low, high), atol=width * 1e-6
+        found.invert(values), np.clip(voxels, low, high), atol=(high - low) * 1e-6
     )
 
 
 def test_normalisation_follows_the_voxels_values_not_their_type() -> None:
     voxels = image_of(1)
-    same = [normalise(voxels.astype(kind), PercentileRule()) for kind in (np.int16, np.float64)]
-    np.testing.assert_array_equal(same[0][0], same[1][0])
-    assert same[0][1] == same[1][1]
+    whole, real = voxels.astype(np.int16), voxels.astype(np.float64)
+    scales = [scale_of(one, PercentileRule()) for one in (whole, real)]
+    assert scales[0] == scales[1]
+    np.testing.assert_array_equal(scales[0].apply(whole), scales[1].apply(real))
 
 
 def test_percentiles_are_of_the_whole_volume_background_included() -> None:
     voxels: Array = np.zeros((10, 10, 10))
     voxels.flat[500:] = np.arange(500) + 1.0
-    values, (zero, width) = normalise(voxels, PercentileRule(low=0, high=50))
-    assert (zero, width) == (0.0, 0.5)
-    assert (values == 1).sum() == 500
+    scale = scale_of(voxels, PercentileRule(low=0, high=50))
+    assert scale == Scale((0.0, 0.5))
+    assert (scale.apply(voxels) == 1).sum() == 500
 
 
 def test_a_window_is_the_same_for_every_volume() -> None:
-    values, found = normalise(
-        np.array([-2000.0, -1000.0, 0.0, 5000.0]), WindowRule(low=-1000, high=0)
-    )
-    assert found == (-1000.0, 1000.0)
-    np.testing.assert_array_equal(values, [0, 0, 1, 1])
+    voxels: Array = np.array([-2000.0, -1000.0, 0.0, 5000.0])
+    scale = scale_of(voxels, WindowRule(low=-1000, high=0))
+    assert scale == Scale((-1000.0, 0.0))
+    np.testing.assert_array_equal(scale.apply(voxels), [0, 0, 1, 1])
 
 
 def test_a_volume_that_is_all_but_constant_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,8 +21,10 @@ from typer.testing import CliRunner
 
 from lift.cli import app
 from lift.config.generator import PretrainConfig
-from lift.errors import DataError, GeneratorError
+from lift.config.plan import NyulRule, PercentileRule, PreprocessingPlan, TaskPlan
+from lift.errors import ConfigError, DataError, GeneratorError
 from lift.generator.bundle import load_bundle
+from lift.generator.card import check_task
 from lift.generator.pretraining import (
     CHECKPOINT_FILE,
     GRADIENT_WEIGHT,
@@ -379,3 +382,41 @@ def test_pretrain_writes_its_phantoms_first(
     assert card.validation_psnr_db is None
     volumes = list((tmp_path / "work").glob("phantom-*/*/*.nii.gz"))
     assert len(volumes) >= 2
+
+
+def test_landmarks_are_learned_on_public_volumes_and_travel_with_the_generator(
+    tmp_path: Path,
+) -> None:
+    for number in range(2):
+        write_brats_patient(tmp_path / "data", number)
+    first = settings(cohorts=[{"layout": "brats", "root": str(tmp_path / "data")}], steps=1)
+    (tmp_path / "pretrain.yaml").write_text(first.canonical_json())
+    done = CliRunner().invoke(app, ["landmarks", "--config", str(tmp_path / "pretrain.yaml")])
+    assert done.exit_code == 0, done.output
+    learned = yaml.safe_load(done.stdout)["preprocessing"]
+    config = settings(cohorts=first.model_dump(mode="json")["cohorts"], preprocessing=learned)
+    rule = config.preprocessing.rule("t1n")
+    assert isinstance(rule, NyulRule)
+    # each volume's own percentiles, brought to 0 and 0.8, averaged
+    shares = []
+    for number in range(2):
+        patient = disc(number)
+        voxels = np.rint(patient.source[patient.mask].astype(np.float32) * 1000 - 0.5)
+        found = np.percentile(voxels, rule.percentiles)
+        shares.append((found - found[0]) / (found[-1] - found[0]))
+    np.testing.assert_allclose(rule.landmarks, 0.8 * np.mean(shares, axis=0), atol=0.01)
+    card = pretrain(config, tmp_path / "bundle", work=tmp_path / "work", device=CPU)
+    assert card.normalisation == {name: config.preprocessing.rule(name) for name in ("t1n", "t2f")}
+    assert (
+        load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU).card
+        == card
+    )
+    task = TaskPlan(source=("t1n",), target="t2f")
+    check_task(card, task, config.preprocessing)
+    for other in (PreprocessingPlan(), changed_rules(PercentileRule(inside="mask"))):
+        with pytest.raises(ConfigError, match="does not fit the plan"):
+            check_task(card, task, other)
+
+
+def changed_rules(rule: PercentileRule) -> PreprocessingPlan:
+    return PreprocessingPlan(normalisation={"t1n": rule, "t2f": rule})

@@ -151,9 +151,19 @@ def test_ct_is_written_in_whole_hounsfield_units(files: dict[str, Path], tmp_pat
     assert set(np.unique(canonical(output)[outside])) == {-1024}
 
 
-def test_mr_is_written_up_to_the_plans_maximum(files: dict[str, Path], tmp_path: Path) -> None:
-    rule = {"rule": "percentile", "written_maximum": 50.0}
-    plan = small_plan(generator=GENERATOR, preprocessing={"normalisation": {"t2f": rule}})
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "percentile"},
+        {"rule": "percentile", "inside": "mask"},
+        {"rule": "nyul", "percentiles": [1, 50, 99], "landmarks": [0.1, 0.4, 0.9]},
+    ],
+)
+def test_mr_is_written_up_to_the_plans_maximum(
+    files: dict[str, Path], tmp_path: Path, rule: dict[str, object]
+) -> None:
+    rules = {name: {**rule, "written_maximum": 50.0} for name in (*files, "t2f")}
+    plan = small_plan(generator=GENERATOR, preprocessing={"normalisation": rules})
     run(files, tmp_path / "out.nii", plan)
     wanted = (expected(prepared_from(files, plan), plan) * 50.0).astype(np.float32)
     np.testing.assert_array_equal(canonical(tmp_path / "out.nii"), wanted)

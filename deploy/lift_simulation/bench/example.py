@@ -92,6 +92,6 @@ def example_prepared(shape: tuple[int, int, int]) -> Prepared:
         spacing_mm=(1.0, 1.0, 1.0),
         reference=Volume(np.zeros((2, 2, 2), np.int16), np.eye(4), grid, "0" * 64),
         crop=CropBox(shape, (0, 0, 0), shape),
-        target_range=None,
+        target_scale=None,
         plane="axial",
     )

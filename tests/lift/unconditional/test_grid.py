@@ -34,7 +34,7 @@ def prepared(
         spacing_mm=spacing_mm,
         reference=ras_grid((w, h, z), (1.0, 1.0, 1.0)),
         crop=CropBox((z, h, w), (0, 0, 0), (z, h, w)),
-        target_range=None,
+        target_scale=None,
         plane="axial",
     )
 
