@@ -149,15 +149,15 @@ def test_a_translation_follows_a_mixer_of_the_sites_own(
     site: Site, tiny: TinyRun, tmp_path: Path, prefer: Callable[[str], None]
 ) -> None:
     sources = [f"{name}={tiny.file('east', 1, name)}" for name in SOURCES]
-    words = ["translate", *sources, "--mixer", site.mixer, "--generator", tiny.bundle]
-    words += ["--curves", site.curves]
+    words: list[str | Path] = ["translate", *sources, "--mixer", site.mixer]
+    words += ["--generator", tiny.bundle, "--curves", site.curves]
 
     def translated(name: str) -> np.ndarray:
         done = run_here("lift", *words, "-o", tmp_path / f"{name}.nii.gz")
         assert done.code == 0, done
         assert ("local steps" in done.stderr) == (name == "own")
         image = nibabel.load(tmp_path / f"{name}.nii.gz")
-        return np.asarray(image.dataobj)  # type: ignore[attr-defined]
+        return np.asarray(image.dataobj)
 
     prefer("mixer")
     assert site.choose().own_mixer is None
@@ -211,8 +211,8 @@ def test_under_patient_privacy_it_says_that_an_own_mixer_breaks_the_promise(
     prefer(STEPPED)
     chosen = site.choose()
     assert chosen.protected
-    words = ["translate", "x", "--mixer", site.own, "--generator", tiny.bundle]
-    done = run_here("lift", *words, "-o", tmp_path / "x.nii.gz")
+    words: list[str | Path] = ["translate", "x", "--mixer", site.own, "-o", tmp_path / "x.nii.gz"]
+    done = run_here("lift", *words, "--generator", tiny.bundle)
     assert done.code != 0
     assert "not a finished mixer" in done.stderr
 

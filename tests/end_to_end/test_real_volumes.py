@@ -76,8 +76,10 @@ def test_every_real_patient_gets_its_flair_on_its_own_grid(
         assert np.isfinite(voxels).all()
         assert voxels.max() > 0
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    # one federation for each patient, none of which has a validation patient to spare
-    verdicts = [site["verdict"] for fold in run["folds"] for site in fold.values()]
-    assert verdicts
-    assert set(verdicts) == {"undecided"}
+    # one federation for each patient, none of which has a validation patient to spare: training
+    # patients judge, two of them at least
+    told = [site for fold in run["folds"] for site in fold.values()]
+    assert {site["n"] for site in told} == {0, 2}
+    assert {site["verdict"] for site in told if site["n"] == 0} == {"undecided"}
+    assert {site["judged_on"] for site in told if site["n"]} == {"validation_and_training"}
     shutil.rmtree(out)
