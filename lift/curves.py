@@ -29,9 +29,9 @@ KNOTS: Final = 9
 """Of each channel, equally spaced from 0 to 1."""
 STRENGTHS: Final = (None, torch.inf, 10.0, 3.0, 1.0, 0.0)
 """Weights of the others' mean equations, the simplest rule first; None: no curves at all."""
-ENOUGH: Final = 5
+ENOUGH: Final = 4
 """Patients from whom on the best weight is taken, and not the simplest within a standard error. On
-phantoms that gains .1 dB with five and seven patients; with three it would harm real patients."""
+phantoms that gains .1 to .2 dB; with three it would harm real patients (docs/lab-notes.md)."""
 ALONE: Final = 3.0
 """The weight where a site has one patient, and so nothing to choose by; without other sites' sums
 it is 0. On phantoms of three scanners one patient's curves are better for another patient than none
