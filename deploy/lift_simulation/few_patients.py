@@ -76,7 +76,7 @@ def limited(settings: SimulationConfig, most: int | None, cache: Path) -> Simula
     return settings.model_copy(
         update={
             "plan": settings.plan.model_copy(update={"split": split}),
-            "compare": ("curves", "local_only"),
+            "compare": ("curves", "local_only", "local_curves"),
             "clean_phantom": None,
             "cache": settings.cache.model_copy(update={"folder": cache}),
         }

@@ -223,7 +223,7 @@ class Fold:
     def _alone(self, cohorts: Mapping[str, SiteCohort]) -> dict[str, dict[str, Tensor]]:
         """Local-only mixers by site name, and `centralised` on all sites' patients."""
         trained: dict[str, dict[str, Tensor]] = {}
-        if "local_only" in self._compare:
+        if {"local_only", "local_curves"} & set(self._compare):
             with self._reporter.stage("local_only"):
                 for name in self._measured:
                     self._train_locally(trained, name, cohorts[name].part("train"))
@@ -243,9 +243,10 @@ class Fold:
         """
         if not patients:
             return
-        plain = _plain(self._plan)
-        trained[site] = self._train_alone(plain, f"local_{site}", site, _as_is(patients))
-        if self._main != "federated":
+        if "local_only" in self._compare:
+            plain = _plain(self._plan)
+            trained[site] = self._train_alone(plain, f"local_{site}", site, _as_is(patients))
+        if "local_curves" in self._compare and self._main != "federated":
             trained[_CURVED + site] = self._train_alone(
                 self._plan, f"local_curves_{site}", site, patients
             )

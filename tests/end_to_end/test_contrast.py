@@ -56,7 +56,7 @@ SPLIT = {"train": 0.75, "validation": 0.25}
 # one site has the five training patients whose sums may leave, the other has not
 SHARING, SILENT = "east", "west"
 SHARING_PATIENTS = 8
-ROWS = ["curves", "local_only", "control_2d", "z_filter_local", "centralised"]
+ROWS = ["curves", "local_only", "local_curves", "control_2d", "z_filter_local", "centralised"]
 SIZE = KNOTS * (1 + len(SOURCES))
 
 

@@ -28,7 +28,7 @@ from tests.end_to_end.tiny_run import (
 
 CURVES = {"kind": "zrefine", "width": 4, "contrast": "curves"}
 SPLIT = {"train": 0.6, "validation": 0.2}
-ROWS = ["curves", "local_only", "centralised"]
+ROWS = ["curves", "local_only", "local_curves", "centralised"]
 PAIRS = 2
 LARGE = "south"
 

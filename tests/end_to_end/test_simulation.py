@@ -183,7 +183,8 @@ def test_the_record_of_the_run_is_complete(run: Path, tiny: TinyRun) -> None:
     assert plan.generator_fingerprint == record["generator"]["fingerprint"] == fingerprint
     assert {"python", "lift-federated", "torch", "flwr", "numpy"} <= set(record["versions"])
     assert all(re.match(r"\d+\.\d+", version) for version in record["versions"].values())
-    stages = {"cohorts", "features", "federated", "control_2d", "local_only", "centralised"}
+    stages = {"cohorts", "features", "federated", "control_2d"}
+    stages |= {"local_only", "local_steps", "centralised"}
     assert stages | {"evaluation", "synthesis", "report"} == set(record["seconds"])
     for site in record["sites"]:
         assert sum(site["patients"].values()) == PATIENTS[site["name"]]
