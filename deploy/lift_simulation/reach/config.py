@@ -72,6 +72,12 @@ class ReachConfig(Settings):
     def _one_reference(self) -> Self:
         if sum(model.kind == RIVAL for model in self.models) != 1:
             raise ValueError(f"models: exactly one is a {RIVAL}, what all are compared with")
+        rival = next(model for model in self.models if model.kind == RIVAL)
+        if max(rival.window or self.window) <= 16:
+            raise ValueError(
+                f"models: the {RIVAL} halves its window four times and needs two voxels in the end: "
+                "one side above 16"
+            )
         names = [(model.kind, model.width) for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("models: each kind and width once")

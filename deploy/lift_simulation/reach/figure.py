@@ -95,7 +95,9 @@ def draw(data_sets: Sequence[DrawnDataSet], path: Path) -> None:
 def _panel(panel: Axes, data: DrawnDataSet) -> None:
     statement = "PHANTOM" if data.phantom else "real"
     panel.set_title(f"{data.name} ({statement}, {data.held_out} held out)", fontsize=10)
+    sizes = [size for found in data.points.values() for size, *_ in found] or [1e3, 1e6]
     panel.set_xscale("log")
+    panel.set_xlim(min(sizes) / 2, 2 * max(sizes))
     panel.set_xlabel("trained numbers")
     panel.grid(axis="y", color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

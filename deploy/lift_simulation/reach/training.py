@@ -78,7 +78,7 @@ def averaged(average: Values | None, values: Values, index: int, sharpness: floa
         average: over the states before; None at first.
         values: the newest state.
         index: its number, from 1.
-        sharpness: 7 is about the last eighth of the states.
+        sharpness: 3 is about the last quarter of the states.
 
     Source: Karras et al. 2024, arXiv:2312.02696, section 3.1.
     """
