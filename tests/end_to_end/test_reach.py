@@ -100,7 +100,7 @@ def test_a_planted_worse_model_ranks_below(out: Path) -> None:
     psnr_db = {row: figures["psnr_db"]["value"] for row, figures in data["pooled"].items()}
     assert psnr_db[PLANTED] < psnr_db[GOOD] - 1
     drawn = read_drawn(out)
-    by_size = dict((point[0], point[1]) for point in drawn.points["zrefine", "pooled"])
+    by_size = {point[0]: point[1] for point in drawn.points["zrefine", "pooled"]}
     assert by_size[min(by_size)] == psnr_db[PLANTED]
     assert by_size[max(by_size)] == psnr_db[GOOD]
 

@@ -75,8 +75,8 @@ class ReachConfig(Settings):
         rival = next(model for model in self.models if model.kind == RIVAL)
         if max(rival.window or self.window) <= 16:
             raise ValueError(
-                f"models: the {RIVAL} halves its window four times and needs two voxels in the end: "
-                "one side above 16"
+                f"models: the {RIVAL} halves its window four times and needs two voxels then: one "
+                "side above 16"
             )
         names = [(model.kind, model.width) for model in self.models]
         if len(set(names)) != len(names):
