@@ -95,7 +95,7 @@ def draw(data_sets: Sequence[DrawnDataSet], path: Path) -> None:
 def _panel(panel: Axes, data: DrawnDataSet) -> None:
     statement = "PHANTOM" if data.phantom else "real"
     panel.set_title(f"{data.name} ({statement}, {data.held_out} held out)", fontsize=10)
-    sizes = [size for found in data.points.values() for size, *_ in found] or [1e3, 1e6]
+    sizes = [size for found in data.points.values() for size, *_ in found] or [1_000, 1_000_000]
     panel.set_xscale("log")
     panel.set_xlim(min(sizes) / 2, 2 * max(sizes))
     panel.set_xlabel("trained numbers")
