@@ -74,7 +74,7 @@ def _settings(**changes: object) -> ReachConfig:
         "pooled_steps": 10,
         "local_steps": 5,
         "checkpoint_steps": 20,
-        "fewest_steps": 40,
+        "fewest_share": 0.25,
         "plateau_db": GAIN_DB,
         "sharpness": 7.0,
         "models": [{"kind": "unet", "width": 2, "learning_rate": 0.01, "most_steps": 10}],
@@ -98,10 +98,10 @@ def _trained(psnr_db: Callable[[float], float], *, keep_best: bool, most: int) -
 
 def test_training_stops_by_plateau_or_budget_and_keeps_the_best() -> None:
     assert _trained(lambda at: at / 100, keep_best=True, most=130) == (130, "budget")
-    assert _trained(lambda _: 20.0, keep_best=False, most=1000) == (40, "plateau")
+    assert _trained(lambda _: 20.0, keep_best=False, most=160) == (40, "plateau")
     # without validation patients nothing says that an earlier state is better
-    kept, stopped = _trained(lambda at: -abs(at - 20), keep_best=True, most=1000)
+    kept, stopped = _trained(lambda at: -abs(at - 20), keep_best=True, most=160)
     assert stopped == "plateau"
     assert kept == 20
-    kept, stopped = _trained(lambda at: -abs(at - 20), keep_best=False, most=1000)
+    kept, stopped = _trained(lambda at: -abs(at - 20), keep_best=False, most=160)
     assert (kept, stopped) == (40, "plateau")

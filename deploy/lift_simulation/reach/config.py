@@ -59,8 +59,8 @@ class ReachConfig(Settings):
     """Steps of each site in a round."""
     checkpoint_steps: int = Field(ge=1)
     """Steps, of all sites together, between two measurements of the curve."""
-    fewest_steps: int = Field(ge=1)
-    """No plateau is seen before so many."""
+    fewest_share: Fraction
+    """Share of its budget before which no training is called flat."""
     plateau_db: Positive
     sharpness: Positive
     """Of the average over a training's states; see `training.averaged`."""

@@ -52,7 +52,7 @@ class Trained:
     core_s: float
 
 
-def is_plateau(curve: Sequence[Point], gain_db: float, fewest: int) -> bool:
+def is_plateau(curve: Sequence[Point], gain_db: float, fewest: float) -> bool:
     """Whether the best figure rose by less than `gain_db` over the last third of the steps.
 
     Args:
@@ -127,7 +127,7 @@ def train(
             continue
         curve.append(Point(steps, measure(average)))
         checkpoints.append(average)
-        if is_plateau(curve, config.plateau_db, config.fewest_steps):
+        if is_plateau(curve, config.plateau_db, config.fewest_share * most_steps):
             stopped = "plateau"
             break
     best = max(range(len(curve)), key=lambda i: curve[i].psnr_db) if keep_best else len(curve) - 1
