@@ -169,9 +169,14 @@ def test_folds_hold_everybody_out_once(
 
 def test_the_figure_is_whole_for_any_number_of_data_sets(out: Path, tmp_path: Path) -> None:
     real = read_drawn(out)
-    empty = Drawn("empty", phantom=True, held_out=1, lines={"no_mixer": 20.0}, points={})
+    empty = Drawn("empty", True, 1, None, {"no_mixer": 20.0}, {})
     alone = Drawn(
-        "alone", True, 1, {"z_filter": 20.0}, {("pyramid", "pooled"): [(5000, 20.5, None, None)]}
+        "alone",
+        True,
+        1,
+        20.3,
+        {"z_filter": 20.0},
+        {("pyramid", "pooled"): [(5000, 20.5, None, None)]},
     )
     assert (out / "reach.png").stat().st_size > 10_000
     for data_sets in ([real], [empty], [real, alone, empty]):

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from lift.files import write_atomically
 
 _KINDS: Final = {
-    "zrefine": ("#d55e00", "D", "zrefine"),
-    "pyramid": ("#0072b2", "o", "pyramid"),
-    "unet": ("#222222", "s", "3D U-Net from the sources"),
+    "zrefine": ("#d55e00", "D", "zrefine", 0.85),
+    "pyramid": ("#0072b2", "o", "pyramid", 1.0),
+    "unet": ("#222222", "s", "3D U-Net from the sources", 1.0),
 }
 _MODES: Final = {"pooled": ("full", "-", 1.0), "fedavg": ("none", "--", 1.06)}
 _LINES: Final = {
@@ -24,8 +24,10 @@ _LINES: Final = {
     "curves": ("#009e73", "-"),
     "curves_z_filter": ("#009e73", ":"),
 }
+NEAR_DB: Final = 0.3
+"""What counts as near the rival."""
 _PANEL_INCHES: Final = 4.0
-_NARROWEST_INCHES: Final = 8.0
+_NARROWEST_INCHES: Final = 8.5
 
 
 class DrawnDataSet(Protocol):
@@ -47,6 +49,11 @@ class DrawnDataSet(Protocol):
         ...
 
     @property
+    def reference(self) -> float | None:
+        """PSNR of the pooled rival, dB."""
+        ...
+
+    @property
     def lines(self) -> Mapping[str, float]:
         """Row without a network -> PSNR, dB."""
         ...
@@ -55,7 +62,7 @@ class DrawnDataSet(Protocol):
     def points(
         self,
     ) -> Mapping[tuple[str, str], Sequence[tuple[int, float, float | None, float | None]]]:
-        """(kind, mode) -> (parameters, PSNR, low, high)."""
+        """(kind, mode) -> (parameters, PSNR, ends of the interval to the reference)."""
         ...
 
 
@@ -83,7 +90,8 @@ def draw(data_sets: Sequence[DrawnDataSet], path: Path) -> None:
         fontsize=8,
     )
     figure.suptitle(
-        "Quality against parameters, each trained to a plateau or its budget", fontsize=11
+        "Quality against parameters; bars: 95% interval of the difference to the pooled U-Net",
+        fontsize=11,
     )
     temporary = path.with_suffix(".part.png")
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +112,22 @@ def _panel(panel: Axes, data: DrawnDataSet) -> None:
     for row, (colour, style) in _LINES.items():
         if row in data.lines:
             panel.axhline(data.lines[row], color=colour, linestyle=style, linewidth=1.2, label=row)
-    for kind, (colour, marker, label) in _KINDS.items():
+    if data.reference is not None:
+        panel.axhspan(
+            data.reference - NEAR_DB,
+            data.reference + NEAR_DB,
+            color="#eeeeee",
+            zorder=0,
+            label=f"pooled U-Net, {NEAR_DB:g} dB to either side",
+        )
+    for kind, (colour, marker, label, place) in _KINDS.items():
         for mode, (fill, style, shift) in _MODES.items():
             found = data.points.get((kind, mode), ())
             if not found:
                 continue
-            # the modes have the same size: a little apart, so that both intervals are seen
+            # of (nearly) the same size: a little apart, so that all intervals are seen
             panel.errorbar(
-                [parameters * shift for parameters, *_ in found],
+                [parameters * place * shift for parameters, *_ in found],
                 [value for _, value, *_ in found],
                 yerr=[
                     [value - (value if low is None else low) for _, value, low, _ in found],

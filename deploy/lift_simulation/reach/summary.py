@@ -35,14 +35,16 @@ class Drawn:
         name: of its settings.
         phantom: whether every site is a phantom.
         held_out: patients.
+        reference: PSNR of the pooled rival, dB; None where it is not there.
         lines: row without a network -> PSNR, dB.
-        points: (kind, mode) -> (parameters, PSNR, low, high), by parameters; the ends of an
-            interval are None for a single patient.
+        points: (kind, mode) -> (parameters, PSNR, low, high), by parameters; the ends are those
+            of the paired difference to the reference, None where there is none.
     """
 
     name: str
     phantom: bool
     held_out: int
+    reference: float | None
     lines: Mapping[str, float]
     points: Mapping[tuple[str, str], Sequence[tuple[int, float, float | None, float | None]]]
 
@@ -145,21 +147,23 @@ def read_drawn(out: Path) -> Drawn:
         ConfigError: there is no result in it.
     """
     data = read_summary(out)
+    means = {row: table["psnr_db"]["value"] for row, table in data["pooled"].items()}
+    reference = means.get(data["reference"])
     points: dict[tuple[str, str], list[tuple[int, float, float | None, float | None]]] = {}
     for model in data["models"]:
-        found = data["pooled"][model["name"]]["psnr_db"]
-        point = (model["parameters"], found["value"], found["low"], found["high"])
+        pair = data["comparisons"].get(f"{model['name']} - {data['reference']}", {}).get("psnr_db")
+        low = high = None
+        if reference is not None and pair is not None and pair["low"] is not None:
+            low, high = reference + pair["low"], reference + pair["high"]
+        point = (model["parameters"], means[model["name"]], low, high)
         points.setdefault((model["kind"], model["mode"]), []).append(point)
     names = {model["name"] for model in data["models"]}
     return Drawn(
         name=data["name"],
         phantom=data["phantom"],
         held_out=data["held_out"],
-        lines={
-            row: table["psnr_db"]["value"]
-            for row, table in data["pooled"].items()
-            if row not in names
-        },
+        reference=reference,
+        lines={row: mean for row, mean in means.items() if row not in names},
         points={key: sorted(found) for key, found in points.items()},
     )
 
