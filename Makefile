@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 WEB_STAMP := $(VENV)/.installed-web
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
+REACH := $(BIN)/python -m lift_simulation.reach
 
-.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy real real-lgg real-lgg-left-out clean help
+.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach real real-lgg real-lgg-left-out clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,6 +73,13 @@ bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memor
 
 bench-privacy: $(STAMP)  ## gains by epsilon, mode and cohort, on phantoms; hours, resumable
 	$(BIN)/python -m lift_simulation.utility
+
+reach: $(STAMP)  ## PSNR against parameters, beside a plain 3D U-Net: demo and LIFT_TEST_DATA; resumable
+	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator
+	$(REACH) --config configs/presets/real-lgg.yaml --output out/reach/real-lgg
+	$(REACH) --config configs/presets/real-flair.yaml --output out/reach/real-flair
+	$(REACH) --config deploy/lift_simulation/demo.yaml --output out/reach/demo
+	$(REACH) --output out/reach --beside out/reach/demo --beside out/reach/real-flair --beside out/reach/real-lgg
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair

@@ -86,6 +86,12 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
     "lift_server.live": lambda _: (_module("lift_server.live", NOWHERE), ""),
     "lift_simulation.bench": lambda _: (_module("lift_simulation.bench"), "flwr"),
     "lift_simulation.bench.memory": lambda _: (_module("lift_simulation.bench.memory"), "torch"),
+    "lift_simulation.reach": lambda folder: (
+        _module(
+            "lift_simulation.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)
+        ),
+        "torch",
+    ),
     "lift_simulation.utility": lambda _: (_module("lift_simulation.utility"), "flwr"),
 }  # fmt: skip
 

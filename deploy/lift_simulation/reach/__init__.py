@@ -1,0 +1,1 @@
+"""Quality against parameters: mixers of several sizes beside a plain 3D network, to a plateau."""
