@@ -268,9 +268,8 @@ def choose(
     """Choose what this site translates with, by its own validation patients; nothing is sent.
 
     From simplest to richest: no mixer, the site's curves, the z-filter, the mixer, parts of it, and
-    what is trained here. It stays the mixer unless something simpler is better on these patients, or
-    something else by more than its standard error.
-    `lift translate --curves` follows it.
+    what is trained here. It stays the mixer unless something simpler is better on these patients,
+    or something else by more than its standard error. `lift translate --curves` follows it.
     """
     from rich.console import Console
 
