@@ -256,7 +256,7 @@ def choose(
             max=10_000,
             help="Also try the mixer after so many steps on this site's patients; 0: do not.",
         ),
-    ] = 50,
+    ] = 300,
     local: Annotated[
         bool,
         typer.Option(
