@@ -60,6 +60,8 @@ _CURVED: Final = "/curves/"
 """Before the name of a site whose own mixer was trained under its patients' curves."""
 _STEPPED: Final = "/steps/"
 """Before the name of a site where the run's mixer was trained on."""
+_LONGER: Final = "/longer/"
+"""Before the name of a site whose own mixer was trained on by as many steps: the fair rival."""
 
 
 @dataclass(frozen=True)
@@ -257,20 +259,29 @@ class Fold:
         cohorts: Mapping[str, SiteCohort],
         finished: FinishedRun,
     ) -> None:
-        """The run's mixer after some more steps at each site that took part."""
+        """The run's mixer after some more steps at each site that took part.
+
+        What a site trained alone gets as many: else the gain could be that of more training.
+        """
         mixer = plan_mixer(self._plan, self._generator)
-        names = [name for name in self._measured if name in self._joined]
-        for done, name in enumerate(names, start=1):
-            path = self._folder / "baselines" / f"local_steps_{name}.safetensors"
+        starts = {
+            _STEPPED + name: finished.mixer for name in self._measured if name in self._joined
+        }
+        starts |= {
+            _LONGER + name: trained[_CURVED + name]
+            for name in self._measured
+            if _CURVED + name in trained
+        }
+        for done, (key, start) in enumerate(starts.items(), start=1):
+            _, kind, name = key.split("/")
+            path = self._folder / "baselines" / f"local_{kind}_{name}.safetensors"
             values = read_baseline(path, self._plan.digest())
             if values is None and (patients := cohorts[name].part("train")):
-                values = local_steps(
-                    mixer, finished.mixer, patients, self._plan, STEPS, LEARNING_RATE, name
-                )
+                values = local_steps(mixer, start, patients, self._plan, STEPS, LEARNING_RATE, name)
                 _write_baseline(path, values, self._plan.digest())
             if values is not None:
-                trained[_STEPPED + name] = values
-            self._reporter.step("local steps", done, len(names))
+                trained[key] = values
+            self._reporter.step("local steps", done, len(starts))
 
     def _train_alone(
         self, plan: Plan, label: str, site: str, patients: Sequence[Features]
@@ -438,6 +449,9 @@ class Fold:
         if _CURVED + name in trained:
             own = session.site_curves(self._plan, {}, without=without)
             methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=own)
+            if _LONGER + name in trained:
+                longer = trained[_LONGER + name]
+                methods["local_longer"] = with_mixer(mixer, longer, curves=own)
         return methods
 
     def _choose(

@@ -81,10 +81,11 @@ _REFERENCES: Final = (
     "control_2d_z_filter",
     "local_only",
     "local_curves",
+    "local_longer",
     "local_steps",
     "centralised",
 )
-_ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves")
+_ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves", "local_longer")
 COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     *((row, reference) for row in MIXER_ROWS for reference in _REFERENCES),
     ("z_filter", "no_mixer"),
@@ -93,7 +94,9 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
+    ("local_longer", "local_curves"),
     ("local_steps", "local_curves"),
+    ("local_steps", "local_longer"),
     *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS)),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""

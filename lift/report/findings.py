@@ -27,6 +27,7 @@ ALONE: Final = (
     "curves_z_filter",
     "local_only",
     "local_curves",
+    "local_longer",
 )
 """Rows of what a site has without any other site."""
 _FEW_PATIENTS = 10
@@ -194,7 +195,7 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
         None: "Joining is <b>not shown to be better than staying out</b>. ",
     }[outcome("psnr_db", known[best])]
     compared = ", ".join(METHODS[method].label for method in known)
-    return [
+    paragraphs = [
         join(
             [
                 Markup(opening),
@@ -205,6 +206,18 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
             ]
         )
     ]
+    chosen = comparisons.pooled.get(f"chosen - {best}", {}).get("psnr_db")
+    if chosen is not None and chosen.value is not None:
+        opening = {
+            "better": "With what each site <b>chose by its own patients</b>, joining is better: ",
+            "worse": "With what each site <b>chose by its own patients</b>, joining is worse: ",
+            None: "With what each site <b>chose by its own patients</b>, joining is not shown to "
+            "be better: ",
+        }[outcome("psnr_db", chosen)]
+        label = METHODS[best].label
+        gain = _gain(chosen, f"chosen - {best}")
+        paragraphs.append(join([Markup(opening), gain, " Against ", tag("b", label), "."]))
+    return paragraphs
 
 
 def _through_plane(comparisons: Comparisons) -> list[Markup]:

@@ -246,6 +246,8 @@ def _pooled(run: Run) -> Section:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     metrics = run.metrics
     caption = "Test patients of all sites, each counting once."
+    if any(site.calibration_patients is not None for site in run.record.sites):
+        caption = f"{caption} A site that joined after the training of others is not among them."
     content = [methods_table(metrics.pooled, ("pooled",), caption, only=_MAIN_METRICS)]
     if metrics.comparisons.pooled:
         content.append(

@@ -70,6 +70,12 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "#0b6e4f",
         "X",
     ),
+    "local_longer": MethodTerm(
+        "local + curves, longer",
+        "local + curves after as many steps more as the local steps: what they alone are worth",
+        "#44aa99",
+        "x",
+    ),
     "local_steps": MethodTerm(
         "federated + local steps",
         "this run's mixer after some more steps at each site, on that site's patients alone",

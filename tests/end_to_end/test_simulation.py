@@ -59,6 +59,7 @@ METHODS = {
     "control_2d_z_filter",
     "local_only",
     "local_curves",
+    "local_longer",
     "local_steps",
     "federated_curves",
     "centralised",

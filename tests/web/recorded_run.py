@@ -51,7 +51,7 @@ OWN_ROW: Final = "federated_curves"
 QUALITY: dict[str, float] = {
     OWN_ROW if name == "federated" else name: db for name, db in QUALITY_DB.items()
 }
-QUALITY |= {"local_curves": 2.0, "local_steps": 2.2, "chosen": 2.3}
+QUALITY |= {"local_curves": 2.0, "local_longer": 2.1, "local_steps": 2.2, "chosen": 2.3}
 CLEAN_METHODS: Final = ("no_mixer", "z_median", "z_filter", OWN_ROW, "chosen")
 PACKAGES: Final = (
     "python",
