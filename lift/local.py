@@ -30,7 +30,7 @@ OWN_MIXER_FILE: Final = "site-mixer.safetensors"
 """In a site's work folder, beside its curves: a mixer of its own, where it chose one."""
 STEPS: Final = 300
 LEARNING_RATE: Final = 5e-3
-"""Chosen on the validation patients of four phantom sites: 50 steps at 2e-3 gave .2 dB over the run's
+"""Chosen on validation patients of four phantom sites: 50 steps at 2e-3 gave .2 dB over the run's
 mixer, these 1.2, .5, .4 and .7 (docs/lab-notes.md)."""
 _CARD: Final = "own mixer"
 _STATEMENT: Final = "chosen at a site, never to leave"
