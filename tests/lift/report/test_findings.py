@@ -73,6 +73,30 @@ def test_joining_is_held_against_the_best_of_staying_out(
     assert f"{worst[0]:+.2f}".replace("-", "\N{MINUS SIGN}") in text
 
 
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ((0.7, 0.2, 1.1), "joining is better: +0.70"),
+        ((0.1, -0.3, 0.5), "joining is not shown to be better: +0.10"),
+        ((-0.9, -1.4, -0.3), "joining is worse: \N{MINUS SIGN}0.90"),
+    ],
+)
+def test_what_the_sites_chose_is_held_against_the_same_row(
+    chosen: tuple[float, float, float], words: str
+) -> None:
+    gains = {
+        "federated__local_only": (-0.5, -0.9, -0.1),
+        "federated__no_mixer": (2.0, 1.5, 2.5),
+        "chosen__local_only": chosen,
+        "chosen__no_mixer": (2.5, 2.0, 3.0),
+    }
+    first, second = _staying_out(comparisons(**gains))
+    assert "worse than staying out" in re.sub(r"<[^>]+>", "", str(first))
+    text = re.sub(r"<[^>]+>", "", str(second))
+    assert words in text
+    assert text.endswith("Against local only.")
+
+
 def test_without_such_a_row_it_says_nothing_of_staying_out() -> None:
     assert _staying_out(comparisons(federated__z_filter=(1.0, 0.5, 1.5))) == []
 
