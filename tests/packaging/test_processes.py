@@ -86,6 +86,13 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
     "lift_server.live": lambda _: (_module("lift_server.live", NOWHERE), ""),
     "lift_simulation.bench": lambda _: (_module("lift_simulation.bench"), "flwr"),
     "lift_simulation.bench.memory": lambda _: (_module("lift_simulation.bench.memory"), "torch"),
+    "lift_simulation.few_patients": lambda folder: (
+        _module(
+            "lift_simulation.few_patients",
+            "--config", str(ROOT / "configs/presets/few-patients.yaml"), "--output", str(folder),
+        ),
+        "flwr",
+    ),
     "lift_simulation.reach": lambda folder: (
         _module(
             "lift_simulation.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)

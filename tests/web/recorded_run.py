@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,8 @@ from lift.privacy.costs import describe_privacy
 from lift.volume import read_volume, write_volume
 from tests.lift.report.example_run import QUALITY_DB, SHAPE, write_example_patient, write_json
 
-DEMO: Final = Path(str(files("lift_simulation"))) / "demo.yaml"
+DEMO: Final = Path(__file__).parents[2] / "configs" / "presets" / "demo-artefacts.yaml"
+"""It has all that a report shows, a second phantom too."""
 PATIENTS_SHOWN: Final = 2
 TEST_PATIENTS: Final = 4
 FINGERPRINT: Final = "cd" * 32
@@ -136,7 +136,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
         "phantom": config.phantom,
         "data_statement": config.data_statement,
         "runs_tried": list(config.runs_tried),
-        "command": "lift-simulate --output out/demo",
+        "command": "lift-simulate --config demo-artefacts.yaml --output out/demo-artefacts",
         "budget_s": dict(config.budget_s),
         # two stages took more than their budget
         "seconds": {
@@ -160,6 +160,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
                 "patients": {"train": 12 - 3 * place, "validation": 3, "test": TEST_PATIENTS},
                 "refused": 0,
                 "slice_spacing_mm": [3.0 + place, 3.0 + place],
+                "calibration_patients": None,
             }
             for place, site in enumerate(config.sites)
         ],
