@@ -82,7 +82,6 @@ _REFERENCES: Final = (
     "local_only",
     "local_curves",
     "local_longer",
-    "local_steps",
     "centralised",
 )
 _ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves", "local_longer")
@@ -94,8 +93,6 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d", "no_mixer"),
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
-    ("local_longer", "local_curves"),
-    ("local_steps", "local_curves"),
     ("local_steps", "local_longer"),
     *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS)),
 )

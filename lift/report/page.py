@@ -323,6 +323,10 @@ def _site_line(metrics: Metrics, site: str) -> list[Markup]:
     return [foreign(site), join([" · federated against no mixer: ", gain, " dB"])]
 
 
+_POOLED_ALONE: Final = (" - z_median", " - z_filter_local", " - control_2d_z_filter")
+"""Differences that stand in the table of all sites alone."""
+
+
 def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
     if site not in metrics.sites:
         return [lacking("No test patient of this site was measured.")]
@@ -334,7 +338,7 @@ def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
     differences = {
         name: figures
         for name, figures in metrics.comparisons.sites.get(site, {}).items()
-        if name.startswith(own)
+        if name.startswith(own) and not name.endswith(_POOLED_ALONE)
     }
     if differences:
         place = ("comparisons", "sites", site)
