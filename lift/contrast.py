@@ -255,8 +255,7 @@ def write_site_curves(
         name: torch.from_numpy(np.array(shared[name])) for name in SHARED_SUMS if name in shared
     }
     content = safetensors.torch.save({"curves": curves, **sums}, metadata=metadata)
-    write_atomically(path, content)
-    path.chmod(0o600)
+    write_atomically(path, content, mode=0o600)
 
 
 def write_pooled_curves(path: Path, shared: Mapping[str, Tensor], plan: Plan) -> bool:
@@ -273,8 +272,8 @@ def write_pooled_curves(path: Path, shared: Mapping[str, Tensor], plan: Plan) ->
     sums = {name: shared[name].contiguous() for name in SHARED_SUMS if name in shared}
     if not sums:
         return False
-    write_atomically(path, safetensors.torch.save(sums, {"plan_digest": plan.digest()}))
-    path.chmod(0o600)
+    content = safetensors.torch.save(sums, {"plan_digest": plan.digest()})
+    write_atomically(path, content, mode=0o600)
     return True
 
 
