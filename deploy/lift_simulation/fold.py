@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import safetensors.torch
 from torch import Tensor
 
 from lift.assembly import plan_mixer, start_values
@@ -21,7 +20,6 @@ from lift.contrast import SiteContrast, others_of
 from lift.curves import ChosenCurves
 from lift.evaluation import mixed, patient_equations, patient_psnr_db, sum_of_equations
 from lift.features import Features
-from lift.files import write_atomically
 from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     Floats,
@@ -48,7 +46,7 @@ from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
-from lift_simulation.baselines import read_baseline
+from lift_simulation.baselines import read_baseline, write_baseline
 from lift_simulation.participation import Participation
 from lift_simulation.progress import SITE_LOGS, Reporter
 
@@ -278,7 +276,7 @@ class Fold:
             values = read_baseline(path, self._plan.digest())
             if values is None and (patients := cohorts[name].part("train")):
                 values = local_steps(mixer, start, patients, self._plan, STEPS, LEARNING_RATE, name)
-                _write_baseline(path, values, self._plan.digest())
+                write_baseline(path, values, self._plan.digest())
             if values is not None:
                 trained[key] = values
             self._reporter.step("local steps", done, len(starts))
@@ -310,7 +308,7 @@ class Fold:
             site,
             report=lambda done, total: self._reporter.step(label, done, total),
         )
-        _write_baseline(path, values, digest)
+        write_baseline(path, values, digest)
         return values
 
     def _evaluate(
@@ -573,11 +571,6 @@ def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
         if name == main:
             options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
     return options
-
-
-def _write_baseline(path: Path, values: Mapping[str, Tensor], digest: str) -> None:
-    content = safetensors.torch.save(dict(values), metadata={"plan_digest": digest})
-    write_atomically(path, content)
 
 
 def _named(choice: Choice, names: Sequence[str]) -> Choice:
