@@ -262,6 +262,8 @@ class Fold:
         What a site trained alone gets as many: else the gain could be that of more training.
         """
         mixer = plan_mixer(self._plan, self._generator)
+        # what was trained by other settings of the local steps is trained again
+        digest = f"{self._plan.digest()} {STEPS} {LEARNING_RATE:g}"
         starts = {
             _STEPPED + name: finished.mixer for name in self._measured if name in self._joined
         }
@@ -273,10 +275,10 @@ class Fold:
         for done, (key, start) in enumerate(starts.items(), start=1):
             _, kind, name = key.split("/")
             path = self._folder / "baselines" / f"local_{kind}_{name}.safetensors"
-            values = read_baseline(path, self._plan.digest())
+            values = read_baseline(path, digest)
             if values is None and (patients := cohorts[name].part("train")):
                 values = local_steps(mixer, start, patients, self._plan, STEPS, LEARNING_RATE, name)
-                write_baseline(path, values, self._plan.digest())
+                write_baseline(path, values, digest)
             if values is not None:
                 trained[key] = values
             self._reporter.step("local steps", done, len(starts))
