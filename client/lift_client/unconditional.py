@@ -25,7 +25,7 @@ from lift.drifting.release import FEWEST_PATIENTS, from_arrays, merge_small_cell
 from lift.drifting.statistics import Sums
 from lift.errors import ProtocolError, UpdateRejectedError
 from lift.files import write_json
-from lift.mixer.trajectory import TrajectoryMapper
+from lift.mixer.gaussian import GaussianTrajectory
 from lift.preprocessing import Prepared, prepare
 from lift.privacy.noise import SecureStream
 from lift.privacy.statistics import release_sums
@@ -35,13 +35,22 @@ from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
 from lift.unconditional.grid import BodyVolume, body_volume
 from lift.unconditional.learning import (
     PatientFeatures,
+    Trajectory,
     features_of,
     plan_mapper,
     samples_loss,
     settings_of,
+    split_gaussian,
     statistics_loss,
     sums_of,
     train_mapper_round,
+)
+from lift.unconditional.moments import (
+    TrajectorySums,
+    form_of,
+    moments_to_arrays,
+    patient_moments,
+    trajectory,
 )
 from lift_client.paired import with_steps
 from lift_client.work import Counts, StepReport
@@ -53,6 +62,7 @@ _VERSION_FILE: Final = "data-version.json"
 @dataclass(frozen=True)
 class _Read:
     features: PatientFeatures
+    trajectory: Tensor | None
     slice_spacing_mm: float
     digests: tuple[str, ...]
 
@@ -73,8 +83,13 @@ class UnconditionalWork:
         work: Path,
         report: Callable[[int, int], None] | None,
     ) -> None:
-        settings_of(plan)
+        unconditional = settings_of(plan)
         self._plan = plan
+        self._form = (
+            form_of(unconditional.gaussian, decoder)
+            if unconditional.trajectory == "gaussian"
+            else None
+        )
         self._settings = settings
         self._decoder = decoder
         self._mapper = plan_mapper(plan, decoder)
@@ -94,7 +109,7 @@ class UnconditionalWork:
         self._version = data_version(work, digests)
 
     @property
-    def part(self) -> TrajectoryMapper:
+    def part(self) -> Trajectory:
         """See `SiteWork`."""
         return self._mapper
 
@@ -113,26 +128,62 @@ class UnconditionalWork:
     @property
     def train_features(self) -> list[PatientFeatures]:
         """Of each training patient, several volumes of one subject together."""
-        by_subject: dict[str, list[PatientFeatures]] = {}
-        for patient in self.split.train:
-            subject = self.patients[patient].subject
-            by_subject.setdefault(subject, []).append(self._content[patient].features)
         return [
             PatientFeatures(
-                tuple(torch.cat(rows) for rows in zip(*(f.groups for f in found), strict=True))
+                tuple(
+                    torch.cat(rows)
+                    for rows in zip(*(one.features.groups for one in found), strict=True)
+                )
             )
-            for _, found in sorted(by_subject.items())
+            for found in self._by_subject()
         ]
+
+    def moments(self) -> TrajectorySums | None:
+        """Moments of the training patients' trajectories; None where the plan has no Gaussian."""
+        if self._form is None:
+            return None
+        total = TrajectorySums.zero(self._form)
+        for found in self._by_subject():
+            volumes = [one.trajectory for one in found if one.trajectory is not None]
+            total = total + patient_moments(volumes, self._form)
+        return total
+
+    def _by_subject(self) -> list[list[_Read]]:
+        """The volumes of each training patient."""
+        found: dict[str, list[_Read]] = {}
+        for patient in self.split.train:
+            found.setdefault(self.patients[patient].subject, []).append(self._content[patient])
+        return [volumes for _, volumes in sorted(found.items())]
 
     def sums(self) -> Sums:
         """The statistics of the training patients, nothing merged: they stay here."""
         return sums_of(self.train_features, self._decoder.public)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The drifting statistics that may leave; none from fewer than five patients, unless noise
-        protects them.
+        """The statistics that may leave: moments of trajectories, and what the drifting loss takes
+        where there are rounds. None from fewer than five patients, unless noise protects them.
         """
-        if settings_of(self._plan).attraction == "samples":
+        return self._moment_arrays() | self._drifting_arrays()
+
+    def _moment_arrays(self) -> dict[str, np.ndarray]:
+        moments = self.moments()
+        if moments is None:
+            return {}
+        if moments.patients < FEWEST_PATIENTS:
+            self._warn_of_few()
+            return {}
+        return dict(moments_to_arrays(moments))
+
+    def _warn_of_few(self) -> None:
+        logger.warning(
+            "event=statistics_not_sent site=%s reason=fewer_than_%d_training_patients",
+            self._settings.name,
+            FEWEST_PATIENTS,
+        )
+
+    def _drifting_arrays(self) -> dict[str, np.ndarray]:
+        rounds = self._plan.federation.rounds
+        if settings_of(self._plan).attraction == "samples" or rounds == 0:
             return {}
         sums = self.sums()
         privacy = self._plan.privacy
@@ -143,11 +194,7 @@ class UnconditionalWork:
             noisy = release_sums(sums, projection, privacy, public, SecureStream())
             return to_arrays(noisy, data_version=0)
         if sums.patients < FEWEST_PATIENTS:
-            logger.warning(
-                "event=statistics_not_sent site=%s reason=fewer_than_%d_training_patients",
-                self._settings.name,
-                FEWEST_PATIENTS,
-            )
+            self._warn_of_few()
             return {}
         merged = merge_small_cells(sums, projection)
         return to_arrays(merged, data_version=self._version)
@@ -166,6 +213,10 @@ class UnconditionalWork:
         report: StepReport | None = None,
     ) -> TrainedRound:
         """See `SiteWork`."""
+        arrays = {name: torch.from_numpy(array) for name, array in shared.items()}
+        gaussian, _ = split_gaussian(arrays)
+        if isinstance(self._mapper, GaussianTrajectory):
+            self._mapper.load_gaussian(gaussian)
         return train_mapper_round(
             self._mapper,
             start,
@@ -205,7 +256,8 @@ class UnconditionalWork:
         digests = file_digests(patient, self._plan, self._settings.data.root)
         body = self._body(patient)
         features = features_of([body], self._decoder.public)
-        return _Read(features, body.spacing_mm[0], digests)
+        own = None if self._form is None else trajectory(body, self._decoder, self._form)
+        return _Read(features, own, body.spacing_mm[0], digests)
 
     def _body(self, patient: Patient) -> BodyVolume:
         prepared = prepare(patient, self._plan, root=self._settings.data.root, with_target=False)

@@ -22,18 +22,17 @@ from lift.metrics.distribution import (
 from lift.metrics.reference import Reference
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
-from lift.mixer.trajectory import TrajectoryMapper, slice_positions
+from lift.mixer.trajectory import slice_positions
 from lift.randomness import derive_seed
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
-from lift.unconditional.learning import plan_mapper, settings_of
-from lift.unconditional.pretraining import nearest_latents
+from lift.unconditional.learning import Trajectory, plan_mapper, settings_of
+from lift.unconditional.moments import GAUSSIAN
 from lift.unconditional.sampling import generate_volume, latent_mapper, write_generated
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
 _FEWEST_HELD_OUT: Final = 4
-_SLICES_AT_ONCE: Final = 1024
 _HALVES: Final = 100
 Entry = dict[str, float | int | str | None]
 
@@ -167,25 +166,35 @@ class Evidence:
             write_generated(path, voxels, self._decoder, self._plan, volume.spacing_mm[0])
 
     def _rows(self, trained: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Sequence[BodyVolume]]:
-        untrained = plan_mapper(self._plan, self._decoder).values()
-        rows: dict[str, Sequence[BodyVolume]] = {
-            REAL: self._everyone,
-            "reconstruction": self._reconstructed(self._everyone),
+        controls = {
             "independent_slices": self._independent(),
             "shuffled_subjects": self._shuffled(),
         }
-        for name, values in {"untrained": untrained, **trained}.items():
+        rows: dict[str, Sequence[BodyVolume]] = {
+            REAL: self._everyone,
+            "reconstruction": self._reconstructed(self._everyone),
+        }
+        # before anything is learned: the Gaussian, or a free mapper's random start
+        start = plan_mapper(self._plan, self._decoder).values()
+        gaussian = {n: t for n, t in trained["federated"].items() if n.startswith(GAUSSIAN)}
+        mappers = {"gaussian" if gaussian else "untrained": start | gaussian, **trained}
+        if gaussian and self._plan.federation.rounds == 0:
+            # nothing was trained: these would be the same volumes once more
+            del mappers["federated"]
+        for name, values in mappers.items():
             mapper = latent_mapper(self._plan, self._decoder, values)
             rows[name] = [self._volume(self._generated(mapper, i)) for i in range(self._count)]
-        return rows
+        return rows | controls
 
-    def _generated(self, mapper: TrajectoryMapper, index: int) -> np.ndarray:
+    def _generated(self, mapper: Trajectory, index: int) -> np.ndarray:
+        settings = settings_of(self._plan)
         return generate_volume(
             mapper,
             self._decoder,
             seed=derive_seed(self._plan.seed, "evaluation"),
             index=index,
-            slices=settings_of(self._plan).slices,
+            slices=settings.slices,
+            slice_spacing_mm=settings.slice_spacing_mm,
         )
 
     def _volume(self, slices: np.ndarray) -> BodyVolume:
@@ -193,20 +202,13 @@ class Evidence:
 
     def _reconstructed(self, volumes: Sequence[BodyVolume]) -> list[BodyVolume]:
         """The nearest volumes that the frozen decoder can make of real ones: its ceiling."""
-        network = self._decoder.network
-        slices = torch.cat([volume.voxels[0, 0] for volume in volumes])[:, None]
         made = []
-        for part in torch.split(slices, _SLICES_AT_ONCE):
-            target = part.to(self._decoder.device)
-            latents = nearest_latents(network, target, self._decoder.card.network.latent)
+        for volume in volumes:
+            latents = self._decoder.latents_of(volume.voxels[0, 0])
             with torch.no_grad():
-                made.append(network(latents)[:, 0].cpu())
-        depths = [volume.voxels.shape[2] for volume in volumes]
-        stacks = torch.split(torch.cat(made), depths)
-        return [
-            BodyVolume(stack[None, None], volume.spacing_mm)
-            for stack, volume in zip(stacks, volumes, strict=True)
-        ]
+                slices = self._decoder.network(latents.to(self._decoder.device))[:, 0].cpu()
+            made.append(BodyVolume(slices[None, None], volume.spacing_mm))
+        return made
 
     def _independent(self) -> list[BodyVolume]:
         """Every slice from a latent of its own: what the decoder makes without a mapper."""

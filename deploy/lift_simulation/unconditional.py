@@ -6,7 +6,7 @@ finished run is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,11 +32,13 @@ from lift.tracking.run import Tracking
 from lift.unconditional.bundle import load_decoder, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
+    load_trajectory,
     plan_mapper,
     settings_of,
     statistics_loss,
     train_mapper_round,
 )
+from lift.unconditional.moments import GAUSSIAN, TrajectorySums, fit_gaussian, form_of
 from lift.unconditional.pretraining import pretrain_decoder
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
@@ -88,12 +90,13 @@ def simulate_unconditional(
     with reporter.stage("features"):
         run.open(sites)
     record.keep_seconds(reporter.seconds)
-    finished = run.federations()
-    record.keep_seconds(reporter.seconds)
-    write_finished_mixer(
-        out / "mixer.safetensors", plan, finished["federated"], phantom=config.phantom
+    finished = run.federations(
+        lambda result: write_finished_mixer(
+            out / "mixer.safetensors", plan, result, phantom=config.phantom
+        )
     )
-    trained = {name: result.mixer for name, result in finished.items()}
+    record.keep_seconds(reporter.seconds)
+    trained = {name: _released(result) for name, result in finished.items()}
     trained |= run.alone()
     record.keep_seconds(reporter.seconds)
     with reporter.stage("evaluation"):
@@ -133,6 +136,11 @@ def dry_run_unconditional(
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     return describe_dry_run(plan, decoder, [site.name for site in config.sites], epsilon=epsilon)
+
+
+def _released(run: FinishedRun) -> Values:
+    """What was trained, and the Gaussian that it is on top of."""
+    return run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
 
 
 def _decoder(
@@ -197,10 +205,15 @@ class _Run:
             for refusal in work.refusals:
                 self._reporter.line(refusal.reason.render(f"site {name}"))
 
-    def federations(self) -> dict[str, FinishedRun]:
-        """The plan's federation, and where asked the same with samples that stay at the sites."""
+    def federations(self, release: Callable[[FinishedRun], None]) -> dict[str, FinishedRun]:
+        """The plan's federation, and where asked the same with samples that stay at the sites.
+
+        Args:
+            release: called with the federation's result as soon as its rounds have ended.
+        """
         with self._reporter.stage("federated"):
             found = {"federated": self._federate(self._plan, self._out)}
+        release(found["federated"])
         if "federated_samples" in self._config.compare:
             own = settings_of(self._plan).model_copy(
                 update={"attraction": "samples", "loss": "drift"}
@@ -217,27 +230,41 @@ class _Run:
         """Each site's own mapper, and one that is trained on all sites' sums in one place."""
         trained: dict[str, Values] = {}
         sums = {name: work.sums() for name, work in self.works.items()}
+        moments = {name: work.moments() for name, work in self.works.items()}
         if "local_only" in self._config.compare:
             with self._reporter.stage("local_only"):
                 for name, own in sums.items():
                     if own.patients:
-                        trained[f"local_only:{name}"] = self._train(f"local_{name}", name, own)
+                        gaussian = self._gaussian([moments[name]])
+                        trained[f"local_only:{name}"] = self._train(
+                            f"local_{name}", name, own, gaussian
+                        )
         if "centralised" in self._config.compare:
             with self._reporter.stage("centralised"):
                 total = sum(sums.values(), start=Sums.zero(self._decoder.public.projection))
-                trained["centralised"] = self._train("centralised", "centralised", total)
+                gaussian = self._gaussian(list(moments.values()))
+                trained["centralised"] = self._train("centralised", "centralised", total, gaussian)
         return trained
 
-    def _train(self, label: str, site: str, sums: Sums) -> Values:
+    def _gaussian(self, moments: Sequence[TrajectorySums | None]) -> Values:
+        """The Gaussian of some sites' moments; empty where the plan has none."""
+        form = form_of(settings_of(self._plan).gaussian, self._decoder)
+        found = [one for one in moments if one is not None]
+        return fit_gaussian(sum(found, start=TrajectorySums.zero(form))) if found else {}
+
+    def _train(self, label: str, site: str, sums: Sums, gaussian: Values) -> Values:
+        rounds = self._plan.federation.rounds
+        mapper = plan_mapper(self._plan, self._decoder)
+        values = mapper.values()
+        if rounds == 0:
+            return gaussian | values
         path = self._out / "baselines" / f"{label}.safetensors"
         digest = self._plan.digest()
         stored = read_baseline(path, digest)
         if stored is not None:
-            return stored
-        mapper = plan_mapper(self._plan, self._decoder)
-        values = mapper.values()
+            return gaussian | stored
+        load_trajectory(mapper, gaussian | values)
         loss = statistics_loss(self._plan, self._decoder.public, sums)
-        rounds = self._plan.federation.rounds
         for round_index in range(1, rounds + 1):
             values = train_mapper_round(
                 mapper,
@@ -250,7 +277,7 @@ class _Run:
             ).values
             self._reporter.step(label, round_index, rounds)
         write_atomically(path, save(values, metadata={"plan_digest": digest}))
-        return values
+        return gaussian | values
 
     def _federate(self, plan: Plan, folder: Path) -> FinishedRun:
         results: list[FinishedRun] = []

@@ -188,9 +188,16 @@ def _volumes(
     report: Report | None,
 ) -> Iterator[Volume]:
     mapper = latent_mapper(finished.plan, decoder, finished.values)
-    slices = settings_of(finished.plan).slices
+    settings = settings_of(finished.plan)
     for index in range(count):
-        yield generate_volume(mapper, decoder, seed=seed, index=index, slices=slices)
+        yield generate_volume(
+            mapper,
+            decoder,
+            seed=seed,
+            index=index,
+            slices=settings.slices,
+            slice_spacing_mm=settings.slice_spacing_mm,
+        )
         if report is not None:
             report("generated volumes", index + 1, count)
 

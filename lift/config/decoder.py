@@ -33,6 +33,11 @@ class SliceDecoderConfig(Settings):
     pixel_mm: Positive
     """Side of its pixels."""
 
+    @property
+    def style_latents(self) -> int:
+        """How many of the last latents are the same for all slices of a volume: none."""
+        return 0
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if any(side % 8 for side in self.image):

@@ -343,9 +343,24 @@ class MapperPlan(Settings):
     """Its correlation length, as a share of the body."""
 
 
-class UnconditionalPlan(Settings):
-    """How the trajectory mapper learns: drifting towards real volumes (method 5.4)."""
+class GaussianPlan(Settings):
+    """The Gaussian of slice latents along the body: a Markov chain over positions."""
 
+    positions: int = Field(default=24, ge=2, le=256)
+    """Positions along the body; latents between two of them are interpolated."""
+    axes: int = Field(default=32, ge=1, le=256)
+    """Latents, from the first on, whose joint covariance is kept; each of the others is a chain of
+    its own. The decoder's style latents, and the body's length, are always with the joint ones."""
+
+
+class UnconditionalPlan(Settings):
+    """New volumes: a Gaussian of latent trajectories, and a mapper on top of it (method 5.4)."""
+
+    trajectory: Literal["gaussian", "free"] = "gaussian"
+    """gaussian: moments of latents along the body, gathered once, are the source of volumes; with
+    `federation.rounds: 0` they are all there is, otherwise the mapper learns a residual, which is
+    0 at first. free: a mapper alone, which nothing keeps near real latents."""
+    gaussian: GaussianPlan = GaussianPlan()
     mapper: MapperPlan = MapperPlan()
     loss: Literal["drift", "mmd", "hybrid"] = "hybrid"
     """drift: mean-shift field; mmd: gradient of the squared MMD; hybrid: both, added."""
@@ -403,8 +418,9 @@ def derived_deadline_s(slowest_round_s: float) -> float:
 class FederationPlan(Settings):
     """Rounds, quorum and what travels."""
 
-    rounds: int = Field(default=6, ge=1)
-    """Training rounds; round 0 gathers the statistics."""
+    rounds: int = Field(default=6, ge=0)
+    """Training rounds; round 0 gathers the statistics. 0 where these are all that is needed: an
+    unconditional task whose trajectory is gaussian."""
     quorum_sites: int = Field(default=0, ge=0)
     """Sites that must answer; 0 means all."""
     quorum_patients: Fraction = 1.0
@@ -454,6 +470,12 @@ class Plan(Settings):
                 "the section `unconditional` belongs to an unconditional task, and only to one "
                 f"(task.kind is {self.task.kind})"
             )
+        gaussian = self.unconditional is not None and self.unconditional.trajectory == "gaussian"
+        if self.federation.rounds == 0 and not gaussian:
+            raise ValueError(
+                "without a round nothing is trained (federation.rounds is 0): only an "
+                "unconditional task with `unconditional.trajectory: gaussian` needs none"
+            )
         return self
 
     @model_validator(mode="after")
@@ -473,6 +495,15 @@ class Plan(Settings):
             )
         if isinstance(privacy, StatisticsOnce) and self.task.kind != "unconditional":
             raise ValueError("privacy.mode `stats-once` belongs to an unconditional task")
+        if (
+            isinstance(privacy, StatisticsOnce)
+            and self.unconditional is not None
+            and self.unconditional.trajectory == "gaussian"
+        ):
+            raise ValueError(
+                "moments of trajectories have no noise yet: under `stats-once` choose "
+                "unconditional.trajectory: free"
+            )
         if self.unconditional is not None and self.unconditional.attraction == "samples":
             raise ValueError(
                 "the attraction `samples` trains on the patients themselves, which no noise "

@@ -115,6 +115,12 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
         "#6e6e6e",
         "D",
     ),
+    "gaussian": MethodTerm(
+        "Gaussian of trajectories",
+        "drawn from the moments of all sites' latents along the body; nothing is trained",
+        "#117733",
+        "X",
+    ),
     "independent_slices": MethodTerm(
         "independent slices",
         "every slice from a latent vector of its own: no mapper",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from lift.drifting.standardise import Standardisation
 from lift.generator.networks import network_fingerprint
 
 _COARSE = 4
+_CEILING_VARIANCE = 0.001
 
 
 class SliceDecoder(nn.Module):
@@ -121,10 +123,33 @@ class FrozenDecoder(nn.Module):
         slices: Tensor = self.network(latents.flatten(0, 1))
         return slices.view(b, 1, z, *slices.shape[2:])
 
+    def latents_of(self, voxels: Tensor) -> Tensor:
+        """Latents of one volume's slices, (d, h, w) in [0, 1] to (d, latent)."""
+        target = voxels[:, None].to(self.device)
+        return nearest_latents(self.network, target, self.card.network.latent)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights as they are in memory now, computed anew each time."""
         return decoder_fingerprint(self.card.network, self.network.state_dict())
+
+
+def nearest_latents(network: nn.Module, slices: Tensor, latent: int, steps: int = 150) -> Tensor:
+    """Latents (n, latent) whose slices come nearest to given ones, under the prior.
+
+    Minimises the squared error over twice the noise's variance plus half the latent's square:
+    what the decoder can do at best, whatever an encoder finds.
+    """
+    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
+    optimiser = torch.optim.Adam([latents], lr=0.1)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        error = (network(latents) - slices).square().sum() / (2 * _CEILING_VARIANCE)
+        loss = error + 0.5 * latents.square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return latents.detach()
 
 
 def decoder_fingerprint(config: SliceDecoderConfig, tensors: Mapping[str, Tensor]) -> str:

@@ -24,12 +24,16 @@ from lift.drifting.loss import DriftingLoss, Rows
 from lift.drifting.standardise import RADIUS, clip_length
 from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import ConfigError, DataError
+from lift.mixer.gaussian import GaussianTrajectory
 from lift.mixer.trajectory import TrajectoryMapper, slice_positions
 from lift.randomness import derive_seed
 from lift.training import TrainedRound, take_steps
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
 from lift.unconditional.grid import BodyVolume, whole_extent
+from lift.unconditional.moments import GAUSSIAN, form_of
 
+Trajectory = TrajectoryMapper | GaussianTrajectory
+"""What makes the latents of a new volume's slices."""
 LossFunction = Callable[[Mapping[int, Rows]], tuple[Tensor, dict[str, float]]]
 """Generated features by group -> the loss and its figures; a `DriftingLoss`."""
 _ATTRACTIONS: Final = {"anchors": Anchors, "random_features": RandomFeatures, "moments": Moments}
@@ -62,16 +66,47 @@ def sums_of(patients: Sequence[PatientFeatures], public: PublicFeatures) -> Sums
     return total
 
 
-def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> TrajectoryMapper:
+def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> Trajectory:
     """The plan's mapper with its initial numbers, the same on every machine.
 
     It is on the decoder's device and stays there. The global random state is neither used nor
-    changed.
+    changed. A Gaussian has no moments yet: see :func:`load_trajectory`.
     """
+    settings = settings_of(plan)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(plan.seed, "mixer"))
-        mapper = TrajectoryMapper(settings_of(plan).mapper, decoder.card.network.latent)
+        mapper: Trajectory
+        if settings.trajectory == "gaussian":
+            form = form_of(settings.gaussian, decoder)
+            residual = settings.mapper if plan.federation.rounds else None
+            mapper = GaussianTrajectory(form.positions, form.joint, form.tail, residual)
+        else:
+            mapper = TrajectoryMapper(settings.mapper, decoder.card.network.latent)
     return mapper.to(decoder.device)
+
+
+def load_trajectory(mapper: Trajectory, values: Mapping[str, Tensor]) -> None:
+    """Set what was trained, and the Gaussian where the mapper has one.
+
+    Args:
+        mapper: from :func:`plan_mapper`.
+        values: trained numbers by name; the Gaussian's under `gaussian/`.
+
+    Raises:
+        ValueError: they are not those of this mapper.
+    """
+    fixed, trained = split_gaussian(values)
+    if isinstance(mapper, GaussianTrajectory):
+        mapper.load_gaussian(fixed)
+    elif fixed:
+        raise ValueError("a Gaussian is given, and the plan's trajectory is free")
+    mapper.load_values(trained)
+
+
+def split_gaussian(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The Gaussian's tensors, without their prefix, and all others."""
+    fixed = {n.removeprefix(GAUSSIAN): t for n, t in values.items() if n.startswith(GAUSSIAN)}
+    return fixed, {n: t for n, t in values.items() if not n.startswith(GAUSSIAN)}
 
 
 def settings_of(plan: Plan) -> UnconditionalPlan:
@@ -128,7 +163,7 @@ def samples_loss(
 
 
 def train_mapper_round(
-    mapper: TrajectoryMapper,
+    mapper: Trajectory,
     start: dict[str, Tensor],
     decoder: FrozenDecoder,
     loss: LossFunction,
@@ -144,8 +179,8 @@ def train_mapper_round(
     mapper. Everything random follows from the plan, the round, the site and the step.
 
     Args:
-        mapper: an instance to train in; its numbers are overwritten.
-        start: the received mapper.
+        mapper: an instance to train in; its numbers are overwritten. A Gaussian is set already.
+        start: the received mapper's trained numbers.
         decoder: frozen.
         loss: of the site, or of all sites' sums.
         plan: the run's plan.

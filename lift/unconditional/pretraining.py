@@ -57,6 +57,7 @@ from lift.unconditional.decoder import (
     SliceDecoder,
     SliceEncoder,
     decoder_fingerprint,
+    nearest_latents,
 )
 from lift.unconditional.grid import BodyVolume, body_volume
 
@@ -65,7 +66,6 @@ _WEIGHT_DECAY: Final = 1e-2
 _GRADIENT_CLIP: Final = 100.0
 _FEWEST_VARIANCE: Final = 1e-4
 _FEWEST_PATIENTS: Final = 2
-_CEILING_VARIANCE: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -220,24 +220,6 @@ def fit_public_features(
         n_features=config.random_features,
     )
     return PublicFeatures(encoder, standardisation, projection)
-
-
-def nearest_latents(network: nn.Module, slices: Tensor, latent: int, steps: int = 150) -> Tensor:
-    """Latents (n, latent) whose slices come nearest to given ones, under the prior.
-
-    Minimises the squared error over twice the noise's variance plus half the latent's square:
-    what the decoder can do at best, whatever an encoder finds.
-    """
-    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
-    optimiser = torch.optim.Adam([latents], lr=0.1)
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        error = (network(latents) - slices).square().sum() / (2 * _CEILING_VARIANCE)
-        loss = error + 0.5 * latents.square().sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return latents.detach()
 
 
 def ceiling_psnr_db(network: nn.Module, volumes: Sequence[PublicVolume]) -> float:

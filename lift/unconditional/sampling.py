@@ -16,13 +16,15 @@ from lift.config.plan import Plan
 from lift.drifting.digests import digest_of
 from lift.errors import ConfigError
 from lift.files import write_json
-from lift.mixer.trajectory import TrajectoryMapper, slice_positions
+from lift.mixer.gaussian import GaussianTrajectory
+from lift.mixer.trajectory import slice_positions
 from lift.preprocessing import to_output_units
 from lift.randomness import derive_seed
 from lift.ras_grid import ras_grid
 from lift.slices import from_slices
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper, settings_of
+from lift.unconditional.learning import Trajectory, load_trajectory, plan_mapper, settings_of
+from lift.unconditional.moments import body_length_mm
 from lift.volume import write_volume
 
 Floats = NDArray[np.float32]
@@ -32,35 +34,57 @@ _CHUNK: Final = 32
 _DEPTH_HEIGHT_WIDTH: Final = {"axial": (2, 1, 0), "coronal": (2, 0, 1), "sagittal": (0, 2, 1)}
 
 
-def latent_mapper(
-    plan: Plan, decoder: FrozenDecoder, values: Mapping[str, Tensor]
-) -> TrajectoryMapper:
+def latent_mapper(plan: Plan, decoder: FrozenDecoder, values: Mapping[str, Tensor]) -> Trajectory:
     """The trained mapper for new volumes: on the CPU, wherever the decoder is.
 
     Latents are few, and one seed and index are then one volume on every device.
+
+    Args:
+        plan: of the mapper.
+        decoder: of the plan.
+        values: what was trained, and the Gaussian where the plan has one.
 
     Raises:
         ValueError: the values are not those of the plan's mapper.
     """
     mapper = plan_mapper(plan, decoder).cpu()
-    mapper.load_values(values)
+    load_trajectory(mapper, values)
     return mapper
 
 
-def volume_latents(mapper: TrajectoryMapper, seed: int, index: int, slices: int) -> Tensor:
+def volume_latents(
+    mapper: Trajectory,
+    decoder: FrozenDecoder,
+    *,
+    seed: int,
+    index: int,
+    slices: int,
+    slice_spacing_mm: float,
+) -> Tensor:
     """Latents of all slices of volume `index` of a seed, (slices, L), on the CPU.
 
-    One seed and index are one volume, however many are made.
+    One seed and index are one volume, however many are made. A Gaussian draws the length of the
+    body too, whose middle is the volume's: what the body does not fill goes on with its last
+    slice, as a real volume's does. A free mapper stretches every body over all slices.
 
     Args:
         mapper: from :func:`latent_mapper`.
+        decoder: of the plan.
         seed: of the series.
         index: of the volume, from 0.
         slices: of the volume.
+        slice_spacing_mm: of the volume.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
     with torch.no_grad():
-        latents: Tensor = mapper(mapper.draw(1, generator), slice_positions(slices))[0]
+        if isinstance(mapper, GaussianTrajectory):
+            noise = mapper.draw(1, generator)
+            length_mm = float(body_length_mm(mapper.lengths(noise), decoder)[0])
+            from_middle_mm = (torch.arange(slices) - (slices - 1) / 2) * slice_spacing_mm
+            position = (0.5 + from_middle_mm / length_mm).clamp(0, 1)
+            latents: Tensor = mapper(noise, position)[0]
+        else:
+            latents = mapper(mapper.draw(1, generator), slice_positions(slices))[0]
     return latents
 
 
@@ -75,15 +99,23 @@ def decoded(decoder: FrozenDecoder, latents: Tensor) -> Iterator[Floats]:
 
 
 def generate_volume(
-    mapper: TrajectoryMapper,
+    mapper: Trajectory,
     decoder: FrozenDecoder,
     *,
     seed: int,
     index: int,
     slices: int,
+    slice_spacing_mm: float,
 ) -> Floats:
-    """One new volume, (slices, h, w) in [0, 1]."""
-    latents = volume_latents(mapper, seed, index, slices)
+    """One new volume, (slices, h, w) in [0, 1]; see :func:`volume_latents`."""
+    latents = volume_latents(
+        mapper,
+        decoder,
+        seed=seed,
+        index=index,
+        slices=slices,
+        slice_spacing_mm=slice_spacing_mm,
+    )
     return np.concatenate(list(decoded(decoder, latents)))
 
 
@@ -104,7 +136,7 @@ def write_series(
 
     Args:
         folder: for the volumes.
-        values: of the trained mapper.
+        values: of the trained mapper, and its Gaussian.
         decoder: of the plan.
         plan: of the mapper.
         number: of volumes.
@@ -139,7 +171,9 @@ def write_series(
     for index in range(number):
         path = folder / f"volume-{index:04d}.nii.gz"
         if not path.is_file():
-            made = generate_volume(mapper, decoder, seed=seed, index=index, slices=count)
+            made = generate_volume(
+                mapper, decoder, seed=seed, index=index, slices=count, slice_spacing_mm=spacing
+            )
             write_generated(path, made, decoder, plan, spacing)
         yield path
 

@@ -27,6 +27,13 @@ from lift.protocol.messages import SHARED, Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper, settings_of
+from lift.unconditional.moments import (
+    PREFIX,
+    TrajectorySums,
+    fit_gaussian,
+    form_of,
+    moments_from_arrays,
+)
 from lift_server.review import (
     rejected,
     review_curves,
@@ -52,7 +59,20 @@ class PairedSums:
     curves: CurveEquations | None = None
 
 
-Contribution = PairedSums | Sums | None
+@dataclass(frozen=True)
+class UnconditionalSums:
+    """What a site of an unconditional task shares in round 0.
+
+    Attributes:
+        drifting: statistics of its training patients; None where it sent none.
+        trajectories: moments of their latents along the body; likewise.
+    """
+
+    drifting: Sums | None
+    trajectories: TrajectorySums | None
+
+
+Contribution = PairedSums | UnconditionalSums
 
 
 class RunTask(Protocol):
@@ -140,12 +160,17 @@ class PairedTask:
 
 
 class UnconditionalTask:
-    """Drifting statistics in, their total out: what every site's volumes are drawn to."""
+    """Moments of trajectories in, their Gaussian out: where new volumes come from. Drifting
+    statistics in, their total out: what every site's volumes are drawn to, where there are rounds.
+    """
 
     def __init__(self, plan: Plan, decoder: FrozenDecoder) -> None:
         self._plan = plan
         self._decoder = decoder
-        self._samples = settings_of(plan).attraction == "samples"
+        settings = settings_of(plan)
+        self._has_drifting = settings.attraction != "samples" and plan.federation.rounds > 0
+        gaussian = settings.trajectory == "gaussian"
+        self._form = form_of(settings.gaussian, decoder) if gaussian else None
         self._privacy = plan.privacy if isinstance(plan.privacy, StatisticsOnce) else None
 
     @property
@@ -159,52 +184,34 @@ class UnconditionalTask:
         if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
             raise rejected("it answers another plan")
         few = self._privacy is None and body.train_patients < 2 * FEWEST_PATIENTS
-        if self._samples or (few and not parcel.tensors):
-            # the attraction `samples` sends none; nor does a site of fewer than five patients,
-            # whose number of patients may have been rounded up
-            if parcel.tensors:
-                raise rejected("it holds statistics that nobody asked for")
-            return body, None
-        try:
-            projection = self._decoder.public.projection
-            if self._privacy is None:
-                sums = review(parcel.tensors, projection, data_version=body.data_version)
-            else:
-                # noise makes sums that no cohort can have: only their form is looked at
-                sums = from_arrays(parcel.tensors, projection).sums
-        except ConfigError as error:
-            # another encoder or projection: one site's mistake must not end the run for all
-            raise UpdateRejectedError(
-                "drifting statistics were refused",
-                seen=error.seen,
-                remedy="The round goes on without them; the site needs the plan's bundle.",
-            ) from None
-        if sums.patients > body.train_patients:
-            raise rejected("its statistics hold more patients than it trains on")
-        return body, sums
+        if few and not parcel.tensors:
+            # a site of fewer than five patients sends none; its number may have been rounded up
+            return body, UnconditionalSums(None, None)
+        moments = {n: t for n, t in parcel.tensors.items() if n.startswith(PREFIX)}
+        rest = {n: t for n, t in parcel.tensors.items() if n not in moments}
+        if (moments and self._form is None) or (rest and not self._has_drifting):
+            raise rejected("it holds statistics that nobody asked for")
+        trajectories = None if self._form is None else moments_from_arrays(moments, self._form)
+        drifting = self._drifting(rest, body.data_version) if self._has_drifting else None
+        for sums in (trajectories, drifting):
+            if sums is not None and sums.patients > body.train_patients:
+                raise rejected("its statistics hold more patients than it trains on")
+        return body, UnconditionalSums(drifting, trajectories)
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
         """See `RunTask`."""
-        if self._samples:
-            return {}
-        projection = self._decoder.public.projection
-        total = Sums.zero(projection)
-        sites = 0
-        for sums in contributions:
-            if isinstance(sums, Sums):
-                total = total + sums
-                sites += 1
-        if self._privacy is not None:
-            total = denoised(total, projection, self._privacy, sites)
-        if total.patients == 0:
-            raise DataError(
-                "there is nothing to draw new volumes to",
-                where="round 0",
-                seen=f"no site has {FEWEST_PATIENTS} training patients, so none sent statistics",
-                remedy="Nothing was trained. Admit sites with more patients.",
-            )
-        arrays = to_arrays(total, data_version=0, compact=False)
-        return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
+        sums = [one for one in contributions if isinstance(one, UnconditionalSums)]
+        found: dict[str, Tensor] = {}
+        if self._form is not None:
+            moments = TrajectorySums.zero(self._form)
+            for one in sums:
+                if one.trajectories is not None:
+                    moments = moments + one.trajectories
+            _check_any(moments.patients)
+            found |= fit_gaussian(moments)
+        if self._has_drifting:
+            found |= self._combined_drifting([s.drifting for s in sums if s.drifting is not None])
+        return found
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""
@@ -216,6 +223,42 @@ class UnconditionalTask:
         return {
             SHARED + name.removeprefix(_DRIFTING): tensor.numpy() for name, tensor in shared.items()
         }
+
+    def _drifting(self, arrays: Mapping[str, np.ndarray], data_version: int) -> Sums:
+        projection = self._decoder.public.projection
+        try:
+            if self._privacy is None:
+                return review(arrays, projection, data_version=data_version)
+            # noise makes sums that no cohort can have: only their form is looked at
+            return from_arrays(arrays, projection).sums
+        except ConfigError as error:
+            # another encoder or projection: one site's mistake must not end the run for all
+            raise UpdateRejectedError(
+                "drifting statistics were refused",
+                seen=error.seen,
+                remedy="The round goes on without them; the site needs the plan's bundle.",
+            ) from None
+
+    def _combined_drifting(self, contributions: Sequence[Sums]) -> dict[str, Tensor]:
+        projection = self._decoder.public.projection
+        total = Sums.zero(projection)
+        for sums in contributions:
+            total = total + sums
+        if self._privacy is not None:
+            total = denoised(total, projection, self._privacy, len(contributions))
+        _check_any(total.patients)
+        arrays = to_arrays(total, data_version=0, compact=False)
+        return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _check_any(patients: int) -> None:
+    if patients == 0:
+        raise DataError(
+            "there is nothing to draw new volumes to",
+            where="round 0",
+            seen=f"no site has {FEWEST_PATIENTS} training patients, so none sent statistics",
+            remedy="Nothing was trained. Admit sites with more patients.",
+        )
 
 
 def run_task(plan: Plan, generator: AnyGenerator) -> RunTask:

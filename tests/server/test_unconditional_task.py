@@ -14,11 +14,12 @@ from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import DataError, UpdateRejectedError
 from lift.protocol.messages import SHARED, Kind, Parcel, StatisticsReply
 from lift.unconditional.decoder import FrozenDecoder
-from lift_server.tasks import UnconditionalTask, run_task
+from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
 PATIENTS = 12
+NOTHING = UnconditionalSums(None, None)
 Arrays = dict[str, np.ndarray]
 
 
@@ -138,17 +139,17 @@ def test_a_site_of_four_patients_takes_part_without_statistics(
     # the number may have been rounded up to five
     for patients in (4, 5):
         _, sums = task.review(answer(plan, {}, patients=patients), plan.digest())
-        assert sums is None
+        assert sums == NOTHING
     with pytest.raises(DataError, match="no site has 5"):
-        task.combine([None, None])
+        task.combine([NOTHING, NOTHING])
 
 
 def test_samples_send_nothing_and_anything_is_refused(decoder: FrozenDecoder) -> None:
     plan = tiny_plan(decoder, unconditional__attraction="samples", unconditional__loss="drift")
     task = run_task(plan, decoder)
     reply, sums = task.review(answer(plan, {}), plan.digest())
-    assert (reply.train_patients, sums) == (PATIENTS, None)
-    assert task.combine([None]) == {}
+    assert (reply.train_patients, sums) == (PATIENTS, NOTHING)
+    assert task.combine([NOTHING]) == {}
     arrays = to_arrays(site_sums(decoder, 1), data_version=3)
     with pytest.raises(UpdateRejectedError, match="nobody asked for"):
         task.review(answer(plan, arrays), plan.digest())

@@ -69,13 +69,14 @@ def make_decoder(folder: Path) -> Path:
 
 
 def plan_data(**changes: object) -> dict[str, object]:
-    """An unconditional plan of seconds."""
+    """An unconditional plan of seconds: a mapper alone, drawn by drifting statistics."""
     data: dict[str, object] = {
         "task": {"kind": "unconditional", "target": CHANNEL},
         "seed": 3,
         "threads": 1,
         "mixer": {"kind": "trajectory_mapper"},
         "unconditional": {
+            "trajectory": "free",
             "mapper": {"latent": 8, "width": 16, "layers": 1, "variation_channels": 2},
             "volumes_per_step": 4,
             "groups_per_step": 2,

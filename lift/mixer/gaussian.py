@@ -1,0 +1,158 @@
+"""The Gaussian trajectory: latents along the body from moments, and a residual that is learned.
+
+Volumes are drawn from a Markov chain over positions (`lift.unconditional.moments`); between two
+positions latents are interpolated. On top of it a small network may learn a residual from a
+position's latents and its place, which is 0 at first: at first this *is* the Gaussian, as a
+mixer at first is its z-filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lift.config.plan import MapperPlan
+from lift.mixer.trained import TrainedPart
+from lift.mixer.trajectory import position_code
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """The random numbers of some volumes, standard normal.
+
+    Attributes:
+        joint: (b, K, D).
+        tail: (b, K, tail).
+    """
+
+    joint: Tensor
+    tail: Tensor
+
+    def to(self, device: torch.device) -> GaussianNoise:
+        """The same on another device."""
+        return GaussianNoise(self.joint.to(device), self.tail.to(device))
+
+
+class GaussianTrajectory(TrainedPart):
+    """See the module.
+
+    Args:
+        positions: K.
+        joint: places of the joint state's latents among the decoder's; its last number, the
+            body's length, is none of them.
+        tail: places of the other latents.
+        residual: sizes of the learned network; None: there is none.
+    """
+
+    mean: Tensor
+    first: Tensor
+    step: Tensor
+    noise: Tensor
+    tail_sd: Tensor
+    tail_step: Tensor
+    _order: Tensor
+
+    def __init__(
+        self,
+        positions: int,
+        joint: tuple[int, ...],
+        tail: tuple[int, ...],
+        residual: MapperPlan | None,
+    ) -> None:
+        super().__init__()
+        k, d, t = positions, len(joint) + 1, len(tail)
+        self.positions, self.joint, self.tail = k, joint, tail
+        self.register_buffer("mean", torch.zeros(k, d + t))
+        self.register_buffer("first", torch.zeros(d, d))
+        self.register_buffer("step", torch.zeros(k - 1, d, d))
+        self.register_buffer("noise", torch.zeros(k - 1, d, d))
+        self.register_buffer("tail_sd", torch.zeros(k, t))
+        self.register_buffer("tail_step", torch.zeros(k - 1, t))
+        order = torch.tensor((*joint, *tail)).argsort()
+        self.register_buffer("_order", order, persistent=False)
+        self.octaves = 0
+        self.residual: nn.Sequential | None = None
+        if residual is not None:
+            self.octaves = residual.octaves
+            size = len(joint) + t + 1 + 2 * residual.octaves
+            layers: list[nn.Module] = []
+            for _ in range(residual.layers):
+                layers += [nn.Linear(size, residual.width), nn.SiLU()]
+                size = residual.width
+            out = nn.Linear(size, len(joint) + t)
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
+            self.residual = nn.Sequential(*layers, out)
+
+    def load_gaussian(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the Gaussian, by the names of its tensors.
+
+        Raises:
+            ValueError: a name is missing or extra, or a shape differs.
+        """
+        own = {n: b for n, b in self.named_buffers() if not n.startswith("_")}
+        if set(own) != set(tensors):
+            raise ValueError(f"the Gaussian does not fit: names {sorted(set(own) ^ set(tensors))}")
+        for name, buffer in own.items():
+            if buffer.shape != tensors[name].shape:
+                raise ValueError(
+                    f"the Gaussian does not fit: {name} is {tuple(tensors[name].shape)}, needed "
+                    f"{tuple(buffer.shape)}"
+                )
+        with torch.no_grad():
+            for name, buffer in own.items():
+                buffer.copy_(tensors[name])
+
+    def draw(self, volumes: int, generator: torch.Generator) -> GaussianNoise:
+        """All that is random in `volumes` new volumes, on the CPU: whatever their slices."""
+        k = self.positions
+        return GaussianNoise(
+            torch.randn(volumes, k, len(self.joint) + 1, generator=generator),
+            torch.randn(volumes, k, len(self.tail), generator=generator),
+        )
+
+    def states(self, noise: GaussianNoise) -> Tensor:
+        """Joint state and tail at all positions, (b, K, D + tail)."""
+        d = len(self.joint) + 1
+        state = noise.joint[:, 0] @ self.first.mT
+        rest = noise.tail[:, 0]
+        found = [torch.cat([state, rest * self.tail_sd[0]], dim=1)]
+        for k in range(self.positions - 1):
+            state = state @ self.step[k].mT + noise.joint[:, k + 1] @ self.noise[k].mT
+            carried = self.tail_step[k]
+            rest = (
+                carried * rest + (1 - carried.square()).clamp_min(0).sqrt() * noise.tail[:, k + 1]
+            )
+            found.append(torch.cat([state, rest * self.tail_sd[k + 1]], dim=1))
+        states = torch.stack(found, dim=1) + self.mean
+        # the length is one number of a volume, whatever rounding along the chain does to it
+        states[:, :, d - 1] = states[:, :1, d - 1]
+        return states
+
+    def lengths(self, noise: GaussianNoise) -> Tensor:
+        """The length of each volume's body, in the units of `lift.unconditional.moments`, (b,)."""
+        return self.states(noise)[:, 0, len(self.joint)]
+
+    def forward(self, noise: GaussianNoise, position: Tensor) -> Tensor:
+        """Slice latents, (b, z, L).
+
+        Args:
+            noise: of b volumes.
+            position: of z slices along the body, in [0, 1], (z,), the same for all volumes.
+        """
+        states = self.states(noise)
+        place = position.clamp(0, 1) * (self.positions - 1)
+        lower = place.long().clamp_max(self.positions - 2)
+        share = (place - lower)[None, :, None]
+        between = states[:, lower] * (1 - share) + states[:, lower + 1] * share
+        joint = len(self.joint)
+        latents = torch.cat([between[..., :joint], between[..., joint + 1 :]], dim=2)
+        latents = latents[..., self._order]
+        if self.residual is None:
+            return latents
+        code = position_code(position, self.octaves).expand(len(latents), -1, -1)
+        learned: Tensor = self.residual(torch.cat([latents, code], dim=2))
+        return latents + learned

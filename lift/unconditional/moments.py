@@ -1,0 +1,311 @@
+"""Moments of latent trajectories: what a cohort's volumes are along the body, as exact sums.
+
+A volume becomes a trajectory: the decoder's latents of its slices at K positions from the body's
+first slice to its last, and the body's length. A patient counts once. Of each position the sums
+hold the mean; of the *joint* latents (the first ones, the decoder's style latents and the length)
+also the products within a position and with the next one; of each other latent (the *tail*) its
+square and its product with itself at the next position.
+
+From them a Gaussian follows in closed form, as a Markov chain over positions: with these means
+and covariances, and no other ties. A few thousand numbers, sent once, are all that sites share.
+
+Every patient's numbers are rounded to whole units of 2^-40 once and are integers from then on: no
+order, grouping or splitting of a cohort changes a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.plan import GaussianPlan
+from lift.drifting.release import FEWEST_PATIENTS, rejected
+from lift.drifting.statistics import LARGEST_COHORT
+from lift.errors import DataError
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.grid import BodyVolume
+
+SCALE: Final = 2**40
+"""Units per 1 of the fixed-point form: sums of the largest cohort fit in int64."""
+LARGEST: Final = 8.0
+"""Latents are clipped to this many standard deviations of public slices."""
+PREFIX: Final = "trajectory_"
+GAUSSIAN: Final = "gaussian/"
+"""Prefix of the fitted Gaussian's tensors."""
+_LENGTH_UNIT: Final = 0.1
+_TOLERANCE: Final = 1e-6
+_RELATIVE_RANK: Final = 1e-7
+_PATIENTS: Final = "patients"
+
+
+@dataclass(frozen=True)
+class TrajectoryForm:
+    """How a trajectory's numbers are laid out.
+
+    Attributes:
+        positions: K, along the body.
+        joint: indices of the decoder's latents whose joint covariance is kept.
+        tail: indices of the others.
+    """
+
+    positions: int
+    joint: tuple[int, ...]
+    tail: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """D: numbers of the joint state at one position, the body's length last."""
+        return len(self.joint) + 1
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of everything that the sums hold."""
+        k, d, t = self.positions, self.width, len(self.tail)
+        return {
+            "mean": (k, d + t),
+            "within": (k, d, d),
+            "next": (k - 1, d, d),
+            "tail_within": (k, t),
+            "tail_next": (k - 1, t),
+        }
+
+
+def form_of(plan: GaussianPlan, decoder: FrozenDecoder) -> TrajectoryForm:
+    """The layout for a plan's Gaussian around a decoder."""
+    latent, style = decoder.card.network.latent, decoder.card.network.style_latents
+    axes = min(plan.axes, latent - style)
+    joint = (*range(axes), *range(latent - style, latent))
+    return TrajectoryForm(plan.positions, joint, tuple(range(axes, latent - style)))
+
+
+def trajectory(volume: BodyVolume, decoder: FrozenDecoder, form: TrajectoryForm) -> Tensor:
+    """One volume's trajectory, (K, D + tail), float32, CPU, each number within +-`LARGEST`.
+
+    The length is that from the first slice's centre to the last one's, as the logarithm of its
+    share of the public bodies' mean length, in units of a tenth.
+    """
+    latents = decoder.latents_of(volume.voxels[0, 0]).cpu()
+    at = F.interpolate(latents.T[None], size=form.positions, mode="linear", align_corners=True)[0].T
+    length_mm = max(1, len(latents) - 1) * volume.spacing_mm[0]
+    length = math.log(length_mm / decoder.card.body_length_mm) / _LENGTH_UNIT
+    joint = [at[:, list(form.joint)], torch.full((form.positions, 1), length)]
+    return torch.cat([*joint, at[:, list(form.tail)]], dim=1).clamp(-LARGEST, LARGEST)
+
+
+def body_length_mm(state: Tensor, decoder: FrozenDecoder) -> Tensor:
+    """The inverse of what :func:`trajectory` does to a body's length, any shape, in mm."""
+    return decoder.card.body_length_mm * (state * _LENGTH_UNIT).exp()
+
+
+@dataclass(frozen=True)
+class TrajectorySums:
+    """Moments summed over patients.
+
+    Attributes:
+        form: the layout; only equal ones are added.
+        patients: patients summed.
+        units: name -> int64 tensor of `form.shapes[name]`, in units of 1 / `SCALE`.
+    """
+
+    form: TrajectoryForm
+    patients: int
+    units: Mapping[str, Tensor]
+
+    @classmethod
+    def zero(cls, form: TrajectoryForm) -> TrajectorySums:
+        """The sums of no patient: adding them changes nothing."""
+        units = {name: torch.zeros(s, dtype=torch.int64) for name, s in form.shapes.items()}
+        return cls(form, 0, units)
+
+    def __add__(self, other: TrajectorySums) -> TrajectorySums:
+        """Raises DataError for another layout, or more patients than fit."""
+        patients = self.patients + other.patients
+        if self.form != other.form or patients > LARGEST_COHORT:
+            raise DataError(
+                "cannot add the moments of trajectories",
+                seen=f"{patients} patients, layouts {self.form.shapes} and {other.form.shapes}",
+                remedy=f"One plan and one decoder give one layout; {LARGEST_COHORT} patients fit.",
+            )
+        units = {name: units + other.units[name] for name, units in self.units.items()}
+        return TrajectorySums(self.form, patients, units)
+
+    def mean(self, name: str) -> Tensor:
+        """The average over the patients of one part, float64.
+
+        Raises:
+            DataError: the sums hold no patient.
+        """
+        if self.patients < 1:
+            raise DataError(
+                "cannot make a Gaussian of trajectories",
+                seen="their moments hold no patient",
+                remedy="Gather moments from at least one site with enough patients.",
+            )
+        return self.units[name].double() / SCALE / self.patients
+
+
+def patient_moments(volumes: Sequence[Tensor], form: TrajectoryForm) -> TrajectorySums:
+    """The moments of one patient: the average over the patient's volumes.
+
+    Args:
+        volumes: trajectories, (K, D + tail) each; at least one.
+        form: their layout.
+    """
+    stacked = torch.stack(list(volumes)).double().clamp(-LARGEST, LARGEST)
+    if not bool(torch.isfinite(stacked).all()):
+        raise DataError(
+            "cannot compute a patient's moments",
+            seen="latents that hold NaN or infinity",
+            remedy="Nothing was sent. Check the patient's volumes, or leave the patient out.",
+        )
+    joint, tail = stacked[..., : form.width], stacked[..., form.width :]
+    found = {
+        "mean": stacked,
+        "within": joint[:, :, :, None] * joint[:, :, None, :],
+        "next": joint[:, 1:, :, None] * joint[:, :-1, None, :],
+        "tail_within": tail.square(),
+        "tail_next": tail[:, 1:] * tail[:, :-1],
+    }
+    units = {n: (v.mean(0) * SCALE).round().to(torch.int64) for n, v in found.items()}
+    return TrajectorySums(form, 1, units)
+
+
+def moments_to_arrays(sums: TrajectorySums) -> dict[str, NDArray[np.int64]]:
+    """The sums as named int64 arrays: what a site sends once.
+
+    Raises:
+        DataError: fewer than five patients; nothing may be sent.
+    """
+    if sums.patients < FEWEST_PATIENTS:
+        raise DataError(
+            "cannot send moments of trajectories",
+            seen=f"{sums.patients} patients; at least {FEWEST_PATIENTS} are needed, so that no "
+            "number shows a single patient",
+            remedy="Nothing was sent. The site can still use the other sites' Gaussian.",
+        )
+    arrays = {name: units.numpy() for name, units in sums.units.items()}
+    arrays[_PATIENTS] = np.array([sums.patients], dtype=np.int64)
+    return {PREFIX + name: array for name, array in arrays.items()}
+
+
+def moments_from_arrays(arrays: Mapping[str, NDArray[Any]], form: TrajectoryForm) -> TrajectorySums:
+    """The sums behind :func:`moments_to_arrays`, fit to be added; other names are left alone.
+
+    Raises:
+        UpdateRejectedError: a name is missing or extra, an array has another type or shape, there
+            are too few or too many patients, or no cohort can have these moments.
+    """
+    given = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
+    shapes = {**form.shapes, _PATIENTS: (1,)}
+    if set(given) != set(shapes):
+        raise rejected("its arrays are not exactly the moments of trajectories")
+    for name, shape in shapes.items():
+        if given[name].dtype != np.int64 or given[name].shape != shape:
+            raise rejected(
+                f"'{name}' is {given[name].dtype.name} of shape {given[name].shape}; int64 of "
+                f"shape {shape} is needed"
+            )
+    patients = int(given.pop(_PATIENTS)[0])
+    if not FEWEST_PATIENTS <= patients <= LARGEST_COHORT:
+        raise rejected(
+            f"they hold {patients} patients; {FEWEST_PATIENTS} to {LARGEST_COHORT} are accepted"
+        )
+    sums = TrajectorySums(form, patients, {n: torch.from_numpy(a) for n, a in given.items()})
+    _check_possible(sums)
+    return sums
+
+
+def _check_possible(sums: TrajectorySums) -> None:
+    """Refuse moments that no patients within `LARGEST` have (UpdateRejectedError)."""
+    most = sums.patients * SCALE
+    for name, units in sums.units.items():
+        bound = int(most * (LARGEST if name == "mean" else LARGEST**2)) + sums.patients
+        # an empty tail has no extremes
+        if units.numel() and (int(units.max()) > bound or int(units.min()) < -bound):
+            raise rejected(f"'{name}' is larger than its patients can make it")
+    within = sums.mean("within")
+    if not torch.equal(within, within.mT):
+        raise rejected("the products within a position are not symmetric")
+    first, following, tail = _covariances(sums)
+    pairs = torch.cat(
+        [
+            torch.cat([first[:-1], following.mT], dim=2),
+            torch.cat([following, first[1:]], dim=2),
+        ],
+        dim=1,
+    )
+    least = float(torch.linalg.eigvalsh(pairs).min())
+    if least < -_TOLERANCE or bool((tail[0] < -_TOLERANCE).any()):
+        raise rejected("the moments are not those of any set of patients")
+
+
+def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
+    """The Gaussian with these moments, as a Markov chain over positions, float32.
+
+    x_0 = m_0 + first e_0 and x_{k+1} = m_{k+1} + step_k (x_k - m_k) + noise_k e_{k+1} with standard
+    normal e. Each tail latent is a chain of its own. Where there are fewer patients than numbers,
+    the steps are those of least norm.
+
+    Returns:
+        `gaussian/mean` (K, D + tail), `gaussian/first` (D, D), `gaussian/step` and
+        `gaussian/noise` (K - 1, D, D), `gaussian/tail_sd` (K, tail), `gaussian/tail_step`
+        (K - 1, tail): correlation with the position before.
+
+    Raises:
+        DataError: the sums hold no patient.
+    """
+    within, following, (tail, tail_next) = _covariances(sums)
+    inverse = torch.linalg.pinv(within[:-1], rtol=_RELATIVE_RANK, hermitian=True)
+    step = following @ inverse
+    rest = within[1:] - step @ following.mT
+    sd = tail.clamp_min(0).sqrt()
+    carried = tail_next / (sd[1:] * sd[:-1]).clamp_min(1e-12)
+    found = {
+        "mean": sums.mean("mean"),
+        "first": _root(within[0]),
+        "step": step,
+        "noise": _root(rest),
+        "tail_sd": sd,
+        "tail_step": carried.clamp(-1, 1),
+    }
+    return {GAUSSIAN + name: value.float().contiguous() for name, value in found.items()}
+
+
+def gaussian_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what :func:`fit_gaussian` returns."""
+    k, d, t = form.positions, form.width, len(form.tail)
+    shapes = {
+        "mean": (k, d + t),
+        "first": (d, d),
+        "step": (k - 1, d, d),
+        "noise": (k - 1, d, d),
+        "tail_sd": (k, t),
+        "tail_step": (k - 1, t),
+    }
+    return {GAUSSIAN + name: shape for name, shape in shapes.items()}
+
+
+def _covariances(sums: TrajectorySums) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Within positions (K, D, D), with the next (K - 1, D, D); the same of the tail."""
+    mean = sums.mean("mean")
+    joint, tail = mean[:, : sums.form.width], mean[:, sums.form.width :]
+    within = sums.mean("within") - joint[:, :, None] * joint[:, None, :]
+    following = sums.mean("next") - joint[1:, :, None] * joint[:-1, None, :]
+    tail_within = sums.mean("tail_within") - tail.square()
+    tail_next = sums.mean("tail_next") - tail[1:] * tail[:-1]
+    return within, following, (tail_within, tail_next)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of what is positive in symmetric matrices, (..., D, D)."""
+    levels, axes = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    root: Tensor = (axes * levels.clamp_min(0).sqrt()[..., None, :]) @ axes.mT
+    return root
