@@ -75,7 +75,7 @@ def choose_model(
     config: SiteConfig,
     *,
     mixer: Path | None,
-    steps: int,
+    steps: int | None,
     local: bool,
     progress: Progress,
 ) -> Chosen:
@@ -89,7 +89,7 @@ def choose_model(
     Args:
         config: the site's settings.
         mixer: file `mixer.safetensors`; None takes the one that this site judged last.
-        steps: local steps; 0 leaves that candidate out.
+        steps: local steps; 0 leaves that candidate out, None takes as many as the run had.
         local: also train a mixer on this site alone: takes as long as a run.
         progress: what is being done, how much of it, of how much.
 
@@ -120,7 +120,13 @@ def choose_model(
         trained: dict[str, dict[str, Tensor]] = {}
         if comparable and work.cohort.split.train:
             trained = _trained_here(
-                config, finished, generator, work, progress, steps=steps, local=local
+                config,
+                finished,
+                generator,
+                work,
+                progress,
+                steps=plan.total_steps if steps is None else steps,
+                local=local,
             )
         figures = _figures(finished, generator, work, shared, trained, progress)
     choice = choose(figures if comparable else {}, otherwise=_MIXER)

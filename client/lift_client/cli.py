@@ -249,14 +249,15 @@ def choose(
         typer.Option(help="mixer.safetensors of the coordinator; default: the last one judged."),
     ] = None,
     steps: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--local-steps",
             min=0,
             max=10_000,
-            help="Also try the mixer after so many steps on this site's patients; 0: do not.",
+            help="Also try the mixer after so many steps on this site's patients; 0: do not; "
+            "default: as many as the run had.",
         ),
-    ] = 300,
+    ] = None,
     local: Annotated[
         bool,
         typer.Option(

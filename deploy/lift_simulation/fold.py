@@ -34,7 +34,7 @@ from lift.held_out import (
     z_filter,
     z_median,
 )
-from lift.local import LEARNING_RATE, STEPS, local_steps, train_alone
+from lift.local import LEARNING_RATE, local_steps, train_alone
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
@@ -263,7 +263,8 @@ class Fold:
         """
         mixer = plan_mixer(self._plan, self._generator)
         # what was trained by other settings of the local steps is trained again
-        digest = f"{self._plan.digest()} {STEPS} {LEARNING_RATE:g}"
+        steps = self._plan.total_steps
+        digest = f"{self._plan.digest()} {steps} {LEARNING_RATE:g}"
         starts = {
             _STEPPED + name: finished.mixer for name in self._measured if name in self._joined
         }
@@ -277,7 +278,7 @@ class Fold:
             path = self._folder / "baselines" / f"local_{kind}_{name}.safetensors"
             values = read_baseline(path, digest)
             if values is None and (patients := cohorts[name].part("train")):
-                values = local_steps(mixer, start, patients, self._plan, STEPS, LEARNING_RATE, name)
+                values = local_steps(mixer, start, patients, self._plan, steps, LEARNING_RATE, name)
                 write_baseline(path, values, digest)
             if values is not None:
                 trained[key] = values

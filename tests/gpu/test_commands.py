@@ -94,10 +94,7 @@ def paired(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             plan__split=SPLIT,
         )
         runs[device] = folder / device
-        with pytest.MonkeyPatch.context() as patch:
-            # as many as the run's own: hundreds of steps at a high rate grow any rounding
-            patch.setattr("lift_simulation.fold.STEPS", 2)
-            on(device, "lift-simulate", "--config", config, "--output", runs[device])
+        on(device, "lift-simulate", "--config", config, "--output", runs[device])
     return runs
 
 
