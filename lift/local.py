@@ -29,8 +29,8 @@ from lift.training import train_round
 OWN_MIXER_FILE: Final = "site-mixer.safetensors"
 """In a site's work folder, beside its curves: a mixer of its own, where it chose one."""
 LEARNING_RATE: Final = 5e-3
-"""Chosen on validation patients of four phantom sites, for as many steps as the run had: 50 steps at
-2e-3 gave .2 dB over the run's mixer, 300 at this rate 1.2, .5, .4 and .7 (docs/lab-notes.md)."""
+"""Chosen on validation patients of four phantom sites, for as many steps as the run had: 50 steps
+at 2e-3 gave .2 dB over the run's mixer, 300 at this rate 1.2, .5, .4 and .7 (docs/lab-notes.md)."""
 _CARD: Final = "own mixer"
 _STATEMENT: Final = "chosen at a site, never to leave"
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from torch import Tensor
 
-from lift.assembly import plan_mixer, start_values
+from lift.assembly import plan_mixer
 from lift.calibration import Calibration, calibrated
 from lift.choice import STRENGTHS, USES, Choice, choose
 from lift.cohort.opened import SiteCohort, prepare_patient
@@ -18,8 +18,7 @@ from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.contrast import SiteContrast, others_of
 from lift.curves import ChosenCurves
-from lift.evaluation import mixed, patient_equations, patient_psnr_db, sum_of_equations
-from lift.features import Features
+from lift.evaluation import mixed, patient_equations, patient_psnr_db
 from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     Floats,
@@ -34,7 +33,6 @@ from lift.held_out import (
     z_filter,
     z_median,
 )
-from lift.local import LEARNING_RATE, local_steps, train_alone
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
@@ -46,20 +44,12 @@ from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
-from lift_simulation.baselines import read_baseline, write_baseline
 from lift_simulation.participation import Participation
 from lift_simulation.progress import SITE_LOGS, Reporter
+from lift_simulation.rivals import Rivals, RivalTraining, Values, as_is, fitted
 
 SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 """Rows that are written as volumes, beside the run's own mixer."""
-
-
-_CURVED: Final = "/curves/"
-"""Before the name of a site whose own mixer was trained under its patients' curves."""
-_STEPPED: Final = "/steps/"
-"""Before the name of a site where the run's mixer was trained on."""
-_LONGER: Final = "/longer/"
-"""Before the name of a site whose own mixer was trained on by as many steps: the fair rival."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +162,20 @@ class Fold:
         elif "control_2d" in self._compare:
             with self._reporter.stage("control_2d"):
                 control = self._federate(control_plan, self._folder / "control_2d", guard=False)
-        trained = self._alone(cohorts)
-        if "local_steps" in self._compare:
-            with self._reporter.stage("local_steps"):
-                self._train_on(trained, cohorts, finished)
+        rivals = RivalTraining(
+            self._plan,
+            self._generator,
+            self._folder / "baselines",
+            compare=self._compare,
+            measured=self._measured,
+            joined=self._joined,
+            reporter=self._reporter,
+        ).train(cohorts, finished.mixer)
         for session in self._sessions.values():
             session.close()
         with self._reporter.stage("evaluation"):
             return self._evaluate(
-                cohorts, finished, control, control_plan, trained, synthesis_patients
+                cohorts, finished, control, control_plan, rivals, synthesis_patients
             )
 
     def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
@@ -220,107 +215,13 @@ class Fold:
             run_in_process(main, watched)
         return results[0]
 
-    def _alone(self, cohorts: Mapping[str, SiteCohort]) -> dict[str, dict[str, Tensor]]:
-        """Local-only mixers by site name, and `centralised` on all sites' patients."""
-        trained: dict[str, dict[str, Tensor]] = {}
-        if {"local_only", "local_curves"} & set(self._compare):
-            with self._reporter.stage("local_only"):
-                for name in self._measured:
-                    self._train_locally(trained, name, cohorts[name].part("train"))
-        if "centralised" in self._compare:
-            with self._reporter.stage("centralised"):
-                everyone = [f for name in self._joined for f in cohorts[name].part("train")]
-                trained["/centralised"] = self._train_alone(
-                    self._plan, "centralised", "centralised", everyone
-                )
-        return trained
-
-    def _train_locally(
-        self, trained: dict[str, dict[str, Tensor]], site: str, patients: Sequence[Features]
-    ) -> None:
-        """What a site trains alone: without curves, and with its patients' own where the plan's
-        mixer has them.
-        """
-        if not patients:
-            return
-        if "local_only" in self._compare:
-            plain = _plain(self._plan)
-            trained[site] = self._train_alone(plain, f"local_{site}", site, _as_is(patients))
-        if "local_curves" in self._compare and self._main != "federated":
-            trained[_CURVED + site] = self._train_alone(
-                self._plan, f"local_curves_{site}", site, patients
-            )
-
-    def _train_on(
-        self,
-        trained: dict[str, dict[str, Tensor]],
-        cohorts: Mapping[str, SiteCohort],
-        finished: FinishedRun,
-    ) -> None:
-        """The run's mixer after some more steps at each site that took part.
-
-        What a site trained alone gets as many: else the gain could be that of more training.
-        """
-        mixer = plan_mixer(self._plan, self._generator)
-        # what was trained by other settings of the local steps is trained again
-        steps = self._plan.total_steps
-        digest = f"{self._plan.digest()} {steps} {LEARNING_RATE:g}"
-        starts = {
-            _STEPPED + name: finished.mixer for name in self._measured if name in self._joined
-        }
-        starts |= {
-            _LONGER + name: trained[_CURVED + name]
-            for name in self._measured
-            if _CURVED + name in trained
-        }
-        for done, (key, start) in enumerate(starts.items(), start=1):
-            _, kind, name = key.split("/")
-            path = self._folder / "baselines" / f"local_{kind}_{name}.safetensors"
-            values = read_baseline(path, digest)
-            if values is None and (patients := cohorts[name].part("train")):
-                values = local_steps(mixer, start, patients, self._plan, steps, LEARNING_RATE, name)
-                write_baseline(path, values, digest)
-            if values is not None:
-                trained[key] = values
-            self._reporter.step("local steps", done, len(starts))
-
-    def _train_alone(
-        self, plan: Plan, label: str, site: str, patients: Sequence[Features]
-    ) -> dict[str, Tensor]:
-        """A federation of one on one set of patients.
-
-        The same rounds; a site alone takes the steps that it takes in the federation, the
-        `centralised` training as many as all sites together.
-        """
-        path = self._folder / "baselines" / f"{label}.safetensors"
-        digest = plan.digest()
-        stored = read_baseline(path, digest)
-        if stored is not None:
-            return stored
-        mixer = plan_mixer(plan, self._generator)
-        values = start_values(plan, self._generator, _fitted(patients, plan))
-        if site == "centralised":
-            steps = plan.training.steps * len(self._joined)
-            training = plan.training.model_copy(update={"steps": steps})
-            plan = plan.model_copy(update={"training": training})
-        values = train_alone(
-            mixer,
-            values,
-            patients,
-            plan,
-            site,
-            report=lambda done, total: self._reporter.step(label, done, total),
-        )
-        write_baseline(path, values, digest)
-        return values
-
     def _evaluate(
         self,
         cohorts: Mapping[str, SiteCohort],
         finished: FinishedRun,
         control: FinishedRun | None,
         control_plan: Plan,
-        trained: Mapping[str, dict[str, Tensor]],
+        rivals: Rivals,
         synthesis_patients: int,
     ) -> FoldResult:
         mixer = plan_mixer(self._plan, self._generator)
@@ -344,10 +245,10 @@ class Fold:
                 curves = calibration.chosen.curves
             else:
                 curves = self._sessions[name].site_curves(self._plan, finished.shared)
-            own = self._at_site(cohort, alone, mixer, finished, trained, curves=curves)
+            own = self._at_site(cohort, alone, mixer, finished, rivals, curves=curves)
             if calibration is None:
                 options = _options(own, self._main)
-                choice = self._choose(cohort, alone, mixer, finished, trained)
+                choice = self._choose(cohort, alone, mixer, finished, rivals)
             else:
                 options = self._uses(own, curves, finished.taps)
                 choice = _named(calibration.choice, list(options))
@@ -365,10 +266,12 @@ class Fold:
                 controls["control_2d_z_filter"] = with_mixer(
                     flat, control.mixer, curves=curves, then=refit
                 )
-            if "/centralised" in trained:
-                methods["centralised"] = with_mixer(mixer, trained["/centralised"], curves=curves)
-            if name in trained and calibration is None:
-                result.local_gain_db[name] = self._gain_over(cohort, mixer, finished, trained[name])
+            if rivals.centralised is not None:
+                methods["centralised"] = with_mixer(mixer, rivals.centralised, curves=curves)
+            if name in rivals.local_only and calibration is None:
+                result.local_gain_db[name] = self._gain_over(
+                    cohort, mixer, finished, rivals.local_only[name]
+                )
             for patient in cohort.split.test:
                 held_out = HeldOut(
                     name, patient, cohort.features[patient], self._prepared(cohort, patient)
@@ -379,7 +282,7 @@ class Fold:
                 for m, figures in self._measured_all(held_out, predictions).items():
                     result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
                 if "cross_site" in self._compare:
-                    self._cross(result, held_out, mixer, trained)
+                    self._cross(result, held_out, mixer, rivals.local_only)
                 kept = sum(h.site == name for h, _ in result.synthesis)
                 if kept < synthesis_patients:
                     rows = {m: predictions[m] for m in (*SYNTHESIS_ROWS, self._main)}
@@ -404,11 +307,11 @@ class Fold:
         if "curves" in self._compare and cohort.persons("train", "validation"):
             contrast = site_contrast(cohort)
         if training and "z_filter_local" in self._compare:
-            taps = _fitted(_as_is(training), self._plan)
+            taps = fitted(as_is(training), self._plan)
         if training and contrast is not None:
             curves = contrast.chosen(None).curves
             seen = [features.seen_with(curves) for features in training]
-            under_curves = _fitted(seen, self._plan)
+            under_curves = fitted(seen, self._plan)
         return _Alone(contrast, taps, under_curves)
 
     def _at_site(
@@ -417,7 +320,7 @@ class Fold:
         alone: _Alone,
         mixer: Mixer,
         finished: FinishedRun,
-        trained: Mapping[str, dict[str, Tensor]],
+        rivals: Rivals,
         *,
         curves: Tensor | None,
         without: Collection[str] = (),
@@ -429,7 +332,7 @@ class Fold:
             alone: what it has by itself.
             mixer: an instance of the plan's.
             finished: the federated run.
-            trained: mixers that were trained alone.
+            rivals: what was trained beside the federation.
             curves: the site's under the run's mixer.
             without: validation patients whom no curves may be fitted to.
         """
@@ -443,15 +346,15 @@ class Fold:
             if alone.taps_under_curves is not None:
                 methods["curves_z_filter"] = with_curves(by_itself, then=alone.taps_under_curves)
         methods[self._main] = with_mixer(mixer, finished.mixer, curves=curves)
-        if _STEPPED + name in trained:
-            methods["local_steps"] = with_mixer(mixer, trained[_STEPPED + name], curves=curves)
-        if name in trained:
-            methods["local_only"] = with_mixer(mixer, trained[name])
-        if _CURVED + name in trained:
+        if name in rivals.local_steps:
+            methods["local_steps"] = with_mixer(mixer, rivals.local_steps[name], curves=curves)
+        if name in rivals.local_only:
+            methods["local_only"] = with_mixer(mixer, rivals.local_only[name])
+        if name in rivals.local_curves:
             own = session.site_curves(self._plan, {}, without=without)
-            methods["local_curves"] = with_mixer(mixer, trained[_CURVED + name], curves=own)
-            if _LONGER + name in trained:
-                longer = trained[_LONGER + name]
+            methods["local_curves"] = with_mixer(mixer, rivals.local_curves[name], curves=own)
+            if name in rivals.local_longer:
+                longer = rivals.local_longer[name]
                 methods["local_longer"] = with_mixer(mixer, longer, curves=own)
         return methods
 
@@ -461,7 +364,7 @@ class Fold:
         alone: _Alone,
         mixer: Mixer,
         finished: FinishedRun,
-        trained: Mapping[str, dict[str, Tensor]],
+        rivals: Rivals,
     ) -> Choice:
         """What a site uses, by its validation patients: curves are fitted without each of them.
 
@@ -475,7 +378,7 @@ class Fold:
                 self._plan, finished.shared, without=left_out
             )
             own = self._at_site(
-                cohort, alone, mixer, finished, trained, curves=curves, without=left_out
+                cohort, alone, mixer, finished, rivals, curves=curves, without=left_out
             )
             for name, method in _options(own, self._main).items():
                 psnr_db = patient_psnr_db(features, method(features))
@@ -490,7 +393,7 @@ class Fold:
             return Calibration(ChosenCurves(None, None, {}), Choice("mixer", {}, 0), len(persons))
         shared = {name: tensor.numpy() for name, tensor in finished.shared.items()}
         return calibrated(
-            {name: _as_is(volumes) for name, volumes in persons.items()},
+            {name: as_is(volumes) for name, volumes in persons.items()},
             mixer,
             finished.taps,
             others_of(shared, None, len(self._plan.task.source)),
@@ -515,7 +418,7 @@ class Fold:
         result: FoldResult,
         held_out: HeldOut,
         mixer: Mixer,
-        trained: Mapping[str, dict[str, Tensor]],
+        trained: Mapping[str, Values],
     ) -> None:
         for trained_at in self._sites:
             if trained_at not in trained:
@@ -586,19 +489,3 @@ def _named(choice: Choice, names: Sequence[str]) -> Choice:
 def _with_mixer(plan: Plan, kind: str) -> Plan:
     mixer = plan.mixer.model_copy(update={"kind": kind})
     return plan.model_copy(update={"mixer": mixer})
-
-
-def _plain(plan: Plan) -> Plan:
-    """The plan whose mixer learns the contrast too."""
-    mixer = plan.mixer.model_copy(update={"contrast": "none"})
-    return plan.model_copy(update={"mixer": mixer})
-
-
-def _as_is(patients: Sequence[Features]) -> list[Features]:
-    """The patients with the generator's own prediction."""
-    return [features.seen_with(None) for features in patients]
-
-
-def _fitted(patients: Sequence[Features], plan: Plan) -> Tensor:
-    """The taps of the z-filter of some training patients, (6,)."""
-    return fit(sum_of_equations(patients), plan.mixer.ridge)
