@@ -367,7 +367,8 @@ def generate(
     from lift.device import resolve_device
     from lift.generator.card import known_bundle
     from lift.unconditional.bundle import load_decoder
-    from lift.unconditional.sampling import write_series
+    from lift.unconditional.learning import settings_of
+    from lift.unconditional.sampling import MOST_OUTSIDE, latent_mapper, outside, write_series
 
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "unconditional", "translate")
@@ -393,6 +394,21 @@ def generate(
         ):
             progress.update(task, advance=1)
             sys.stdout.write(f"{path}\n")
+    mapper = latent_mapper(finished.plan, frozen, finished.values)
+    looked_at = min(number, 16)
+    rms = outside(
+        mapper,
+        seed=seed,
+        number=looked_at,
+        slices=slices or settings_of(finished.plan).slices,
+    )
+    if rms > MOST_OUTSIDE:
+        console.print(
+            f"warning: latents of these volumes are far from real ones: RMS {rms:.2f}, real 1 (in "
+            f"the first {looked_at}). The decoder was not made for such: look at the volumes, and "
+            "prefer a run with unconditional.trajectory: gaussian.",
+            highlight=False,
+        )
 
 
 @app.command()

@@ -361,6 +361,8 @@ class UnconditionalPlan(Settings):
     `federation.rounds: 0` they are all there is, otherwise the mapper learns a residual, which is
     0 at first. free: a mapper alone, which nothing keeps near real latents."""
     gaussian: GaussianPlan = GaussianPlan()
+    prior_weight: float = Field(default=1.0, ge=0)
+    """How strongly the mapper's latents are held at the Gaussian's mean and spread."""
     mapper: MapperPlan = MapperPlan()
     loss: Literal["drift", "mmd", "hybrid"] = "hybrid"
     """drift: mean-shift field; mmd: gradient of the squared MMD; hybrid: both, added."""

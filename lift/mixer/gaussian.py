@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from lift.config.plan import MapperPlan
 from lift.mixer.trained import TrainedPart
 from lift.mixer.trajectory import position_code
+
+_SMALL: Final = 1e-4
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,8 @@ class GaussianTrajectory(TrainedPart):
         """The length of each volume's body, in the units of `lift.unconditional.moments`, (b,)."""
         return self.states(noise)[:, 0, len(self.joint)]
 
-    def forward(self, noise: GaussianNoise, position: Tensor) -> Tensor:
-        """Slice latents, (b, z, L).
-
-        Args:
-            noise: of b volumes.
-            position: of z slices along the body, in [0, 1], (z,), the same for all volumes.
-        """
+    def gaussian(self, noise: GaussianNoise, position: Tensor) -> Tensor:
+        """Slice latents before anything is learned, (b, z, L); arguments as in :meth:`forward`."""
         states = self.states(noise)
         place = position.clamp(0, 1) * (self.positions - 1)
         lower = place.long().clamp_max(self.positions - 2)
@@ -150,9 +148,54 @@ class GaussianTrajectory(TrainedPart):
         between = states[:, lower] * (1 - share) + states[:, lower + 1] * share
         joint = len(self.joint)
         latents = torch.cat([between[..., :joint], between[..., joint + 1 :]], dim=2)
-        latents = latents[..., self._order]
+        return latents[..., self._order]
+
+    def forward(self, noise: GaussianNoise, position: Tensor) -> Tensor:
+        """Slice latents, (b, z, L).
+
+        Args:
+            noise: of b volumes.
+            position: of z slices along the body, in [0, 1], (z,), the same for all volumes.
+        """
+        latents = self.gaussian(noise, position)
         if self.residual is None:
             return latents
         code = position_code(position, self.octaves).expand(len(latents), -1, -1)
         learned: Tensor = self.residual(torch.cat([latents, code], dim=2))
         return latents + learned
+
+    def outside(self, latents: Tensor, position: Tensor) -> float:
+        """How far latents lie from the Gaussian: RMS of their distance from its mean, each in units
+        of its own standard deviation there; about 1 inside.
+
+        Args:
+            latents: (b, z, L).
+            position: of the z slices.
+        """
+        d = len(self.joint) + 1
+        variance = [self.first.square().sum(1)]
+        covariance = self.first @ self.first.mT
+        for step, noise in zip(self.step, self.noise, strict=True):
+            covariance = step @ covariance @ step.mT + noise @ noise.mT
+            variance.append(covariance.diagonal())
+        spread = torch.cat([torch.stack(variance)[:, : d - 1], self.tail_sd.square()], dim=1)
+        mean = torch.cat([self.mean[:, : d - 1], self.mean[:, d:]], dim=1)
+        nearest = (position.clamp(0, 1) * (self.positions - 1)).round().long()
+        own = spread[nearest].clamp_min(1e-6)[:, self._order]
+        distance = (latents - mean[nearest][:, self._order]).square() / own
+        return float(distance.mean().sqrt())
+
+
+def held_inside(latents: Tensor, gaussian: Tensor) -> Tensor:
+    """How far a batch's latents have moved in mean and spread from the Gaussian's own, a scalar.
+
+    The mean over places of the squared shift of the mean, and of the logarithm of the variance,
+    over the batch. Both batches come from one noise, so that what is learned is seen, not chance.
+
+    Args:
+        latents: what the mapper gives, (b, z, L).
+        gaussian: the same volumes before anything was learned.
+    """
+    shift = (latents - gaussian).mean(0)
+    spread = (latents.var(0) + _SMALL).log() - (gaussian.var(0) + _SMALL).log()
+    return shift.square().mean() + spread.square().mean()

@@ -24,7 +24,7 @@ from lift.drifting.loss import DriftingLoss, Rows
 from lift.drifting.standardise import RADIUS, clip_length
 from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import ConfigError, DataError
-from lift.mixer.gaussian import GaussianTrajectory
+from lift.mixer.gaussian import GaussianNoise, GaussianTrajectory, held_inside
 from lift.mixer.trajectory import TrajectoryMapper, slice_positions
 from lift.randomness import derive_seed
 from lift.training import TrainedRound, take_steps
@@ -201,7 +201,8 @@ def train_mapper_round(
         seed = derive_seed(plan.seed, "round", round_index, "site", site, "step", step)
         generator = torch.Generator().manual_seed(seed)
         noise = mapper.draw(settings.volumes_per_step, generator).to(mapper.device)
-        volumes = decoder(mapper(noise, position))
+        latents = mapper(noise, position)
+        volumes = decoder(latents)
         groups = draw_groups(public.projection.layout, settings.groups_per_step, generator)
         rows = generated_rows(
             volumes,
@@ -213,6 +214,9 @@ def train_mapper_round(
             places=RandomPlaces(settings.windows_per_step, generator),
         )
         value, _ = loss(rows)
+        if isinstance(mapper, GaussianTrajectory) and isinstance(noise, GaussianNoise):
+            inside = held_inside(latents, mapper.gaussian(noise, position))
+            value = value + settings.prior_weight * inside
         return (value,)
 
     return take_steps(mapper, start, plan, step_losses, round_index, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,8 @@ from lift.volume import write_volume
 Floats = NDArray[np.float32]
 SERIES_FILE: Final = "series.json"
 _CHUNK: Final = 32
+MOST_OUTSIDE: Final = 1.5
+"""RMS of latents, in standard deviations, above which they are said to leave what was seen."""
 # plane -> which of depth, height and width runs along x, y and z
 _DEPTH_HEIGHT_WIDTH: Final = {"axial": (2, 1, 0), "coronal": (2, 0, 1), "sagittal": (0, 2, 1)}
 
@@ -80,12 +83,43 @@ def volume_latents(
         if isinstance(mapper, GaussianTrajectory):
             noise = mapper.draw(1, generator)
             length_mm = float(body_length_mm(mapper.lengths(noise), decoder)[0])
-            from_middle_mm = (torch.arange(slices) - (slices - 1) / 2) * slice_spacing_mm
-            position = (0.5 + from_middle_mm / length_mm).clamp(0, 1)
+            position = slice_places(slices, slice_spacing_mm, length_mm)
             latents: Tensor = mapper(noise, position)[0]
         else:
             latents = mapper(mapper.draw(1, generator), slice_positions(slices))[0]
     return latents
+
+
+def slice_places(slices: int, slice_spacing_mm: float, length_mm: float) -> Tensor:
+    """Positions along a body of this length, the middles of body and volume together, (slices,)."""
+    from_middle_mm = (torch.arange(slices) - (slices - 1) / 2) * slice_spacing_mm
+    return (0.5 + from_middle_mm / length_mm).clamp(0, 1)
+
+
+def outside(mapper: Trajectory, *, seed: int, number: int, slices: int) -> float:
+    """How far latents of the first volumes of a series leave what was seen: RMS, 1 is inside.
+
+    In standard deviations of the Gaussian at each position; of a free mapper, of the decoder's
+    prior. Real latents have about 1 in both.
+
+    Args:
+        mapper: from :func:`latent_mapper`.
+        seed: of the series.
+        number: of volumes looked at.
+        slices: of each.
+    """
+    position = slice_positions(slices)
+    squares = []
+    with torch.no_grad():
+        for index in range(number):
+            generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
+            if isinstance(mapper, GaussianTrajectory):
+                latents = mapper(mapper.draw(1, generator), position)
+                squares.append(mapper.outside(latents, position) ** 2)
+            else:
+                latents = mapper(mapper.draw(1, generator), position)
+                squares.append(float(latents.square().mean()))
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def decoded(decoder: FrozenDecoder, latents: Tensor) -> Iterator[Floats]:

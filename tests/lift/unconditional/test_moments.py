@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lift.config.plan import GaussianPlan, MapperPlan
 from lift.errors import DataError, UpdateRejectedError
-from lift.mixer.gaussian import GaussianTrajectory
+from lift.mixer.gaussian import GaussianTrajectory, held_inside
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.moments import (
@@ -240,3 +240,26 @@ def test_a_volume_becomes_a_trajectory_of_bounded_numbers(decoder: FrozenDecoder
     latents = decoder.latents_of(voxels[0, 0])
     assert torch.allclose(found[0, [0, 1, 2, 4, 5, 6]], latents[0].clamp(-8, 8), atol=1e-6)
     assert torch.allclose(found[-1, [0, 1, 2, 4, 5, 6]], latents[-1].clamp(-8, 8), atol=1e-6)
+
+
+def test_what_is_learned_is_held_at_the_gaussians_mean_and_spread() -> None:
+    mapper = mapper_of(fit_gaussian(sums_of(cohort())))
+    position = torch.linspace(0, 1, 9)
+    own = mapper(mapper.draw(64, torch.Generator().manual_seed(6)), position)
+    assert float(held_inside(own, own)) == 0
+    # one volume becomes another: neither mean nor spread changes
+    assert float(held_inside(own[torch.randperm(64)], own)) < 1e-9
+    assert float(held_inside(own + 0.5, own)) == pytest.approx(0.25, rel=1e-3)
+    assert float(held_inside(3 * own, own)) > 1
+    latents = own.clone().requires_grad_()
+    held_inside(latents + 0.1, own).backward()  # type: ignore[no-untyped-call]
+    assert latents.grad is not None
+    assert bool(torch.isfinite(latents.grad).all())
+
+
+def test_latents_far_from_the_gaussian_are_told_from_its_own() -> None:
+    mapper = mapper_of(fit_gaussian(sums_of(cohort(patients=200))))
+    position = torch.linspace(0, 1, FORM.positions)
+    own = mapper(mapper.draw(2000, torch.Generator().manual_seed(7)), position)
+    assert mapper.outside(own, position) == pytest.approx(1, abs=0.05)
+    assert mapper.outside(4 * own, position) > 2

@@ -14,7 +14,13 @@ from lift.errors import ConfigError
 from lift.slices import to_slices
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
-from lift.unconditional.sampling import generate_volume, write_generated, write_series
+from lift.unconditional.sampling import (
+    generate_volume,
+    outside,
+    slice_places,
+    write_generated,
+    write_series,
+)
 from lift.volume import read_volume
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
@@ -130,3 +136,23 @@ def test_a_series_goes_on_and_another_one_needs_its_own_folder(
             )
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_body_lies_in_the_middle_of_its_volume_and_goes_on_with_its_border() -> None:
+    places = slice_places(9, 2.0, 8.0)
+    assert torch.equal(places, torch.tensor([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]))
+    # a body longer than the volume is cut
+    assert torch.allclose(slice_places(3, 2.0, 8.0), torch.tensor([0.25, 0.5, 0.75]))
+    # thinner slices show the same places
+    assert torch.allclose(slice_places(17, 1.0, 8.0)[::2], places)
+
+
+def test_latents_of_a_mapper_that_left_the_prior_are_noticed(
+    decoder: FrozenDecoder, plan: Plan
+) -> None:
+    mapper = plan_mapper(plan, decoder)
+    assert outside(mapper, seed=1, number=8, slices=12) < 1.5
+    with torch.no_grad():
+        for values in mapper.parameters():
+            values.mul_(3.0)
+    assert outside(mapper, seed=1, number=8, slices=12) > 1.5
