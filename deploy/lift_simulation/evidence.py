@@ -27,13 +27,16 @@ from lift.randomness import derive_seed
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.learning import plan_mapper, settings_of
-from lift.unconditional.pretraining import nearest_latents
-from lift.unconditional.sampling import generate_volume, latent_mapper, write_generated
+from lift.unconditional.sampling import (
+    decoded,
+    generate_volume,
+    latent_mapper,
+    write_generated,
+)
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
 _FEWEST_HELD_OUT: Final = 4
-_SLICES_AT_ONCE: Final = 1024
 _HALVES: Final = 100
 Entry = dict[str, float | int | str | None]
 
@@ -193,29 +196,26 @@ class Evidence:
 
     def _reconstructed(self, volumes: Sequence[BodyVolume]) -> list[BodyVolume]:
         """The nearest volumes that the frozen decoder can make of real ones: its ceiling."""
-        network = self._decoder.network
-        slices = torch.cat([volume.voxels[0, 0] for volume in volumes])[:, None]
         made = []
-        for part in torch.split(slices, _SLICES_AT_ONCE):
-            target = part.to(self._decoder.device)
-            latents = nearest_latents(network, target, self._decoder.card.network.latent)
-            with torch.no_grad():
-                made.append(network(latents)[:, 0].cpu())
-        depths = [volume.voxels.shape[2] for volume in volumes]
-        stacks = torch.split(torch.cat(made), depths)
-        return [
-            BodyVolume(stack[None, None], volume.spacing_mm)
-            for stack, volume in zip(stacks, volumes, strict=True)
-        ]
+        for volume in volumes:
+            latents = self._decoder.latents_of(volume.voxels[0, 0])
+            stack = np.concatenate(list(decoded(self._decoder, latents)))
+            made.append(BodyVolume(torch.from_numpy(stack)[None, None], volume.spacing_mm))
+        return made
 
     def _independent(self) -> list[BodyVolume]:
-        """Every slice from a latent of its own: what the decoder makes without a mapper."""
+        """Every slice from a latent of its own: what the decoder makes without a mapper.
+
+        What the decoder says of a whole volume stays the same for all its slices.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, "independent"))
         network = self._decoder.card.network
         slices = settings_of(self._plan).slices
+        own = network.latent - network.volume_latents
         made = []
         for _ in range(self._count):
             latents = torch.randn(1, slices, network.latent, generator=generator)
+            latents[..., own:] = latents[:, :1, own:].clone()
             with torch.no_grad():
                 voxels = self._decoder(latents.to(self._decoder.device)).cpu()
             made.append(BodyVolume(voxels, self._spacing_mm))

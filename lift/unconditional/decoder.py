@@ -1,23 +1,29 @@
-"""The slice decoder: a latent vector to a slice, frozen after pre-training."""
+"""Slice decoders: a latent vector to a slice, frozen after pre-training; and the way back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
 
-from lift.config.decoder import DecoderCard, SliceDecoderConfig
+from lift.config.decoder import DecoderCard, DecoderConfig, PcaDecoderConfig, SliceDecoderConfig
 from lift.device import device_of
 from lift.drifting.encoder import Encoder
 from lift.drifting.projection import Projection
 from lift.drifting.standardise import Standardisation
 from lift.generator.networks import network_fingerprint
+from lift.unconditional.pca import PcaDecoder
 
-_COARSE = 4
+_COARSE: Final = 4
+_NEAREST_VARIANCE: Final = 0.001
+_NEAREST_STEPS: Final = 150
+_NEAREST_RATE: Final = 0.1
+_SLICES_AT_ONCE: Final = 1024
 
 
 class SliceDecoder(nn.Module):
@@ -59,6 +65,11 @@ class SliceDecoder(nn.Module):
         slices: Tensor = torch.sigmoid(self.image(spread))
         return slices
 
+    def latents_of(self, voxels: Tensor) -> Tensor:
+        """Latents (d, latent) of the nearest slices to one volume's (d, h, w); found by search."""
+        parts = torch.split(voxels[:, None], _SLICES_AT_ONCE)
+        return torch.cat([nearest_latents(self, part, self.config.latent) for part in parts])
+
 
 class SliceEncoder(nn.Module):
     """Slices (n, 1, h, w) to mean and log-variance of their latents; lives in pre-training only."""
@@ -79,6 +90,35 @@ class SliceEncoder(nn.Module):
         return mean, log_variance
 
 
+AnyDecoder = PcaDecoder | SliceDecoder
+
+
+def build_decoder(config: DecoderConfig) -> AnyDecoder:
+    """A decoder of these sizes; its weights are to be loaded."""
+    return PcaDecoder(config) if isinstance(config, PcaDecoderConfig) else SliceDecoder(config)
+
+
+def nearest_latents(
+    network: nn.Module, slices: Tensor, latent: int, steps: int = _NEAREST_STEPS
+) -> Tensor:
+    """Latents (n, latent) whose slices come nearest to given ones (n, 1, h, w), under the prior.
+
+    Minimises the squared error over twice a small variance plus half the latent's square: what
+    the decoder can do at best, whatever an encoder finds.
+    """
+    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
+    optimiser = torch.optim.Adam([latents], lr=_NEAREST_RATE)
+    with torch.enable_grad():
+        for step in range(steps):
+            rate = _NEAREST_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimiser.param_groups[0]["lr"] = rate
+            error = (network(latents) - slices).square().sum() / (2 * _NEAREST_VARIANCE)
+            loss = error + 0.5 * latents.square().sum()
+            (latents.grad,) = torch.autograd.grad(loss, [latents])
+            optimiser.step()
+    return latents.detach()
+
+
 @dataclass(frozen=True)
 class PublicFeatures:
     """What ships beside the weights: how slices become the features of the drifting loss."""
@@ -96,7 +136,7 @@ class FrozenDecoder(nn.Module):
         public: encoder, standardisation and projection of the drifting loss.
     """
 
-    def __init__(self, network: SliceDecoder, card: DecoderCard, public: PublicFeatures) -> None:
+    def __init__(self, network: AnyDecoder, card: DecoderCard, public: PublicFeatures) -> None:
         super().__init__()
         self.network = network
         self.card = card
@@ -121,12 +161,27 @@ class FrozenDecoder(nn.Module):
         slices: Tensor = self.network(latents.flatten(0, 1))
         return slices.view(b, 1, z, *slices.shape[2:])
 
+    def latents_of(self, voxels: Tensor) -> Tensor:
+        """Latents that make one volume's slices again, as nearly as the decoder can.
+
+        They depend on this volume alone, bit for bit on a CPU. The last
+        `card.network.volume_latents` are the same for all its slices.
+
+        Args:
+            voxels: on the decoder's grid (`body_volume`), (d, h, w), values in [0, 1].
+
+        Returns:
+            (d, latent), float32, on the CPU.
+        """
+        with torch.no_grad():
+            return self.network.latents_of(voxels.to(self.device)).cpu()
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights as they are in memory now, computed anew each time."""
         return decoder_fingerprint(self.card.network, self.network.state_dict())
 
 
-def decoder_fingerprint(config: SliceDecoderConfig, tensors: Mapping[str, Tensor]) -> str:
+def decoder_fingerprint(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the architecture and the weights, which are stored as float16."""
     return network_fingerprint(config, {name: tensor.half() for name, tensor in tensors.items()})

@@ -36,7 +36,13 @@ def pretrain_data(public: Path, **changes: object) -> dict[str, object]:
     """Settings of `lift pretrain`, as YAML would hold them."""
     data: dict[str, object] = {
         "kind": "unconditional",
-        "network": {"image": [24, 16], "pixel_mm": 4.0, "latent": 6, "hidden": [16, 24]},
+        "network": {
+            "name": "slice_decoder",
+            "image": [24, 16],
+            "pixel_mm": 4.0,
+            "latent": 6,
+            "hidden": [16, 24],
+        },
         "target": CHANNEL,
         "cohorts": [{"layout": "brats", "root": str(public)}],
         "training_data": "Random ellipsoids made by a test.",
