@@ -204,20 +204,13 @@ class Evidence:
         return made
 
     def _independent(self) -> list[BodyVolume]:
-        """Every slice from a latent of its own: what the decoder makes without a mapper.
-
-        What the decoder says of a whole volume stays the same for all its slices.
-        """
+        """Every slice from a latent of its own: what the decoder makes without a mapper."""
         generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, "independent"))
-        network = self._decoder.card.network
-        slices = settings_of(self._plan).slices
-        own = network.latent - network.volume_latents
         made = []
         for _ in range(self._count):
-            latents = torch.randn(1, slices, network.latent, generator=generator)
-            latents[..., own:] = latents[:, :1, own:].clone()
+            latents = self._decoder.draw_slices(settings_of(self._plan).slices, generator)
             with torch.no_grad():
-                voxels = self._decoder(latents.to(self._decoder.device)).cpu()
+                voxels = self._decoder(latents[None].to(self._decoder.device)).cpu()
             made.append(BodyVolume(voxels, self._spacing_mm))
         return made
 

@@ -176,6 +176,16 @@ class FrozenDecoder(nn.Module):
         with torch.no_grad():
             return self.network.latents_of(voxels.to(self.device)).cpu()
 
+    def draw_slices(self, slices: int, generator: torch.Generator) -> Tensor:
+        """Latents of slices that know nothing of each other, (slices, latent), on the CPU.
+
+        Standard normal; those of the whole volume's grey scale are drawn once for all slices.
+        """
+        network = self.card.network
+        latents = torch.randn(slices, network.latent, generator=generator)
+        own = network.latent - network.volume_latents
+        return torch.cat([latents[:, :own], latents[:1, own:].expand(slices, -1)], dim=1)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights as they are in memory now, computed anew each time."""
