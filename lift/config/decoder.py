@@ -163,7 +163,7 @@ class DecoderPretrainConfig(Settings):
     steps: int = Field(default=3000, ge=1)
     batch_slices: int = Field(default=64, ge=2, le=4096)
     learning_rate: Positive = 2e-3
-    noise_variance: Positive = 0.01
+    noise_variance: Positive = 0.0005
     """Variance of a pixel around the decoded slice: smaller means sharper and less smooth a
     latent space."""
     shift_px: int = Field(default=2, ge=0, le=16)

@@ -21,7 +21,7 @@ from lift.unconditional.pca import PcaDecoder
 
 _COARSE: Final = 4
 _NEAREST_VARIANCE: Final = 0.001
-_NEAREST_STEPS: Final = 150
+_NEAREST_STEPS: Final = 300
 _NEAREST_RATE: Final = 0.1
 _SLICES_AT_ONCE: Final = 1024
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from lift.cohort.layouts import list_patients
 from lift.config.cohort import CohortData
 from lift.config.decoder import (
-    STYLE_LATENTS,
     DecoderCard,
     DecoderPretrainConfig,
     PcaDecoderConfig,
@@ -40,7 +39,7 @@ from lift.drifting.features import raw_features
 from lift.drifting.groups import GroupLayout
 from lift.drifting.projection import fit_projection
 from lift.drifting.standardise import fit_standardisation
-from lift.errors import DataError, GeneratorError
+from lift.errors import DataError
 from lift.generator.pretraining import (
     Progress,
     Report,
@@ -54,10 +53,9 @@ from lift.unconditional.bundle import save_decoder
 from lift.unconditional.decoder import AnyDecoder, PublicFeatures, decoder_fingerprint
 from lift.unconditional.grid import BodyVolume, body_volume
 from lift.unconditional.pca import fit_pca
+from lift.unconditional.worth import ceiling_psnr_db, check_worth, equal_pca
 
 logger = logging.getLogger(__name__)
-MARGIN_DB: Final = 0.25
-"""What a trained decoder has to be better by than a PCA with as many latents."""
 _FEWEST_PATIENTS: Final = 2
 
 
@@ -69,9 +67,14 @@ class PublicVolume:
     body: BodyVolume
 
     @property
+    def voxels(self) -> Tensor:
+        """(d, h, w)."""
+        return self.body.voxels[0, 0]
+
+    @property
     def slices(self) -> Tensor:
         """(d, 1, h, w)."""
-        return self.body.voxels[0, 0][:, None]
+        return self.voxels[:, None]
 
 
 @dataclass(frozen=True)
@@ -231,45 +234,6 @@ def fit_public_features(
     return PublicFeatures(encoder, standardisation, projection)
 
 
-def ceiling_psnr_db(network: AnyDecoder, volumes: Sequence[PublicVolume]) -> float:
-    """Mean PSNR of the nearest slices that a decoder can make, in dB; whatever their order."""
-    figures = []
-    for volume in volumes:
-        with torch.no_grad():
-            made = network(network.latents_of(volume.slices[:, 0]))
-        error = float((made - volume.slices).double().square().mean())
-        figures.append(-10 * math.log10(max(error, 1e-14)))
-    return round(math.fsum(figures) / len(figures), 3)
-
-
-def check_worth(psnr_db: float, pca_psnr_db: float, *, allow_weaker: bool) -> bool:
-    """Whether a trained decoder is not better than a PCA by `MARGIN_DB`, where that is allowed.
-
-    Args:
-        psnr_db: of held-out slices that the decoder reconstructs.
-        pca_psnr_db: of the same by a PCA with as many latents.
-        allow_weaker: log it and go on.
-
-    Raises:
-        GeneratorError: it is not, and it is not allowed.
-    """
-    if psnr_db >= pca_psnr_db + MARGIN_DB:
-        return False
-    if allow_weaker:
-        logger.warning(
-            "event=decoder_weaker_than_pca psnr_db=%.3f pca_psnr_db=%.3f", psnr_db, pca_psnr_db
-        )
-        return True
-    raise GeneratorError(
-        "the trained slice decoder is not worth its place",
-        where="network",
-        seen=f"held-out slices: {psnr_db:.2f} dB; a PCA with as many latents {pca_psnr_db:.2f} dB; "
-        f"needed: {MARGIN_DB} dB more than that",
-        remedy="No bundle was written; the checkpoint is kept. Choose network.name pca, train "
-        "longer or with a smaller noise_variance, or set allow_weaker_than_pca: true.",
-    )
-
-
 def _closed_form(
     config: DecoderPretrainConfig,
     network: PcaDecoderConfig,
@@ -277,9 +241,10 @@ def _closed_form(
     validation: Sequence[PublicVolume],
 ) -> _Made:
     def fitted(volumes: Sequence[PublicVolume]) -> AnyDecoder:
-        return fit_pca(network, [v.slices[:, 0] for v in volumes], mirror=config.mirrors)
+        return fit_pca(network, [v.voxels for v in volumes], mirror=config.mirrors)
 
-    psnr_db = ceiling_psnr_db(fitted(training), validation) if validation else None
+    unseen = [volume.voxels for volume in validation]
+    psnr_db = ceiling_psnr_db(fitted(training), unseen) if unseen else None
     return _Made(fitted([*training, *validation]), 0, psnr_db, psnr_db)
 
 
@@ -307,15 +272,10 @@ def _trained(
     decoder.load_state_dict({n: t.half().float() for n, t in decoder.state_dict().items()})
     if not validation:
         return _Made(decoder, config.steps, None, None)
-    rival = PcaDecoderConfig(
-        name="pca",
-        axes=min(network.latent - STYLE_LATENTS, len(slices) - 1),
-        image=network.image,
-        pixel_mm=network.pixel_mm,
-    )
-    psnr_db = ceiling_psnr_db(decoder, validation)
-    pca = fit_pca(rival, [volume.slices[:, 0] for volume in training])
-    pca_psnr_db = ceiling_psnr_db(pca, validation)
+    unseen = [volume.voxels for volume in validation]
+    psnr_db = ceiling_psnr_db(decoder, unseen)
+    pca = equal_pca(network, [volume.voxels for volume in training])
+    pca_psnr_db = ceiling_psnr_db(pca, unseen)
     logger.info("event=decoder_compared psnr_db=%.3f pca_psnr_db=%.3f", psnr_db, pca_psnr_db)
     weaker = check_worth(psnr_db, pca_psnr_db, allow_weaker=config.allow_weaker_than_pca)
     return _Made(decoder, config.steps, psnr_db, pca_psnr_db, weaker)

@@ -25,14 +25,8 @@ from lift.unconditional.learning import (
     sums_of,
     train_mapper_round,
 )
-from lift.unconditional.pretraining import (
-    MARGIN_DB,
-    PublicVolume,
-    ceiling_psnr_db,
-    check_worth,
-    pretrain_decoder,
-    read_public_volumes,
-)
+from lift.unconditional.pretraining import PublicVolume, pretrain_decoder, read_public_volumes
+from lift.unconditional.worth import MARGIN_DB, ceiling_psnr_db, check_worth
 from tests.end_to_end.tiny_run import patient_name, write_nifti
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,
@@ -58,7 +52,7 @@ def test_latents_of_a_volume_make_it_again_better_than_another_volumes_do(
     kind: str, unseen: list[PublicVolume], request: pytest.FixtureRequest
 ) -> None:
     decoder: FrozenDecoder = request.getfixturevalue(kind)
-    one, other = (volume.body.voxels[0, 0] for volume in unseen[:2])
+    one, other = (volume.voxels for volume in unseen[:2])
     latents = decoder.latents_of(one)
     assert latents.shape == (len(one), 6)
     assert latents.dtype == torch.float32
@@ -241,10 +235,10 @@ def test_the_ceiling_is_that_of_the_volumes_whatever_their_order(
     pca: FrozenDecoder, unseen: list[PublicVolume]
 ) -> None:
     errors = []
-    for volume in unseen:
-        voxels = volume.body.voxels[0, 0]
+    volumes = [volume.voxels for volume in unseen]
+    for voxels in volumes:
         made = pca(pca.latents_of(voxels)[None])[0, 0]
         errors.append(-10 * np.log10(float((made - voxels).double().square().mean())))
-    found = ceiling_psnr_db(pca.network, unseen)
+    found = ceiling_psnr_db(pca.network, volumes)
     assert found == pytest.approx(np.mean(errors), abs=0.01)
-    assert found == ceiling_psnr_db(pca.network, unseen[::-1])
+    assert found == ceiling_psnr_db(pca.network, volumes[::-1])

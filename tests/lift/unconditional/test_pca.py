@@ -182,7 +182,7 @@ def test_latents_far_outside_the_prior_give_slices_and_find_their_way_back() -> 
     for _ in range(200):
         loss = (decoder(latents) - goal).square().mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     assert float(loss.detach()) < 1e-3
 
