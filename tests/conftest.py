@@ -61,6 +61,22 @@ def decoder(decoder_bundle: Path) -> FrozenDecoder:
 
 
 @pytest.fixture(scope="session")
+def pca_bundle(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a PCA decoder of the same public volumes, with as many latents."""
+    from tests.lift.unconditional.tiny_decoder import make_pca
+
+    return make_pca(decoder_bundle.parent / "public", tmp_path_factory.mktemp("pca"))
+
+
+@pytest.fixture(scope="session")
+def pca(pca_bundle: Path) -> FrozenDecoder:
+    """The frozen PCA decoder of the bundle."""
+    from tests.lift.unconditional.tiny_decoder import tiny_decoder
+
+    return tiny_decoder(pca_bundle)
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Volumes, bundle and settings that no test changes; results go into folders of their own."""
     from tests.end_to_end.tiny_run import make_tiny_run

@@ -28,7 +28,12 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.learning import Trajectory, plan_mapper, settings_of
 from lift.unconditional.moments import GAUSSIAN
-from lift.unconditional.sampling import generate_volume, latent_mapper, write_generated
+from lift.unconditional.sampling import (
+    decoded,
+    generate_volume,
+    latent_mapper,
+    write_generated,
+)
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
@@ -205,21 +210,18 @@ class Evidence:
         made = []
         for volume in volumes:
             latents = self._decoder.latents_of(volume.voxels[0, 0])
-            with torch.no_grad():
-                slices = self._decoder.network(latents.to(self._decoder.device))[:, 0].cpu()
-            made.append(BodyVolume(slices[None, None], volume.spacing_mm))
+            stack = np.concatenate(list(decoded(self._decoder, latents)))
+            made.append(BodyVolume(torch.from_numpy(stack)[None, None], volume.spacing_mm))
         return made
 
     def _independent(self) -> list[BodyVolume]:
         """Every slice from a latent of its own: what the decoder makes without a mapper."""
         generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, "independent"))
-        network = self._decoder.card.network
-        slices = settings_of(self._plan).slices
         made = []
         for _ in range(self._count):
-            latents = torch.randn(1, slices, network.latent, generator=generator)
+            latents = self._decoder.draw_slices(settings_of(self._plan).slices, generator)
             with torch.no_grad():
-                voxels = self._decoder(latents.to(self._decoder.device)).cpu()
+                voxels = self._decoder(latents[None].to(self._decoder.device)).cpu()
             made.append(BodyVolume(voxels, self._spacing_mm))
         return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,42 @@ from lift.config.plan import Digest, Name, NormalisationRule, Positive, Preproce
 
 Side = Annotated[int, Field(ge=16, le=1024)]
 Hidden = Annotated[int, Field(ge=8, le=4096)]
+STYLE_LATENTS: Final = 2
+"""Latents of a volume's grey scale in a PCA decoder."""
 
 
-class SliceDecoderConfig(Settings):
+class _DecoderImage(Settings):
+    """The grid on which a decoder makes slices."""
+
+    image: tuple[Side, Side]
+    """Rows and columns of a slice."""
+    pixel_mm: Positive
+    """Side of its pixels."""
+
+
+class PcaDecoderConfig(_DecoderImage):
+    """Principal axes of public slices whose grey scale is taken out: a closed form.
+
+    A slice's latent vector holds the scores of the axes, then two numbers of its whole volume's
+    grey scale (its mean and the logarithm of its standard deviation).
+    """
+
+    name: Literal["pca"]
+    axes: int = Field(ge=2, le=1024)
+    """Principal axes that are kept."""
+
+    @property
+    def latent(self) -> int:
+        """Numbers of a slice's latent vector."""
+        return self.axes + STYLE_LATENTS
+
+    @property
+    def volume_latents(self) -> int:
+        """How many of them, the last ones, are the same for all slices of a volume."""
+        return STYLE_LATENTS
+
+
+class SliceDecoderConfig(_DecoderImage):
     """A frozen network from a latent vector to a slice.
 
     `dense` layers are cheap for small slices; `convolutional` ones, which double the sides
@@ -23,19 +56,15 @@ class SliceDecoderConfig(Settings):
 
     name: Literal["slice_decoder"] = "slice_decoder"
     layers: Literal["dense", "convolutional"] = "dense"
-    latent: int = Field(default=32, ge=4, le=512)
+    latent: int = Field(default=64, ge=4, le=512)
     """Numbers of a slice's latent vector, standard normal over public slices."""
     hidden: tuple[Hidden, ...] = Field(default=(128, 256), min_length=1, max_length=4)
     """Units of the hidden layers; the last are channels at a quarter of the resolution when
     convolutional."""
-    image: tuple[Side, Side]
-    """Rows and columns of a slice."""
-    pixel_mm: Positive
-    """Side of its pixels."""
 
     @property
-    def style_latents(self) -> int:
-        """How many of the last latents are the same for all slices of a volume: none."""
+    def volume_latents(self) -> int:
+        """Latents that are the same for all slices of a volume: none."""
         return 0
 
     @model_validator(mode="after")
@@ -44,6 +73,8 @@ class SliceDecoderConfig(Settings):
             raise ValueError(f"the image's sides must be multiples of 8 (seen: {self.image})")
         return self
 
+
+DecoderConfig = Annotated[PcaDecoderConfig | SliceDecoderConfig, Field(discriminator="name")]
 
 PyramidName = Literal["texture", "shape"]
 
@@ -64,7 +95,7 @@ class DecoderCard(Settings):
 
     format_version: Literal[1] = 1
     kind: Literal["unconditional"]
-    network: SliceDecoderConfig
+    network: DecoderConfig
     source: tuple[Name, ...] = Field(default=(), max_length=0)
     """Always empty: nothing goes in but a latent vector."""
     target: Name
@@ -82,8 +113,13 @@ class DecoderCard(Settings):
     """SHA-256 of the architecture and the weights as they are stored."""
     made_with: str = Field(min_length=1)
     trained_steps: int = Field(ge=0)
+    """Optimiser steps; 0 for a closed form."""
     validation_psnr_db: float | None = None
     """Of reconstructed slices of validation patients; null when there were none."""
+    pca_psnr_db: float | None = None
+    """The same of a PCA with as many latents, fitted on the same slices."""
+    weaker_than_pca: bool = False
+    """It is not better than that PCA by the margin; its settings allowed this."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -92,11 +128,27 @@ class DecoderCard(Settings):
         return self
 
 
+_OF_TRAINING: Final = frozenset(
+    {
+        "allow_weaker_than_pca",
+        "steps",
+        "batch_slices",
+        "learning_rate",
+        "noise_variance",
+        "shift_px",
+        "gamma_sd",
+        "encoder_channels",
+        "checkpoint_steps",
+    }
+)
+"""Settings that a closed form does not have."""
+
+
 class DecoderPretrainConfig(Settings):
     """Settings of `lift pretrain` for an unconditional generator."""
 
     kind: Literal["unconditional"]
-    network: SliceDecoderConfig
+    network: DecoderConfig
     target: Name
     """The channel to learn."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
@@ -105,16 +157,20 @@ class DecoderPretrainConfig(Settings):
     training_data: str = Field(min_length=1)
     """Statement: which data the weights were trained on."""
     licence: str = Field(min_length=1)
+    allow_weaker_than_pca: bool = False
+    """Write a trained decoder that is hardly better than a PCA with as many latents, or worse;
+    without this it is refused."""
     steps: int = Field(default=3000, ge=1)
     batch_slices: int = Field(default=64, ge=2, le=4096)
     learning_rate: Positive = 2e-3
-    noise_variance: Positive = 0.01
+    noise_variance: Positive = 0.0005
     """Variance of a pixel around the decoded slice: smaller means sharper and less smooth a
     latent space."""
     shift_px: int = Field(default=2, ge=0, le=16)
     """Slices are shifted at random by up to so many pixels."""
-    flip: bool = True
-    """Slices are mirrored left to right at random; never sagittal ones."""
+    flip: bool | None = None
+    """Slices are mirrored left to right, never sagittal ones: a trained network's at random, a
+    PCA's as slices of their own. Left out: yes for a trained network, no for a PCA."""
     gamma_sd: float = Field(default=0.15, ge=0, lt=1)
     """Spread of the logarithm of a random exponent: other contrasts than the public ones."""
     encoder_channels: int = Field(default=24, ge=4, le=256)
@@ -143,3 +199,16 @@ class DecoderPretrainConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int = Field(default=2, ge=1, le=256)
     checkpoint_steps: int = Field(default=500, ge=1)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether public slices are mirrored."""
+        wanted = self.network.name == "slice_decoder" if self.flip is None else self.flip
+        return wanted and self.preprocessing.plane != "sagittal"
+
+    @model_validator(mode="after")
+    def _closed_form_takes_no_steps(self) -> Self:
+        given = sorted(_OF_TRAINING & self.model_fields_set)
+        if self.network.name == "pca" and given:
+            raise ValueError(f"a PCA is not trained: leave out {', '.join(given)}")
+        return self

@@ -24,9 +24,10 @@ from lift.generator.bundle import check_fingerprint, check_tensors, load_bundle,
 from lift.generator.card import CARD_FILE, WEIGHTS_FILE, damaged_bundle, read_card
 from lift.generator.networks import FrozenGenerator
 from lift.unconditional.decoder import (
+    AnyDecoder,
     FrozenDecoder,
     PublicFeatures,
-    SliceDecoder,
+    build_decoder,
     decoder_fingerprint,
 )
 
@@ -36,7 +37,7 @@ AnyGenerator = FrozenGenerator | FrozenDecoder
 
 
 def save_decoder(
-    folder: Path, network: SliceDecoder, card: DecoderCard, public: PublicFeatures
+    folder: Path, network: AnyDecoder, card: DecoderCard, public: PublicFeatures
 ) -> str:
     """Write the bundle, the card last, and return its fingerprint.
 
@@ -92,7 +93,7 @@ def load_decoder(
             remedy="Give the bundle that the mixer was trained with.",
         )
     tensors = read_weights(folder)
-    network = SliceDecoder(card.network)
+    network = build_decoder(card.network)
     check_tensors(tensors, {n: t.half() for n, t in network.state_dict().items()}, folder)
     found = decoder_fingerprint(card.network, tensors)
     check_fingerprint(found, card.fingerprint, "its card", folder)

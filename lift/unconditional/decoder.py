@@ -1,4 +1,4 @@
-"""The slice decoder: a latent vector to a slice, frozen after pre-training."""
+"""Slice decoders: a latent vector to a slice, frozen after pre-training; and the way back."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
 
-from lift.config.decoder import DecoderCard, SliceDecoderConfig
+from lift.config.decoder import DecoderCard, DecoderConfig, PcaDecoderConfig, SliceDecoderConfig
 from lift.device import device_of
 from lift.drifting.encoder import Encoder
 from lift.drifting.projection import Projection
 from lift.drifting.standardise import Standardisation
 from lift.generator.networks import network_fingerprint
+from lift.unconditional.pca import PcaDecoder
 
-_COARSE = 4
-_CEILING_VARIANCE = 0.001
+_COARSE: Final = 4
+_NEAREST_VARIANCE: Final = 0.001
+_NEAREST_STEPS: Final = 300
+_NEAREST_RATE: Final = 0.1
+_SLICES_AT_ONCE: Final = 1024
 
 
 class SliceDecoder(nn.Module):
@@ -61,6 +65,11 @@ class SliceDecoder(nn.Module):
         slices: Tensor = torch.sigmoid(self.image(spread))
         return slices
 
+    def latents_of(self, voxels: Tensor) -> Tensor:
+        """Latents (d, latent) of the nearest slices to one volume's (d, h, w); found by search."""
+        parts = torch.split(voxels[:, None], _SLICES_AT_ONCE)
+        return torch.cat([nearest_latents(self, part, self.config.latent) for part in parts])
+
 
 class SliceEncoder(nn.Module):
     """Slices (n, 1, h, w) to mean and log-variance of their latents; lives in pre-training only."""
@@ -81,6 +90,35 @@ class SliceEncoder(nn.Module):
         return mean, log_variance
 
 
+AnyDecoder = PcaDecoder | SliceDecoder
+
+
+def build_decoder(config: DecoderConfig) -> AnyDecoder:
+    """A decoder of these sizes; its weights are to be loaded."""
+    return PcaDecoder(config) if isinstance(config, PcaDecoderConfig) else SliceDecoder(config)
+
+
+def nearest_latents(
+    network: nn.Module, slices: Tensor, latent: int, steps: int = _NEAREST_STEPS
+) -> Tensor:
+    """Latents (n, latent) whose slices come nearest to given ones (n, 1, h, w), under the prior.
+
+    Minimises the squared error over twice a small variance plus half the latent's square: what
+    the decoder can do at best, whatever an encoder finds.
+    """
+    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
+    optimiser = torch.optim.Adam([latents], lr=_NEAREST_RATE)
+    with torch.enable_grad():
+        for step in range(steps):
+            rate = _NEAREST_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimiser.param_groups[0]["lr"] = rate
+            error = (network(latents) - slices).square().sum() / (2 * _NEAREST_VARIANCE)
+            loss = error + 0.5 * latents.square().sum()
+            (latents.grad,) = torch.autograd.grad(loss, [latents])
+            optimiser.step()
+    return latents.detach()
+
+
 @dataclass(frozen=True)
 class PublicFeatures:
     """What ships beside the weights: how slices become the features of the drifting loss."""
@@ -98,7 +136,7 @@ class FrozenDecoder(nn.Module):
         public: encoder, standardisation and projection of the drifting loss.
     """
 
-    def __init__(self, network: SliceDecoder, card: DecoderCard, public: PublicFeatures) -> None:
+    def __init__(self, network: AnyDecoder, card: DecoderCard, public: PublicFeatures) -> None:
         super().__init__()
         self.network = network
         self.card = card
@@ -124,9 +162,29 @@ class FrozenDecoder(nn.Module):
         return slices.view(b, 1, z, *slices.shape[2:])
 
     def latents_of(self, voxels: Tensor) -> Tensor:
-        """Latents of one volume's slices, (d, h, w) in [0, 1] to (d, latent)."""
-        target = voxels[:, None].to(self.device)
-        return nearest_latents(self.network, target, self.card.network.latent)
+        """Latents that make one volume's slices again, as nearly as the decoder can.
+
+        They depend on this volume alone, bit for bit on a CPU. The last
+        `card.network.volume_latents` are the same for all its slices.
+
+        Args:
+            voxels: on the decoder's grid (`body_volume`), (d, h, w), values in [0, 1].
+
+        Returns:
+            (d, latent), float32, on the CPU.
+        """
+        with torch.no_grad():
+            return self.network.latents_of(voxels.to(self.device)).cpu()
+
+    def draw_slices(self, slices: int, generator: torch.Generator) -> Tensor:
+        """Latents of slices that know nothing of each other, (slices, latent), on the CPU.
+
+        Standard normal; those of the whole volume's grey scale are drawn once for all slices.
+        """
+        network = self.card.network
+        latents = torch.randn(slices, network.latent, generator=generator)
+        own = network.latent - network.volume_latents
+        return torch.cat([latents[:, :own], latents[:1, own:].expand(slices, -1)], dim=1)
 
     @property
     def fingerprint(self) -> str:
@@ -134,24 +192,6 @@ class FrozenDecoder(nn.Module):
         return decoder_fingerprint(self.card.network, self.network.state_dict())
 
 
-def nearest_latents(network: nn.Module, slices: Tensor, latent: int, steps: int = 150) -> Tensor:
-    """Latents (n, latent) whose slices come nearest to given ones, under the prior.
-
-    Minimises the squared error over twice the noise's variance plus half the latent's square:
-    what the decoder can do at best, whatever an encoder finds.
-    """
-    latents = torch.zeros(len(slices), latent, device=slices.device, requires_grad=True)
-    optimiser = torch.optim.Adam([latents], lr=0.1)
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        error = (network(latents) - slices).square().sum() / (2 * _CEILING_VARIANCE)
-        loss = error + 0.5 * latents.square().sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return latents.detach()
-
-
-def decoder_fingerprint(config: SliceDecoderConfig, tensors: Mapping[str, Tensor]) -> str:
+def decoder_fingerprint(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the architecture and the weights, which are stored as float16."""
     return network_fingerprint(config, {name: tensor.half() for name, tensor in tensors.items()})

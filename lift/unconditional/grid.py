@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lift.config.decoder import SliceDecoderConfig
+from lift.config.decoder import DecoderConfig
 from lift.drifting.groups import GroupLayout, check_extent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def whole_extent(volumes: int, depth: int, height: int, width: int) -> Tensor:
 
 
 def body_volume(
-    prepared: Prepared, decoder: SliceDecoderConfig, layout: GroupLayout, name: str
+    prepared: Prepared, decoder: DecoderConfig, layout: GroupLayout, name: str
 ) -> BodyVolume:
     """One prepared patient on the decoder's grid.
 

@@ -2,7 +2,7 @@
 
 A volume becomes a trajectory: the decoder's latents of its slices at K positions from the body's
 first slice to its last, and the body's length. A patient counts once. Of each position the sums
-hold the mean; of the *joint* latents (the first ones, the decoder's style latents and the length)
+hold the mean; of the *joint* latents (the first ones, those of the volume's grey scale and the length)
 also the products within a position and with the next one; of each other latent (the *tail*) its
 square and its product with itself at the next position.
 
@@ -80,7 +80,7 @@ class TrajectoryForm:
 
 def form_of(plan: GaussianPlan, decoder: FrozenDecoder) -> TrajectoryForm:
     """The layout for a plan's Gaussian around a decoder."""
-    latent, style = decoder.card.network.latent, decoder.card.network.style_latents
+    latent, style = decoder.card.network.latent, decoder.card.network.volume_latents
     axes = min(plan.axes, latent - style)
     joint = (*range(axes), *range(latent - style, latent))
     return TrajectoryForm(plan.positions, joint, tuple(range(axes, latent - style)))

@@ -1,19 +1,16 @@
-"""A slice decoder from public slices: a variational autoencoder, of which the decoder stays.
+"""A slice decoder from public slices: principal axes, or a trained network that does better.
 
-Latents are brought to mean 0 and covariance 1 over the public slices, and this is folded into
-the decoder's first layer: a standard normal vector is a likely slice. Beside the decoder come
-the public files of the drifting loss, fitted on the same volumes.
+Beside the decoder come the public files of the drifting loss, fitted on the same volumes.
+
+A trained network is worth its place where it reconstructs public slices that were held out
+better than a PCA with as many latents does; else it is refused.
 
 On one kind of CPU with a fixed number of threads the same settings and data give the
 bit-identical bundle, whether or not the training was interrupted.
-
-Source: Kingma and Welling 2014, arXiv:1312.6114.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,12 +20,17 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lift.cohort.layouts import list_patients
 from lift.config.cohort import CohortData
-from lift.config.decoder import DecoderCard, DecoderPretrainConfig, PublicFeaturesCard
+from lift.config.decoder import (
+    DecoderCard,
+    DecoderPretrainConfig,
+    PcaDecoderConfig,
+    PublicFeaturesCard,
+    SliceDecoderConfig,
+)
 from lift.config.plan import MixerPlan, Plan, TaskPlan, UnconditionalPlan
 from lift.config.privacy import NoPrivacy
 from lift.device import fix_threads
@@ -39,32 +41,21 @@ from lift.drifting.projection import fit_projection
 from lift.drifting.standardise import fit_standardisation
 from lift.errors import DataError
 from lift.generator.pretraining import (
-    CHECKPOINT_FILE,
     Progress,
     Report,
-    check_finite,
     log_refusal,
-    rate_factor,
-    resume_training,
-    write_training,
     written_phantoms,
 )
 from lift.preprocessing import prepare
 from lift.randomness import derive_seed
+from lift.unconditional.autoencoder import train_decoder
 from lift.unconditional.bundle import save_decoder
-from lift.unconditional.decoder import (
-    PublicFeatures,
-    SliceDecoder,
-    SliceEncoder,
-    decoder_fingerprint,
-    nearest_latents,
-)
+from lift.unconditional.decoder import AnyDecoder, PublicFeatures, decoder_fingerprint
 from lift.unconditional.grid import BodyVolume, body_volume
+from lift.unconditional.pca import fit_pca
+from lift.unconditional.worth import ceiling_psnr_db, check_worth, equal_pca
 
 logger = logging.getLogger(__name__)
-_WEIGHT_DECAY: Final = 1e-2
-_GRADIENT_CLIP: Final = 100.0
-_FEWEST_VARIANCE: Final = 1e-4
 _FEWEST_PATIENTS: Final = 2
 
 
@@ -76,9 +67,25 @@ class PublicVolume:
     body: BodyVolume
 
     @property
+    def voxels(self) -> Tensor:
+        """(d, h, w)."""
+        return self.body.voxels[0, 0]
+
+    @property
     def slices(self) -> Tensor:
         """(d, 1, h, w)."""
-        return self.body.voxels[0, 0][:, None]
+        return self.voxels[:, None]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A decoder, and what it and a PCA with as many latents make of held-out slices, in dB."""
+
+    network: AnyDecoder
+    steps: int
+    psnr_db: float | None
+    pca_psnr_db: float | None
+    weaker: bool = False
 
 
 def pretrain_decoder(
@@ -90,12 +97,13 @@ def pretrain_decoder(
     report: Report | None = None,
     progress: Progress | None = None,
 ) -> DecoderCard:
-    """Train on the public cohorts, write the bundle to `folder` and return its card.
+    """Make a decoder of the public cohorts, write the bundle to `folder`, return its card.
 
-    To resume, call it again with the same `work`.
+    A PCA is of all volumes, and its PSNR in the card is that of one without the validation
+    patients. To resume a training, call this again with the same `work`.
 
     Args:
-        config: what to train on what.
+        config: what to make of what.
         folder: becomes the bundle.
         work: for phantom cohorts and the checkpoint; may be deleted afterwards.
         device: where to train.
@@ -103,25 +111,27 @@ def pretrain_decoder(
         progress: called after each phantom that is written and each patient that is read.
 
     Raises:
-        DataError: a cohort gives no usable patient, or all together too few for the public files.
-        GeneratorError: the training diverged.
+        DataError: a cohort gives no usable patient, or all together too few for the public
+            files, for the axes, or for a comparison with a PCA.
+        GeneratorError: the training diverged, or gave nothing better than a PCA; the checkpoint
+            is kept.
     """
     fix_threads(config.threads)
     volumes = read_public_volumes(config, work, progress)
     training, validation = _split(volumes, config)
-    network = _train(config, training, work, device, report).cpu().eval()
-    # what is stored is what is used: half precision, once
-    network.load_state_dict({n: t.half().float() for n, t in network.state_dict().items()})
+    if isinstance(config.network, PcaDecoderConfig):
+        made = _closed_form(config, config.network, training, validation)
+    else:
+        made = _trained(config, config.network, training, validation, work, device, report)
     public = fit_public_features(config, volumes)
+    lengths = [v.body.voxels.shape[2] * v.body.spacing_mm[0] for v in volumes]
     card = DecoderCard(
         kind="unconditional",
         network=config.network,
         target=config.target,
         plane=config.preprocessing.plane,
         normalisation={config.target: config.preprocessing.rule(config.target)},
-        body_length_mm=round(
-            sum(v.body.voxels.shape[2] * v.body.spacing_mm[0] for v in volumes) / len(volumes), 3
-        ),
+        body_length_mm=round(math.fsum(lengths) / len(volumes), 3),
         features=PublicFeaturesCard(
             encoder_seed=config.encoder_seed,
             encoder_form=config.encoder_form,
@@ -130,12 +140,14 @@ def pretrain_decoder(
         ),
         training_data=config.training_data,
         licence=config.licence,
-        fingerprint=decoder_fingerprint(config.network, network.state_dict()),
+        fingerprint=decoder_fingerprint(config.network, made.network.state_dict()),
         made_with=version("lift-federated"),
-        trained_steps=config.steps,
-        validation_psnr_db=ceiling_psnr_db(network, validation) if validation else None,
+        trained_steps=made.steps,
+        validation_psnr_db=made.psnr_db,
+        pca_psnr_db=made.pca_psnr_db,
+        weaker_than_pca=made.weaker,
     )
-    save_decoder(folder, network, card, public)
+    save_decoder(folder, made.network, card, public)
     return card
 
 
@@ -222,17 +234,51 @@ def fit_public_features(
     return PublicFeatures(encoder, standardisation, projection)
 
 
-def ceiling_psnr_db(network: nn.Module, volumes: Sequence[PublicVolume]) -> float:
-    """Mean PSNR of the nearest slices that the decoder can make, in dB."""
-    latent = next(iter(network.parameters())).shape[1]
-    figures = []
-    for volume in volumes:
-        latents = nearest_latents(network, volume.slices, latent)
-        with torch.no_grad():
-            made = network(latents)
-        error = float((made - volume.slices).double().square().mean())
-        figures.append(-10 * math.log10(max(error, 1e-14)))
-    return round(sum(figures) / len(figures), 3)
+def _closed_form(
+    config: DecoderPretrainConfig,
+    network: PcaDecoderConfig,
+    training: Sequence[PublicVolume],
+    validation: Sequence[PublicVolume],
+) -> _Made:
+    def fitted(volumes: Sequence[PublicVolume]) -> AnyDecoder:
+        return fit_pca(network, [v.voxels for v in volumes], mirror=config.mirrors)
+
+    unseen = [volume.voxels for volume in validation]
+    psnr_db = ceiling_psnr_db(fitted(training), unseen) if unseen else None
+    return _Made(fitted([*training, *validation]), 0, psnr_db, psnr_db)
+
+
+def _trained(
+    config: DecoderPretrainConfig,
+    network: SliceDecoderConfig,
+    training: Sequence[PublicVolume],
+    validation: Sequence[PublicVolume],
+    work: Path,
+    device: torch.device,
+    report: Report | None,
+) -> _Made:
+    if not validation and not config.allow_weaker_than_pca:
+        raise DataError(
+            "cannot compare a trained slice decoder with a PCA",
+            where="validation_share",
+            seen="0 public patients are held out; at least 1 is needed",
+            remedy="Nothing was trained. Raise validation_share, add public volumes, choose "
+            "network.name pca, or set allow_weaker_than_pca: true.",
+        )
+    slices = torch.cat([volume.slices for volume in training])
+    decoder = train_decoder(config, network, slices, work=work, device=device, report=report)
+    decoder = decoder.cpu().eval()
+    # what is stored is what is used: half precision, once
+    decoder.load_state_dict({n: t.half().float() for n, t in decoder.state_dict().items()})
+    if not validation:
+        return _Made(decoder, config.steps, None, None)
+    unseen = [volume.voxels for volume in validation]
+    psnr_db = ceiling_psnr_db(decoder, unseen)
+    pca = equal_pca(network, [volume.voxels for volume in training])
+    pca_psnr_db = ceiling_psnr_db(pca, unseen)
+    logger.info("event=decoder_compared psnr_db=%.3f pca_psnr_db=%.3f", psnr_db, pca_psnr_db)
+    weaker = check_worth(psnr_db, pca_psnr_db, allow_weaker=config.allow_weaker_than_pca)
+    return _Made(decoder, config.steps, psnr_db, pca_psnr_db, weaker)
 
 
 def _read_cohort(
@@ -273,99 +319,3 @@ def _split(
         [volume for volume in volumes if volume.subject not in chosen],
         [volume for volume in volumes if volume.subject in chosen],
     )
-
-
-def _train(
-    config: DecoderPretrainConfig,
-    volumes: Sequence[PublicVolume],
-    work: Path,
-    device: torch.device,
-    report: Report | None,
-) -> SliceDecoder:
-    slices = torch.cat([volume.slices for volume in volumes])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
-        pair = nn.ModuleDict(
-            {
-                "encoder": SliceEncoder(config.network, config.encoder_channels),
-                "decoder": SliceDecoder(config.network),
-            }
-        ).to(device)
-    optimiser = torch.optim.AdamW(
-        pair.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY
-    )
-    run = _run_digest(config, slices)
-    first = resume_training(work / CHECKPOINT_FILE, run, pair, optimiser)
-    for step in range(first, config.steps):
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
-        batch = draw_slices(slices, config, generator).to(device)
-        optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, config.steps)
-        mean, log_variance = pair["encoder"](batch)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
-        made = pair["decoder"](mean + noise * (log_variance / 2).exp())
-        error = (made - batch).square().sum((1, 2, 3)).mean() / (2 * config.noise_variance)
-        prior = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
-        optimiser.zero_grad()
-        (error + prior).backward()
-        norm = torch.nn.utils.clip_grad_norm_(pair.parameters(), _GRADIENT_CLIP)
-        value = float((error + prior).detach())
-        check_finite(value, float(norm), step)
-        optimiser.step()
-        done = step + 1
-        if done % config.checkpoint_steps == 0 or done == config.steps:
-            write_training(work / CHECKPOINT_FILE, run, done, pair, optimiser)
-        if step == first or done % config.checkpoint_steps == 0 or done == config.steps:
-            logger.info("event=pretraining step=%d loss=%.5f", done, value)
-        if report is not None:
-            report(done, config.steps, value)
-    decoder = pair["decoder"]
-    assert isinstance(decoder, SliceDecoder)  # noqa: S101  # made above
-    _normalise_latents(decoder, pair["encoder"], slices, device)
-    return decoder
-
-
-def draw_slices(
-    slices: Tensor, config: DecoderPretrainConfig, generator: torch.Generator
-) -> Tensor:
-    """A batch of shifted, mirrored slices of other contrasts, (n, 1, h, w)."""
-    n, reach = config.batch_slices, config.shift_px
-    batch = slices[torch.randint(len(slices), (n,), generator=generator)]
-    height, width = batch.shape[2:]
-    gamma = torch.exp(config.gamma_sd * torch.randn(n, generator=generator))
-    batch = batch.clamp(0, 1) ** gamma[:, None, None, None]
-    mirror = torch.rand(n, generator=generator) < 0.5
-    if config.flip and config.preprocessing.plane != "sagittal":
-        batch = torch.where(mirror[:, None, None, None], batch.flip(3), batch)
-    if reach:
-        down, right = torch.randint(2 * reach + 1, (2, n), generator=generator)
-        padded = F.pad(batch, (reach, reach, reach, reach), mode="replicate")
-        rows = down[:, None] + torch.arange(height)
-        columns = right[:, None] + torch.arange(width)
-        batch = padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None]]
-        batch = batch[:, None]
-    return batch
-
-
-def _normalise_latents(
-    decoder: SliceDecoder, encoder: nn.Module, slices: Tensor, device: torch.device
-) -> None:
-    """Fold mean and covariance of the public slices' latents into the decoder's first layer."""
-    with torch.no_grad():
-        means = torch.cat([encoder(part.to(device))[0].cpu() for part in torch.split(slices, 256)])
-        means = means.double()
-        values, axes = torch.linalg.eigh(torch.cov(means.T))
-        root = (axes * values.clamp_min(_FEWEST_VARIANCE).sqrt()) @ axes.T
-        first = decoder.dense[0]
-        assert isinstance(first, nn.Linear)  # noqa: S101  # every decoder starts so
-        weight = first.weight.double().cpu()
-        first.bias.add_((weight @ means.mean(0)).to(first.bias))
-        first.weight.copy_(weight @ root)
-
-
-def _run_digest(config: DecoderPretrainConfig, slices: Tensor) -> str:
-    deciding = config.model_dump(
-        mode="json", exclude={"cohorts", "training_data", "licence", "checkpoint_steps"}
-    )
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
-    digest.update(slices.numpy().tobytes())
-    return digest.hexdigest()

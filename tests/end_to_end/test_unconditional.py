@@ -19,6 +19,7 @@ from tests.lift.event_files import read_events
 from tests.lift.tracking_world import expected, rounded
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,
+    pca_data,
     plan_data,
     pretrain_data,
     write_bodies,
@@ -261,6 +262,30 @@ def test_pretrain_and_dry_run_by_the_command_line(world: World, tmp_path: Path) 
     planned = json.loads(dry.stdout)
     assert planned["mixer_parameters"] > 100
     assert len(planned["plan"]["unconditional"]["projection_digest"]) == 64
+    strict = pretrain_data(public, steps=3, allow_weaker_than_pca=False)
+    settings = write_settings(tmp_path / "p.yaml", strict)
+    refused = run_here("lift", "pretrain", "--config", settings, "-o", tmp_path / "strict")
+    check_refusal(refused, 3, names=["network", "a PCA with as many latents"])
+    assert not (tmp_path / "strict").exists()
+
+
+def test_a_run_makes_its_pca_decoder_first_and_draws_within_its_ceiling(
+    world: World, tmp_path: Path
+) -> None:
+    public = world.bundle.parent / "public"
+    config = world.settings("pca", generator=None, pretrain=pca_data(public), compare=[])
+    out = tmp_path / "out"
+    done = run_here("lift-simulate", "--config", config, "--output", out)
+    assert done.code == 0, done
+    network = json.loads((out / "run.json").read_text())["generator"]["network"]
+    assert (network["name"], network["axes"]) == ("pca", 4)
+    pooled = json.loads((out / "metrics.json").read_text())["pooled"]
+    for plane in ("coronal", "sagittal"):
+        real, nearest, noise = (
+            pooled[row][f"frechet_{plane}"]["value"]
+            for row in ("real_train", "reconstruction", "independent_slices")
+        )
+        assert real < nearest < noise
 
 
 def test_a_site_searches_generated_volumes_for_copies(

@@ -36,11 +36,19 @@ def pretrain_data(public: Path, **changes: object) -> dict[str, object]:
     """Settings of `lift pretrain`, as YAML would hold them."""
     data: dict[str, object] = {
         "kind": "unconditional",
-        "network": {"image": [24, 16], "pixel_mm": 4.0, "latent": 6, "hidden": [16, 24]},
+        "network": {
+            "name": "slice_decoder",
+            "image": [24, 16],
+            "pixel_mm": 4.0,
+            "latent": 6,
+            "hidden": [16, 24],
+        },
         "target": CHANNEL,
         "cohorts": [{"layout": "brats", "root": str(public)}],
         "training_data": "Random ellipsoids made by a test.",
         "licence": "Apache-2.0",
+        # so few steps make nothing that a PCA does not make better
+        "allow_weaker_than_pca": True,
         "steps": 400,
         "learning_rate": 5e-3,
         "batch_slices": 32,
@@ -56,6 +64,20 @@ def pretrain_data(public: Path, **changes: object) -> dict[str, object]:
     return changed(data, changes)
 
 
+def pca_data(public: Path, **changes: object) -> dict[str, object]:
+    """Settings of `lift pretrain` for a PCA decoder with as many latents."""
+    of_training = {
+        "allow_weaker_than_pca",
+        "steps",
+        "learning_rate",
+        "batch_slices",
+        "encoder_channels",
+    }
+    data = {name: value for name, value in pretrain_data(public).items() if name not in of_training}
+    data["network"] = {"name": "pca", "image": [24, 16], "pixel_mm": 4.0, "axes": 4}
+    return changed(data, changes)
+
+
 def write_settings(path: Path, data: dict[str, object]) -> Path:
     """The settings as a YAML file."""
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
@@ -65,6 +87,13 @@ def write_settings(path: Path, data: dict[str, object]) -> Path:
 def make_decoder(folder: Path) -> Path:
     """The tiny decoder's bundle, `folder/decoder`, from volumes in `folder/public`."""
     cached(folder, "decoder", _write_decoder, [Path(__file__), Path(tiny_run.__file__)])
+    return folder / "decoder"
+
+
+def make_pca(public: Path, folder: Path) -> Path:
+    """The bundle, `folder/decoder`, of a PCA decoder."""
+    config = DecoderPretrainConfig.from_data(pca_data(public), "test")
+    pretrain_decoder(config, folder / "decoder", work=folder / "work", device=CPU)
     return folder / "decoder"
 
 
