@@ -350,7 +350,7 @@ class GaussianPlan(Settings):
     """Positions along the body; latents between two of them are interpolated."""
     axes: int = Field(default=32, ge=1, le=256)
     """Latents, from the first on, whose joint covariance is kept; each of the others is a chain of
-    its own. The latents of the grey scale, and the length of the body, are always with the joint ones."""
+    its own. The grey scale's latents and the body's length are always with the joint ones."""
 
 
 class UnconditionalPlan(Settings):

@@ -2,9 +2,9 @@
 
 A volume becomes a trajectory: the decoder's latents of its slices at K positions from the body's
 first slice to its last, and the body's length. A patient counts once. Of each position the sums
-hold the mean; of the *joint* latents (the first ones, those of the volume's grey scale and the length)
-also the products within a position and with the next one; of each other latent (the *tail*) its
-square and its product with itself at the next position.
+hold the mean; of the *joint* latents (the first ones, those of the volume's grey scale, and the
+length) also the products within a position and with the next one; of each other latent (the
+*tail*) its square and its product with itself at the next position.
 
 From them a Gaussian follows in closed form, as a Markov chain over positions: with these means
 and covariances, and no other ties. A few thousand numbers, sent once, are all that sites share.
