@@ -148,7 +148,7 @@ def drawn(cells: Sequence[Mapping[str, Any]], *, phantom: bool) -> bytes:
     kind = "PHANTOM volumes" if phantom else "real volumes"
     tested = gains[-1]["n"]
     figure.suptitle(
-        f"{kind}, the same {tested} test patients; below: {method_term(_MAIN).label} minus "
+        f"{kind}, the same {tested} test patients\nbelow: {method_term(_MAIN).label} minus "
         f"{method_term(_REFERENCE).label}, 95% intervals",
         fontsize=10,
     )
