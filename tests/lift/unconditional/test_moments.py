@@ -158,7 +158,7 @@ def test_a_residual_is_nothing_at_first_and_all_that_is_trained() -> None:
         f"residual.{i}.{n}" for i in (0, 2) for n in ("weight", "bias")
     }
     with torch.no_grad():
-        learned.residual[2].bias.fill_(1.0)  # type: ignore[index,operator,union-attr]
+        learned.residual[2].bias.fill_(1.0)  # type: ignore[index,operator]
     assert not torch.equal(alone(noise, position), learned(noise, position))
 
 
