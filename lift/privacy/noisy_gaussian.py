@@ -2,13 +2,15 @@
 
 The noise's level is public, and so is what to fall back on: over public slices latents have mean
 0 and variance 1, whatever the position, and neighbouring positions are alike. Every group of
-numbers is shrunk toward that by the share of its energy that noise explains (James & Stein 1961,
-positive part): exact moments stay as they are, and hopeless noise leaves public knowledge alone.
+numbers is shrunk toward that by the share of its energy that noise explains (James & Stein 1961),
+all the way where noise may explain it all: exact moments stay as they are, and hopeless noise
+leaves what is public alone.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from scipy.fft import dct, idct
@@ -19,6 +21,9 @@ from lift.errors import DataError
 from lift.privacy.trajectories import lengths_of, sensitivity, units
 from lift.unconditional.moments import TrajectorySums, tied_gaussian
 from lift.unconditional.stationary import stationary_chain, steady_share
+
+_DEVIATIONS: Final = 2.0
+"""Standard deviations above its mean at which the energy of numbers is no longer noise alone."""
 
 
 def noise_std(total: TrajectorySums, privacy: StatisticsOnce, sites: int) -> dict[str, Tensor]:
@@ -89,10 +94,16 @@ def fit_noisy_gaussian(
 
 
 def _shrunk(noisy: Tensor, prior: Tensor | float, std: Tensor) -> Tensor:
-    """All of some numbers, moved toward the prior by the share of noise in their energy."""
-    away = noisy - prior
-    energy, noise = float(away.square().sum()), away.numel() * float(std.square().sum())
-    return prior + away * max(0.0, 1 - noise / max(energy, 1e-300))
+    """All of some numbers, moved toward the prior by the share of noise in their energy.
+
+    Energy that noise alone has in one of some thirty draws is taken for noise: of loud noise even
+    a small share would be large.
+    """
+    away, count = noisy - prior, noisy.numel()
+    energy, one = float(away.square().sum()), float(std.square().sum())
+    if energy <= one * (count + _DEVIATIONS * math.sqrt(2 * count)):
+        return prior + torch.zeros_like(away)
+    return prior + away * (1 - one * count / energy)
 
 
 def _smooth(mean: Tensor, std: Tensor) -> Tensor:
