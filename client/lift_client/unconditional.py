@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,17 +18,17 @@ from lift.cohort.opened import file_digests, read_patients
 from lift.cohort.patients import Patient
 from lift.cohort.split import split_patients, write_split
 from lift.config.plan import Plan
-from lift.config.privacy import StatisticsOnce
 from lift.config.site import SiteSettings
 from lift.drifting.loss import DriftingLoss
 from lift.drifting.release import FEWEST_PATIENTS, from_arrays, merge_small_cells, to_arrays
 from lift.drifting.statistics import Sums
-from lift.errors import ProtocolError, UpdateRejectedError
+from lift.errors import ProtocolError, UpdateRejectedError, VolumeError
 from lift.files import write_json
 from lift.mixer.gaussian import GaussianTrajectory
 from lift.preprocessing import Prepared, prepare
 from lift.privacy.noise import SecureStream
 from lift.privacy.statistics import release_sums
+from lift.privacy.trajectories import release_moments
 from lift.protocol.messages import GuardReply, GuardRequest
 from lift.training import TrainedRound
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
@@ -37,8 +37,11 @@ from lift.unconditional.learning import (
     PatientFeatures,
     Trajectory,
     features_of,
+    noise_of,
     plan_mapper,
     samples_loss,
+    sends_drifting,
+    sends_moments,
     settings_of,
     split_gaussian,
     statistics_loss,
@@ -83,13 +86,10 @@ class UnconditionalWork:
         work: Path,
         report: Callable[[int, int], None] | None,
     ) -> None:
-        unconditional = settings_of(plan)
         self._plan = plan
-        self._form = (
-            form_of(unconditional.gaussian, decoder)
-            if unconditional.trajectory == "gaussian"
-            else None
-        )
+        self._noise = noise_of(plan)
+        gaussian = settings_of(plan).gaussian
+        self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
         self._settings = settings
         self._decoder = decoder
         self._mapper = plan_mapper(plan, decoder)
@@ -143,10 +143,16 @@ class UnconditionalWork:
         if self._form is None:
             return None
         total = TrajectorySums.zero(self._form)
-        for found in self._by_subject():
-            volumes = [one.trajectory for one in found if one.trajectory is not None]
+        for volumes in self._trajectories():
             total = total + patient_moments(volumes, self._form)
         return total
+
+    def _trajectories(self) -> list[list[Tensor]]:
+        """Of the volumes of each training patient."""
+        return [
+            [one.trajectory for one in found if one.trajectory is not None]
+            for found in self._by_subject()
+        ]
 
     def _by_subject(self) -> list[list[_Read]]:
         """The volumes of each training patient."""
@@ -166,6 +172,14 @@ class UnconditionalWork:
         return self._moment_arrays() | self._drifting_arrays()
 
     def _moment_arrays(self) -> dict[str, np.ndarray]:
+        if self._form is None:
+            return {}
+        if self._noise is not None:
+            public = self._noise.patients_of(self._settings.name)
+            noisy = release_moments(
+                self._trajectories(), self._form, self._noise, public, SecureStream()
+            )
+            return dict(moments_to_arrays(noisy, noisy=True))
         moments = self.moments()
         if moments is None:
             return {}
@@ -182,16 +196,14 @@ class UnconditionalWork:
         )
 
     def _drifting_arrays(self) -> dict[str, np.ndarray]:
-        rounds = self._plan.federation.rounds
-        if settings_of(self._plan).attraction == "samples" or rounds == 0:
+        if not sends_drifting(self._plan):
             return {}
         sums = self.sums()
-        privacy = self._plan.privacy
         projection = self._decoder.public.projection
-        if isinstance(privacy, StatisticsOnce):
+        if self._noise is not None:
             # also from no patient at all: whether a site sends must tell nothing
-            public = privacy.patients_of(self._settings.name)
-            noisy = release_sums(sums, projection, privacy, public, SecureStream())
+            public = self._noise.patients_of(self._settings.name)
+            noisy = release_sums(sums, projection, self._noise, public, SecureStream())
             return to_arrays(noisy, data_version=0)
         if sums.patients < FEWEST_PATIENTS:
             self._warn_of_few()
@@ -257,6 +269,7 @@ class UnconditionalWork:
         body = self._body(patient)
         features = features_of([body], self._decoder.public)
         own = None if self._form is None else trajectory(body, self._decoder, self._form)
+        _check_finite([*features.groups, *([] if own is None else [own])])
         return _Read(features, own, body.spacing_mm[0], digests)
 
     def _body(self, patient: Patient) -> BodyVolume:
@@ -284,6 +297,16 @@ class UnconditionalWork:
                 loss = statistics_loss(self._plan, public, total)
             self._losses = {digest: loss}
         return self._losses[digest]
+
+
+def _check_finite(numbers: Sequence[Tensor]) -> None:
+    # of this patient alone: were it found in the sums, the whole site would refuse, and tell so
+    if not all(bool(one.isfinite().all()) for one in numbers):
+        raise VolumeError(
+            "cannot use a volume",
+            seen="features or latents that hold NaN or infinity",
+            remedy="Nothing was sent of it. Check the patient's volume, or leave it out.",
+        )
 
 
 def received_sums(shared: Mapping[str, np.ndarray], public: PublicFeatures) -> Sums:

@@ -351,6 +351,13 @@ class GaussianPlan(Settings):
     axes: int = Field(default=32, ge=1, le=256)
     """Latents, from the first on, whose joint covariance is kept; each of the others is a chain of
     its own. The grey scale's latents and the body's length are always with the joint ones."""
+    tied: bool = False
+    """One covariance within a position and one with the next for all positions, after each
+    position's own mean: far fewer numbers, which noise needs."""
+    tail: bool = True
+    """False: nothing is gathered of the latents that are not joint. They are 0 in every new volume,
+    their mean over public slices: what is public of them beyond it is texture, which would hide
+    that nothing was learned of it."""
 
 
 class UnconditionalPlan(Settings):
@@ -501,10 +508,11 @@ class Plan(Settings):
             isinstance(privacy, StatisticsOnce)
             and self.unconditional is not None
             and self.unconditional.trajectory == "gaussian"
+            and not self.unconditional.gaussian.tied
         ):
             raise ValueError(
-                "moments of trajectories have no noise yet: under `stats-once` choose "
-                "unconditional.trajectory: free"
+                "a covariance at every position drowns in noise (unconditional.gaussian.tied is "
+                "false): under `stats-once` choose `tied: true`, or unconditional.trajectory: free"
             )
         if self.unconditional is not None and self.unconditional.attraction == "samples":
             raise ValueError(

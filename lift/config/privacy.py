@@ -7,7 +7,8 @@ numbers of patients are the public ones that sites have agreed on, never a cohor
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+import math
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
@@ -90,15 +91,41 @@ class PatientGradients(_Patients):
     """None: the mixer starts without the z-filter, and nothing is spent on it."""
 
 
+class TrajectoryBounds(Settings):
+    """What bounds a patient's moments of trajectories, and what they are shrunk toward: public."""
+
+    clip: Positive = 1.25
+    """Longest joint state of a volume at one position, in roots of its numbers: as latents have
+    variance 1 over public slices, 1 is the length of a usual one."""
+    tail_clip: Positive = 1.25
+    """Likewise, of the latents that are not joint."""
+    correlation_length: Positive = 0.2
+    """Where noise hides how neighbouring positions are tied: the distance, as a share of the body,
+    over which latents keep 1/e of their deviation from the mean."""
+
+
 class StatisticsOnce(_Patients):
-    """The drifting statistics, clipped by patient and noised, once for each data version.
+    """The statistics of an unconditional task, clipped by patient and noised, once for each data
+    version: moments of trajectories, and the drifting statistics where there are rounds.
 
     All that follows is post-processing: rounds cost nothing.
     """
 
     mode: Literal["stats-once"]
     noise_multiplier: Positive
-    """Standard deviation over the joint sensitivity of all groups and kinds of statistics."""
+    """Standard deviation over the joint sensitivity of all that is sent."""
+    trajectories: TrajectoryBounds = TrajectoryBounds()
+    """Of a plan whose trajectory is gaussian."""
+
+    def for_each_of(self, kinds: int) -> Self:
+        """The section for each of some kinds of statistics that are sent together.
+
+        They are one Gaussian mechanism with the plan's noise multiplier: each kind is taken in
+        units of sqrt(kinds) times its own sensitivity, so one patient moves all by at most 1.
+        """
+        return self.model_copy(
+            update={"noise_multiplier": self.noise_multiplier * math.sqrt(max(kinds, 1))}
+        )
 
 
 class SiteLevel(Settings):

@@ -48,6 +48,7 @@ class GaussianTrajectory(TrainedPart):
             body's length, is none of them.
         tail: places of the other latents.
         residual: sizes of the learned network; None: there is none.
+        rest: places of latents that are 0 but for the residual.
     """
 
     mean: Tensor
@@ -64,28 +65,30 @@ class GaussianTrajectory(TrainedPart):
         joint: tuple[int, ...],
         tail: tuple[int, ...],
         residual: MapperPlan | None,
+        rest: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         k, d, t = positions, len(joint) + 1, len(tail)
-        self.positions, self.joint, self.tail = k, joint, tail
+        self.positions, self.joint, self.tail, self.rest = k, joint, tail, rest
         self.register_buffer("mean", torch.zeros(k, d + t))
         self.register_buffer("first", torch.zeros(d, d))
         self.register_buffer("step", torch.zeros(k - 1, d, d))
         self.register_buffer("noise", torch.zeros(k - 1, d, d))
         self.register_buffer("tail_sd", torch.zeros(k, t))
         self.register_buffer("tail_step", torch.zeros(k - 1, t))
-        order = torch.tensor((*joint, *tail)).argsort()
+        latents = len(joint) + t + len(rest)
+        order = torch.tensor((*joint, *tail, *rest)).argsort()
         self.register_buffer("_order", order, persistent=False)
         self.octaves = 0
         self.residual: nn.Sequential | None = None
         if residual is not None:
             self.octaves = residual.octaves
-            size = len(joint) + t + 1 + 2 * residual.octaves
+            size = latents + 1 + 2 * residual.octaves
             layers: list[nn.Module] = []
             for _ in range(residual.layers):
                 layers += [nn.Linear(size, residual.width), nn.SiLU()]
                 size = residual.width
-            out = nn.Linear(size, len(joint) + t)
+            out = nn.Linear(size, latents)
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
             self.residual = nn.Sequential(*layers, out)
@@ -147,7 +150,8 @@ class GaussianTrajectory(TrainedPart):
         share = (place - lower)[None, :, None]
         between = states[:, lower] * (1 - share) + states[:, lower + 1] * share
         joint = len(self.joint)
-        latents = torch.cat([between[..., :joint], between[..., joint + 1 :]], dim=2)
+        still = between.new_zeros(*between.shape[:2], len(self.rest))
+        latents = torch.cat([between[..., :joint], between[..., joint + 1 :], still], dim=2)
         return latents[..., self._order]
 
     def forward(self, noise: GaussianNoise, position: Tensor) -> Tensor:
@@ -181,8 +185,9 @@ class GaussianTrajectory(TrainedPart):
         spread = torch.cat([torch.stack(variance)[:, : d - 1], self.tail_sd.square()], dim=1)
         mean = torch.cat([self.mean[:, : d - 1], self.mean[:, d:]], dim=1)
         nearest = (position.clamp(0, 1) * (self.positions - 1)).round().long()
-        own = spread[nearest].clamp_min(1e-6)[:, self._order]
-        distance = (latents - mean[nearest][:, self._order]).square() / own
+        # of the others nothing is known
+        known = latents[..., [*self.joint, *self.tail]]
+        distance = (known - mean[nearest]).square() / spread[nearest].clamp_min(1e-6)
         return float(distance.mean().sqrt())
 
 

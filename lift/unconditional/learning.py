@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, UnconditionalPlan
+from lift.config.privacy import StatisticsOnce
 from lift.device import device_of
 from lift.drifting.attraction import (
     Anchors,
@@ -79,7 +80,7 @@ def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> Trajectory:
         if settings.trajectory == "gaussian":
             form = form_of(settings.gaussian, decoder)
             residual = settings.mapper if plan.federation.rounds else None
-            mapper = GaussianTrajectory(form.positions, form.joint, form.tail, residual)
+            mapper = GaussianTrajectory(form.positions, form.joint, form.tail, residual, form.rest)
         else:
             mapper = TrajectoryMapper(settings.mapper, decoder.card.network.latent)
     return mapper.to(decoder.device)
@@ -123,6 +124,23 @@ def settings_of(plan: Plan) -> UnconditionalPlan:
             remedy="Choose another plan or command.",
         )
     return plan.unconditional
+
+
+def sends_moments(plan: Plan) -> bool:
+    """Whether sites send moments of trajectories in round 0."""
+    return settings_of(plan).trajectory == "gaussian"
+
+
+def sends_drifting(plan: Plan) -> bool:
+    """Whether sites send drifting statistics in round 0: where there are rounds that need them."""
+    return settings_of(plan).attraction != "samples" and plan.federation.rounds > 0
+
+
+def noise_of(plan: Plan) -> StatisticsOnce | None:
+    """The privacy section for each kind of statistics that is sent; None without such noise."""
+    if not isinstance(plan.privacy, StatisticsOnce):
+        return None
+    return plan.privacy.for_each_of(sends_moments(plan) + sends_drifting(plan))
 
 
 def statistics_loss(plan: Plan, public: PublicFeatures, total: Sums) -> DriftingLoss:

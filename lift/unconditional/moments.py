@@ -8,6 +8,7 @@ length) also the products within a position and with the next one; of each other
 
 From them a Gaussian follows in closed form, as a Markov chain over positions: with these means
 and covariances, and no other ties. A few thousand numbers, sent once, are all that sites share.
+Tied sums hold the products as averages over positions: far fewer numbers, for noise's sake.
 
 Every patient's numbers are rounded to whole units of 2^-40 once and are integers from then on: no
 order, grouping or splitting of a cohort changes a bit.
@@ -32,9 +33,12 @@ from lift.drifting.statistics import LARGEST_COHORT
 from lift.errors import DataError
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
+from lift.unconditional.stationary import StationaryChain, stationary_chain, symmetric_root
 
 SCALE: Final = 2**40
 """Units per 1 of the fixed-point form: sums of the largest cohort fit in int64."""
+LARGEST_UNITS: Final = 2**59
+"""Sums of one site are never larger, with noise or without."""
 LARGEST: Final = 8.0
 """Latents are clipped to this many standard deviations of public slices."""
 PREFIX: Final = "trajectory_"
@@ -54,11 +58,19 @@ class TrajectoryForm:
         positions: K, along the body.
         joint: indices of the decoder's latents whose joint covariance is kept.
         tail: indices of the others.
+        tied: one covariance within a position, and one with the next, for all positions: after
+            each position's own mean.
+        rest: indices of latents of which nothing is kept; they stay at their public mean, 0.
+        steady: how many numbers of the joint state, the last ones, are the same at all positions
+            of a volume: style latents and the length.
     """
 
     positions: int
     joint: tuple[int, ...]
     tail: tuple[int, ...]
+    tied: bool = False
+    rest: tuple[int, ...] = ()
+    steady: int = 1
 
     @property
     def width(self) -> int:
@@ -67,14 +79,15 @@ class TrajectoryForm:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of everything that the sums hold."""
+        """Name -> shape of everything that the sums hold; tied ones are averages over positions."""
         k, d, t = self.positions, self.width, len(self.tail)
+        places, steps = ((), ()) if self.tied else ((k,), (k - 1,))
         return {
             "mean": (k, d + t),
-            "within": (k, d, d),
-            "next": (k - 1, d, d),
-            "tail_within": (k, t),
-            "tail_next": (k - 1, t),
+            "within": (*places, d, d),
+            "next": (*steps, d, d),
+            "tail_within": (*places, t),
+            "tail_next": (*steps, t),
         }
 
 
@@ -83,7 +96,9 @@ def form_of(plan: GaussianPlan, decoder: FrozenDecoder) -> TrajectoryForm:
     latent, style = decoder.card.network.latent, decoder.card.network.volume_latents
     axes = min(plan.axes, latent - style)
     joint = (*range(axes), *range(latent - style, latent))
-    return TrajectoryForm(plan.positions, joint, tuple(range(axes, latent - style)))
+    others = tuple(range(axes, latent - style))
+    tail, rest = (others, ()) if plan.tail else ((), others)
+    return TrajectoryForm(plan.positions, joint, tail, plan.tied, rest, style + 1)
 
 
 def trajectory(volume: BodyVolume, decoder: FrozenDecoder, form: TrajectoryForm) -> Tensor:
@@ -126,7 +141,7 @@ class TrajectorySums:
         return cls(form, 0, units)
 
     def __add__(self, other: TrajectorySums) -> TrajectorySums:
-        """Raises DataError for another layout, or more patients than fit."""
+        """Raises DataError for another layout, or more patients or numbers than fit."""
         patients = self.patients + other.patients
         if self.form != other.form or patients > LARGEST_COHORT:
             raise DataError(
@@ -134,7 +149,7 @@ class TrajectorySums:
                 seen=f"{patients} patients, layouts {self.form.shapes} and {other.form.shapes}",
                 remedy=f"One plan and one decoder give one layout; {LARGEST_COHORT} patients fit.",
             )
-        units = {name: units + other.units[name] for name, units in self.units.items()}
+        units = {name: _added(units, other.units[name]) for name, units in self.units.items()}
         return TrajectorySums(self.form, patients, units)
 
     def mean(self, name: str) -> Tensor:
@@ -174,17 +189,23 @@ def patient_moments(volumes: Sequence[Tensor], form: TrajectoryForm) -> Trajecto
         "tail_within": tail.square(),
         "tail_next": tail[:, 1:] * tail[:, :-1],
     }
+    if form.tied:
+        found = {name: v if name == "mean" else v.mean(1) for name, v in found.items()}
     units = {n: (v.mean(0) * SCALE).round().to(torch.int64) for n, v in found.items()}
     return TrajectorySums(form, 1, units)
 
 
-def moments_to_arrays(sums: TrajectorySums) -> dict[str, NDArray[np.int64]]:
+def moments_to_arrays(sums: TrajectorySums, *, noisy: bool = False) -> dict[str, NDArray[np.int64]]:
     """The sums as named int64 arrays: what a site sends once.
 
+    Args:
+        sums: of a site.
+        noisy: they have noise by patient, and their number of patients is public.
+
     Raises:
-        DataError: fewer than five patients; nothing may be sent.
+        DataError: fewer than five patients without noise; nothing may be sent.
     """
-    if sums.patients < FEWEST_PATIENTS:
+    if sums.patients < FEWEST_PATIENTS and not noisy:
         raise DataError(
             "cannot send moments of trajectories",
             seen=f"{sums.patients} patients; at least {FEWEST_PATIENTS} are needed, so that no "
@@ -196,8 +217,12 @@ def moments_to_arrays(sums: TrajectorySums) -> dict[str, NDArray[np.int64]]:
     return {PREFIX + name: array for name, array in arrays.items()}
 
 
-def moments_from_arrays(arrays: Mapping[str, NDArray[Any]], form: TrajectoryForm) -> TrajectorySums:
+def moments_from_arrays(
+    arrays: Mapping[str, NDArray[Any]], form: TrajectoryForm, *, noisy: bool = False
+) -> TrajectorySums:
     """The sums behind :func:`moments_to_arrays`, fit to be added; other names are left alone.
+
+    Noise makes sums that no cohort can have: of noisy ones only the form is looked at.
 
     Raises:
         UpdateRejectedError: a name is missing or extra, an array has another type or shape, there
@@ -214,12 +239,16 @@ def moments_from_arrays(arrays: Mapping[str, NDArray[Any]], form: TrajectoryForm
                 f"shape {shape} is needed"
             )
     patients = int(given.pop(_PATIENTS)[0])
-    if not FEWEST_PATIENTS <= patients <= LARGEST_COHORT:
-        raise rejected(
-            f"they hold {patients} patients; {FEWEST_PATIENTS} to {LARGEST_COHORT} are accepted"
-        )
+    fewest = 1 if noisy else FEWEST_PATIENTS
+    if not fewest <= patients <= LARGEST_COHORT:
+        raise rejected(f"they hold {patients} patients; {fewest} to {LARGEST_COHORT} are accepted")
     sums = TrajectorySums(form, patients, {n: torch.from_numpy(a) for n, a in given.items()})
-    _check_possible(sums)
+    if noisy:
+        for name, units in sums.units.items():
+            if bool(((units > LARGEST_UNITS) | (units < -LARGEST_UNITS)).any()):
+                raise rejected(f"'{name}' is larger than any site sends")
+    else:
+        _check_possible(sums)
     return sums
 
 
@@ -235,12 +264,16 @@ def _check_possible(sums: TrajectorySums) -> None:
     if not torch.equal(within, within.mT):
         raise rejected("the products within a position are not symmetric")
     first, following, tail = _covariances(sums)
+    before, after = (first, first) if sums.form.tied else (first[:-1], first[1:])
+    if sums.form.tied:
+        # the sum over K positions is at least that over any K - 1 of them
+        following = following * ((sums.form.positions - 1) / sums.form.positions)
     pairs = torch.cat(
         [
-            torch.cat([first[:-1], following.mT], dim=2),
-            torch.cat([following, first[1:]], dim=2),
+            torch.cat([before, following.mT], dim=-1),
+            torch.cat([following, after], dim=-1),
         ],
-        dim=1,
+        dim=-2,
     )
     least = float(torch.linalg.eigvalsh(pairs).min())
     if least < -_TOLERANCE or bool((tail[0] < -_TOLERANCE).any()):
@@ -252,7 +285,8 @@ def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
 
     x_0 = m_0 + first e_0 and x_{k+1} = m_{k+1} + step_k (x_k - m_k) + noise_k e_{k+1} with standard
     normal e. Each tail latent is a chain of its own. Where there are fewer patients than numbers,
-    the steps are those of least norm.
+    the steps are those of least norm. Tied moments give one step and one noise, which keep the one
+    covariance at every position.
 
     Returns:
         `gaussian/mean` (K, D + tail), `gaussian/first` (D, D), `gaussian/step` and
@@ -263,6 +297,9 @@ def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
         DataError: the sums hold no patient.
     """
     within, following, (tail, tail_next) = _covariances(sums)
+    if sums.form.tied:
+        chain = stationary_chain(within, following, sums.form.steady)
+        return tied_gaussian(sums.mean("mean"), chain, tail, tail_next)
     inverse = torch.linalg.pinv(within[:-1], rtol=_RELATIVE_RANK, hermitian=True)
     step = following @ inverse
     rest = within[1:] - step @ following.mT
@@ -270,11 +307,36 @@ def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
     carried = tail_next / (sd[1:] * sd[:-1]).clamp_min(1e-12)
     found = {
         "mean": sums.mean("mean"),
-        "first": _root(within[0]),
+        "first": symmetric_root(within[0]),
         "step": step,
-        "noise": _root(rest),
+        "noise": symmetric_root(rest),
         "tail_sd": sd,
         "tail_step": carried.clamp(-1, 1),
+    }
+    return {GAUSSIAN + name: value.float().contiguous() for name, value in found.items()}
+
+
+def tied_gaussian(
+    mean: Tensor, chain: StationaryChain, tail: Tensor, tail_next: Tensor
+) -> dict[str, Tensor]:
+    """The Gaussian with one covariance at all positions, in the form of :func:`fit_gaussian`.
+
+    Args:
+        mean: (K, D + tail).
+        chain: of the joint state.
+        tail: variances of the tail, (tail,).
+        tail_next: covariances of its latents with themselves at the next position, (tail,).
+    """
+    k = len(mean)
+    sd = tail.clamp_min(0).sqrt()
+    carried = (tail_next / sd.square().clamp_min(1e-12)).clamp(-1, 1)
+    found = {
+        "mean": mean,
+        "first": chain.first,
+        "step": chain.step.expand(k - 1, -1, -1),
+        "noise": chain.noise.expand(k - 1, -1, -1),
+        "tail_sd": sd.expand(k, -1),
+        "tail_step": carried.expand(k - 1, -1),
     }
     return {GAUSSIAN + name: value.float().contiguous() for name, value in found.items()}
 
@@ -294,18 +356,31 @@ def gaussian_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
 
 
 def _covariances(sums: TrajectorySums) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Within positions (K, D, D), with the next (K - 1, D, D); the same of the tail."""
+    """Within positions (K, D, D), with the next (K - 1, D, D); the same of the tail.
+
+    Of tied sums (D, D) each.
+    """
     mean = sums.mean("mean")
     joint, tail = mean[:, : sums.form.width], mean[:, sums.form.width :]
-    within = sums.mean("within") - joint[:, :, None] * joint[:, None, :]
-    following = sums.mean("next") - joint[1:, :, None] * joint[:-1, None, :]
-    tail_within = sums.mean("tail_within") - tail.square()
-    tail_next = sums.mean("tail_next") - tail[1:] * tail[:-1]
-    return within, following, (tail_within, tail_next)
+    products = {
+        "within": joint[:, :, None] * joint[:, None, :],
+        "next": joint[1:, :, None] * joint[:-1, None, :],
+        "tail_within": tail.square(),
+        "tail_next": tail[1:] * tail[:-1],
+    }
+    if sums.form.tied:
+        products = {name: value.mean(0) for name, value in products.items()}
+    left = {name: sums.mean(name) - value for name, value in products.items()}
+    return left["within"], left["next"], (left["tail_within"], left["tail_next"])
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of what is positive in symmetric matrices, (..., D, D)."""
-    levels, axes = torch.linalg.eigh((covariance + covariance.mT) / 2)
-    root: Tensor = (axes * levels.clamp_min(0).sqrt()[..., None, :]) @ axes.mT
-    return root
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    total = a + b
+    # int64 wraps around in silence: then the sum's sign differs from that of both terms
+    if bool((((a ^ total) & (b ^ total)) < 0).any()):
+        raise DataError(
+            "cannot add the moments of trajectories",
+            seen="a sum does not fit in 64 bits",
+            remedy="Nothing was added. Look for the site whose sums are too large.",
+        )
+    return total

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lift.assembly import start_values
 from lift.config.plan import Plan
-from lift.config.privacy import PatientGradients, StatisticsOnce
+from lift.config.privacy import PatientGradients
 from lift.contrast import SUMS as CURVE_SUMS
 from lift.contrast import pooled_arrays
 from lift.curves import CurveEquations
@@ -21,12 +21,19 @@ from lift.drifting.review import review
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.z_filter import NormalEquations, fit
+from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
 from lift.protocol.messages import SHARED, Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper, settings_of
+from lift.unconditional.learning import (
+    noise_of,
+    plan_mapper,
+    sends_drifting,
+    sends_moments,
+    settings_of,
+)
 from lift.unconditional.moments import (
     PREFIX,
     TrajectorySums,
@@ -167,11 +174,10 @@ class UnconditionalTask:
     def __init__(self, plan: Plan, decoder: FrozenDecoder) -> None:
         self._plan = plan
         self._decoder = decoder
-        settings = settings_of(plan)
-        self._has_drifting = settings.attraction != "samples" and plan.federation.rounds > 0
-        gaussian = settings.trajectory == "gaussian"
-        self._form = form_of(settings.gaussian, decoder) if gaussian else None
-        self._privacy = plan.privacy if isinstance(plan.privacy, StatisticsOnce) else None
+        self._has_drifting = sends_drifting(plan)
+        gaussian = settings_of(plan).gaussian
+        self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
+        self._noise = noise_of(plan)
 
     @property
     def has_guard(self) -> bool:
@@ -183,7 +189,7 @@ class UnconditionalTask:
         body = parcel.body
         if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
             raise rejected("it answers another plan")
-        few = self._privacy is None and body.train_patients < 2 * FEWEST_PATIENTS
+        few = self._noise is None and body.train_patients < 2 * FEWEST_PATIENTS
         if few and not parcel.tensors:
             # a site of fewer than five patients sends none; its number may have been rounded up
             return body, UnconditionalSums(None, None)
@@ -191,7 +197,10 @@ class UnconditionalTask:
         rest = {n: t for n, t in parcel.tensors.items() if n not in moments}
         if (moments and self._form is None) or (rest and not self._has_drifting):
             raise rejected("it holds statistics that nobody asked for")
-        trajectories = None if self._form is None else moments_from_arrays(moments, self._form)
+        trajectories = None
+        if self._form is not None:
+            noisy = self._noise is not None
+            trajectories = moments_from_arrays(moments, self._form, noisy=noisy)
         drifting = self._drifting(rest, body.data_version) if self._has_drifting else None
         for sums in (trajectories, drifting):
             if sums is not None and sums.patients > body.train_patients:
@@ -203,12 +212,13 @@ class UnconditionalTask:
         sums = [one for one in contributions if isinstance(one, UnconditionalSums)]
         found: dict[str, Tensor] = {}
         if self._form is not None:
-            moments = TrajectorySums.zero(self._form)
-            for one in sums:
-                if one.trajectories is not None:
-                    moments = moments + one.trajectories
+            sent = [one.trajectories for one in sums if one.trajectories is not None]
+            moments = sum(sent, start=TrajectorySums.zero(self._form))
             _check_any(moments.patients)
-            found |= fit_gaussian(moments)
+            if self._noise is None:
+                found |= fit_gaussian(moments)
+            else:
+                found |= fit_noisy_gaussian(moments, self._noise, len(sent))
         if self._has_drifting:
             found |= self._combined_drifting([s.drifting for s in sums if s.drifting is not None])
         return found
@@ -227,7 +237,7 @@ class UnconditionalTask:
     def _drifting(self, arrays: Mapping[str, np.ndarray], data_version: int) -> Sums:
         projection = self._decoder.public.projection
         try:
-            if self._privacy is None:
+            if self._noise is None:
                 return review(arrays, projection, data_version=data_version)
             # noise makes sums that no cohort can have: only their form is looked at
             return from_arrays(arrays, projection).sums
@@ -244,8 +254,8 @@ class UnconditionalTask:
         total = Sums.zero(projection)
         for sums in contributions:
             total = total + sums
-        if self._privacy is not None:
-            total = denoised(total, projection, self._privacy, len(contributions))
+        if self._noise is not None:
+            total = denoised(total, projection, self._noise, len(contributions))
         _check_any(total.patients)
         arrays = to_arrays(total, data_version=0, compact=False)
         return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
