@@ -27,6 +27,8 @@ from tests.lift.unconditional.tiny_decoder import (
 )
 
 SITES = {"east": 9, "west": 12}
+NOISE = {"mode": "stats-once", "delta": 1e-4, "public_patients": 6, "noise_multiplier": 0.8}
+TIED = {"positions": 6, "axes": 3, "tied": True, "tail": False}
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def test_too_few_slices_are_refused_by_name_and_the_rest_goes_on(
          ["samples"]),
         ({"plan__unconditional__projection_digest": "0" * 64}, ["another public projection"]),
         ({"plan__task__target": "t2w"}, ["the bundle makes t1n from nothing"]),
+        ({"plan__privacy": NOISE}, ["tied: true"]),
         ({"leave_one_out": True}, ["paired tasks"]),
         ({"pretrain": pretrain_data(Path("x"))}, ["exactly one of generator and pretrain"]),
     ],
@@ -226,15 +229,17 @@ def test_one_patient_cannot_be_compared_and_says_so(world: World, tmp_path: Path
     check_refusal(done, 3, names=["no site has 5 training patients"])
 
 
-def test_noisy_statistics_are_paid_once_and_every_round_after_them_is_free(world: World) -> None:
-    privacy = {
-        "mode": "stats-once",
-        "delta": 1e-4,
-        "public_patients": 6,
-        "noise_multiplier": 0.8,
-    }
-    config = world.settings("noisy", plan__privacy=privacy)
-    out = world.folder / "noisy"
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_noisy_statistics_are_paid_once_and_every_round_after_them_is_free(
+    world: World, rounds: int
+) -> None:
+    config = world.settings(
+        f"noisy-{rounds}",
+        plan__privacy=NOISE,
+        plan__unconditional__gaussian=TIED,
+        plan__federation__rounds=rounds,
+    )
+    out = world.folder / f"noisy-{rounds}"
     done = run_here("lift-simulate", "--config", config, "--output", out)
     assert done.code == 0, done
     planned = json.loads((out / "run.json").read_text())["privacy"]
@@ -243,11 +248,14 @@ def test_noisy_statistics_are_paid_once_and_every_round_after_them_is_free(world
         book = verify(out / "ledgers" / site / "ledger.jsonl")
         assert [item.purpose for item in book.reservations.values()] == ["statistics"]
         assert book.epsilon() <= planned["epsilon"] < book.epsilon() + 1e-3
-    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    assert {record["epsilon"] for record in rounds} == {rounds[0]["epsilon"]}
-    replies = rounds[0]["statistics"].values()
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert len(records) == rounds + 1
+    assert {record["epsilon"] for record in records} == {records[0]["epsilon"]}
+    replies = records[0]["statistics"].values()
     assert {reply["train_patients"] for reply in replies} == {6}
-    assert json.loads((out / "metrics.json").read_text())["pooled"]["federated"]
+    pooled = json.loads((out / "metrics.json").read_text())["pooled"]
+    figures = pooled["federated" if rounds else "gaussian"]
+    assert all(np.isfinite(figure["value"]) for figure in figures.values())
 
 
 def test_pretrain_and_dry_run_by_the_command_line(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""A site's statistics for new volumes under noise: paid once, and nothing is the cohort's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.config.cohort import BratsData
+from lift.config.plan import Plan
+from lift.config.site import BudgetSettings, SiteSettings
+from lift.drifting.release import from_arrays
+from lift.drifting.statistics import parts
+from lift.privacy import statistics, trajectories
+from lift.privacy.accounting import Mechanism, epsilon
+from lift.privacy.noise import SecureStream
+from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.moments import PREFIX, SCALE, form_of, moments_from_arrays, trajectory
+from lift_client import unconditional as module
+from lift_client.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.session import SiteSession
+from tests.lift.privacy.streams import KnownStream
+from tests.lift.unconditional.tiny_decoder import tiny_plan, write_bodies
+
+NOISE, DELTA, PUBLIC = 1.2, 1e-4, 4
+PATIENTS = 7
+Arrays = dict[str, np.ndarray]
+
+
+class Silent(SecureStream):
+    """Noise that is 0."""
+
+    __slots__ = ()
+
+    def normals(self, count: int) -> NDArray[np.float64]:
+        return np.zeros(count)
+
+
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bodies(tmp_path_factory.mktemp("bodies"), 81, PATIENTS)
+
+
+def make_plan(decoder: FrozenDecoder, *, rounds: int, **changes: object) -> Plan:
+    return tiny_plan(
+        decoder,
+        split={"train": 1.0, "validation": 0.0},
+        unconditional__trajectory="gaussian",
+        unconditional__gaussian={"positions": 5, "axes": 3, "tied": True},
+        federation__rounds=rounds,
+        privacy={
+            "mode": "stats-once",
+            "delta": DELTA,
+            "public_patients": PUBLIC,
+            "noise_multiplier": NOISE,
+        },
+        **changes,
+    )
+
+
+@dataclasses.dataclass
+class Site:
+    """A site's folder, in which sessions come and go."""
+
+    folder: Path
+    bodies: Path
+    decoder: FrozenDecoder
+
+    def session(self) -> SiteSession:
+        settings = SiteSettings(
+            name="north",
+            data=BratsData(root=self.bodies),
+            budget=BudgetSettings(epsilon=20.0, delta=DELTA),
+        )
+        if not (self.folder / LEDGER_FILE).exists():
+            create_ledger(self.folder / LEDGER_FILE, cohort="north", delta=DELTA, cap=20.0)
+        return SiteSession(settings, self.decoder, self.folder)
+
+    def answer(self, plan: Plan) -> tuple[StatisticsReply, Arrays]:
+        session = self.session()
+        try:
+            request = StatisticsRequest(plan=plan, ledger_heads={})
+            parcel = session.handle(Parcel(Kind.STATISTICS, request))
+        finally:
+            session.close()
+        assert isinstance(parcel, Parcel), parcel
+        assert isinstance(parcel.body, StatisticsReply)
+        return parcel.body, dict(parcel.tensors)
+
+    def spent(self) -> float:
+        return verify(self.folder / LEDGER_FILE).epsilon()
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, bodies: Path, decoder: FrozenDecoder) -> Callable[[str], Site]:
+    def make(name: str) -> Site:
+        (tmp_path / name).mkdir()
+        return Site(tmp_path / name, bodies, decoder)
+
+    return make
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_site_that_starts_again_sends_the_same_bytes_and_pays_once(
+    make_site: Callable[[str], Site], decoder: FrozenDecoder, rounds: int
+) -> None:
+    site, plan = make_site("a"), make_plan(decoder, rounds=rounds)
+    _, first = site.answer(plan)
+    spent = site.spent()
+    # what one Gaussian mechanism costs, and nothing else
+    assert spent == pytest.approx(epsilon([Mechanism(NOISE)], DELTA), abs=1e-9)
+    _, again = site.answer(plan)
+    assert set(first) == set(again)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert site.spent() == spent
+    # another site of the same patients draws noise of its own
+    _, other = make_site("b").answer(plan)
+    assert not np.array_equal(first[PREFIX + "mean"], other[PREFIX + "mean"])
+    # another plan is another release
+    site.answer(make_plan(decoder, rounds=rounds, seed=4))
+    assert site.spent() > spent + 0.1
+
+
+def test_nothing_beside_the_noisy_sums_is_the_cohorts_own(
+    make_site: Callable[[str], Site], decoder: FrozenDecoder
+) -> None:
+    reply, arrays = make_site("a").answer(make_plan(decoder, rounds=0))
+    assert all(name.startswith(PREFIX) for name in arrays)
+    assert arrays[PREFIX + "patients"].tolist() == [PUBLIC]
+    told = json.loads(reply.model_dump_json())
+    head = told.pop("ledger_head")
+    assert len(head) == 64
+    del told["plan_digest"]
+    assert {value for value in told.values() if value} == {PUBLIC}
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_all_that_is_sent_has_the_noise_of_one_mechanism(
+    make_site: Callable[[str], Site],
+    decoder: FrozenDecoder,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: int,
+) -> None:
+    """With rounds there are two kinds: each has sqrt(2) times the noise in its own units."""
+    plan = make_plan(decoder, rounds=rounds)
+    sent: dict[str, Arrays] = {}
+    for name, stream in (("exact", Silent), ("noisy", KnownStream)):
+        monkeypatch.setattr(module, "SecureStream", stream)
+        _, sent[name] = make_site(name).answer(plan)
+    errors = {"moments": _moment_errors(plan, decoder, sent)}
+    if rounds:
+        errors["drifting"] = _drifting_errors(decoder, sent)
+    else:
+        assert all(name.startswith(PREFIX) for name in sent["noisy"])
+    for kind, found in errors.items():
+        expected = NOISE * len(errors) ** 0.5
+        tolerance = 5 / (2 * len(found)) ** 0.5
+        measured = float(found.std()) / expected
+        assert abs(measured - 1) < tolerance, kind
+        # the control: the plan's own noise for each of two would be too little
+        assert len(errors) == 1 or abs(measured * 2**0.5 - 1) > tolerance
+
+
+def _moment_errors(plan: Plan, decoder: FrozenDecoder, sent: dict[str, Arrays]) -> Tensor:
+    assert plan.unconditional is not None
+    assert plan.privacy.mode == "stats-once"
+    form = form_of(plan.unconditional.gaussian, decoder)
+    lengths = trajectories.lengths_of(form, plan.privacy.trajectories)
+    exact, noisy = (moments_from_arrays(sent[n], form, noisy=True) for n in ("exact", "noisy"))
+    unit = trajectories.units(form, lengths)
+    away = [
+        ((noisy.units[name] - exact.units[name]).double() / SCALE / unit[name]).flatten()
+        for name in unit
+    ]
+    return torch.cat(away) / trajectories.sensitivity(form, lengths)
+
+
+def _drifting_errors(decoder: FrozenDecoder, sent: dict[str, Arrays]) -> Tensor:
+    of = decoder.public.projection
+    exact, noisy = (from_arrays(sent[name], of).sums for name in ("exact", "noisy"))
+    form, length = parts(of), statistics.bounds(of)
+    away = [
+        ((noisy.units[n] - exact.units[n]).double() / form[n].scale / length[n]).flatten()
+        for n in form
+    ]
+    return torch.cat(away) / statistics.sensitivity(of)
+
+
+def test_a_patient_whose_latents_are_not_finite_is_refused_alone_and_nobody_is_told(
+    make_site: Callable[[str], Site],
+    decoder: FrozenDecoder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[int] = []
+
+    def broken(*args: object) -> Tensor:
+        found = trajectory(*args)  # type: ignore[arg-type]
+        calls.append(1)
+        return found * torch.nan if len(calls) == 3 else found
+
+    monkeypatch.setattr(module, "trajectory", broken)
+    reply, arrays = make_site("a").answer(make_plan(decoder, rounds=0))
+    assert len(calls) == PATIENTS
+    assert "NaN" in caplog.text
+    assert (reply.refused_volumes, reply.train_patients) == (0, PUBLIC)
+    assert arrays[PREFIX + "patients"].tolist() == [PUBLIC]
