@@ -1,4 +1,8 @@
-"""The rows of an unconditional run: real, reconstructed, random and generated volumes compared."""
+"""The rows of an unconditional run: real, reconstructed, random and generated volumes compared.
+
+All have one field of view and one grid, that of the generated volumes (`lift.unconditional.grid.
+same_view`), before anything is measured, reconstructed or shuffled.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,16 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.drifting.groups import GroupLayout
 from lift.errors import DataError
-from lift.metrics.distribution import (
-    distribution_figures,
-    evaluation_encoder,
-    quality,
-)
+from lift.metrics.descriptors import FREQUENCIES
+from lift.metrics.distribution import distribution_figures, evaluation_encoder, quality
+from lift.metrics.judge import classifier_figures
+from lift.metrics.neighbours import nearest_figures
 from lift.metrics.reference import Reference
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
-from lift.mixer.trajectory import slice_positions
 from lift.randomness import derive_seed
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import BodyVolume
+from lift.unconditional.grid import BodyVolume, same_view
 from lift.unconditional.learning import Trajectory, plan_mapper, settings_of
 from lift.unconditional.moments import GAUSSIAN
 from lift.unconditional.sampling import (
@@ -37,6 +39,7 @@ from lift.unconditional.sampling import (
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
+HELD_OUT: Final = "held_out"
 _FEWEST_HELD_OUT: Final = 4
 _HALVES: Final = 100
 Entry = dict[str, float | int | str | None]
@@ -73,10 +76,10 @@ class Evidence:
         pixel = decoder.card.network.pixel_mm
         self._spacing_mm = (settings.slice_spacing_mm, pixel, pixel)
         self._training = {
-            name: [work.body(p) for p in work.split.train] for name, work in works.items()
+            name: [self._seen(work, p) for p in work.split.train] for name, work in works.items()
         }
         self._held_out = {
-            name: [work.body(p) for p in work.split.test] for name, work in works.items()
+            name: [self._seen(work, p) for p in work.split.test] for name, work in works.items()
         }
         everyone = [v for volumes in self._training.values() for v in volumes]
         held_out = [v for volumes in self._held_out.values() for v in volumes]
@@ -116,6 +119,8 @@ class Evidence:
             if len(volumes) >= _FEWEST_HELD_OUT
         }
         self._shown = held_out
+        # a distance between few volumes is larger: all rows count equally many
+        self._size = min(count, len(everyone), len(held_out))
 
     def table(self, trained: Mapping[str, Mapping[str, Tensor]]) -> dict[str, object]:
         """`metrics.json`: every row against the held-out volumes of all sites and of each.
@@ -125,7 +130,9 @@ class Evidence:
         """
         rows = self._rows(trained)
         seed = derive_seed(self._plan.seed, "intervals")
-        pooled: dict[str, dict[str, Entry]] = {}
+        held_out = self._references[""].real
+        pooled = {HELD_OUT: _entries(nearest_figures(held_out, self._training_set))}
+        spectra = {HELD_OUT: _spectrum(held_out)}
         sites: dict[str, dict[str, dict[str, Entry]]] = {n: {} for n in self._references if n}
         for made, (method, volumes) in enumerate(rows.items(), start=1):
             own = method == REAL
@@ -137,13 +144,15 @@ class Evidence:
                     seed=seed,
                     # intervals and copies take most of the time: the pooled table alone has them
                     training=None if own or name else self._training_set,
+                    size=None if name else self._size,
                     halves=0 if name else _HALVES,
                 )
-                found = {metric: dict(asdict(figure)) for metric, figure in figures.items()}
                 if name:
-                    sites[name][method] = found
+                    sites[name][method] = _entries(figures)
                 else:
-                    pooled[method] = found | _counts(measured, reference)
+                    figures |= classifier_figures(measured, reference.real, seed=seed)
+                    pooled[method] = _entries(figures) | _counts(measured, reference)
+            spectra[method] = _spectrum(measured)
             self._report("evaluation", made, len(rows))
         return {
             "sites": {
@@ -151,6 +160,14 @@ class Evidence:
                 for name, methods in sites.items()
             },
             "pooled": pooled,
+            "field_of_view": {
+                "slices": settings_of(self._plan).slices,
+                "slice_spacing_mm": self._spacing_mm[0],
+            },
+            "spectra": {
+                "cycles_per_mm": (FREQUENCIES / self._spacing_mm[0]).tolist(),
+                "power_db": spectra,
+            },
         }
 
     def write_samples(
@@ -202,6 +219,11 @@ class Evidence:
             slice_spacing_mm=settings.slice_spacing_mm,
         )
 
+    def _seen(self, work: UnconditionalWork, patient: str) -> BodyVolume:
+        """One patient's volume as generated ones lie."""
+        slices = settings_of(self._plan).slices
+        return same_view(work.body(patient), slices, self._spacing_mm[0])
+
     def _volume(self, slices: np.ndarray) -> BodyVolume:
         return BodyVolume(torch.from_numpy(slices)[None, None], self._spacing_mm)
 
@@ -228,20 +250,26 @@ class Evidence:
     def _shuffled(self) -> list[BodyVolume]:
         """Real training slices at their places along the body, each of another patient."""
         rng = np.random.default_rng(derive_seed(self._plan.seed, "shuffled"))
+        real = torch.cat([volume.voxels for volume in self._everyone])[:, 0]
+        places = torch.arange(real.shape[1])
         made = []
-        for volume in self._everyone:
-            position = slice_positions(volume.voxels.shape[2])
-            owners = rng.integers(len(self._everyone), size=len(position))
-            slices = []
-            for place, owner in zip(position.tolist(), owners, strict=True):
-                other = self._everyone[int(owner)].voxels[0, 0]
-                slices.append(other[round(place * (len(other) - 1))])
-            made.append(BodyVolume(torch.stack(slices)[None, None], volume.spacing_mm))
+        for _ in self._everyone:
+            owners = torch.from_numpy(rng.integers(len(real), size=len(places)))
+            made.append(BodyVolume(real[owners, places][None, None], self._spacing_mm))
         return made
 
     def _measured(self, volumes: Sequence[BodyVolume]) -> MeasuredSet:
         images = (ImageVolume(v.voxels[0, 0].clamp(0, 1), v.spacing_mm) for v in volumes)
         return measure_volumes(images, layout=self._layout, encoder=self._encoder)
+
+
+def _entries(figures: Mapping[str, MetricValue]) -> dict[str, Entry]:
+    return {metric: dict(asdict(figure)) for metric, figure in figures.items()}
+
+
+def _spectrum(measured: MeasuredSet) -> list[float]:
+    """Mean power along depth by band, in dB."""
+    return [round(float(db), 3) for db in measured.spectra_db.mean(axis=0)]
 
 
 def _counts(measured: MeasuredSet, reference: Reference) -> dict[str, Entry]:

@@ -7,6 +7,10 @@ published ones: put :func:`real_split_figures` beside them.
 - `frechet_*`, `mmd_*`, a plane each: the mean over the plane's groups of the squared Frechet
   distance and of the unbiased squared MMD; ideal 0. Both see content; coronal and sagittal ones
   see how slices fit together as well.
+- `precision`, `recall`: share of generated volumes that lie among the real ones by those features,
+  and of real ones that lie among the generated ones (`lift.metrics.neighbours.precision_recall`).
+- `spectrum_z`: how far the sets' mean power spectra along depth lie apart: root mean square over
+  12 bands, in dB, each volume at one gain. Only where all volumes have one spacing.
 - `tpr`: through-plane over in-plane roughness. A volume's own is mean |Dz| over mean |Dy| inside
   the body's box, each a mm; then the mean over the generated volumes over that of the real ones.
   Above 1 jumpy, below 1 over-smoothed. Spacings should be alike: roughness a mm falls with them.
@@ -17,6 +21,9 @@ published ones: put :func:`real_split_figures` beside them.
 - `nearest_ratio`: median over generated volumes of the distance to the nearest training volume
   over that to the nearest held-out one (`lift.metrics.point_sets.nearest_ratios`); well below 1
   hints at copying.
+- `nearest_distance`, `near_copies`: mean distance to the nearest training volume by thumbnails,
+  and share of near copies (`lift.metrics.neighbours.nearest_figures`); to be put beside the
+  held-out volumes' own.
 - `order_correlation`: mean Spearman correlation of slices' order with the order of the real mean
   slices they resemble; near the real one's, 0 shuffled, negative reversed.
 """
@@ -32,6 +39,7 @@ import numpy as np
 
 from lift.drifting.encoder import RandomPyramid
 from lift.drifting.groups import GroupLayout
+from lift.metrics.neighbours import nearest_figures
 from lift.metrics.point_sets import order_correlations
 from lift.metrics.reference import Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED, Pairing, stacks
@@ -57,6 +65,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "mmd_sagittal": (-math.inf, math.inf),
     "ms_ssim": (0.0, 1.0),
     "order_correlation": (-1.0, 1.0),
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
 }
 """Values a figure can have, where they are not those from 0 upwards."""
 
@@ -104,9 +114,9 @@ def distribution_figures(
         generated: measured as the reference was.
         reference: the real volumes.
         seed: of all random choices.
-        training: what training saw: adds `nearest_ratio`.
-        size: volumes of either set in a Frechet distance, which is then the mean over 20 random
-            draws: to be put beside another of the same size. None: all.
+        training: what training saw: adds `nearest_ratio`, `nearest_distance` and `near_copies`.
+        size: volumes of either set in a Frechet distance, precision and recall, which are then
+            means over 20 random draws: to be put beside others of the same size. None: all.
         halves: random halves behind the intervals; 0 leaves the intervals out.
 
     Raises:
@@ -120,13 +130,14 @@ def distribution_figures(
     values = pairing.figures(everyone, real)
     whole = dict(values)
     if size is not None:
-        values |= pairing.frechet_of_size(everyone, real, size, derive_seed(seed, "frechet"))
+        values |= pairing.of_size(everyone, real, size, derive_seed(seed, "frechet"))
     spread = _half_sampled(pairing, real, whole, derive_seed(seed, "halves"), halves)
-    return {
-        name: MetricValue(value, len(generated), *_interval(name, value, spread), unit="")
+    table = {
+        name: MetricValue(value, len(generated), *_interval(name, value, spread), unit=_unit(name))
         for name, value in values.items()
         if math.isfinite(value)
     }
+    return table if training is None else table | nearest_figures(pairing.generated, training)
 
 
 def real_split_figures(
@@ -139,13 +150,13 @@ def real_split_figures(
     """METRIC -> the same figures of one random half of the real volumes against the other.
 
     What a perfect generator would get: the mean over 100 random splits, and as interval the
-    middle 95% of them.
+    middle 95% of them. `nearest_distance` and `near_copies` are those of all real volumes.
 
     Args:
         reference: the real volumes.
         seed: of the splits.
         training: as in :func:`distribution_figures`.
-        size: volumes of either half that count in a Frechet distance; None: all.
+        size: volumes of either half in a Frechet distance, precision and recall; None: all.
 
     Raises:
         ValueError: `size` is larger than half of the real set.
@@ -164,7 +175,7 @@ def real_split_figures(
         if size is not None and size < half:
             # a random half's first ones are a random draw too, but sorted: shuffle again
             one, other = rng.permutation(one)[:size], rng.permutation(other)[:size]
-            found |= pairing.frechet(one, other)
+            found |= pairing.sized(one, other)
         draws.append(found)
     table = {}
     for name in draws[0]:
@@ -172,8 +183,8 @@ def real_split_figures(
         values = values[np.isfinite(values)]
         if len(values):
             low, high = (float(q) for q in np.quantile(values, (0.025, 0.975)))
-            table[name] = MetricValue(float(values.mean()), half, low, high, unit="")
-    return table
+            table[name] = MetricValue(float(values.mean()), half, low, high, unit=_unit(name))
+    return table if training is None else table | nearest_figures(reference.real, training)
 
 
 def slice_orders(measured: MeasuredSet, reference: Reference) -> Floats:
@@ -217,6 +228,10 @@ def _half_sampled(
         if len(values):
             spread[name] = (values - values.mean()) * scale
     return spread
+
+
+def _unit(name: str) -> str:
+    return "dB" if name == "spectrum_z" else ""
 
 
 def _interval(

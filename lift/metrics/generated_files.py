@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lift.config.plan import PercentileRule, WindowRule
 from lift.errors import DataError, SpacingError
+from lift.metrics.classifier import FEWEST
 from lift.metrics.distribution import (
     LAYOUT,
     distribution_figures,
@@ -24,6 +25,7 @@ from lift.metrics.distribution import (
     quality,
     real_split_figures,
 )
+from lift.metrics.judge import classifier_figures, real_split_classifier, same_spacing
 from lift.metrics.reference import FEWEST_REAL, Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED
 from lift.metrics.table import Entry, Protocol
@@ -46,6 +48,13 @@ _SEED: Final = 0
 _SHOWN_NAMES: Final = 5
 
 IDEALS: Final[Mapping[str, str]] = {
+    "auc_content": ".5",
+    "auc_texture": ".5",
+    "precision": "real",
+    "recall": "real",
+    "nearest_distance": "real",
+    "near_copies": "0",
+    "spectrum_z": "0",
     "frechet_axial": "0",
     "frechet_coronal": "0",
     "frechet_sagittal": "0",
@@ -67,7 +76,10 @@ class GeneratedEvaluation(TypedDict):
     Attributes:
         protocol: `mr` or `ct`.
         volumes: ROLE (`generated`, `real`, `training`) -> number of volumes.
-        frechet_volumes: volumes on either side of every Frechet distance, in both columns.
+        frechet_volumes: volumes on either side of every Frechet distance, precision and recall, in
+            both columns.
+        one_spacing: whether generated and real volumes have one spacing; without it there are no
+            figures of texture.
         encoder: digest of the evaluation's encoder.
         metrics: METRIC -> figure of the generated volumes with its 95% interval.
         real_split: METRIC -> the same of random halves of the real volumes, and the middle 95%
@@ -78,6 +90,7 @@ class GeneratedEvaluation(TypedDict):
     protocol: Protocol
     volumes: dict[str, int]
     frechet_volumes: int
+    one_spacing: bool
     encoder: str
     metrics: dict[str, Entry]
     real_split: dict[str, Entry]
@@ -97,7 +110,8 @@ def evaluate_generated(
     No file needs a partner, and sizes may differ. All volumes are treated alike: canonical
     orientation, depth along the axial direction, normalised each by itself (`mr`: its 0.1 and
     99.9 percentile; `ct`: the window from -1024 to 3000 HU), and the body's box is where they are
-    brighter than 5% of that range, without slices that are less than 0.5% bright.
+    brighter than 5% of that range, without slices that are less than 0.5% bright. Boxes are
+    compared whole: generated and real files should show the same part of the body.
 
     Args:
         generated: folder of generated volumes, 2 at least.
@@ -134,11 +148,14 @@ def evaluate_generated(
     figures = distribution_figures(
         sets["generated"], reference, seed=_SEED, training=seen, size=size
     )
+    figures |= classifier_figures(sets["generated"], sets["real"], seed=_SEED)
     split = real_split_figures(reference, seed=_SEED, training=seen, size=size)
+    split |= real_split_classifier(reference, seed=_SEED)
     return {
         "protocol": protocol,
         "volumes": {role: len(sets[role]) for role in files},
         "frechet_volumes": size,
+        "one_spacing": same_spacing(sets["generated"], sets["real"]),
         "encoder": encoder.digest,
         "metrics": {name: asdict(figures[name]) for name in IDEALS if name in figures},
         "real_split": {name: asdict(split[name]) for name in IDEALS if name in split},
@@ -161,8 +178,19 @@ def notes(result: GeneratedEvaluation) -> list[str]:
         f"{counts['generated']} generated, {counts['real']} real volumes; real halves of "
         f"{counts['real'] // 2}; 95% intervals.",
         f"Frechet distances fall with more volumes: here {result['frechet_volumes']} on either "
-        "side in both columns.",
+        "side in both columns, as of precision and recall.",
+        "Generated and real files should show the same part of the body: a classifier finds a "
+        "field of view first.",
     ]
+    if min(counts["generated"], counts["real"]) < FEWEST:
+        lines.append(f"Fewer than {FEWEST} volumes on a side: no classifier is asked.")
+    elif counts["real"] < 2 * FEWEST:
+        lines.append(f"Fewer than {2 * FEWEST} real volumes: the classifier has no real halves.")
+    if not result["one_spacing"]:
+        lines.append(
+            "The volumes' spacings differ by more than 5%: textures and spectra are not compared. "
+            "Resample them for that."
+        )
     if "training" not in counts:
         lines.append(
             "Without --training the features are scaled by the real volumes themselves: the "

@@ -9,7 +9,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from lift.drifting.groups import Plane
+from lift.metrics.judge import same_spacing
 from lift.metrics.ms_ssim import ms_ssim
+from lift.metrics.neighbours import precision_recall
 from lift.metrics.point_sets import (
     descriptors,
     frechet_distance,
@@ -42,7 +44,7 @@ class Pairing:
         training: MeasuredSet | None,
         seed: int,
     ) -> None:
-        self._generated, self._real = generated, reference.real
+        self.generated, self._real = generated, reference.real
         self.size = len(generated)
         self._same = generated is reference.real
         self._points, self._real_points = reference.points_of(generated), reference.points
@@ -58,22 +60,29 @@ class Pairing:
         self._alike = _similarities(generated, derive_seed(seed, "pairs"))
         self._stacks, self._real_stacks = stacks(generated), stacks(self._real)
         self._orders = order_correlations(self._stacks, self._real_stacks.mean(axis=0))
+        self._between = self._descriptor_distances()
+        self._spectra = (generated.spectra_db, self._real.spectra_db)
+        self._one_spacing = same_spacing(generated, self._real)
         self._nearest = None if training is None else self._nearest_of(training)
 
     def figures(self, some: Index, others: Index) -> dict[str, float]:
         """All figures of some generated volumes against some real ones; NaN: there is none."""
-        found = self.frechet(some, others)
+        found = self.sized(some, others)
         within, between = np.ix_(some, some), np.ix_(some, others)
         beyond = np.ix_(others, others)
         for plane, (own, real, both) in self._kernels.items():
             found[f"mmd_{plane}"] = mmd_squared(own[within], real[beyond], both[between])
         found["tpr"] = _quotient(
-            _mean(self._generated.anisotropy[some]), _mean(self._real.anisotropy[others])
+            _mean(self.generated.anisotropy[some]), _mean(self._real.anisotropy[others])
         )
         found["diversity"] = _quotient(
             mean_off_diagonal(self._distances[within]),
             mean_off_diagonal(self._real_distances[beyond]),
         )
+        if self._one_spacing:
+            found["spectrum_z"] = _spectral_distance(
+                self._spectra[0][some], self._spectra[1][others]
+            )
         found["ms_ssim"] = mean_off_diagonal(self._alike[within])
         if self._nearest is not None:
             to_training, to_held_out, held_out = self._nearest
@@ -86,23 +95,28 @@ class Pairing:
         found["order_correlation"] = float(orders.mean())
         return found
 
-    def frechet(self, some: Index, others: Index) -> dict[str, float]:
-        """The Frechet distances alone."""
+    def sized(self, some: Index, others: Index) -> dict[str, float]:
+        """Frechet distances, precision and recall alone: those that depend on the sets' sizes."""
         distances = frechet_distance(
             _rows(self._points[:, some]), _rows(self._real_points[:, others])
         )
-        return {
+        found = {
             f"frechet_{plane}": float(distances[groups].mean())
             for plane, groups in self._groups.items()
         }
+        between, own, real = self._between
+        found["precision"], found["recall"] = precision_recall(
+            between[np.ix_(some, others)], own[np.ix_(some, some)], real[np.ix_(others, others)]
+        )
+        return found
 
-    def frechet_of_size(self, some: Index, others: Index, size: int, seed: int) -> dict[str, float]:
-        """Mean Frechet distances of random subsets of one size on either side."""
+    def of_size(self, some: Index, others: Index, size: int, seed: int) -> dict[str, float]:
+        """Means of the same over random subsets of one size on either side."""
         if not FEWEST_GENERATED <= size <= min(len(some), len(others)):
             raise ValueError(f"{size} volumes of {len(some)} and of {len(others)}")
         rng = np.random.default_rng(seed)
         draws = [
-            self.frechet(
+            self.sized(
                 rng.choice(some, size, replace=False), rng.choice(others, size, replace=False)
             )
             for _ in range(_DRAWS)
@@ -116,6 +130,11 @@ class Pairing:
             return own, own, own
         return own, kernel_matrix(real, real), kernel_matrix(points, real)
 
+    def _descriptor_distances(self) -> tuple[Floats, Floats, Floats]:
+        """Distances of all features, as in `precision_recall`."""
+        own, real = descriptors(self._points), descriptors(self._real_points)
+        return cdist(own, real), cdist(own, own), cdist(real, real)
+
     def _nearest_of(self, training: MeasuredSet) -> tuple[Floats, Floats, Floats]:
         """Distances generated-training, generated-real and real-training.
 
@@ -123,7 +142,7 @@ class Pairing:
         spread its volumes more than the other's, and the nearest would be the other's.
         """
         space = fitted_on(self._real, training.sorted())
-        sets = (self._generated, self._real, training)
+        sets = (self.generated, self._real, training)
         own, real, seen = (descriptors(standardised_in(one, space)) for one in sets)
         return cdist(own, seen), cdist(own, real), cdist(real, seen)
 
@@ -150,6 +169,11 @@ def _grid_distances(measured: MeasuredSet) -> Floats:
     flat = measured.grid.flatten(1).double().numpy()
     distances: Floats = cdist(flat, flat)
     return distances
+
+
+def _spectral_distance(one: Floats, other: Floats) -> float:
+    """Root mean squared difference, over bands, of two sets' mean spectra in dB."""
+    return float(np.sqrt(np.square(one.mean(axis=0) - other.mean(axis=0)).mean()))
 
 
 def _rows(points: Floats) -> Floats:

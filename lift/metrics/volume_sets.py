@@ -22,6 +22,7 @@ from lift.drifting.encoder import Encoder
 from lift.drifting.features import raw_features
 from lift.drifting.groups import GroupLayout
 from lift.errors import VolumeError
+from lift.metrics.descriptors import depth_spectrum_db, texture, thumbnail
 from lift.metrics.synthrad import Floats
 
 Index = npt.NDArray[np.int64]
@@ -67,6 +68,10 @@ class MeasuredSet:
         planes: central axial, coronal and sagittal slice of each box, (volumes, 3, 64, 64).
         anisotropy: mean |Dz| over mean |Dy|, each a mm, inside the box, (volumes,); NaN where a
             volume has no Dy.
+        thumbnails: each box averaged to 12 x 10 x 8, (volumes, 960), float64.
+        textures: each box's texture, (volumes, 51); see `lift.metrics.descriptors`.
+        spectra_db: each box's power along depth by band, (volumes, 12).
+        spacing_mm: along depth, height and width, (volumes, 3).
         flat: whether the volume is empty or constant, (volumes,).
         digests: SHA-256 of each volume: the order in which random choices see the set.
     """
@@ -77,6 +82,10 @@ class MeasuredSet:
     grid: Tensor
     planes: Tensor
     anisotropy: Floats
+    thumbnails: Floats
+    textures: Floats
+    spectra_db: Floats
+    spacing_mm: Floats
     flat: npt.NDArray[np.bool_]
     digests: tuple[str, ...]
 
@@ -93,6 +102,10 @@ class MeasuredSet:
             self.grid[rows],
             self.planes[rows],
             self.anisotropy[index],
+            self.thumbnails[index],
+            self.textures[index],
+            self.spectra_db[index],
+            self.spacing_mm[index],
             self.flat[index],
             tuple(self.digests[i] for i in index),
         )
@@ -119,6 +132,7 @@ def measure_volumes(
     """
     raw: list[list[Tensor]] = [[] for _ in layout.groups]
     grids, planes, anisotropy, flat, digests = [], [], [], [], []
+    thumbnails, textures, spectra, spacings = [], [], [], []
     for volume in volumes:
         extent = _checked_extent(volume, layout)
         features = raw_features(
@@ -132,6 +146,10 @@ def measure_volumes(
         grids.append(F.adaptive_avg_pool3d(box[None], GRID)[0])
         planes.append(_central_slices(box))
         anisotropy.append(_anisotropy(box, volume.spacing_mm))
+        thumbnails.append(thumbnail(box))
+        textures.append(texture(box))
+        spectra.append(depth_spectrum_db(box))
+        spacings.append(volume.spacing_mm)
         flat.append(float(box.std()) < FLAT)
         digests.append(_digest(volume, extent))
     if not digests:
@@ -143,6 +161,10 @@ def measure_volumes(
         torch.stack(grids),
         torch.stack(planes),
         np.asarray(anisotropy, dtype=np.float64),
+        np.stack(thumbnails),
+        np.stack(textures),
+        np.stack(spectra),
+        np.asarray(spacings, dtype=np.float64),
         np.asarray(flat, dtype=np.bool_),
         tuple(digests),
     )

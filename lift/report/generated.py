@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from lift.metrics.classifier import FEWEST
+from lift.report.aims import FRECHET, aims_content, headline, warnings
 from lift.report.figures import Picture, titled
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.privacy import privacy_section
@@ -19,7 +21,6 @@ from lift.report.read import (
     METRICS_FILE,
     RUN_FILE,
     SYNTHESIS_FOLDER,
-    Measure,
     Run,
     read_voxels,
 )
@@ -37,27 +38,22 @@ from lift.report.sections import (
     seconds_section,
     shell,
 )
+from lift.report.spectra import spectra_figure
 from lift.report.tables import methods_table, sites_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 
-_MAIN: Final = (
-    "frechet_axial",
-    "frechet_coronal",
-    "frechet_sagittal",
-    "tpr",
-    "diversity",
-    "ms_ssim",
-    "nearest_ratio",
+_JUDGED: Final = (
+    "auc_content",
+    "auc_texture",
+    "precision",
+    "recall",
+    "nearest_distance",
+    "near_copies",
 )
+_MAIN: Final = (*FRECHET, "spectrum_z", "tpr", "diversity", "ms_ssim", "nearest_ratio")
 _QUALITY: Final = ("order_correlation", "reversed_volumes", "flat_volumes")
 _MMD: Final = ("mmd_axial", "mmd_coronal", "mmd_sagittal")
 _SHOWN: Final = 8
-_SHARE_OF_INDEPENDENT: Final = 0.3
-_SHARE_OF_CEILING: Final = 1.1
-_SHARE_OF_SAMPLES: Final = 1.1
-_TPR: Final = (0.85, 1.3)
-_DIVERSITY: Final = 0.75
-_NAMES: Final = {"frechet_coronal": "coronal", "frechet_sagittal": "sagittal"}
 Floats = NDArray[np.float32]
 
 
@@ -93,17 +89,8 @@ def _sections(run: Run, synthesis: Path, audits: Mapping[str, Any] | None) -> tu
 def _opening(run: Run) -> Iterable[Markup]:
     yield tag("p", "LiFT run report · ", foreign(run.record.kind or "run"), class_="kicker")
     yield tag("h1", foreign(run.record.name))
-    yield tag("p", _headline(run), class_="headline")
+    yield tag("p", headline(run), class_="headline")
     yield data_banner(run)
-
-
-def _headline(run: Run) -> str:
-    verdicts = [verdict for _, _, _, verdict in _bounds(run)]
-    if not verdicts:
-        return "The run has not come to its figures yet."
-    met = sum(verdicts)
-    place = "coronal and sagittal planes, roughness and diversity"
-    return f"{met} of {len(verdicts)} aims are met ({place}): see the table of aims."
 
 
 def _trained(run: Run) -> Section:
@@ -168,58 +155,11 @@ def _samples(run: Run, synthesis: Path) -> Section:
     return Section("samples", title, (*shown, tag("p", note, class_="note")))
 
 
-def _bounds(run: Run) -> list[tuple[str, Markup, str, bool]]:
-    """Aim, figure, bound, whether it is met."""
-    pooled = run.metrics.pooled if run.metrics is not None else {}
-    own = pooled.get("federated", {})
-    found: list[tuple[str, Markup, str, bool]] = []
-
-    def value(method: str, metric: str) -> float | None:
-        return pooled.get(method, {}).get(metric, Measure()).value
-
-    def shown(metric: str) -> Markup:
-        return number(own[metric].value, pointer(METRICS_FILE, "pooled", "federated", metric), 3)
-
-    for metric, plane in _NAMES.items():
-        mine = value("federated", metric)
-        for row, share in (
-            ("independent_slices", _SHARE_OF_INDEPENDENT),
-            ("reconstruction", _SHARE_OF_CEILING),
-            ("federated_samples", _SHARE_OF_SAMPLES),
-        ):
-            other = value(row, metric)
-            if mine is not None and other is not None:
-                label = GENERATED_METHODS[row].label
-                found.append(
-                    (
-                        f"Fréchet, {plane}, against {label}",
-                        shown(metric),
-                        f"at most {share:g} times {other:.3f}: {share * other:.3f}",
-                        mine <= share * other,
-                    )
-                )
-    tpr, diversity = value("federated", "tpr"), value("federated", "diversity")
-    if tpr is not None:
-        low, high = _TPR
-        found.append(("TPR", shown("tpr"), f"{low:g} to {high:g}", low <= tpr <= high))
-    if diversity is not None:
-        found.append(
-            ("diversity", shown("diversity"), f"at least {_DIVERSITY:g}", diversity >= _DIVERSITY)
-        )
-    return found
-
-
 def _aims(run: Run) -> Section:
-    bounds = _bounds(run)
-    if not bounds:
+    content = aims_content(run)
+    if not content:
         return Section("aims", "Aims", (lacking("metrics.json holds no pooled figures."),))
-    rows = [
-        [name, tag("td", figure), tag("td", bound), tag("td", "▲ met" if met else "▼ missed")]
-        for name, figure, bound, met in bounds
-    ]
-    caption = "Aims of the federated mapper, against the held-out volumes of all sites."
-    listing = table(caption, ["aim", "figure", "bound", "outcome"], rows, kind="words")
-    return Section("aims", "Aims", (listing, *_smallest_site(run), *_tried(run)))
+    return Section("aims", "Aims", (*content, *_smallest_site(run), *_tried(run)))
 
 
 def _tried(run: Run) -> Iterable[Markup]:
@@ -242,7 +182,7 @@ def _smallest_site(run: Run) -> Iterable[Markup]:
             continue
         cells: list[str] = [foreign(site)]
         worse = 0
-        for metric in ("frechet_axial", *_NAMES):
+        for metric in FRECHET:
             for name, table_ in ((method, own), ("federated", ours)):
                 key = pointer(METRICS_FILE, "sites", site, "methods", name, metric)
                 cells.append(number(table_[metric].value, key, 3))
@@ -270,12 +210,15 @@ def _pooled(run: Run) -> Section:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     pooled, path = run.metrics.pooled, ("pooled",)
     captions = (
+        ("Can a volume be told from the held-out ones of all sites?", _JUDGED),
         ("Against the held-out volumes of all sites.", _MAIN),
         ("The same features by MMD.", _MMD),
         ("Quality of single volumes.", _QUALITY),
     )
     tables = [
-        methods_table(pooled, path, caption, only=metrics, counted="volumes")
+        methods_table(
+            pooled, path, caption, only=metrics, counted="volumes", warnings=warnings(pooled)
+        )
         for caption, metrics in captions
     ]
     terms = [(term.label, term.meaning) for term in GENERATED_METHODS.values()]
@@ -292,7 +235,29 @@ def _pooled(run: Run) -> Section:
         ),
         tag("dl", *listed),
     )
-    return Section("pooled", title, (*tables, meanings))
+    drawn = figure_markup(spectra_figure(run))
+    return Section("pooled", title, (*_how_compared(run), *tables, *drawn, meanings))
+
+
+def _how_compared(run: Run) -> Iterable[Markup]:
+    """What was done to all rows alike, and what is missing."""
+    if run.metrics is None:
+        return
+    view = run.metrics.field_of_view
+    if view is not None:
+        place = (METRICS_FILE, "field_of_view")
+        yield tag(
+            "p",
+            "All rows have one field of view, that of the generated volumes: ",
+            number(view.slices, pointer(*place, "slices"), 0),
+            " slices of ",
+            number(view.slice_spacing_mm, pointer(*place, "slice_spacing_mm"), 2),
+            " mm. Real volumes were cut to it around the middle of the body; a shorter one goes on "
+            "with its own border, and slices of another spacing were brought to this one.",
+            class_="note",
+        )
+    if not any("auc_content" in figures for figures in run.metrics.pooled.values()):
+        yield lacking(f"Fewer than {FEWEST} volumes on a side: no classifier was asked.")
 
 
 def _by_site(run: Run) -> Section:

@@ -79,6 +79,20 @@ class Comparisons(_Record):
         return next((row for row in MIXER_ROWS[::-1] if row in names), MIXER_ROWS[0])
 
 
+class FieldOfView(_Record):
+    """Depth to which all volumes of a run that makes new ones were cut."""
+
+    slices: int
+    slice_spacing_mm: float
+
+
+class Spectra(_Record):
+    """Mean power along depth of each row, in dB, each volume at one gain."""
+
+    cycles_per_mm: tuple[float, ...]
+    power_db: dict[str, tuple[float, ...]]
+
+
 class Metrics(_Record):
     """`metrics.json`."""
 
@@ -86,6 +100,8 @@ class Metrics(_Record):
     pooled: dict[str, Table] = Field(default_factory=dict)
     comparisons: Comparisons = Comparisons()
     cross_site: dict[str, dict[str, Table]] = Field(default_factory=dict)
+    field_of_view: FieldOfView | None = None
+    spectra: Spectra | None = None
 
     @property
     def main(self) -> str:

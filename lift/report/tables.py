@@ -53,11 +53,12 @@ def methods_table(
     *,
     only: Sequence[str] = (),
     counted: str = "patients",
+    warnings: Mapping[tuple[str, str], str] | None = None,
 ) -> Markup:
     """Methods by metrics, each mean with its interval.
 
     A mean is marked as the best of its column only where its interval lies apart from the
-    interval of every other method.
+    interval of every other method, and never where it has a warning.
 
     Args:
         methods: METHOD -> METRIC -> measure.
@@ -65,7 +66,9 @@ def methods_table(
         caption: what the patients are; how to read the cells is added.
         only: metrics to show; all that there are when left out.
         counted: what n counts.
+        warnings: (METHOD, METRIC) -> what is suspicious about that figure: shown in red.
     """
+    warned = warnings or {}
     present = {metric for figures in methods.values() for metric in figures}
     metrics = [name for name in in_known_order(present, ALL_METRICS) if not only or name in only]
     n = _largest_n(methods)
@@ -81,6 +84,10 @@ def methods_table(
             if measure.n is not None and measure.n != n:
                 key = pointer(METRICS_FILE, *path, method, metric, "n")
                 content = join([content, tag("small", "n = ", number(measure.n, key, 0))])
+            if warning := warned.get((method, metric)):
+                content = join([content, tag("small", f"▼ {warning}")])
+                cells.append(tag("td", content, class_="worse"))
+                continue
             cells.append(tag("td", content, class_="best" if winners[metric] == method else None))
         rows.append(cells)
     reading = (
@@ -450,7 +457,7 @@ def _clear_best(methods: Mapping[str, Table], metric: str) -> str | None:
     """The method whose interval is apart from all others' and on the better side."""
     measures = {name: figures[metric] for name, figures in methods.items() if metric in figures}
     known = {name: found for name, found in measures.items() if found.value is not None}
-    if len(known) < 2:
+    if len(known) < 2 or BETTER[metric] == "as_real":
         return None
     best = min(known, key=lambda name: distance_to_ideal(metric, known[name].value or 0.0))
     others = [found for name, found in known.items() if name != best]

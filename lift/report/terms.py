@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from lift.metrics.intervals import Better
 from lift.metrics.table import BETTER as PAIRED_BETTER
@@ -109,11 +109,21 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
         "#000000",
         "s",
     ),
+    "held_out": MethodTerm(
+        "real (held out)",
+        "the held-out volumes themselves, with which every row is compared: only how near they are "
+        "to the training volumes",
+        "#000000",
+        "x",
+    ),
     "reconstruction": MethodTerm(
         "reconstruction",
         "the nearest slices that the frozen decoder can make of real training volumes: its ceiling",
         "#6e6e6e",
         "D",
+    ),
+    "shuffled_subjects": MethodTerm(
+        "shuffled subjects", "real slices at their places, each of another patient", "#cc79a7", "^"
     ),
     "gaussian": MethodTerm(
         "Gaussian of trajectories",
@@ -126,9 +136,6 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
         "every slice from a latent vector of its own: no mapper",
         "#e69f00",
         "v",
-    ),
-    "shuffled_subjects": MethodTerm(
-        "shuffled subjects", "real slices at their places, each of another patient", "#cc79a7", "^"
     ),
     "untrained": MethodTerm("untrained", "the mapper before any training", "#882255", "<"),
     "local_only": MethodTerm(
@@ -154,6 +161,10 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
     ),
 }
 """Rows of a run that makes new volumes; `local_only:SITE` stands for each site."""
+REAL_ROWS: Final = ("real_train", "held_out", "reconstruction", "shuffled_subjects")
+"""Rows made of real volumes; all others are drawn by the frozen decoder from new latents."""
+SHIPPED_ROWS: Final = ("gaussian", "federated")
+"""Rows of what a run makes for use: the aims are theirs."""
 TARGET_COLOUR: Final = "#000000"
 
 METRICS: Final[dict[str, MetricTerm]] = {
@@ -220,6 +231,53 @@ GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
     ),
     "mmd_coronal": MetricTerm("MMD co", "the same of coronal slices", 3, None),
     "mmd_sagittal": MetricTerm("MMD sa", "the same of sagittal slices", 3, None),
+    "auc_content": MetricTerm(
+        "AUC content",
+        "how well a trained classifier tells a volume from a held-out real one by what is where, "
+        "at 12 x 10 x 8: .5 not at all, 1 without error; below .5 by chance",
+        2,
+        0.5,
+    ),
+    "auc_texture": MetricTerm(
+        "AUC texture",
+        "the same by texture: power spectra and differences of neighbours along the three axes, at "
+        "one gain",
+        2,
+        0.5,
+    ),
+    "precision": MetricTerm(
+        "precision",
+        "share of volumes that lie among the held-out real ones by the same features; compare with "
+        "real ones",
+        2,
+        None,
+    ),
+    "recall": MetricTerm(
+        "recall",
+        "share of held-out real volumes that lie among these: low where kinds are missing",
+        2,
+        None,
+    ),
+    "nearest_distance": MetricTerm(
+        "nearest",
+        "mean difference (RMS at 12 x 10 x 8) from the nearest training volume; a set nearer than "
+        "the held-out volumes are repeats what training saw",
+        3,
+        None,
+    ),
+    "near_copies": MetricTerm(
+        "near copies",
+        "share of volumes nearer to a training volume than half its distance to any other",
+        2,
+        0.0,
+    ),
+    "spectrum_z": MetricTerm(
+        "spectrum z",
+        "distance of the mean power spectrum along depth from the held-out volumes', each at one "
+        "gain: root mean square over 12 bands",
+        2,
+        0.0,
+    ),
     "tpr": MetricTerm(
         "TPR", "through-plane over in-plane roughness, relative to real volumes", 3, 1.0
     ),
@@ -233,7 +291,7 @@ GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
         None,
     ),
     "nearest_ratio": MetricTerm(
-        "nearest",
+        "nearest ratio",
         "distance to the nearest training volume over that to the nearest held-out one: well "
         "below 1 are copies",
         3,
@@ -254,7 +312,10 @@ GUARD_METRICS: Final[dict[str, MetricTerm]] = {
 }
 """All that a real server's `metrics.json` holds: what the sites' verdicts rest on."""
 
-BETTER: Final[dict[str, Better]] = {
+Side = Better | Literal["nearer_half", "as_real"]
+"""Where a figure is better; `as_real`: where real volumes' is, which is no one value."""
+
+BETTER: Final[dict[str, Side]] = {
     **PAIRED_BETTER,
     **dict.fromkeys(GUARD_METRICS, "higher"),
     **{
@@ -262,6 +323,13 @@ BETTER: Final[dict[str, Better]] = {
         for name in ("frechet", "mmd")
         for plane in ("axial", "coronal", "sagittal")
     },
+    "auc_content": "nearer_half",
+    "auc_texture": "nearer_half",
+    "precision": "as_real",
+    "recall": "as_real",
+    "nearest_distance": "as_real",
+    "near_copies": "lower",
+    "spectrum_z": "lower",
     "diversity": "nearer_one",
     "ms_ssim": "lower",
     "nearest_ratio": "nearer_one",
@@ -289,13 +357,28 @@ def metric_decimals(metric: str, unit: str) -> int:
 
 
 def better_side(metric: str) -> str:
-    """An arrow to where a figure is better: up, down, or to 1."""
-    return {"higher": "↑", "lower": "↓", "nearer_one": "→ 1"}[BETTER[metric]]
+    """An arrow to where a figure is better: up, down, to a value, or to real volumes'."""
+    arrows: dict[Side, str] = {
+        "higher": "↑",
+        "lower": "↓",
+        "nearer_one": "→ 1",
+        "nearer_half": "→ .5",
+        "as_real": "→ real",
+    }
+    return arrows[BETTER[metric]]
 
 
 def distance_to_ideal(metric: str, value: float) -> float:
-    """How bad a figure is: smaller is better, whichever way the metric runs."""
+    """How bad a figure is: smaller is better, whichever way the metric runs.
+
+    Raises:
+        ValueError: the metric has no value that is better by itself (`as_real`).
+    """
     better = BETTER[metric]
+    if better == "as_real":
+        raise ValueError(f"{metric} is to be as that of real volumes")
+    if better == "nearer_half":
+        return abs(value - 0.5)
     if better == "nearer_one":
         # twice is as far from 1 as half, as where patients are counted as better
         return abs(math.log(value)) if value > 0 else math.inf

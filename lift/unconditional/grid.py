@@ -8,7 +8,7 @@ its last: the mapper knows positions along the body, not slices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from lift.drifting.groups import GroupLayout, check_extent
 if TYPE_CHECKING:
     # reads volumes; a server has none
     from lift.preprocessing import Prepared
+
+_SAME_SPACING: Final = 0.01
+"""Spacings that differ by a smaller share are one: resampling would blur and tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,30 @@ def body_volume(
     volume = BodyVolume(voxels.movedim(1, 0)[None].contiguous(), (dz, pixel, pixel))
     check_extent(volume.extent, layout, [name])
     return volume
+
+
+def same_view(volume: BodyVolume, slices: int, slice_spacing_mm: float) -> BodyVolume:
+    """The volume as generated ones lie: so many slices of that spacing, around its body's middle.
+
+    A body that is longer is cut, a shorter one goes on with its own border, as it does in-plane.
+    Slices of another spacing are then brought to this one, averaged where it is coarser. Volumes
+    with different fields of view are told apart by what they show, not by how they look.
+    """
+    dz, *plane_mm = volume.spacing_mm
+    count = max(1, round(slices * slice_spacing_mm / dz))
+    voxels = _centred(volume.voxels, 2, count, volume.voxels.shape[2] / 2)
+    if abs(dz / slice_spacing_mm - 1) > _SAME_SPACING:
+        _, _, _, height, width = voxels.shape
+        lines = voxels.reshape(1, 1, count, height * width)
+        brought = F.interpolate(
+            lines,
+            size=(slices, height * width),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        voxels = brought.reshape(1, 1, slices, height, width).clamp(0, 1)
+    return BodyVolume(voxels.contiguous(), (slice_spacing_mm, plane_mm[0], plane_mm[1]))
 
 
 def _centred(voxels: Tensor, axis: int, side: int, middle: float) -> Tensor:

@@ -26,7 +26,7 @@ from tests.lift.unconditional.tiny_decoder import (
     write_settings,
 )
 
-SITES = {"east": 9, "west": 12}
+SITES = {"east": 24, "west": 30}
 NOISE = {"mode": "stats-once", "delta": 1e-4, "public_patients": 6, "noise_multiplier": 0.8}
 TIED = {"positions": 6, "axes": 3, "tied": True, "tail": False}
 
@@ -54,7 +54,7 @@ class World:
             ),
             "compare": ["local_only", "centralised", "federated_samples"],
             "device": "cpu",
-            "generated_volumes": 10,
+            "generated_volumes": 20,
             "written_volumes": 2,
         }
         return write_settings(self.folder / f"{name}.yaml", changed(data, changes))
@@ -76,16 +76,29 @@ def finished(world: World) -> Path:
     return out
 
 
+def wanted_metrics(row: str) -> set[str]:
+    """Real volumes have no figures of how near they are to themselves."""
+    of_training = {"nearest_distance", "near_copies"}
+    if row == "held_out":
+        return of_training
+    return set(GENERATED_METRICS) - (
+        {"nearest_ratio", *of_training} if row == "real_train" else set()
+    )
+
+
 def test_a_run_leaves_every_row_with_its_figures(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     rows = {name.partition(":")[0] for name in metrics["pooled"]}
     assert rows == set(GENERATED_METHODS) - {"untrained"}
     assert {f"local_only:{site}" for site in SITES} <= set(metrics["pooled"])
     for name, figures in metrics["pooled"].items():
-        wanted = set(GENERATED_METRICS) - ({"nearest_ratio"} if name == "real_train" else set())
-        assert set(figures) == wanted, name
+        assert set(figures) == wanted_metrics(name), name
         assert all(np.isfinite(figure["value"]) for figure in figures.values())
     assert set(metrics["sites"]) == set(SITES)
+    assert metrics["field_of_view"] == {"slices": 12, "slice_spacing_mm": 3.0}
+    spectra = metrics["spectra"]
+    assert set(spectra["power_db"]) == set(metrics["pooled"])
+    assert spectra["cycles_per_mm"][-1] == pytest.approx(1 / 6)
     run = json.loads((finished / "run.json").read_text())
     assert run["complete"]
     assert run["mixer"]["kind"] == "trajectory_mapper"
@@ -110,12 +123,25 @@ def test_real_volumes_are_nearer_to_real_ones_than_noise_is(finished: Path) -> N
         real, noise = (pooled[row][metric]["value"] for row in ("real_train", "independent_slices"))
         assert real < noise
     assert pooled["independent_slices"]["tpr"]["value"] > 1.5
+    for metric in ("auc_content", "auc_texture"):
+        assert pooled["real_train"][metric]["low"] < 0.5
+        assert pooled["untrained"][metric]["value"] > 0.9
+    assert pooled["independent_slices"]["auc_texture"]["value"] > 0.9
+    assert pooled["real_train"]["spectrum_z"]["value"] < pooled["untrained"]["spectrum_z"]["value"]
 
 
 def test_the_report_shows_the_volumes_and_names_the_aims(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    for word in ("Aims", "independent slices", "federated, statistics", "local only, east"):
+    for word in (
+        "Aims",
+        "AUC content",
+        "power spectra along depth",
+        "one field of view",
+        "independent slices",
+        "federated, statistics",
+        "local only, east",
+    ):
         assert word in page
     samples = sorted((finished / "synthesis" / "generated").glob("*.nii.gz"))
     assert len(samples) == 2
