@@ -38,8 +38,15 @@ from lift.unconditional.learning import (
     statistics_loss,
     train_mapper_round,
 )
-from lift.unconditional.moments import GAUSSIAN, TrajectorySums, fit_gaussian, form_of
-from lift.unconditional.pretraining import pretrain_decoder
+from lift.unconditional.moments import (
+    GAUSSIAN,
+    TrajectorySums,
+    fit_gaussian,
+    form_of,
+    patient_moments,
+    trajectory,
+)
+from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
 from lift_server.release import write_finished_mixer
@@ -98,6 +105,8 @@ def simulate_unconditional(
     record.keep_seconds(reporter.seconds)
     trained = {name: _released(result) for name, result in finished.items()}
     trained |= run.alone()
+    if public := _public_gaussian(config, plan, decoder, out, reporter):
+        trained["public_gaussian"] = public
     record.keep_seconds(reporter.seconds)
     with reporter.stage("evaluation"):
         evidence = Evidence(
@@ -136,6 +145,27 @@ def dry_run_unconditional(
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     return describe_dry_run(plan, decoder, [site.name for site in config.sites], epsilon=epsilon)
+
+
+def _public_gaussian(
+    config: SimulationConfig, plan: Plan, decoder: FrozenDecoder, out: Path, reporter: Reporter
+) -> Values:
+    """The Gaussian of the decoder's own public volumes: what there is without any hospital.
+
+    Empty where the run did not make its decoder: a bundle keeps no volumes.
+    """
+    settings = settings_of(plan)
+    if config.pretrain is None or settings.trajectory != "gaussian":
+        return {}
+    with reporter.stage("public_gaussian"):
+        form = form_of(settings.gaussian, decoder)
+        by_subject: dict[str, list[Tensor]] = {}
+        for volume in read_public_volumes(config.pretrain, out / "generator.work"):
+            found = by_subject.setdefault(volume.subject, [])
+            found.append(trajectory(volume.body, decoder, form))
+        moments = [patient_moments(volumes, form) for volumes in by_subject.values()]
+        gaussian = fit_gaussian(sum(moments, start=TrajectorySums.zero(form)))
+    return gaussian | plan_mapper(plan, decoder).values()
 
 
 def _released(run: FinishedRun) -> Values:

@@ -131,6 +131,12 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
         "#117733",
         "X",
     ),
+    "public_gaussian": MethodTerm(
+        "public Gaussian",
+        "the same from the decoder's own public volumes: what there is without any hospital",
+        "#44aa99",
+        "X",
+    ),
     "independent_slices": MethodTerm(
         "independent slices",
         "every slice from a latent vector of its own: no mapper",
