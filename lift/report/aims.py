@@ -45,7 +45,8 @@ class Aim:
 def aims_of(pooled: Mapping[str, Table]) -> list[Aim]:
     """The aims of all rows that a run makes for use and has figures of.
 
-    - AUC of content at most .75, of texture .85: of an AUC below .5 its distance from .5 counts;
+    - AUC of content at most .75, of texture .85, and as far below .5 at most: an AUC far below it
+      says that the sets are not independent, not that they are alike;
     - Frechet distance of each plane at most 1.3 times that of the reconstruction; a warning below
       .9 times;
     - order correlation at least .95;
@@ -121,7 +122,7 @@ def _aims_of_row(row: str, pooled: Mapping[str, Table]) -> Iterator[Aim]:
     for metric, most in _AUC.items():
         value = _value(pooled, row, metric)
         if value is not None:
-            bound = f"at most {most:g}; from .5 either way"
+            bound = f"{1 - most:.2f} to {most:.2f}"
             met = max(value, 1 - value) <= most
             yield Aim(row, metric, value, bound, "met" if met else "missed")
     for metric in FRECHET:

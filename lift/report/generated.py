@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from lift.report.read import (
     RUN_FILE,
     SYNTHESIS_FOLDER,
     Run,
+    Table,
     read_voxels,
 )
 from lift.report.sections import (
@@ -216,10 +217,7 @@ def _pooled(run: Run) -> Section:
         ("Quality of single volumes.", _QUALITY),
     )
     tables = [
-        methods_table(
-            pooled, path, caption, only=metrics, counted="volumes", warnings=warnings(pooled)
-        )
-        for caption, metrics in captions
+        _table(pooled, path, caption, metrics, warnings(pooled)) for caption, metrics in captions
     ]
     terms = [(term.label, term.meaning) for term in GENERATED_METHODS.values()]
     terms += [(term.label, term.meaning) for term in GENERATED_METRICS.values()]
@@ -237,6 +235,26 @@ def _pooled(run: Run) -> Section:
     )
     drawn = figure_markup(spectra_figure(run))
     return Section("pooled", title, (*_how_compared(run), *tables, *drawn, meanings))
+
+
+def _table(
+    methods: Mapping[str, Table],
+    path: tuple[str, ...],
+    caption: str,
+    metrics: Sequence[str],
+    warned: Mapping[tuple[str, str], str],
+) -> Markup:
+    """Rows of real volumes first, then those drawn by the decoder."""
+    return methods_table(
+        methods,
+        path,
+        caption,
+        only=metrics,
+        counted="volumes",
+        warnings=warned,
+        known=GENERATED_METHODS,
+        intervals="Brackets: 95% interval over volumes",
+    )
 
 
 def _how_compared(run: Run) -> Iterable[Markup]:
@@ -273,7 +291,7 @@ def _by_site(run: Run) -> Section:
         found = run.metrics.sites[site]
         caption = f"Against this site's {found.patients} held-out volumes."
         path = ("sites", site, "methods")
-        content.append(methods_table(found.methods, path, caption, only=_MAIN, counted="volumes"))
+        content.append(_table(found.methods, path, caption, _MAIN, {}))
     return Section("sites", title, tuple(content))
 
 

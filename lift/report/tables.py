@@ -22,8 +22,8 @@ from lift.report.read import (
 from lift.report.terms import (
     ALL_METRICS,
     BETTER,
-    GENERATED_METHODS,
     METHODS,
+    MethodTerm,
     better_side,
     distance_to_ideal,
     in_known_order,
@@ -54,6 +54,8 @@ def methods_table(
     only: Sequence[str] = (),
     counted: str = "patients",
     warnings: Mapping[tuple[str, str], str] | None = None,
+    known: Mapping[str, MethodTerm] = METHODS,
+    intervals: str = INTERVALS,
 ) -> Markup:
     """Methods by metrics, each mean with its interval.
 
@@ -64,18 +66,23 @@ def methods_table(
         methods: METHOD -> METRIC -> measure.
         path: where these lie in `metrics.json`.
         caption: what the patients are; how to read the cells is added.
-        only: metrics to show; all that there are when left out.
+        only: metrics to show; all that there are when left out. A method without any of them has no
+            row.
         counted: what n counts.
         warnings: (METHOD, METRIC) -> what is suspicious about that figure: shown in red.
+        known: methods in the order of their rows; others follow.
+        intervals: what the brackets are.
     """
     warned = warnings or {}
+    if only:
+        methods = {name: own for name, own in methods.items() if not own.keys().isdisjoint(only)}
     present = {metric for figures in methods.values() for metric in figures}
     metrics = [name for name in in_known_order(present, ALL_METRICS) if not only or name in only]
     n = _largest_n(methods)
     winners = {metric: _clear_best(methods, metric) for metric in metrics}
     units = {metric: _unit(methods.values(), metric) for metric in metrics}
     rows = []
-    for method in in_known_order(set(methods), METHODS | GENERATED_METHODS):
+    for method in in_known_order(set(methods), dict(known)):
         cells: list[str] = [_method_heading(method)]
         for metric in metrics:
             measure = methods[method].get(metric, Measure())
@@ -97,7 +104,7 @@ def methods_table(
     )
     if n != 1:
         reading += (
-            f" {INTERVALS}. Green and bold: better than every other row, intervals apart; "
+            f" {intervals}. Green and bold: better than every other row, intervals apart; "
             "no cell is marked where intervals overlap."
         )
     headings = [_metric_heading(metric, units[metric]) for metric in metrics]
@@ -338,7 +345,7 @@ def smoothing_table(methods: Mapping[str, Table]) -> Markup:
     ideal: list[str] = ["target (ideal)"]
     ideal += [tag("td", f"{ALL_METRICS[metric].ideal:g}", class_="ideal") for metric in metrics]
     rows = [ideal]
-    for method in in_known_order(set(methods), METHODS | GENERATED_METHODS):
+    for method in in_known_order(set(methods), METHODS):
         cells: list[str] = [_method_heading(method)]
         for metric in metrics:
             measure = methods[method].get(metric, Measure())

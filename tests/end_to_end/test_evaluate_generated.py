@@ -20,7 +20,9 @@ from tests.end_to_end.tiny_run import check_refusal, run_here
 from tests.lift.metrics.smooth_volumes import Array, body
 
 SHAPE = (16, 20, 18)
+NEW = ["precision", "recall", "nearest_distance", "near_copies", "spectrum_z"]
 METRICS = [
+    *NEW,
     *(
         f"{kind}_{plane}"
         for kind in ("frechet", "mmd")
@@ -82,12 +84,15 @@ def test_figures_of_both_columns_are_written_and_depend_on_no_file_name(
     assert found["volumes"] == {"generated": 6, "real": 9, "training": 8}
     assert found["frechet_volumes"] == 4
     assert found["protocol"] == "mr"
+    assert found["one_spacing"]
     for column in ("metrics", "real_split"):
         assert list(found[column]) == METRICS
         for entry in found[column].values():
             assert set(entry) == {"value", "n", "low", "high", "unit"}
     assert {entry["n"] for entry in found["metrics"].values()} == {6}
-    assert {entry["n"] for entry in found["real_split"].values()} == {4}
+    # how near real volumes are to training ones is a figure of all nine
+    for name, entry in found["real_split"].items():
+        assert entry["n"] == (9 if name in {"nearest_distance", "near_copies"} else 4)
     # files stored downwards were turned: nothing is reversed
     assert found["quality"] == {"volumes": 6, "flat": 0, "reversed": 0}
     assert found["metrics"]["order_correlation"]["value"] > 0.7
@@ -114,6 +119,9 @@ def test_copies_of_training_volumes_and_reversed_ones_are_exposed(own: Path) -> 
         write(own / "generated" / f"{index}.nii.gz", 3 * body(2000 + index, SHAPE))
     found = json.loads(run_here("lift", *words(own)).stdout)
     assert found["metrics"]["nearest_ratio"]["value"] < 0.1
+    assert found["metrics"]["near_copies"]["value"] == 1
+    nearest = (found[column]["nearest_distance"]["value"] for column in ("metrics", "real_split"))
+    assert next(nearest) < 0.1 * next(nearest)
     assert found["quality"]["reversed"] == 0
 
 
@@ -134,8 +142,33 @@ def test_a_terminal_gets_a_table_with_real_against_real_beside(
     assert "6 generated, 9 real volumes; real halves of 4" in " ".join(text.split())
     assert "Without --training" in text
     assert "nearest_ratio" not in text
+    assert "no classifier is asked" in " ".join(text.split())
     rows = [line for line in text.splitlines() if "│" in line]
-    assert len(rows) == len(METRICS) - 1  # no row is broken over two lines
+    # no row is broken over two lines; three figures are about training volumes
+    assert len(rows) == len(METRICS) - 3
+
+
+def test_large_sets_are_put_before_a_classifier_and_mixed_spacings_before_half_of_it(
+    tmp_path: Path,
+) -> None:
+    write_set(tmp_path / "generated", 1000, 22)
+    write_set(tmp_path / "real", 0, 40)
+    done = run_here("lift", *words(tmp_path, training=False))
+    assert done.code == 0, done
+    found = json.loads(done.stdout)
+    assert list(found["metrics"])[:2] == ["auc_content", "auc_texture"]
+    for name in ("auc_content", "auc_texture"):
+        for column, n in (("metrics", 22), ("real_split", 20)):
+            entry = found[column][name]
+            assert entry["n"] == n
+            assert entry["low"] <= 0.5 <= entry["high"]
+    for index in range(22):
+        volume = body(1000 + index, SHAPE)[np.random.default_rng(index).permutation(16)]
+        write(tmp_path / "generated" / f"v{index}.nii.gz", volume, (2.0, 2.0, 2.4))
+    found = json.loads(run_here("lift", *words(tmp_path, training=False)).stdout)
+    assert not found["one_spacing"]
+    assert found["metrics"]["auc_content"]["value"] > 0.9
+    assert not {"auc_texture", "spectrum_z"} & set(found["metrics"])
 
 
 def truncate(path: Path) -> None:

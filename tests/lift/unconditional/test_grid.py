@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from lift.config.decoder import SliceDecoderConfig
@@ -11,7 +12,7 @@ from lift.drifting.groups import GroupLayout
 from lift.errors import VolumeError
 from lift.preprocessing import CropBox, Prepared
 from lift.ras_grid import ras_grid
-from lift.unconditional.grid import body_volume
+from lift.unconditional.grid import BodyVolume, body_volume, same_view
 from tests import wording
 
 LAYOUT = GroupLayout(2, 2, 2, windows=1)
@@ -82,3 +83,45 @@ def test_a_body_of_too_few_slices_is_refused_by_name() -> None:
             prepared(voxels, mask, (1.0, 1.0, 1.0)), decoder((16, 16), 1.0), LAYOUT, "patient-7"
         )
     assert f"2 {wording.SLICES_ALONG_DEPTH}; at least 3" in caught.value.seen
+
+
+def stack(depth: int, spacing_mm: float, seed: int = 0) -> BodyVolume:
+    voxels = torch.rand(1, 1, depth, 6, 5, generator=torch.Generator().manual_seed(seed))
+    return BodyVolume(voxels, (spacing_mm, 2.0, 2.0))
+
+
+def test_a_longer_body_is_cut_around_its_middle_bit_for_bit() -> None:
+    body = stack(20, 3.0)
+    found = same_view(body, 12, 3.0)
+    assert found.spacing_mm == (3.0, 2.0, 2.0)
+    assert torch.equal(found.voxels, body.voxels[:, :, 4:16])
+
+
+def test_a_shorter_body_goes_on_with_its_own_border_on_both_sides() -> None:
+    body = stack(6, 3.0)
+    found = same_view(body, 10, 3.0).voxels[0, 0]
+    assert torch.equal(found[2:8], body.voxels[0, 0])
+    for outside in (found[0], found[1]):
+        assert torch.equal(outside, body.voxels[0, 0, 0])
+    for outside in (found[8], found[9]):
+        assert torch.equal(outside, body.voxels[0, 0, -1])
+
+
+@pytest.mark.parametrize("spacing_mm", [1.5, 2.0, 5.0])
+def test_another_spacing_is_brought_to_the_generated_one_at_its_place(spacing_mm: float) -> None:
+    # values that rise evenly along depth, in mm from the body's middle
+    depth = round(90 / spacing_mm)
+    places = (torch.arange(depth) - (depth - 1) / 2) * spacing_mm
+    ramp = (0.5 + places / 200)[None, None, :, None, None].expand(1, 1, depth, 6, 5)
+    found = same_view(BodyVolume(ramp, (spacing_mm, 2.0, 2.0)), 20, 3.0)
+    assert found.voxels.shape == (1, 1, 20, 6, 5)
+    assert found.spacing_mm == (3.0, 2.0, 2.0)
+    expected = 0.5 + (np.arange(20) - 9.5) * 3.0 / 200
+    # the two ends average over a border; whole slices may lie half of one beside the middle
+    reach = spacing_mm / 2 / 200 + 1e-3
+    np.testing.assert_allclose(found.voxels[0, 0, 1:-1, 0, 0], expected[1:-1], atol=reach)
+
+
+def test_a_spacing_that_hardly_differs_is_not_resampled() -> None:
+    body = stack(20, 3.01)
+    assert torch.equal(same_view(body, 12, 3.0).voxels, body.voxels[:, :, 4:16])

@@ -1,0 +1,94 @@
+"""Mappers that must not pass for real: each is a negative control of the judge.
+
+The `mixer.safetensors` of a run with the shipped phantom decoder that lies in `rejected/` beside
+this file becomes a control by lying there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+import torch
+import yaml
+
+from lift.assembly import FinishedMixer, read_mixer, write_mixer
+from lift.config.decoder import DecoderPretrainConfig
+from lift.drifting.encoder import RandomPyramid
+from lift.drifting.groups import GroupLayout
+from lift.generator.card import known_bundle
+from lift.metrics.judge import classifier_figures
+from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.report.aims import aims_of
+from lift.report.read import Measure
+from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.grid import same_view
+from lift.unconditional.learning import plan_mapper
+from lift.unconditional.pretraining import read_public_volumes
+from tests.lift.unconditional.mapper_volumes import mapper_volumes
+from tests.lift.unconditional.tiny_decoder import pretrain_data, tiny_plan, write_bodies
+
+COUNT: Final = 24
+REJECTED: Final = sorted((Path(__file__).parent / "rejected").glob("*.safetensors"))
+PRETRAINING: Final = Path(__file__).parents[3] / "configs" / "pretrain" / "phantom-t1n-slices.yaml"
+LAYOUT: Final = GroupLayout(2, 2, 2, windows=1)
+
+
+def measured(volumes: Sequence[ImageVolume]) -> MeasuredSet:
+    return measure_volumes(volumes, layout=LAYOUT, encoder=RandomPyramid(5))
+
+
+def real_volumes(
+    config: DecoderPretrainConfig, folder: Path, made: Sequence[ImageVolume]
+) -> list[ImageVolume]:
+    """Volumes of the settings' cohorts, in the generated ones' field of view."""
+    slices, spacing_mm = made[0].voxels.shape[0], made[0].spacing_mm
+    bodies = [
+        same_view(volume.body, slices, spacing_mm[0])
+        for volume in read_public_volumes(config, folder)
+    ]
+    return [ImageVolume(body.voxels[0, 0].clamp(0, 1), body.spacing_mm) for body in bodies]
+
+
+def missed(made: Sequence[ImageVolume], real: Sequence[ImageVolume]) -> set[str]:
+    """Metrics whose aims these volumes miss, of those that need no other row."""
+    found = classifier_figures(measured(made), measured(real), seed=1, repeats=4)
+    row = {name: Measure(value=figure.value) for name, figure in found.items()}
+    return {aim.metric for aim in aims_of({"federated": row}) if aim.outcome == "missed"}
+
+
+@pytest.fixture(scope="module")
+def untrained(decoder: FrozenDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = tiny_plan(decoder)
+    path = tmp_path_factory.mktemp("mapper") / "mixer.safetensors"
+    values = plan_mapper(plan, decoder).values()
+    write_mixer(path, FinishedMixer(values, torch.empty(0), plan, (), phantom=True))
+    return path
+
+
+def test_an_untrained_mapper_is_told_from_real_volumes(
+    untrained: Path, decoder_bundle: Path, tmp_path: Path
+) -> None:
+    made = mapper_volumes(untrained, decoder_bundle, count=COUNT)
+    config = DecoderPretrainConfig.from_data(
+        pretrain_data(write_bodies(tmp_path / "bodies", 91, 2 * COUNT)), "test"
+    )
+    real = real_volumes(config, tmp_path, made)
+    assert missed(made, real[:COUNT]) == {"auc_content", "auc_texture"}
+    assert missed(real[COUNT:], real[:COUNT]) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", REJECTED, ids=lambda path: path.stem)
+def test_a_rejected_mapper_of_the_phantom_preset_stays_rejected(
+    mixer: Path, tmp_path: Path
+) -> None:
+    bundle = known_bundle(mixer, read_mixer(mixer).plan.generator_fingerprint)
+    made = mapper_volumes(mixer, bundle, count=COUNT)
+    settings = yaml.safe_load(PRETRAINING.read_text(encoding="utf-8"))
+    settings["cohorts"][0] |= {"patients": 2 * COUNT, "seed": 77}
+    real = real_volumes(DecoderPretrainConfig.from_data(settings, "test"), tmp_path, made)
+    assert missed(made, real[:COUNT]) == {"auc_content", "auc_texture"}
+    assert missed(real[COUNT:], real[:COUNT]) == set()
