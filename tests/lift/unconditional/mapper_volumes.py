@@ -35,7 +35,14 @@ def mapper_volumes(mixer: Path, bundle: Path, *, count: int, seed: int = 0) -> l
     return [
         ImageVolume(
             torch.from_numpy(
-                generate_volume(mapper, decoder, seed=seed, index=i, slices=settings.slices)
+                generate_volume(
+                    mapper,
+                    decoder,
+                    seed=seed,
+                    index=i,
+                    slices=settings.slices,
+                    slice_spacing_mm=settings.slice_spacing_mm,
+                )
             ),
             spacing,
         )
