@@ -183,16 +183,16 @@ class UnconditionalWork:
         moments = self.moments()
         if moments is None:
             return {}
-        if moments.patients < FEWEST_PATIENTS:
-            self._warn_of_few()
+        if moments.patients < self._form.fewest:
+            self._warn_of_few(self._form.fewest)
             return {}
         return dict(moments_to_arrays(moments))
 
-    def _warn_of_few(self) -> None:
+    def _warn_of_few(self, fewest: int) -> None:
         logger.warning(
             "event=statistics_not_sent site=%s reason=fewer_than_%d_training_patients",
             self._settings.name,
-            FEWEST_PATIENTS,
+            fewest,
         )
 
     def _drifting_arrays(self) -> dict[str, np.ndarray]:
@@ -206,7 +206,7 @@ class UnconditionalWork:
             noisy = release_sums(sums, projection, self._noise, public, SecureStream())
             return to_arrays(noisy, data_version=0)
         if sums.patients < FEWEST_PATIENTS:
-            self._warn_of_few()
+            self._warn_of_few(FEWEST_PATIENTS)
             return {}
         merged = merge_small_cells(sums, projection)
         return to_arrays(merged, data_version=self._version)

@@ -351,6 +351,11 @@ class GaussianPlan(Settings):
     axes: int = Field(default=32, ge=1, le=256)
     """Latents, from the first on, whose joint covariance is kept; each of the others is a chain of
     its own. The grey scale's latents and the body's length are always with the joint ones."""
+    covariance: Literal["markov", "sketch"] = "markov"
+    """markov: of neighbouring positions, so that the body is a chain. sketch: of whole trajectories,
+    by random columns: truer shapes, megabytes, and 20 training patients of a site at least."""
+    columns: int = Field(default=128, ge=2, le=1024)
+    """Of a sketch: the rank of what it can tell."""
     tied: bool = False
     """One covariance within a position and one with the next for all positions, after each
     position's own mean: far fewer numbers, which noise needs."""
@@ -358,6 +363,12 @@ class GaussianPlan(Settings):
     """False: nothing is gathered of the latents that are not joint. They are 0 in every new volume,
     their mean over public slices: what is public of them beyond it is texture, which would hide
     that nothing was learned of it."""
+
+    @model_validator(mode="after")
+    def _a_sketch_has_no_positions_to_tie(self) -> Self:
+        if self.covariance == "sketch" and self.tied:
+            raise ValueError("covariance: sketch cannot be tied, and so has no form under privacy")
+        return self
 
 
 class UnconditionalPlan(Settings):

@@ -27,8 +27,8 @@ class GaussianNoise:
     """The random numbers of some volumes, standard normal.
 
     Attributes:
-        joint: (b, K, D).
-        tail: (b, K, tail).
+        joint: (b, K, D); of whole trajectories (b, 1, columns).
+        tail: (b, K, tail), or (b, 1, 0).
     """
 
     joint: Tensor
@@ -49,6 +49,7 @@ class GaussianTrajectory(TrainedPart):
         tail: places of the other latents.
         residual: sizes of the learned network; None: there is none.
         rest: places of latents that are 0 but for the residual.
+        columns: of a Gaussian of whole trajectories, whose latents are all tail; 0: a chain.
     """
 
     mean: Tensor
@@ -57,6 +58,7 @@ class GaussianTrajectory(TrainedPart):
     noise: Tensor
     tail_sd: Tensor
     tail_step: Tensor
+    factor: Tensor
     _order: Tensor
 
     def __init__(
@@ -66,16 +68,20 @@ class GaussianTrajectory(TrainedPart):
         tail: tuple[int, ...],
         residual: MapperPlan | None,
         rest: tuple[int, ...] = (),
+        columns: int = 0,
     ) -> None:
         super().__init__()
         k, d, t = positions, len(joint) + 1, len(tail)
         self.positions, self.joint, self.tail, self.rest = k, joint, tail, rest
-        self.register_buffer("mean", torch.zeros(k, d + t))
-        self.register_buffer("first", torch.zeros(d, d))
-        self.register_buffer("step", torch.zeros(k - 1, d, d))
-        self.register_buffer("noise", torch.zeros(k - 1, d, d))
-        self.register_buffer("tail_sd", torch.zeros(k, t))
-        self.register_buffer("tail_step", torch.zeros(k - 1, t))
+        self.columns = columns
+        shapes: dict[str, tuple[int, ...]] = {"mean": (k, d + t)}
+        if columns:
+            shapes["factor"] = (k * (d + t), columns)
+        else:
+            shapes |= {"first": (d, d), "step": (k - 1, d, d), "noise": (k - 1, d, d)}
+            shapes |= {"tail_sd": (k, t), "tail_step": (k - 1, t)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
         latents = len(joint) + t + len(rest)
         order = torch.tensor((*joint, *tail, *rest)).argsort()
         self.register_buffer("_order", order, persistent=False)
@@ -115,6 +121,9 @@ class GaussianTrajectory(TrainedPart):
     def draw(self, volumes: int, generator: torch.Generator) -> GaussianNoise:
         """All that is random in `volumes` new volumes, on the CPU: whatever their slices."""
         k = self.positions
+        if self.columns:
+            factors = torch.randn(volumes, 1, self.columns, generator=generator)
+            return GaussianNoise(factors, torch.zeros(volumes, 1, 0))
         return GaussianNoise(
             torch.randn(volumes, k, len(self.joint) + 1, generator=generator),
             torch.randn(volumes, k, len(self.tail), generator=generator),
@@ -123,6 +132,10 @@ class GaussianTrajectory(TrainedPart):
     def states(self, noise: GaussianNoise) -> Tensor:
         """Joint state and tail at all positions, (b, K, D + tail)."""
         d = len(self.joint) + 1
+        if self.columns:
+            whole = (noise.joint[:, 0] @ self.factor.mT).view(-1, *self.mean.shape) + self.mean
+            whole[:, :, d - 1] = whole[:, :1, d - 1]
+            return whole
         state = noise.joint[:, 0] @ self.first.mT
         rest = noise.tail[:, 0]
         found = [torch.cat([state, rest * self.tail_sd[0]], dim=1)]
@@ -177,12 +190,15 @@ class GaussianTrajectory(TrainedPart):
             position: of the z slices.
         """
         d = len(self.joint) + 1
-        variance = [self.first.square().sum(1)]
-        covariance = self.first @ self.first.mT
-        for step, noise in zip(self.step, self.noise, strict=True):
-            covariance = step @ covariance @ step.mT + noise @ noise.mT
-            variance.append(covariance.diagonal())
-        spread = torch.cat([torch.stack(variance)[:, : d - 1], self.tail_sd.square()], dim=1)
+        if self.columns:
+            spread = self.factor.square().sum(1).view_as(self.mean)[:, d:]
+        else:
+            variance = [self.first.square().sum(1)]
+            covariance = self.first @ self.first.mT
+            for step, noise in zip(self.step, self.noise, strict=True):
+                covariance = step @ covariance @ step.mT + noise @ noise.mT
+                variance.append(covariance.diagonal())
+            spread = torch.cat([torch.stack(variance)[:, : d - 1], self.tail_sd.square()], dim=1)
         mean = torch.cat([self.mean[:, : d - 1], self.mean[:, d:]], dim=1)
         nearest = (position.clamp(0, 1) * (self.positions - 1)).round().long()
         # of the others nothing is known

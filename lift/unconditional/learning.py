@@ -80,7 +80,9 @@ def plan_mapper(plan: Plan, decoder: FrozenDecoder) -> Trajectory:
         if settings.trajectory == "gaussian":
             form = form_of(settings.gaussian, decoder)
             residual = settings.mapper if plan.federation.rounds else None
-            mapper = GaussianTrajectory(form.positions, form.joint, form.tail, residual, form.rest)
+            mapper = GaussianTrajectory(
+                form.positions, form.joint, form.tail, residual, form.rest, form.columns
+            )
         else:
             mapper = TrajectoryMapper(settings.mapper, decoder.card.network.latent)
     return mapper.to(decoder.device)

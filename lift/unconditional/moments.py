@@ -10,6 +10,9 @@ From them a Gaussian follows in closed form, as a Markov chain over positions: w
 and covariances, and no other ties. A few thousand numbers, sent once, are all that sites share.
 Tied sums hold the products as averages over positions: far fewer numbers, for noise's sake.
 
+In place of the products a *sketch* of all numbers with all others may be kept (`sketch`): then
+the Gaussian is that of whole trajectories.
+
 Every patient's numbers are rounded to whole units of 2^-40 once and are integers from then on: no
 order, grouping or splitting of a cohort changes a bit.
 """
@@ -33,6 +36,7 @@ from lift.drifting.statistics import LARGEST_COHORT
 from lift.errors import DataError
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
+from lift.unconditional.sketch import FEWEST_SKETCHED, core, factor, products
 from lift.unconditional.stationary import StationaryChain, stationary_chain, symmetric_root
 
 SCALE: Final = 2**40
@@ -61,6 +65,7 @@ class TrajectoryForm:
         tied: one covariance within a position, and one with the next, for all positions: after
             each position's own mean.
         rest: indices of latents of which nothing is kept; they stay at their public mean, 0.
+        columns: of a sketch in place of the products; 0: there is none. Then all latents are tail.
         steady: how many numbers of the joint state, the last ones, are the same at all positions
             of a volume: style latents and the length.
     """
@@ -71,6 +76,12 @@ class TrajectoryForm:
     tied: bool = False
     rest: tuple[int, ...] = ()
     steady: int = 1
+    columns: int = 0
+
+    @property
+    def fewest(self) -> int:
+        """Patients behind what a site sends without noise."""
+        return FEWEST_SKETCHED if self.columns else FEWEST_PATIENTS
 
     @property
     def width(self) -> int:
@@ -81,6 +92,8 @@ class TrajectoryForm:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of everything that the sums hold; tied ones are averages over positions."""
         k, d, t = self.positions, self.width, len(self.tail)
+        if self.columns:
+            return {"mean": (k, d + t), "sketch": (k * (d + t), self.columns)}
         places, steps = ((), ()) if self.tied else ((k,), (k - 1,))
         return {
             "mean": (k, d + t),
@@ -94,6 +107,8 @@ class TrajectoryForm:
 def form_of(plan: GaussianPlan, decoder: FrozenDecoder) -> TrajectoryForm:
     """The layout for a plan's Gaussian around a decoder."""
     latent, style = decoder.card.network.latent, decoder.card.network.volume_latents
+    if plan.covariance == "sketch":
+        return TrajectoryForm(plan.positions, (), tuple(range(latent)), columns=plan.columns)
     axes = min(plan.axes, latent - style)
     joint = (*range(axes), *range(latent - style, latent))
     others = tuple(range(axes, latent - style))
@@ -181,18 +196,23 @@ def patient_moments(volumes: Sequence[Tensor], form: TrajectoryForm) -> Trajecto
             seen="latents that hold NaN or infinity",
             remedy="Nothing was sent. Check the patient's volumes, or leave the patient out.",
         )
-    joint, tail = stacked[..., : form.width], stacked[..., form.width :]
+    found = {"mean": stacked} | _products(stacked, form)
+    units = {n: (v.mean(0) * SCALE).round().to(torch.int64) for n, v in found.items()}
+    return TrajectorySums(form, 1, units)
+
+
+def _products(volumes: Tensor, form: TrajectoryForm) -> dict[str, Tensor]:
+    """What is kept of each volume beside its numbers, (volumes, ...)."""
+    if form.columns:
+        return {"sketch": products(volumes.flatten(1), form.columns)}
+    joint, tail = volumes[..., : form.width], volumes[..., form.width :]
     found = {
-        "mean": stacked,
         "within": joint[:, :, :, None] * joint[:, :, None, :],
         "next": joint[:, 1:, :, None] * joint[:, :-1, None, :],
         "tail_within": tail.square(),
         "tail_next": tail[:, 1:] * tail[:, :-1],
     }
-    if form.tied:
-        found = {name: v if name == "mean" else v.mean(1) for name, v in found.items()}
-    units = {n: (v.mean(0) * SCALE).round().to(torch.int64) for n, v in found.items()}
-    return TrajectorySums(form, 1, units)
+    return {name: v.mean(1) for name, v in found.items()} if form.tied else found
 
 
 def moments_to_arrays(sums: TrajectorySums, *, noisy: bool = False) -> dict[str, NDArray[np.int64]]:
@@ -203,12 +223,12 @@ def moments_to_arrays(sums: TrajectorySums, *, noisy: bool = False) -> dict[str,
         noisy: they have noise by patient, and their number of patients is public.
 
     Raises:
-        DataError: fewer than five patients without noise; nothing may be sent.
+        DataError: too few patients without noise (`TrajectoryForm.fewest`); nothing may be sent.
     """
-    if sums.patients < FEWEST_PATIENTS and not noisy:
+    if sums.patients < sums.form.fewest and not noisy:
         raise DataError(
             "cannot send moments of trajectories",
-            seen=f"{sums.patients} patients; at least {FEWEST_PATIENTS} are needed, so that no "
+            seen=f"{sums.patients} patients; at least {sums.form.fewest} are needed, so that no "
             "number shows a single patient",
             remedy="Nothing was sent. The site can still use the other sites' Gaussian.",
         )
@@ -239,7 +259,7 @@ def moments_from_arrays(
                 f"shape {shape} is needed"
             )
     patients = int(given.pop(_PATIENTS)[0])
-    fewest = 1 if noisy else FEWEST_PATIENTS
+    fewest = 1 if noisy else form.fewest
     if not fewest <= patients <= LARGEST_COHORT:
         raise rejected(f"they hold {patients} patients; {fewest} to {LARGEST_COHORT} are accepted")
     sums = TrajectorySums(form, patients, {n: torch.from_numpy(a) for n, a in given.items()})
@@ -260,6 +280,12 @@ def _check_possible(sums: TrajectorySums) -> None:
         # an empty tail has no extremes
         if units.numel() and (int(units.max()) > bound or int(units.min()) < -bound):
             raise rejected(f"'{name}' is larger than its patients can make it")
+    if sums.form.columns:
+        _, inner = core(sums.mean("mean").flatten(), sums.mean("sketch"))
+        levels = torch.linalg.eigvalsh(inner)
+        if float(levels[0]) < -_TOLERANCE * max(float(levels[-1]), _TOLERANCE):
+            raise rejected("the moments are not those of any set of patients")
+        return
     within = sums.mean("within")
     if not torch.equal(within, within.mT):
         raise rejected("the products within a position are not symmetric")
@@ -283,6 +309,8 @@ def _check_possible(sums: TrajectorySums) -> None:
 def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
     """The Gaussian with these moments, as a Markov chain over positions, float32.
 
+    Of a sketch it is that of whole trajectories: x = m + factor e.
+
     x_0 = m_0 + first e_0 and x_{k+1} = m_{k+1} + step_k (x_k - m_k) + noise_k e_{k+1} with standard
     normal e. Each tail latent is a chain of its own. Where there are fewer patients than numbers,
     the steps are those of least norm. Tied moments give one step and one noise, which keep the one
@@ -291,11 +319,16 @@ def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
     Returns:
         `gaussian/mean` (K, D + tail), `gaussian/first` (D, D), `gaussian/step` and
         `gaussian/noise` (K - 1, D, D), `gaussian/tail_sd` (K, tail), `gaussian/tail_step`
-        (K - 1, tail): correlation with the position before.
+        (K - 1, tail): correlation with the position before. Of a sketch: `gaussian/mean` and
+        `gaussian/factor` (K (D + tail), columns).
 
     Raises:
         DataError: the sums hold no patient.
     """
+    if sums.form.columns:
+        mean = sums.mean("mean")
+        root = factor(mean.flatten(), sums.mean("sketch"))
+        return {GAUSSIAN + "mean": mean.float(), GAUSSIAN + "factor": root.float().contiguous()}
     within, following, (tail, tail_next) = _covariances(sums)
     if sums.form.tied:
         chain = stationary_chain(within, following, sums.form.steady)
@@ -344,6 +377,8 @@ def tied_gaussian(
 def gaussian_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what :func:`fit_gaussian` returns."""
     k, d, t = form.positions, form.width, len(form.tail)
+    if form.columns:
+        return {GAUSSIAN + ("factor" if n == "sketch" else n): s for n, s in form.shapes.items()}
     shapes = {
         "mean": (k, d + t),
         "first": (d, d),

@@ -189,19 +189,16 @@ class UnconditionalTask:
         body = parcel.body
         if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
             raise rejected("it answers another plan")
-        few = self._noise is None and body.train_patients < 2 * FEWEST_PATIENTS
-        if few and not parcel.tensors:
-            # a site of fewer than five patients sends none; its number may have been rounded up
-            return body, UnconditionalSums(None, None)
         moments = {n: t for n, t in parcel.tensors.items() if n.startswith(PREFIX)}
         rest = {n: t for n, t in parcel.tensors.items() if n not in moments}
         if (moments and self._form is None) or (rest and not self._has_drifting):
             raise rejected("it holds statistics that nobody asked for")
-        trajectories = None
-        if self._form is not None:
+        trajectories = drifting = None
+        if self._form is not None and not self._lacks(moments, self._form.fewest, body):
             noisy = self._noise is not None
             trajectories = moments_from_arrays(moments, self._form, noisy=noisy)
-        drifting = self._drifting(rest, body.data_version) if self._has_drifting else None
+        if self._has_drifting and not self._lacks(rest, FEWEST_PATIENTS, body):
+            drifting = self._drifting(rest, body.data_version)
         for sums in (trajectories, drifting):
             if sums is not None and sums.patients > body.train_patients:
                 raise rejected("its statistics hold more patients than it trains on")
@@ -214,7 +211,7 @@ class UnconditionalTask:
         if self._form is not None:
             sent = [one.trajectories for one in sums if one.trajectories is not None]
             moments = sum(sent, start=TrajectorySums.zero(self._form))
-            _check_any(moments.patients)
+            _check_any(moments.patients, self._form.fewest)
             if self._noise is None:
                 found |= fit_gaussian(moments)
             else:
@@ -233,6 +230,13 @@ class UnconditionalTask:
         return {
             SHARED + name.removeprefix(_DRIFTING): tensor.numpy() for name, tensor in shared.items()
         }
+
+    def _lacks(self, arrays: Mapping[str, np.ndarray], fewest: int, body: StatisticsReply) -> bool:
+        """Whether a site sent none of these, as it may: for few patients, without noise.
+
+        Its number of patients may have been rounded up.
+        """
+        return not arrays and self._noise is None and body.train_patients < 2 * fewest
 
     def _drifting(self, arrays: Mapping[str, np.ndarray], data_version: int) -> Sums:
         projection = self._decoder.public.projection
@@ -256,17 +260,17 @@ class UnconditionalTask:
             total = total + sums
         if self._noise is not None:
             total = denoised(total, projection, self._noise, len(contributions))
-        _check_any(total.patients)
+        _check_any(total.patients, FEWEST_PATIENTS)
         arrays = to_arrays(total, data_version=0, compact=False)
         return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _check_any(patients: int) -> None:
+def _check_any(patients: int, fewest: int) -> None:
     if patients == 0:
         raise DataError(
             "there is nothing to draw new volumes to",
             where="round 0",
-            seen=f"no site has {FEWEST_PATIENTS} training patients, so none sent statistics",
+            seen=f"no site has {fewest} training patients, so none sent statistics",
             remedy="Nothing was trained. Admit sites with more patients.",
         )
 
