@@ -360,9 +360,8 @@ class GaussianPlan(Settings):
     """One covariance within a position and one with the next for all positions, after each
     position's own mean: far fewer numbers, which noise needs."""
     tail: bool = True
-    """False: nothing is gathered of the latents that are not joint. They are 0 in every new volume,
-    their mean over public slices: what is public of them beyond it is texture, which would hide
-    that nothing was learned of it."""
+    """False: nothing is gathered of the latents that are not joint, and they are 0 in every new
+    volume: their mean over public slices."""
 
     @model_validator(mode="after")
     def _a_sketch_has_no_positions_to_tie(self) -> Self:

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from lift.config.plan import Plan
+from lift.config.privacy import StatisticsOnce
 from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
 from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import DataError, UpdateRejectedError
+from lift.privacy.noise import SecureStream
+from lift.privacy.trajectories import release_moments
 from lift.protocol.messages import SHARED, Kind, Parcel, StatisticsReply
 from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.moments import PREFIX, form_of, gaussian_shapes, moments_to_arrays
 from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import tiny_plan
@@ -153,6 +157,42 @@ def test_samples_send_nothing_and_anything_is_refused(decoder: FrozenDecoder) ->
     arrays = to_arrays(site_sums(decoder, 1), data_version=3)
     with pytest.raises(UpdateRejectedError, match="nobody asked for"):
         task.review(answer(plan, arrays), plan.digest())
+
+
+def test_noisy_moments_are_taken_by_their_form_and_make_a_gaussian_in_any_order(
+    decoder: FrozenDecoder,
+) -> None:
+    plan = tiny_plan(
+        decoder,
+        unconditional__trajectory="gaussian",
+        unconditional__gaussian={"positions": 4, "axes": 3, "tied": True},
+        federation__rounds=0,
+        privacy={
+            "mode": "stats-once",
+            "delta": 1e-4,
+            "public_patients": 3,
+            "noise_multiplier": 50.0,
+        },
+    )
+    assert isinstance(plan.privacy, StatisticsOnce)
+    assert plan.unconditional is not None
+    form = form_of(plan.unconditional.gaussian, decoder)
+    task = run_task(plan, decoder)
+    reviewed = []
+    for _ in range(3):
+        # no patient at all: whether there is one cannot be seen
+        noisy = release_moments([], form, plan.privacy, 3, SecureStream())
+        arrays = dict(moments_to_arrays(noisy, noisy=True))
+        reviewed.append(task.review(answer(plan, arrays, patients=3), plan.digest())[1])
+    one, other = task.combine(reviewed), task.combine(reviewed[::-1])
+    assert {name: tuple(tensor.shape) for name, tensor in one.items()} == gaussian_shapes(form)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in one.values())
+    with pytest.raises(UpdateRejectedError, match="exactly the moments"):
+        task.review(answer(plan, {}, patients=3), plan.digest())
+    wrong = arrays | {PREFIX + "mean": arrays[PREFIX + "mean"][:, :-1]}
+    with pytest.raises(UpdateRejectedError, match="of shape"):
+        task.review(answer(plan, wrong, patients=3), plan.digest())
 
 
 def test_a_replayed_answer_of_another_plan_is_refused(decoder: FrozenDecoder, plan: Plan) -> None:
