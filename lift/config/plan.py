@@ -352,8 +352,9 @@ class GaussianPlan(Settings):
     """Latents, from the first on, whose joint covariance is kept; each of the others is a chain of
     its own. The grey scale's latents and the body's length are always with the joint ones."""
     covariance: Literal["markov", "sketch"] = "markov"
-    """markov: of neighbouring positions, so that the body is a chain. sketch: of whole trajectories,
-    by random columns: truer shapes, megabytes, and 20 training patients of a site at least."""
+    """markov: of neighbouring positions, so that the body is a chain. sketch: of whole
+    trajectories, by random columns: truer shapes, megabytes, and 20 training patients of a site at
+    least."""
     columns: int = Field(default=128, ge=2, le=1024)
     """Of a sketch: the rank of what it can tell."""
     tied: bool = False
