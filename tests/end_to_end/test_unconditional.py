@@ -26,9 +26,11 @@ from tests.lift.unconditional.tiny_decoder import (
     write_settings,
 )
 
-SITES = {"east": 24, "west": 30}
+SITES = {"east": 22, "west": 28}
 NOISE = {"mode": "stats-once", "delta": 1e-4, "public_patients": 6, "noise_multiplier": 0.8}
 TIED = {"positions": 6, "axes": 3, "tied": True, "tail": False}
+JUDGED = 20
+"""Generated volumes, of as many held-out ones at least: so few a classifier is asked about."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class World:
             ),
             "compare": ["local_only", "centralised", "federated_samples"],
             "device": "cpu",
-            "generated_volumes": 20,
+            "generated_volumes": 10,
             "written_volumes": 2,
         }
         return write_settings(self.folder / f"{name}.yaml", changed(data, changes))
@@ -71,7 +73,13 @@ def world(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Wor
 @pytest.fixture(scope="module")
 def finished(world: World) -> Path:
     out = world.folder / "out"
-    done = run_here("lift-simulate", "--config", world.settings("whole"), "--output", out)
+    done = run_here(
+        "lift-simulate",
+        "--config",
+        world.settings("whole", generated_volumes=JUDGED),
+        "--output",
+        out,
+    )
     assert done.code == 0, done
     return out
 
@@ -125,9 +133,11 @@ def test_real_volumes_are_nearer_to_real_ones_than_noise_is(finished: Path) -> N
     assert pooled["independent_slices"]["tpr"]["value"] > 1.5
     for metric in ("auc_content", "auc_texture"):
         assert pooled["real_train"][metric]["low"] < 0.5
-        assert pooled["untrained"][metric]["value"] > 0.9
-    assert pooled["independent_slices"]["auc_texture"]["value"] > 0.9
-    assert pooled["real_train"]["spectrum_z"]["value"] < pooled["untrained"]["spectrum_z"]["value"]
+        assert pooled["independent_slices"][metric]["value"] > 0.9
+    real, noise = (
+        pooled[row]["spectrum_z"]["value"] for row in ("real_train", "independent_slices")
+    )
+    assert real < noise
 
 
 def test_the_report_shows_the_volumes_and_names_the_aims(finished: Path) -> None:
@@ -153,7 +163,7 @@ def test_the_report_shows_the_volumes_and_names_the_aims(finished: Path) -> None
 def test_a_finished_run_is_left_alone_and_an_interrupted_one_ends_with_the_same_mixer(
     finished: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = world.settings("whole")
+    config = world.settings("whole", generated_volumes=JUDGED)
     again = run_here("lift-simulate", "--config", config, "--output", finished)
     assert again.code == 0
     assert wording.ALREADY_COMPLETE in again.stderr

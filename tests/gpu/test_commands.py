@@ -224,6 +224,8 @@ def test_new_volumes_are_as_far_from_real_ones_as_on_the_cpu(unconditional: Unco
     expected, found = (figures(unconditional.runs[d] / "metrics.json") for d in DEVICES)
     assert expected.keys() == found.keys()
     for method, row in expected.items():
+        if "frechet_coronal" not in row:
+            continue  # the held-out volumes, with which all are compared
         value = found[method]["frechet_coronal"]
         assert abs(value - row["frechet_coronal"]) <= NEAR_FRECHET * row["frechet_coronal"], method
 

@@ -1,7 +1,7 @@
 """Sets that the judge must reject, each with the aims that must miss it; bodies made of noise.
 
-To add one, give it a line in `CONTROLS`: a set is any function that returns volumes. Volumes of a
-trained mapper, from its `mixer.safetensors`, come from `tests.lift.unconditional.mapper_volumes`.
+To add one, give it a line in `CONTROLS`: a set is any function that returns volumes. Volumes of
+trained mappers are controls of their own: `tests/lift/unconditional/test_judged_mappers.py`.
 """
 
 from __future__ import annotations
