@@ -96,38 +96,21 @@ def _opening(run: Run) -> Iterable[Markup]:
 
 def _trained(run: Run) -> Section:
     record = run.record
-    facts: list[tuple[str, Markup]] = [
-        ("task", join(["new volumes of ", plain_setting(run, "task", "target")])),
-        (
-            "loss",
-            join(
-                [
-                    plain_setting(run, "unconditional", "loss"),
-                    ", drawn by ",
-                    plain_setting(run, "unconditional", "attraction"),
-                ]
-            ),
-        ),
-    ]
-    if record.mixer is not None:
-        count = number(record.mixer.parameters, pointer(RUN_FILE, "mixer", "parameters"), 0)
+    facts = [("task", join(["new volumes of ", plain_setting(run, "task", "target")]))]
+    gaussian = run.setting("unconditional", "gaussian")
+    if run.setting("unconditional", "trajectory") == "gaussian" and isinstance(gaussian, dict):
+        form = {"markov": "a Markov chain along the body", "sketch": "of whole trajectories"}
+        kept = form.get(str(gaussian.get("covariance", "markov")), "")
+        positions = foreign(json_text(gaussian.get("positions")))
         facts.append(
-            ("mapper", join([foreign(record.mixer.kind), ", ", count, " trained numbers"]))
+            ("source", join(["Gaussian of latents at ", positions, f" positions, {kept}"]))
         )
-    for label, value, key in (
-        ("statistics of a site, sent once", record.statistics_bytes, "statistics_bytes"),
-        ("one update", record.update_bytes, "update_bytes"),
-    ):
-        if value is not None:
-            facts.append((label, join([number(value, pointer(RUN_FILE, key), 0), " bytes"])))
-    training = join(
-        [
-            plain_setting(run, "federation", "rounds"),
-            " rounds of ",
-            plain_setting(run, "training", "steps"),
-            " local steps",
-        ]
-    )
+    if run.setting("federation", "rounds") != 0:
+        facts += _mapper_facts(run)
+    value = record.statistics_bytes
+    if value is not None:
+        count = number(value, pointer(RUN_FILE, "statistics_bytes"), 0)
+        facts.append(("statistics of a site, sent once", join([count, " bytes"])))
     generator = join(
         [
             "frozen slice decoder; made from: ",
@@ -136,11 +119,38 @@ def _trained(run: Run) -> Section:
             foreign(json_text(record.generator.get("licence"))),
         ]
     )
-    facts += [("training", training), ("privacy", privacy_markup(run)), ("generator", generator)]
+    facts += [
+        ("training", _training(run)),
+        ("privacy", privacy_markup(run)),
+        ("generator", generator),
+    ]
     listed = [join([tag("dt", name), tag("dd", value)]) for name, value in facts]
     return Section(
         "trained", "What was trained, and by whom", (tag("dl", *listed), sites_table(run))
     )
+
+
+def _mapper_facts(run: Run) -> Iterable[tuple[str, Markup]]:
+    """What is said of a mapper that rounds trained."""
+    loss = [plain_setting(run, "unconditional", key) for key in ("loss", "attraction")]
+    yield "loss", join([loss[0], ", drawn by ", loss[1]])
+    mixer, update_bytes = run.record.mixer, run.record.update_bytes
+    if mixer is not None:
+        count = number(mixer.parameters, pointer(RUN_FILE, "mixer", "parameters"), 0)
+        yield "mapper", join([foreign(mixer.kind), ", ", count, " trained numbers"])
+    if update_bytes is not None:
+        count = number(update_bytes, pointer(RUN_FILE, "update_bytes"), 0)
+        yield "one update", join([count, " bytes"])
+
+
+def _training(run: Run) -> Markup:
+    if run.setting("federation", "rounds") == 0:
+        return join(["none: one exchange of moments"])
+    rounds, steps = (
+        plain_setting(run, "federation", "rounds"),
+        plain_setting(run, "training", "steps"),
+    )
+    return join([rounds, " rounds of ", steps, " local steps"])
 
 
 def _samples(run: Run, synthesis: Path) -> Section:
