@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.world import Federation, simulate
@@ -30,7 +31,13 @@ def bodies(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ti
 def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     made = Federation(tmp_path_factory.mktemp("unconditional"), bodies, sites=tuple(SITES))
     try:
-        made.make(**plan_data(split={"train": 0.7, "validation": 0.0}))
+        made.make(
+            **plan_data(
+                split={"train": 0.7, "validation": 0.0},
+                unconditional__trajectory="gaussian",
+                unconditional__gaussian={"positions": 6, "axes": 3},
+            )
+        )
         made.start_server()
         made.start_sites()
         assert made.wait_server(120) == 0, made.log("server")
@@ -41,8 +48,12 @@ def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
         made.close()
 
 
-def test_the_mapper_is_the_simulations_bit_for_bit(finished: Federation, tmp_path: Path) -> None:
+def test_mapper_and_gaussian_are_the_simulations_bit_for_bit(
+    finished: Federation, tmp_path: Path
+) -> None:
     simulated = simulate(finished, tmp_path)
+    with safetensors.safe_open(finished.out / "mixer.safetensors", framework="np") as stream:
+        assert {"mixer/gaussian/mean", "mixer/residual.0.weight"} <= set(stream.keys())
     for name in ("mixer.safetensors",):
         assert (finished.out / name).read_bytes() == (simulated / name).read_bytes()
 
@@ -64,8 +75,8 @@ def test_statistics_are_sent_once_and_are_small_and_journaled(finished: Federati
             # three patients: no number of theirs leaves
             assert names == set()
         else:
-            assert "drifting_anchor_counts" in names
-            assert all(name.startswith("drifting_") for name in names)
+            assert {"drifting_anchor_counts", "trajectory_within"} <= names
+            assert all(name.startswith(("drifting_", "trajectory_")) for name in names)
 
 
 def test_the_run_says_what_it_was(finished: Federation) -> None:
