@@ -530,6 +530,11 @@ class Plan(Settings):
                 "the attraction `samples` trains on the patients themselves, which no noise "
                 "protects (unconditional.attraction): choose sums, such as `anchors`"
             )
+        if isinstance(privacy, SiteLevel) and self.federation.rounds == 0:
+            raise ValueError(
+                "privacy.mode `site` adds noise to updates, and without a round there are none "
+                "(federation.rounds is 0): use `stats-once`, or `none`"
+            )
         if self.federation.deadline_s is None and not isinstance(privacy, SiteLevel):
             raise ValueError(
                 "under privacy no site tells how long its rounds take: give federation.deadline_s"

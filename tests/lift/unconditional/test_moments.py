@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.config.plan import GaussianPlan, MapperPlan
-from lift.errors import DataError, UpdateRejectedError
+from lift.config.plan import GaussianPlan, MapperPlan, Plan
+from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory, held_inside
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
@@ -30,6 +30,7 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
+from tests.lift.unconditional.tiny_decoder import plan_data
 
 FORM = TrajectoryForm(positions=5, joint=(0, 1, 4), tail=(2, 3))
 PATIENTS = 40
@@ -263,3 +264,13 @@ def test_latents_far_from_the_gaussian_are_told_from_its_own() -> None:
     own = mapper(mapper.draw(2000, torch.Generator().manual_seed(7)), position)
     assert mapper.outside(own, position) == pytest.approx(1, abs=0.05)
     assert mapper.outside(4 * own, position) > 2
+
+
+def test_only_a_gaussian_needs_no_round_and_noise_on_updates_needs_one() -> None:
+    gaussian = {"unconditional__trajectory": "gaussian", "federation__rounds": 0}
+    assert Plan.from_data(plan_data(**gaussian), "test").total_steps == 0
+    with pytest.raises(ConfigError, match="needs none"):
+        Plan.from_data(plan_data(federation__rounds=0), "test")
+    site = {"mode": "site", "delta": 1e-4, "clip_norm": 1.0, "noise_multiplier": 1.0}
+    with pytest.raises(ConfigError, match="without a round there are none"):
+        Plan.from_data(plan_data(**gaussian, privacy=site), "test")
