@@ -174,7 +174,15 @@ class GaussianTrajectory(TrainedPart):
             noise: of b volumes.
             position: of z slices along the body, in [0, 1], (z,), the same for all volumes.
         """
-        latents = self.gaussian(noise, position)
+        return self.refined(self.gaussian(noise, position), position)
+
+    def refined(self, latents: Tensor, position: Tensor) -> Tensor:
+        """The Gaussian's slice latents with what was learned, (b, z, L).
+
+        Args:
+            latents: from :meth:`gaussian`.
+            position: as there.
+        """
         if self.residual is None:
             return latents
         code = position_code(position, self.octaves).expand(len(latents), -1, -1)

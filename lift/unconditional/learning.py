@@ -221,7 +221,12 @@ def train_mapper_round(
         seed = derive_seed(plan.seed, "round", round_index, "site", site, "step", step)
         generator = torch.Generator().manual_seed(seed)
         noise = mapper.draw(settings.volumes_per_step, generator).to(mapper.device)
-        latents = mapper(noise, position)
+        gaussian = None
+        if isinstance(mapper, GaussianTrajectory) and isinstance(noise, GaussianNoise):
+            gaussian = mapper.gaussian(noise, position)
+            latents = mapper.refined(gaussian, position)
+        else:
+            latents = mapper(noise, position)
         volumes = decoder(latents)
         groups = draw_groups(public.projection.layout, settings.groups_per_step, generator)
         rows = generated_rows(
@@ -234,9 +239,8 @@ def train_mapper_round(
             places=RandomPlaces(settings.windows_per_step, generator),
         )
         value, _ = loss(rows)
-        if isinstance(mapper, GaussianTrajectory) and isinstance(noise, GaussianNoise):
-            inside = held_inside(latents, mapper.gaussian(noise, position))
-            value = value + settings.prior_weight * inside
+        if gaussian is not None:
+            value = value + settings.prior_weight * held_inside(latents, gaussian)
         return (value,)
 
     return take_steps(mapper, start, plan, step_losses, round_index, report)

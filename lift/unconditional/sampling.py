@@ -113,11 +113,10 @@ def outside(mapper: Trajectory, *, seed: int, number: int, slices: int) -> float
     with torch.no_grad():
         for index in range(number):
             generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
+            latents = mapper(mapper.draw(1, generator), position)
             if isinstance(mapper, GaussianTrajectory):
-                latents = mapper(mapper.draw(1, generator), position)
                 squares.append(mapper.outside(latents, position) ** 2)
             else:
-                latents = mapper(mapper.draw(1, generator), position)
                 squares.append(float(latents.square().mean()))
     return math.sqrt(sum(squares) / len(squares))
 
