@@ -28,6 +28,7 @@ from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
+from lift.wire.names import MIXER, TAPS, group, grouped
 
 MIXER_FILE_VERSION: Final = 1
 _PACKAGES: Final = (
@@ -39,8 +40,6 @@ _PACKAGES: Final = (
     "scikit-image",
     "nibabel",
 )
-_TAPS: Final = "z_filter/taps"
-_MIXER: Final = "mixer/"
 
 
 def frozen_parts(generator: SliceGenerator) -> FrozenParts:
@@ -185,8 +184,9 @@ def write_mixer(path: Path, finished: FinishedMixer) -> None:
         "sites": [asdict(site) for site in finished.sites],
         "phantom": finished.phantom,
     }
-    tensors = {f"{_MIXER}{name}": t.contiguous() for name, t in sorted(finished.values.items())}
-    tensors[_TAPS] = finished.taps
+    values = {name: t.contiguous() for name, t in sorted(finished.values.items())}
+    tensors = grouped(values, MIXER)
+    tensors[TAPS] = finished.taps
     metadata = {"lift": json.dumps(card, sort_keys=True, allow_nan=False)}
     write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
@@ -211,8 +211,8 @@ def read_mixer(path: Path) -> FinishedMixer:
                 remedy="Use the version that trained it.",
             )
         return FinishedMixer(
-            values={k.removeprefix(_MIXER): t for k, t in tensors.items() if k.startswith(_MIXER)},
-            taps=tensors[_TAPS],
+            values=group(tensors, MIXER),
+            taps=tensors[TAPS],
             plan=Plan.model_validate_json(json.dumps(card["plan"])),
             sites=tuple(SiteProfile(**site) for site in card["sites"]),
             phantom=bool(card["phantom"]),

@@ -35,14 +35,10 @@ from lift.errors import DataError
 from lift.features import Features
 from lift.files import write_atomically
 from lift.mixer.z_filter import SCALE
+from lift.wire.names import CURVE_SUMS, POOLED_CURVES
 
 FEWEST_PATIENTS: Final = 5
 """Training patients of a site that shares its sums; one with fewer shares none."""
-SUMS: Final = ("curves_a", "curves_b")
-"""Tensors of round 0 beside the z-filter's, int64 in units of 1 / `SCALE`."""
-SHARED_SUMS: Final = ("curves/a", "curves/b", "curves/patients", "curves/parts")
-"""What comes back: the sums of all sites and their patients, float64, and of which answers they are
-the sum, int64 (`fingerprint`)."""
 POOLED_FILE: Final = "pooled-curves.safetensors"
 """Beside a finished mixer: the sums of all sites that shared theirs, for those that join later."""
 CURVES_FILE: Final = "site-curves.safetensors"
@@ -128,9 +124,8 @@ def to_arrays(equations: CurveEquations | None) -> Arrays:
     """A site's sums as tensors of its answer to round 0; none where it shares none."""
     if equations is None:
         return {}
-    return dict(
-        zip(SUMS, (_units(part).long().numpy() for part in (equations.a, equations.b)), strict=True)
-    )
+    units = (_units(part).long().numpy() for part in (equations.a, equations.b))
+    return dict(zip(CURVE_SUMS, units, strict=True))
 
 
 def fingerprint(equations: CurveEquations) -> int:
@@ -150,7 +145,7 @@ def pooled_arrays(parts: Sequence[CurveEquations]) -> dict[str, Tensor]:
     total = total_equations(parts)
     count = torch.tensor([total.patients], dtype=torch.float64)
     known = torch.tensor(sorted(fingerprint(part) for part in parts))
-    return dict(zip(SHARED_SUMS, (total.a, total.b, count, known), strict=True))
+    return dict(zip(POOLED_CURVES, (total.a, total.b, count, known), strict=True))
 
 
 def others_of(
@@ -167,11 +162,11 @@ def others_of(
         ValueError: the sums have another form, are not finite, or are fewer patients' than this
             site's own.
     """
-    if not any(name in shared for name in SHARED_SUMS):
+    if not any(name in shared for name in POOLED_CURVES):
         return None
     size = KNOTS * (1 + sources)
     shapes = ((size, size), (size,), (1,))
-    arrays = [np.asarray(shared[name]) if name in shared else np.zeros(0) for name in SHARED_SUMS]
+    arrays = [np.asarray(shared[name]) if name in shared else np.zeros(0) for name in POOLED_CURVES]
     parts = arrays.pop()
     for array, shape in zip(arrays, shapes, strict=True):
         if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
@@ -252,7 +247,7 @@ def write_site_curves(
     if own is not None:
         metadata |= {"own_mixer": own.digest, "own_method": own.method}
     sums = {
-        name: torch.from_numpy(np.array(shared[name])) for name in SHARED_SUMS if name in shared
+        name: torch.from_numpy(np.array(shared[name])) for name in POOLED_CURVES if name in shared
     }
     content = safetensors.torch.save({"curves": curves, **sums}, metadata=metadata)
     write_atomically(path, content, mode=0o600)
@@ -269,7 +264,7 @@ def write_pooled_curves(path: Path, shared: Mapping[str, Tensor], plan: Plan) ->
     Returns:
         Whether there was anything to write.
     """
-    sums = {name: shared[name].contiguous() for name in SHARED_SUMS if name in shared}
+    sums = {name: shared[name].contiguous() for name in POOLED_CURVES if name in shared}
     if not sums:
         return False
     content = safetensors.torch.save(sums, {"plan_digest": plan.digest()})
@@ -283,7 +278,8 @@ def read_shared_sums(path: Path, plan: Plan) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="np") as stream:
             if (stream.metadata() or {}).get("plan_digest") != plan.digest():
                 return {}
-            return {name: stream.get_tensor(name) for name in SHARED_SUMS if name in stream.keys()}  # noqa: SIM118
+            known = set(stream.keys())
+            return {name: stream.get_tensor(name) for name in POOLED_CURVES if name in known}
     except (OSError, safetensors.SafetensorError):
         return {}
 

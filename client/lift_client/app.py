@@ -25,6 +25,7 @@ from lift.protocol.flower.supernode import SuperNodeSettings
 from lift.protocol.messages import (
     Failure,
     FailureKind,
+    Kind,
     Parcel,
     StatisticsReply,
     StatisticsRequest,
@@ -32,8 +33,10 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import SiteHandler
 from lift.unconditional.bundle import load_generator
+from lift.wire.answers import Forms, answer_forms
+from lift.wire.form import AnswerForm
 from lift_client.enrolment import check_key, read_kit
-from lift_client.journal import JOURNAL_FILE, PURPOSE, Entry, Journal, describe_tensors
+from lift_client.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
 from lift_client.policy import check_outgoing, check_plan
 from lift_client.session import SiteSession, failure_kind
 
@@ -82,7 +85,7 @@ def serve(config: SiteConfig) -> None:
             node_file=str(work / "node"),
         )
         logger.info("event=started site=%s server=%s", config.name, kit.address)
-        handler = Release(session.handle, config, kit, journal)
+        handler = Release(session.handle, config, kit, journal, answer_forms(generator))
         handler.on_budget_spent = lambda: _stop_soon(stop)
         try:
             answer_requests(SuperNode(settings, work / "connection.log"), settings, handler, stop)
@@ -110,12 +113,20 @@ class Release:
         config: the site's settings, with its policy.
         kit: what the site agreed to when it joined.
         journal: gets a line before any byte leaves.
+        forms: which tensors an answer may hold under a plan; None for a plan around another
+            generator than the site's.
     """
 
     def __init__(
-        self, handler: SiteHandler, config: SiteConfig, kit: Kit, journal: Journal
+        self,
+        handler: SiteHandler,
+        config: SiteConfig,
+        kit: Kit,
+        journal: Journal,
+        forms: Forms,
     ) -> None:
         self._handler = handler
+        self._forms = forms
         self._config = config
         self._kit = kit
         self._journal = journal
@@ -152,10 +163,28 @@ class Release:
         if isinstance(answer, Failure):
             self._see(answer)
             return self._failed(request, answer.kind)
-        check_outgoing(answer.tensors, self._config.policy)
-        self._note(request, answer)
+        form = self._form(request)
+        check_outgoing(answer.tensors, self._config.policy, form)
+        self._note(request, answer, form)
         self._last = (asked, answer)
         return answer
+
+    def _form(self, request: Parcel) -> AnswerForm:
+        plan = self._plans.get(_plan_digest(request))
+        form = None if plan is None else self._forms(request.kind, plan)
+        if form is None:
+            raise PolicyError(
+                "the site's policy refuses to send this",
+                where="plan",
+                seen="an answer to a plan that this site has not allowed",
+                remedy="Nothing was sent. The server sends the plan with round 0.",
+            )
+        return form
+
+    def _check_plan(self, plan: Plan) -> None:
+        forms = [self._forms(kind, plan) for kind in Kind]
+        known = [form for form in forms if form is not None]
+        check_plan(plan, self._config.policy, self._kit, forms=known)
 
     def _see(self, failure: Failure) -> None:
         if failure.kind is FailureKind.BUDGET:
@@ -167,7 +196,7 @@ class Release:
         """The policy, on the plan that the request belongs to and on the round it asks for."""
         body = request.body
         if isinstance(body, StatisticsRequest):
-            check_plan(body.plan, self._config.policy, self._kit, parameters=None)
+            self._check_plan(body.plan)
             self._plans[body.plan.digest()] = body.plan
             return
         digest = _plan_digest(request)
@@ -179,7 +208,7 @@ class Release:
             plan = Plan.model_validate_json(stored.read_bytes())
             if plan.digest() != digest:
                 return
-            check_plan(plan, self._config.policy, self._kit, parameters=None)
+            self._check_plan(plan)
             self._plans[digest] = plan
         rounds = self._plans[digest].federation.rounds
         if isinstance(body, TrainRequest) and body.round > rounds:
@@ -194,7 +223,7 @@ class Release:
         """Note that a request could not be read, before the refusal leaves."""
         self._journal.append(self._failure_entry("", 0, kind))
 
-    def _note(self, request: Parcel, answer: Parcel) -> None:
+    def _note(self, request: Parcel, answer: Parcel, form: AnswerForm) -> None:
         body = answer.body
         self._journal.append(
             Entry(
@@ -206,7 +235,7 @@ class Release:
                 bytes=sum(tensor.nbytes for tensor in answer.tensors.values()),
                 sha256=_digest(answer),
                 receiver=self._kit.address,
-                purpose=PURPOSE[answer.kind.value],
+                purpose=form.purpose(answer.tensors),
             )
         )
 

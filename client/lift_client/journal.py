@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 JOURNAL_FILE: Final = "journal.jsonl"
 START: Final = "0" * 64
 """What the first line names as the hash of the line before it."""
-PURPOSE: Final[Mapping[str, str]] = {
-    "statistics": "Counts and sums over the training patients, so that all sites start alike.",
-    "train": "Change of the mixer's parameters after local training, to be averaged over sites.",
-    "guard": "Verdict on the finished mixer: whether it helps on this site's patients.",
-}
-"""Why each kind of answer leaves, for a non-programmer."""
 _CLOSING: Final = re.compile(rb'(\{.*),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 Sentence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
 

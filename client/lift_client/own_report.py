@@ -48,6 +48,7 @@ from lift.protocol.messages import DifferenceDb, GuardRequest
 from lift.randomness import derive_seed
 from lift.report.page import write_report
 from lift.report.read import SITE_REPORT
+from lift.wire.names import MIXER, TAPS, grouped
 from lift_client.budget import ledger_path
 from lift_client.journal import JOURNAL_FILE, read_journal
 from lift_client.ledger import verify
@@ -236,10 +237,10 @@ def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> d
     taps = finished.taps
     if taps.numel() != _TAPS:
         taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
-    tensors = {f"mixer/{name}": value.numpy() for name, value in finished.values.items()}
+    tensors = grouped({n: value.numpy() for n, value in finished.values.items()}, MIXER)
     tensors |= shared_sums(config, finished.plan)
     request = GuardRequest(plan_digest=finished.plan.digest())
-    reply = work.guard(request, {**tensors, "z_filter/taps": taps.numpy()})
+    reply = work.guard(request, {**tensors, TAPS: taps.numpy()})
     against = reply.against_no_mixer
     return {
         "verdict": reply.verdict,

@@ -48,6 +48,7 @@ from lift.privacy.training import clipped_sum, train_round_privately
 from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
 from lift.randomness import derive_seed
 from lift.training import TrainedRound, draw_batches, train_round
+from lift.wire.names import MIXER, TAPS, Z_FILTER_SUMS, group
 from lift_client.received import received_values
 from lift_client.work import Counts, StepReport
 
@@ -152,8 +153,8 @@ class PairedWork:
                 for volumes in self.train_patients
             ]
             sums = release_equations(by_patient, self._privacy.start, self._stream)
-        a, b = sums.to_fixed_point()
-        return {"z_filter_a": a.numpy(), "z_filter_b": b.numpy(), **to_arrays(self._shared_curves)}
+        own = [part.numpy() for part in sums.to_fixed_point()]
+        return dict(zip(Z_FILTER_SUMS, own, strict=True)) | to_arrays(self._shared_curves)
 
     def start(self) -> dict[str, Tensor]:
         """See `SiteWork`."""
@@ -239,12 +240,8 @@ class PairedWork:
 
     def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:
         """See `SiteWork`."""
-        values = {
-            name.removeprefix("mixer/"): array
-            for name, array in tensors.items()
-            if name.startswith("mixer/")
-        }
-        taps = tensors.get("z_filter/taps")
+        values = group(tensors, MIXER)
+        taps = tensors.get(TAPS)
         if taps is None or taps.shape != (6,):
             raise ProtocolError(
                 "cannot read a message",

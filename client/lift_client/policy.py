@@ -5,9 +5,7 @@ The four parts of an error are for the site's own log; the server learns the cla
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,24 +13,19 @@ from lift.config.kit import Kit
 from lift.config.plan import Plan
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
-
-_BYTES_PER_NUMBER: Final = {"float16": 2, "float32": 4}
-_DTYPES: Final = frozenset({"float16", "float32", "float64", "int64"})
-# names and shapes carry information too: both are kept narrow
-_NAME: Final = re.compile(r"[A-Za-z0-9_.\-/]{1,128}")
-_MOST_TENSORS: Final = 4096
-_MOST_AXES: Final = 8
+from lift.wire.form import AnswerForm
 
 
-def check_plan(plan: Plan, policy: PolicySettings, kit: Kit, *, parameters: int | None) -> None:
+def check_plan(
+    plan: Plan, policy: PolicySettings, kit: Kit, *, forms: Sequence[AnswerForm] = ()
+) -> None:
     """Nothing, when the site's policy allows the whole plan.
 
     Args:
         plan: what the server sent.
         policy: what the site allows; lists left empty allow what the kit names.
         kit: what the site agreed to when it joined.
-        parameters: numbers in one update, when the mixer is known; None leaves its size to
-            :func:`check_outgoing`.
+        forms: of the answers that the plan asks for, where the site has its generator.
 
     Raises:
         PolicyError: names every key of the policy that the plan offends, not the first alone.
@@ -76,10 +69,10 @@ def check_plan(plan: Plan, policy: PolicySettings, kit: Kit, *, parameters: int 
         offences["privacy_modes"] = (
             f"the plan's mode is {plan.privacy.mode}; allowed: {', '.join(policy.privacy_modes)}"
         )
-    size = (parameters or 0) * _BYTES_PER_NUMBER[plan.federation.update_dtype]
+    size = max((form.size_bytes for form in forms), default=0)
     if size > policy.largest_update_bytes:
         offences["largest_update_bytes"] = (
-            f"an update would have {size} bytes; at most {policy.largest_update_bytes}"
+            f"an answer would have {size} bytes; at most {policy.largest_update_bytes}"
         )
     if offences:
         raise PolicyError(
@@ -92,45 +85,24 @@ def check_plan(plan: Plan, policy: PolicySettings, kit: Kit, *, parameters: int 
 
 
 def check_outgoing(
-    tensors: Mapping[str, np.ndarray],
-    policy: PolicySettings,
-    *,
-    expected: Mapping[str, tuple[int, ...]] | None = None,
+    tensors: Mapping[str, np.ndarray], policy: PolicySettings, form: AnswerForm
 ) -> None:
-    """Nothing, when these tensors may leave.
+    """Nothing, when these tensors may leave: exactly those that the plan's answer holds.
 
     Args:
         tensors: what is about to be journaled and sent.
         policy: what the site allows.
-        expected: tensor name -> shape of the whole answer where it is known beforehand (the
-            mixer's own parameters): nothing else may leave, nothing may be missing.
+        form: of the answer. Names and shapes carry information too: nothing else may leave, and
+            nothing may be missing.
 
     Raises:
         NonFiniteUpdateError: a tensor holds NaN or infinity.
-        PolicyError: too large, or a name, shape or number format that no answer has.
+        PolicyError: too large, or a tensor that the answer does not have, lacks, or has in another
+            shape or number format.
     """
-    if len(tensors) > _MOST_TENSORS:
-        raise _refusal("tensors", f"{len(tensors)} tensors; at most {_MOST_TENSORS}")
-    for name, tensor in tensors.items():
-        if not _NAME.fullmatch(name):
-            raise _refusal("tensors", f"a tensor has a name that is not allowed: {name[:40]!r}")
-        if tensor.dtype.name not in _DTYPES:
-            raise _refusal(f"tensors.{name}", f"its numbers are of type {tensor.dtype.name}")
-        if tensor.ndim > _MOST_AXES:
-            raise _refusal(f"tensors.{name}", f"it has {tensor.ndim} axes; at most {_MOST_AXES}")
-    if expected is not None:
-        seen = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        differing = sorted(
-            name
-            for name in {*seen, *expected}
-            if name not in seen or name not in expected or seen[name] != tuple(expected[name])
-        )
-        if differing:
-            name = differing[0]
-            raise _refusal(
-                f"tensors.{name}",
-                f"shape {seen.get(name, 'missing')}; needed {expected.get(name, 'no such tensor')}",
-            )
+    offence = form.offence(tensors)
+    if offence is not None:
+        raise _refusal(f"tensors.{offence.tensor}", offence.seen)
     size = sum(tensor.nbytes for tensor in tensors.values())
     if size > policy.largest_update_bytes:
         raise _refusal(

@@ -38,7 +38,6 @@ from lift.errors import (
 from lift.files import write_atomically
 from lift.privacy.costs import START, STATISTICS, STEPS, planned_releases
 from lift.protocol.messages import (
-    SHARED,
     Failure,
     FailureKind,
     GuardRequest,
@@ -53,6 +52,7 @@ from lift.training import TrainedRound
 from lift.unconditional.bundle import AnyGenerator, check_public_files
 from lift.unconditional.decoder import FrozenDecoder
 from lift.update import difference, is_finite
+from lift.wire.names import MIXER, SHARED, TAPS, group, without
 from lift_client.budget import Budget, described
 from lift_client.data_card import shared_card
 from lift_client.paired import PairedWork, rounded_up
@@ -306,10 +306,8 @@ class SiteSession:
         opened = self._find(body.plan_digest)
         plan = opened.plan
         fix_threads(plan.threads)
-        start = received_values(
-            {n: t for n, t in tensors.items() if not n.startswith(SHARED)}, opened.work.part
-        )
-        shared = {n.removeprefix(SHARED): t for n, t in tensors.items() if n.startswith(SHARED)}
+        start = received_values(without(tensors, SHARED), opened.work.part)
+        shared = group(tensors, SHARED)
         if isinstance(plan.privacy, PatientGradients):
             return self._train_privately(opened, body, start, tensors)
         validation = opened.work.validation_psnr_db(start, shared)
@@ -390,9 +388,8 @@ class SiteSession:
         if not isinstance(opened.work, PairedWork):
             return
         numbers = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-        values = {n.removeprefix("mixer/"): t for n, t in numbers.items() if n.startswith("mixer/")}
-        taps = numbers["z_filter/taps"].double()
-        finished = FinishedMixer(values, taps, opened.plan, (), phantom=False)
+        taps = numbers[TAPS].double()
+        finished = FinishedMixer(group(numbers, MIXER), taps, opened.plan, (), phantom=False)
         try:
             write_mixer(self._work / FINAL_MIXER_FILE, finished)
         except OSError as error:

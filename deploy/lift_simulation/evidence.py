@@ -29,13 +29,13 @@ from lift.randomness import derive_seed
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume, same_view
 from lift.unconditional.learning import Trajectory, plan_mapper, settings_of
-from lift.unconditional.moments import GAUSSIAN
 from lift.unconditional.sampling import (
     decoded,
     generate_volume,
     latent_mapper,
     write_generated,
 )
+from lift.wire.names import GAUSSIAN, only
 from lift_client.unconditional import UnconditionalWork
 
 REAL: Final = "real_train"
@@ -198,7 +198,7 @@ class Evidence:
         }
         # before anything is learned: the Gaussian, or a free mapper's random start
         start = plan_mapper(self._plan, self._decoder).values()
-        gaussian = {n: t for n, t in trained["federated"].items() if n.startswith(GAUSSIAN)}
+        gaussian = only(trained["federated"], GAUSSIAN)
         mappers = {"gaussian" if gaussian else "untrained": start | gaussian, **trained}
         if gaussian and self._plan.federation.rounds == 0:
             # nothing was trained: these would be the same volumes once more

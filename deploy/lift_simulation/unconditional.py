@@ -39,7 +39,6 @@ from lift.unconditional.learning import (
     train_mapper_round,
 )
 from lift.unconditional.moments import (
-    GAUSSIAN,
     TrajectorySums,
     fit_gaussian,
     form_of,
@@ -47,6 +46,7 @@ from lift.unconditional.moments import (
     trajectory,
 )
 from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
+from lift.wire.names import GAUSSIAN, only
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
 from lift_server.release import write_finished_mixer
@@ -170,7 +170,7 @@ def _public_gaussian(
 
 def _released(run: FinishedRun) -> Values:
     """What was trained, and the Gaussian that it is on top of."""
-    return run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
+    return run.mixer | only(run.shared, GAUSSIAN)
 
 
 def _decoder(

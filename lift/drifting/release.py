@@ -24,10 +24,10 @@ from torch import Tensor
 from lift.drifting.projection import Projection
 from lift.drifting.statistics import LARGEST_COHORT, Part, Sums, check_digests, parts
 from lift.errors import DataError, UpdateRejectedError
+from lift.wire.names import DRIFTING, group, grouped
 
 FEWEST_PATIENTS: Final = 5
 """Patients behind every number that a site sends without noise."""
-_PREFIX: Final = "drifting_"
 _HEAD: Final = {"encoder": 4, "projection": 4, "patients": 1, "data_version": 1}
 _INT32: Final = 2**31
 
@@ -63,8 +63,8 @@ def merge_small_cells(sums: Sums, projection: Projection, *, fewest: int = FEWES
     units = dict(sums.units)
     counts, offsets = units["anchor_counts"].clone(), units["anchor_sums"].clone()
     anchors = projection.anchors.double()
-    for group in range(projection.n_groups):
-        _merge(counts[group], offsets[group], anchors[group], form, fewest, projection.cell_radius)
+    for row in range(projection.n_groups):
+        _merge(counts[row], offsets[row], anchors[row], form, fewest, projection.cell_radius)
     units["anchor_counts"], units["anchor_sums"] = counts, offsets
     return Sums(sums.encoder_digest, sums.projection_digest, sums.patients, units)
 
@@ -89,7 +89,15 @@ def to_arrays(sums: Sums, *, data_version: int, compact: bool = True) -> dict[st
     for name, units in sums.units.items():
         flat = units.flatten().numpy()
         arrays[name] = _packed(flat, sums.patients) if compact else flat.copy()
-    return {_PREFIX + name: array for name, array in arrays.items()}
+    return grouped(arrays, DRIFTING)
+
+
+def compact_shapes(projection: Projection) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what :func:`to_arrays` makes of one site's sums, all int64."""
+    shapes = {name: (length,) for name, length in _HEAD.items()}
+    for name, part in parts(projection).items():
+        shapes[name] = (math.ceil(projection.n_groups * math.prod(part.shape) / 2),)
+    return grouped(shapes, DRIFTING)
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], projection: Projection) -> Received:
@@ -101,7 +109,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], projection: Projection) -> R
         ConfigError: made with another encoder or projection.
     """
     form = parts(projection)
-    given = {n.removeprefix(_PREFIX): a for n, a in arrays.items() if n.startswith(_PREFIX)}
+    given = group(arrays, DRIFTING)
     if set(given) != {*_HEAD, *form}:
         missing, extra = {*_HEAD, *form} - set(given), set(given) - {*_HEAD, *form}
         raise rejected(

@@ -27,8 +27,6 @@ from lift.config.plan import Digest, Plan
 from lift.guard import JudgedOn, Verdict
 
 PROTOCOL_VERSION: Final = 1
-SHARED: Final = "shared/"
-"""Prefix, in a request to train, of what all sites together know: drifting statistics."""
 Count = Annotated[int, Field(ge=0, le=10**6)]
 
 

@@ -31,7 +31,8 @@ from lift.randomness import derive_seed
 from lift.training import TrainedRound, take_steps
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
 from lift.unconditional.grid import BodyVolume, whole_extent
-from lift.unconditional.moments import GAUSSIAN, form_of
+from lift.unconditional.moments import form_of
+from lift.wire.names import GAUSSIAN, group, without
 
 Trajectory = TrajectoryMapper | GaussianTrajectory
 """What makes the latents of a new volume's slices."""
@@ -108,8 +109,7 @@ def load_trajectory(mapper: Trajectory, values: Mapping[str, Tensor]) -> None:
 
 def split_gaussian(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The Gaussian's tensors, without their prefix, and all others."""
-    fixed = {n.removeprefix(GAUSSIAN): t for n, t in values.items() if n.startswith(GAUSSIAN)}
-    return fixed, {n: t for n, t in values.items() if not n.startswith(GAUSSIAN)}
+    return group(values, GAUSSIAN), without(values, GAUSSIAN)
 
 
 def settings_of(plan: Plan) -> UnconditionalPlan:
@@ -171,8 +171,8 @@ def samples_loss(
     settings = settings_of(plan)
     queue = SampleQueue(public.projection.n_groups, capacity=settings.queue)
     for patient in patients:
-        for group, rows in enumerate(patient.groups):
-            queue.push(clip_length(rows, RADIUS), group)
+        for index, rows in enumerate(patient.groups):
+            queue.push(clip_length(rows, RADIUS), index)
     if not patients:
         raise DataError(
             "cannot train: the site has no training patient",

@@ -38,6 +38,7 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.sketch import FEWEST_SKETCHED, core, factor, products
 from lift.unconditional.stationary import StationaryChain, stationary_chain, symmetric_root
+from lift.wire.names import GAUSSIAN, TRAJECTORY, group, grouped
 
 SCALE: Final = 2**40
 """Units per 1 of the fixed-point form: sums of the largest cohort fit in int64."""
@@ -45,9 +46,6 @@ LARGEST_UNITS: Final = 2**59
 """Sums of one site are never larger, with noise or without."""
 LARGEST: Final = 8.0
 """Latents are clipped to this many standard deviations of public slices."""
-PREFIX: Final = "trajectory_"
-GAUSSIAN: Final = "gaussian/"
-"""Prefix of the fitted Gaussian's tensors."""
 _LENGTH_UNIT: Final = 0.1
 _TOLERANCE: Final = 1e-6
 _RELATIVE_RANK: Final = 1e-7
@@ -234,7 +232,12 @@ def moments_to_arrays(sums: TrajectorySums, *, noisy: bool = False) -> dict[str,
         )
     arrays = {name: units.numpy() for name, units in sums.units.items()}
     arrays[_PATIENTS] = np.array([sums.patients], dtype=np.int64)
-    return {PREFIX + name: array for name, array in arrays.items()}
+    return grouped(arrays, TRAJECTORY)
+
+
+def sent_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what :func:`moments_to_arrays` makes of a site's sums, all int64."""
+    return grouped({**form.shapes, _PATIENTS: (1,)}, TRAJECTORY)
 
 
 def moments_from_arrays(
@@ -248,8 +251,7 @@ def moments_from_arrays(
         UpdateRejectedError: a name is missing or extra, an array has another type or shape, there
             are too few or too many patients, or no cohort can have these moments.
     """
-    given = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
-    shapes = {**form.shapes, _PATIENTS: (1,)}
+    given, shapes = group(arrays, TRAJECTORY), group(sent_shapes(form), TRAJECTORY)
     if set(given) != set(shapes):
         raise rejected("its arrays are not exactly the moments of trajectories")
     for name, shape in shapes.items():

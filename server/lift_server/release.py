@@ -10,7 +10,7 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
-from lift.unconditional.moments import GAUSSIAN
+from lift.wire.names import GAUSSIAN, only
 from lift_server.rounds import FinishedRun
 
 
@@ -25,7 +25,7 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     # under differential privacy no site tells its spacing, and none is asked for a verdict
     known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
     profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
-    values = run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
+    values = run.mixer | only(run.shared, GAUSSIAN)
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,11 +36,12 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import Transport
 from lift.round_record import NO_ANSWER, reason_words
+from lift.wire.names import MIXER, TAPS, grouped
 from lift_server.aggregation import ServerState
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.store import RunStore
 from lift_server.tally import Tally, patients_of, slowest_round_s
-from lift_server.tasks import TAPS, Contribution, RunTask
+from lift_server.tasks import Contribution, RunTask
 from lift_server.updates import Contents, round_aggregation
 
 logger = logging.getLogger(__name__)
@@ -306,10 +306,10 @@ class _Rounds:
         return after
 
     def _guard(self, state: ServerState, shared: Mapping[str, Tensor]) -> dict[str, GuardReply]:
-        tensors: dict[str, np.ndarray] = {
-            f"mixer/{name}": tensor.numpy() for name, tensor in state.released.items()
+        tensors = {
+            name: tensor.numpy()
+            for name, tensor in (grouped(state.released, MIXER) | dict(shared)).items()
         }
-        tensors |= {name: tensor.numpy() for name, tensor in shared.items()}
         request = Parcel(Kind.GUARD, GuardRequest(plan_digest=self._digest), tensors)
         answers, _ = self._ask(self._plan.federation.rounds + 1, request)
         return {

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lift.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
 from lift.files import write_json_lines
+from lift.wire.names import SERVER_STATE, grouped
 from lift_server.aggregation import ServerState
-
-_GROUPS = ("mixer", "average", "first_moment", "second_moment")
 
 
 class RunStore:
@@ -44,9 +43,9 @@ class RunStore:
         shared = {
             name: tensor
             for name, tensor in last.tensors.items()
-            if name.partition("/")[0] not in _GROUPS
+            if name.partition("/")[0] not in SERVER_STATE
         }
-        return last.round, ServerState(*(last.group(g) for g in _GROUPS)), shared
+        return last.round, ServerState(*(last.group(g) for g in SERVER_STATE)), shared
 
     def save(
         self,
@@ -57,9 +56,9 @@ class RunStore:
     ) -> None:
         """Checkpoint one round; only then does the record show it."""
         tensors = dict(shared)
-        for group in _GROUPS:
+        for group in SERVER_STATE:
             values: dict[str, Tensor] = getattr(state, group)
-            tensors |= {f"{group}/{name}": tensor for name, tensor in values.items()}
+            tensors |= grouped(values, f"{group}/")
         # through JSON once, so that a resumed record equals an uninterrupted one
         line: dict[str, object] = json.loads(json.dumps(record, allow_nan=False))
         write_checkpoint(

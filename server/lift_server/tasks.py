@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from lift.assembly import start_values
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
-from lift.contrast import SUMS as CURVE_SUMS
 from lift.contrast import pooled_arrays
 from lift.curves import CurveEquations
 from lift.drifting.release import FEWEST_PATIENTS, from_arrays, to_arrays
@@ -24,7 +23,7 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
-from lift.protocol.messages import SHARED, Parcel, StatisticsReply
+from lift.protocol.messages import Parcel, StatisticsReply
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
@@ -35,22 +34,29 @@ from lift.unconditional.learning import (
     settings_of,
 )
 from lift.unconditional.moments import (
-    PREFIX,
     TrajectorySums,
     fit_gaussian,
     form_of,
     moments_from_arrays,
 )
+from lift.wire.answers import paired_statistics_form, unconditional_statistics_form
+from lift.wire.names import (
+    CURVES,
+    DRIFTING,
+    DRIFTING_TOTAL,
+    SHARED,
+    TAPS,
+    TRAJECTORY,
+    grouped,
+    only,
+)
 from lift_server.review import (
     rejected,
     review_curves,
-    review_private_statistics,
+    review_noisy_z_filter,
     review_statistics,
+    review_z_filter,
 )
-
-TAPS: Final = "z_filter/taps"
-_DRIFTING: Final = "drifting/"
-_CURVES: Final = "curves/"
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,7 @@ class PairedTask:
         self._ridge = plan.mixer.ridge
         self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
         self._sources = len(plan.task.source)
-        # under patient-level privacy each site has its own patients alone
-        self._has_curves = plan.mixer.contrast != "none" and self._privacy is None
+        self._answer = paired_statistics_form(plan)
         self._start = start
 
     @property
@@ -131,15 +136,14 @@ class PairedTask:
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
-        if self._privacy is not None:
-            body, noisy = review_private_statistics(parcel, plan_digest, self._privacy)
-            return body, PairedSums(noisy)
-        curves: dict[str, np.ndarray] = {}
-        if self._has_curves:
-            curves = {n: t for n, t in parcel.tensors.items() if n in CURVE_SUMS}
-        rest = {n: t for n, t in parcel.tensors.items() if n not in curves}
-        body, sums = review_statistics(replace(parcel, tensors=rest), plan_digest)
-        return body, PairedSums(sums, review_curves(curves, body.train_patients, self._sources))
+        body = review_statistics(parcel, plan_digest, self._answer)
+        tensors, patients = parcel.tensors, body.train_patients
+        if self._privacy is None:
+            curves = review_curves(tensors, patients, self._sources)
+            return body, PairedSums(review_z_filter(tensors, patients), curves)
+        if self._privacy.start is None:
+            return body, PairedSums(None)
+        return body, PairedSums(review_noisy_z_filter(tensors, patients))
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
         """See `RunTask`."""
@@ -159,11 +163,7 @@ class PairedTask:
 
     def sent(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """The curves' sums, where there are any; the mixer holds the filter already."""
-        return {
-            SHARED + name: tensor.numpy()
-            for name, tensor in shared.items()
-            if name.startswith(_CURVES)
-        }
+        return grouped({n: t.numpy() for n, t in only(shared, CURVES).items()}, SHARED)
 
 
 class UnconditionalTask:
@@ -178,6 +178,7 @@ class UnconditionalTask:
         gaussian = settings_of(plan).gaussian
         self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
         self._noise = noise_of(plan)
+        self._answer = unconditional_statistics_form(plan, decoder)
 
     @property
     def has_guard(self) -> bool:
@@ -186,13 +187,8 @@ class UnconditionalTask:
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
-        body = parcel.body
-        if not isinstance(body, StatisticsReply) or body.plan_digest != plan_digest:
-            raise rejected("it answers another plan")
-        moments = {n: t for n, t in parcel.tensors.items() if n.startswith(PREFIX)}
-        rest = {n: t for n, t in parcel.tensors.items() if n not in moments}
-        if (moments and self._form is None) or (rest and not self._has_drifting):
-            raise rejected("it holds statistics that nobody asked for")
+        body = review_statistics(parcel, plan_digest, self._answer)
+        moments, rest = only(parcel.tensors, TRAJECTORY), only(parcel.tensors, DRIFTING)
         trajectories = drifting = None
         if self._form is not None and not self._lacks(moments, self._form.fewest, body):
             noisy = self._noise is not None
@@ -228,7 +224,8 @@ class UnconditionalTask:
     def sent(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """See `RunTask`."""
         return {
-            SHARED + name.removeprefix(_DRIFTING): tensor.numpy() for name, tensor in shared.items()
+            SHARED + name.removeprefix(DRIFTING_TOTAL): tensor.numpy()
+            for name, tensor in shared.items()
         }
 
     def _lacks(self, arrays: Mapping[str, np.ndarray], fewest: int, body: StatisticsReply) -> bool:
@@ -262,7 +259,7 @@ class UnconditionalTask:
             total = denoised(total, projection, self._noise, len(contributions))
         _check_any(total.patients, FEWEST_PATIENTS)
         arrays = to_arrays(total, data_version=0, compact=False)
-        return {_DRIFTING + name: torch.from_numpy(array) for name, array in arrays.items()}
+        return grouped({n: torch.from_numpy(a) for n, a in arrays.items()}, DRIFTING_TOTAL)
 
 
 def _check_any(patients: int, fewest: int) -> None:

@@ -28,8 +28,9 @@ from lift.privacy.noise import SecureStream, add_noise
 from lift.privacy.training import UNITS, noisy_update
 from lift.protocol.messages import Parcel, TrainReply
 from lift.update import Values, norm
+from lift.wire.answers import update_form
 from lift_server.aggregation import ServerState, mean_update, next_state, site_weights
-from lift_server.review import rejected, review_update
+from lift_server.review import check_form, rejected, review_update
 
 Contents = Mapping[str, np.ndarray]
 _MOST_CLIPS: Final = 100.0
@@ -66,10 +67,9 @@ class MeanOfUpdates:
         federation = self._plan.federation
         reply, update = review_update(
             parcel,
-            mixer,
+            update_form(mixer, self._plan),
             plan_digest=self._digest,
             round_index=round_index,
-            dtype=federation.update_dtype,
             largest_norm=federation.largest_update_norm,
         )
         return reply, {name: tensor.numpy() for name, tensor in update.items()}
@@ -101,11 +101,7 @@ class SumOfGradients:
             raise rejected("it answers another plan")
         if body.round != round_index:
             raise rejected(f"it answers round {body.round}; this is round {round_index}")
-        shapes = {name: tuple(tensor.shape) for name, tensor in mixer.items()}
-        if {name: tuple(units.shape) for name, units in parcel.tensors.items()} != shapes:
-            raise rejected("tensors are missing, extra, or of another shape than the mixer's")
-        if any(units.dtype != np.int64 for units in parcel.tensors.values()):
-            raise rejected("its sums are not fixed-point numbers")
+        check_form(parcel, update_form(mixer, self._plan))
         expected = self._privacy.sampling_rate * self._privacy.patients_of(site)
         if norm(_values(parcel.tensors)) > _MOST_CLIPS * max(expected, 1.0) * UNITS:
             raise rejected("its sum is larger than its patients can have")

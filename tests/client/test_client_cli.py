@@ -13,9 +13,11 @@ from typing import get_args
 
 import pytest
 
+from lift.protocol.messages import Kind
+from lift.wire.groups import PURPOSES
 from lift_client.cli import _KINDS, PROGRAM, main
 from lift_client.enrolment import enrol
-from lift_client.journal import PURPOSE, Entry, Journal, TensorNote, verify
+from lift_client.journal import Entry, Journal, TensorNote, verify
 from tests import wording
 
 
@@ -63,7 +65,7 @@ def site(tmp_path: Path) -> Path:
                     "bytes": 8000,
                     "sha256": digest * 64,
                     "receiver": "lift.example.org:8443",
-                    "purpose": PURPOSE[kind],
+                    "purpose": PURPOSES[Kind(kind)],
                 },
                 "test",
             )

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.errors import RecordError
+from lift.protocol.messages import Kind
+from lift.wire.groups import PURPOSES
 from lift_client import journal as module
 from lift_client.journal import (
-    PURPOSE,
     START,
     Entry,
     Journal,
@@ -35,7 +36,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def make_entry(number: int, purpose: str = PURPOSE["train"]) -> Entry:
+def make_entry(number: int, purpose: str = PURPOSES[Kind.TRAIN]) -> Entry:
     return Entry(
         run="ab" * 32,
         round=number,
@@ -311,7 +312,7 @@ def test_sending_the_same_bytes_again_says_so(copy: Path) -> None:
 def test_the_same_bytes_in_another_round_are_no_repetition(copy: Path) -> None:
     entry = make_entry(3).model_copy(update={"round": 9})
     Journal(copy, clock=lambda: NOON).append(entry)
-    assert verify(copy).lines[-1].purpose == PURPOSE["train"]
+    assert verify(copy).lines[-1].purpose == PURPOSES[Kind.TRAIN]
 
 
 def test_several_processes_write_one_chain(tmp_path: Path) -> None:

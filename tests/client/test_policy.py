@@ -14,6 +14,10 @@ from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 from lift.mixer.base import FrozenParts
 from lift.mixer.build import build_mixer
+from lift.protocol.messages import Kind
+from lift.wire.answers import update_form
+from lift.wire.form import AnswerForm, Part, TensorForm
+from lift.wire.groups import CURVES, UPDATE
 from lift_client.policy import check_outgoing, check_plan
 
 KIT = Kit(
@@ -40,15 +44,23 @@ POLICY = PolicySettings(
 )
 
 
+def answer(*, dtype: str = "float32", **shapes: tuple[int, ...]) -> AnswerForm:
+    tensors = {name: TensorForm(dtype, shape) for name, shape in shapes.items()}
+    return AnswerForm(Kind.TRAIN, (Part(UPDATE, tensors),))
+
+
+def update(parameters: int) -> AnswerForm:
+    return answer(w=(parameters,))
+
+
 def changed(policy: PolicySettings = POLICY, **values: object) -> PolicySettings:
     return policy.model_copy(update=values)
 
 
 def test_a_plan_at_every_limit_is_allowed() -> None:
-    check_plan(PLAN, POLICY, KIT, parameters=1000)
-    check_plan(PLAN, POLICY, KIT, parameters=None)
-    half = PLAN.model_copy(update={"federation": FederationPlan(rounds=6, update_dtype="float16")})
-    check_plan(half, POLICY, KIT, parameters=2000)
+    check_plan(PLAN, POLICY, KIT, forms=[update(1000)])
+    check_plan(PLAN, POLICY, KIT)
+    check_plan(PLAN, POLICY, KIT, forms=[answer(dtype="float16", w=(2000,))])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +84,7 @@ def test_each_offence_is_refused_by_its_key(
     key: str, plan: dict[str, Any], policy: dict[str, Any], parameters: int
 ) -> None:
     with pytest.raises(PolicyError) as caught:
-        check_plan(PLAN.model_copy(update=plan), changed(**policy), KIT, parameters=parameters)
+        check_plan(PLAN.model_copy(update=plan), changed(**policy), KIT, forms=[update(parameters)])
     assert caught.value.where == f"policy.{key}"
     assert caught.value.seen.startswith(f"{key}: ")
     assert caught.value.remedy
@@ -81,7 +93,7 @@ def test_each_offence_is_refused_by_its_key(
 
 def test_all_offences_are_named_at_once() -> None:
     with pytest.raises(PolicyError) as caught:
-        check_plan(PLAN, changed(most_rounds=1, most_steps_per_round=1), KIT, parameters=1001)
+        check_plan(PLAN, changed(most_rounds=1, most_steps_per_round=1), KIT, forms=[update(1001)])
     assert caught.value.where == (
         "policy.most_rounds, policy.most_steps_per_round, policy.largest_update_bytes"
     )
@@ -98,11 +110,12 @@ def test_the_default_lets_a_pyramid_of_400_000_numbers_through_in_half_precision
     half = PLAN.model_copy(
         update={"federation": PLAN.federation.model_copy(update={"update_dtype": "float16"})}
     )
-    check_plan(half, policy, KIT, parameters=count)
+    form = update_form(mixer.values(), half)
+    check_plan(half, policy, KIT, forms=[form])
     values = {name: tensor.half().numpy() for name, tensor in mixer.values().items()}
-    check_outgoing(values, policy, expected={name: v.shape for name, v in values.items()})
+    check_outgoing(values, policy, form)
     with pytest.raises(PolicyError, match=f"{4 * count} bytes"):
-        check_plan(PLAN, policy, KIT, parameters=count)
+        check_plan(PLAN, policy, KIT, forms=[update_form(mixer.values(), PLAN)])
 
 
 def test_the_policys_own_lists_replace_the_kits() -> None:
@@ -114,7 +127,7 @@ def test_the_policys_own_lists_replace_the_kits() -> None:
             "generator_fingerprint": "b" * 64,
         }
     )
-    check_plan(plan, policy, KIT, parameters=None)
+    check_plan(plan, policy, KIT)
 
 
 def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -122,33 +135,13 @@ def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
 
 
 def test_an_answer_at_the_limit_may_leave() -> None:
-    tensors = {"body.weight": ones(500), "z_filter_a": ones(250, dtype="int64")}
-    check_outgoing(tensors, POLICY)
-    check_outgoing(tensors, POLICY, expected={"body.weight": (500,), "z_filter_a": (250,)})
-    check_outgoing({}, POLICY)
+    check_outgoing({"a": ones(500), "b": ones(500)}, POLICY, answer(a=(500,), b=(500,)))
+    check_outgoing({}, POLICY, AnswerForm(Kind.GUARD, ()))
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"a": ones(1001)},
-        {"a": ones(500), "b": ones(501)},
-        {"a": ones(2, dtype="complex64")},
-        {"a": ones(2, dtype="uint8")},
-        {"a": np.array(["a patient's name"], dtype=object)},
-        {"a": np.array(["a patient's name"])},
-        {"a b": ones(1)},
-        {"a\n": ones(1)},
-        {"": ones(1)},
-        {"x" * 129: ones(1)},
-        {"a": ones(*[1] * 9)},
-        {f"t{number}": ones(0) for number in range(4097)},
-    ],
-    ids=str,
-)
-def test_what_no_answer_holds_may_not_leave(tensors: dict[str, np.ndarray]) -> None:
-    with pytest.raises(PolicyError, match="refuses to send"):
-        check_outgoing(tensors, POLICY)
+def test_an_answer_beyond_the_limit_may_not_leave() -> None:
+    with pytest.raises(PolicyError, match="largest_update_bytes"):
+        check_outgoing({"a": ones(1001)}, POLICY, answer(a=(1001,)))
 
 
 @pytest.mark.parametrize(
@@ -158,19 +151,38 @@ def test_what_no_answer_holds_may_not_leave(tensors: dict[str, np.ndarray]) -> N
         {"a": ones(2), "b": ones(3), "c": ones(1)},
         {"a": ones(2), "b": ones(3, 1)},
         {"a": ones(2), "c": ones(3)},
+        {"a": ones(2), "b": ones(3, dtype="float64")},
+        {"a": ones(2), "b": np.array(["a", "patient's", "name"], dtype=object)},
+        {"a": ones(2), "b": np.array(["a", "patient's", "name"])},
+        {"a": ones(2), "b": ones(3), "scan/of-the-patient": ones(2, 240, 240)},
+        {"a": ones(2), "b": ones(3), "x" * 1000: ones(0)},
     ],
-    ids=["missing", "extra", "shape", "renamed"],
-)
-def test_only_the_expected_tensors_may_leave(tensors: dict[str, np.ndarray]) -> None:
-    expected = {"a": (2,), "b": (3,)}
-    check_outgoing({"b": ones(3), "a": ones(2)}, POLICY, expected=expected)
-    with pytest.raises(PolicyError):
-        check_outgoing(tensors, POLICY, expected=expected)
+    ids=[
+        "missing", "extra", "shape", "renamed", "format", "objects", "text", "scan", "long name",
+    ],
+)  # fmt: skip
+def test_only_the_tensors_of_the_answer_may_leave(tensors: dict[str, np.ndarray]) -> None:
+    form = answer(a=(2,), b=(3,))
+    check_outgoing({"b": ones(3), "a": ones(2)}, POLICY, form)
+    with pytest.raises(PolicyError, match="refuses to send") as caught:
+        check_outgoing(tensors, POLICY, form)
+    assert len(str(caught.value.where)) < 60
+
+
+def test_tensors_that_belong_together_leave_together_or_not_at_all() -> None:
+    sums = Part(CURVES, {n: TensorForm("int64", (2,)) for n in CURVES.tensors}, optional=True)
+    form = AnswerForm(Kind.STATISTICS, (sums,))
+    whole = {name: ones(2, dtype="int64") for name in CURVES.tensors}
+    check_outgoing(whole, POLICY, form)
+    check_outgoing({}, POLICY, form)
+    with pytest.raises(PolicyError, match="missing"):
+        check_outgoing({CURVES.tensors[0]: whole[CURVES.tensors[0]]}, POLICY, form)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_an_answer_that_is_not_finite_may_not_leave(number: float) -> None:
     tensors = {"a": ones(3), "b": np.array([0, number], np.float16)}
+    parts = [Part(UPDATE, {n: TensorForm(t.dtype.name, t.shape)}) for n, t in tensors.items()]
     with pytest.raises(NonFiniteUpdateError) as caught:
-        check_outgoing(tensors, POLICY)
+        check_outgoing(tensors, POLICY, AnswerForm(Kind.TRAIN, tuple(parts)))
     assert caught.value.where == "tensors.b"

@@ -23,7 +23,8 @@ from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import PREFIX, SCALE, form_of, moments_from_arrays, trajectory
+from lift.unconditional.moments import SCALE, form_of, moments_from_arrays, trajectory
+from lift.wire.names import TRAJECTORY
 from lift_client import unconditional as module
 from lift_client.ledger import LEDGER_FILE, create_ledger, verify
 from lift_client.session import SiteSession
@@ -123,7 +124,7 @@ def test_a_site_that_starts_again_sends_the_same_bytes_and_pays_once(
     assert site.spent() == spent
     # another site of the same patients draws noise of its own
     _, other = make_site("b").answer(plan)
-    assert not np.array_equal(first[PREFIX + "mean"], other[PREFIX + "mean"])
+    assert not np.array_equal(first[TRAJECTORY + "mean"], other[TRAJECTORY + "mean"])
     # another plan is another release
     site.answer(make_plan(decoder, rounds=rounds, seed=4))
     assert site.spent() > spent + 0.1
@@ -133,8 +134,8 @@ def test_nothing_beside_the_noisy_sums_is_the_cohorts_own(
     make_site: Callable[[str], Site], decoder: FrozenDecoder
 ) -> None:
     reply, arrays = make_site("a").answer(make_plan(decoder, rounds=0))
-    assert all(name.startswith(PREFIX) for name in arrays)
-    assert arrays[PREFIX + "patients"].tolist() == [PUBLIC]
+    assert all(name.startswith(TRAJECTORY) for name in arrays)
+    assert arrays[TRAJECTORY + "patients"].tolist() == [PUBLIC]
     told = json.loads(reply.model_dump_json())
     head = told.pop("ledger_head")
     assert len(head) == 64
@@ -159,7 +160,7 @@ def test_all_that_is_sent_has_the_noise_of_one_mechanism(
     if rounds:
         errors["drifting"] = _drifting_errors(decoder, sent)
     else:
-        assert all(name.startswith(PREFIX) for name in sent["noisy"])
+        assert all(name.startswith(TRAJECTORY) for name in sent["noisy"])
     for kind, found in errors.items():
         expected = NOISE * len(errors) ** 0.5
         tolerance = 5 / (2 * len(found)) ** 0.5
@@ -212,4 +213,4 @@ def test_a_patient_whose_latents_are_not_finite_is_refused_alone_and_nobody_is_t
     assert len(calls) == PATIENTS
     assert "NaN" in caplog.text
     assert (reply.refused_volumes, reply.train_patients) == (0, PUBLIC)
-    assert arrays[PREFIX + "patients"].tolist() == [PUBLIC]
+    assert arrays[TRAJECTORY + "patients"].tolist() == [PUBLIC]

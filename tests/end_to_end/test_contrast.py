@@ -20,13 +20,12 @@ from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import BudgetSettings, SiteSettings
-from lift.contrast import CURVES_FILE, SUMS, read_site_model
+from lift.contrast import CURVES_FILE, read_site_model
 from lift.curves import KNOTS
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
 from lift.protocol.codec import encode
 from lift.protocol.messages import (
-    SHARED,
     GuardRequest,
     Kind,
     Parcel,
@@ -34,6 +33,7 @@ from lift.protocol.messages import (
     StatisticsRequest,
     TrainRequest,
 )
+from lift.wire.names import CURVE_SUMS, SHARED
 from lift_client.ledger import create_ledger
 from lift_client.paired import PairedWork
 from lift_client.session import SiteSession
@@ -136,7 +136,7 @@ def test_in_training_a_patient_is_seen_with_curves_of_nobody_else(
         assert torch.equal(curves, everyone[subject])
     # under privacy the pooled equations are no release: none leaves
     reply = handled(whole, Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
-    assert not set(reply.tensors) & set(SUMS)
+    assert not set(reply.tensors) & set(CURVE_SUMS)
     for session in (whole, part):
         session.close()
 

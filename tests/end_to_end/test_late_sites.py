@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 
 from lift.choice import USES
-from lift.contrast import POOLED_FILE, SHARED_SUMS, read_site_model
+from lift.contrast import POOLED_FILE, read_site_model
+from lift.wire.names import POOLED_CURVES
 from tests.end_to_end.tiny_run import (
     PATIENTS,
     SOURCES,
@@ -148,7 +149,7 @@ def test_pooled_curves_name_no_site_and_belong_to_one_run(
     path = run / POOLED_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     held = safetensors.numpy.load_file(path)
-    assert set(held) == set(SHARED_SUMS)
+    assert set(held) == set(POOLED_CURVES)
     for name in ("east", LARGE):
         assert name.encode() not in path.read_bytes()
     # east has too few training patients to share

@@ -34,11 +34,13 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
+from lift.wire.answers import Forms, answer_forms
 from lift_client.app import Release
 from lift_client.journal import JOURNAL_FILE, Journal, verify
 from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.parcels import F32, FINGERPRINT
+from tests.federation.planting import with_scan
 from tests.federation.world import tiny_plan
 
 KIT = Kit(
@@ -64,6 +66,7 @@ class Desk:
         kit: Kit = KIT,
         handler: SiteHandler | None = None,
         config: SiteConfig | None = None,
+        generator: FrozenGenerator | None = None,
     ) -> None:
         self.computed: list[Parcel] = []
         self._handler = handler
@@ -74,7 +77,10 @@ class Desk:
             generator=GeneratorChoice(bundle=folder),
             policy=policy,
         )
-        self._app = make_client_app(Release(self._compute, config, kit, Journal(self._path)))
+        # without a generator nothing is ever answered, and no answer has a form
+        forms: Forms = (lambda _kind, _plan: None) if generator is None else answer_forms(generator)
+        gate = Release(self._compute, config, kit, Journal(self._path), forms)
+        self._app = make_client_app(gate)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 2, 3
 
     def say(self, content: RecordDict, kind: str = "query") -> RecordDict:
@@ -121,11 +127,17 @@ class Real:
     generator: FrozenGenerator
     plan: Plan
 
-    def desk(self, policy: PolicySettings) -> Desk:
-        """As after a start of the program."""
+    def desk(self, policy: PolicySettings, *, planting: bool = False) -> Desk:
+        """As after a start of the program; `planting`: with a session that sends too much."""
         config = self.config.model_copy(update={"policy": policy, "folder": self.folder})
         session = SiteSession(config, self.generator, self.folder)
-        return Desk(self.folder, kit=self.kit, handler=session.handle, config=config)
+        return Desk(
+            self.folder,
+            kit=self.kit,
+            handler=(lambda r: with_scan(session.handle(r))) if planting else session.handle,
+            config=config,
+            generator=self.generator,
+        )
 
     def mixer(self) -> dict[str, Any]:
         """A mixer that fits the plan."""

@@ -16,6 +16,7 @@ from lift_client.journal import JOURNAL_FILE, verify
 from tests import wording
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.network import ConnectProxy, TlsTap
+from tests.federation.planting import PLANTED
 from tests.federation.world import Federation, run, until
 from tests.lift.event_files import read_events
 from tests.lift.tracking_world import expected, rounded
@@ -152,6 +153,25 @@ def test_below_the_quorum_nothing_is_aggregated(federation: Federation) -> None:
     assert re.search(r"missing: north, west", log)
     assert "Traceback" not in log
     assert not federation.records()
+
+
+@pytest.mark.slow
+def test_a_tensor_that_no_answer_has_stays_at_its_site(federation: Federation) -> None:
+    federation.make(federation={"rounds": 1, "quorum_sites": 2, "quorum_patients": 0.3})
+    federation.start_server()
+    for site in ("east", "west"):
+        federation.start_site(site)
+    federation.start_site("north", planting=True)
+
+    assert federation.wait_server() == 0
+    statistics, train = federation.records()
+    assert statistics["refused"] == {}
+    assert train["refused"] == {"north": "policy"}
+    assert sorted(train["counted"]) == ["east", "west"]
+    assert PLANTED in federation.site_log("north")
+    lines = verify(federation.site("north") / "work" / "journal.jsonl").lines
+    assert "failure" in [line.kind for line in lines]
+    assert all(PLANTED not in [tensor.name for tensor in line.tensors] for line in lines)
 
 
 @pytest.mark.slow

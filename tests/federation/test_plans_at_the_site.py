@@ -123,11 +123,22 @@ def test_a_generator_that_is_not_installed_here_is_refused_even_if_the_policy_al
     assert desk.journal() == ["failure"]
 
 
-def test_an_update_that_is_larger_than_the_policy_allows_stays_here(real: Real) -> None:
+def test_a_plan_whose_updates_are_larger_than_the_policy_allows_is_refused(real: Real) -> None:
     desk = real.desk(POLICY.model_copy(update={"largest_update_bytes": 400}))
+    assert desk.refusal(asking(real.plan)) == "policy"
+    assert not desk.computed
+    assert desk.journal() == ["failure"]
+
+
+def test_a_tensor_that_no_answer_has_stays_here(real: Real) -> None:
+    desk = real.desk(POLICY, planting=True)
     assert set(desk.say(asking(real.plan))) == {"lift.parcel"}
     assert desk.refusal(training(real.plan, 1, real.mixer()), "train") == "policy"
     assert desk.journal() == ["statistics", "failure"]
+    # and without it the same answer leaves
+    honest = real.desk(POLICY)
+    assert set(honest.say(asking(real.plan))) == {"lift.parcel"}
+    assert set(honest.say(training(real.plan, 1, real.mixer()), "train")) == {"lift.parcel"}
 
 
 def test_a_mixer_that_does_not_fit_or_is_not_finite_is_refused(real: Real) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,15 +134,21 @@ class Federation:
     def start_server(self, *, killing: Path | None = None) -> subprocess.Popen[bytes]:
         """Start (or resume) the server; `killing`: the folder of `tests.federation.schedule`."""
         path = self.server / "server.yaml"
-        return self._start("server", "lift-server", "--config", path, killing=killing)
+        return self._start("server", "lift-server", "--config", path, wrapper=_killing(killing))
 
     def start_site(
-        self, name: str, *, killing: Path | None = None, **environment: str
+        self,
+        name: str,
+        *,
+        killing: Path | None = None,
+        planting: bool = False,
+        **environment: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a site."""
+        """Start a site; `planting`: with a session that sends too much."""
         path = self.site(name) / "site.yaml"
+        wrapper = ["tests.federation.planting"] if planting else _killing(killing)
         return self._start(
-            name, "lift-client", "--site", path, killing=killing, environment=environment
+            name, "lift-client", "--site", path, wrapper=wrapper, environment=environment
         )
 
     def start_sites(self) -> None:
@@ -206,13 +212,12 @@ class Federation:
         self,
         name: str,
         *arguments: str | Path,
-        killing: Path | None = None,
+        wrapper: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         line = command(str(arguments[0]), *arguments[1:])
-        if killing is not None:
-            wrapper = [sys.executable, "-m", "tests.federation.killing", str(killing)]
-            line = [*wrapper, *map(str, arguments)]
+        if wrapper:
+            line = [sys.executable, "-m", *wrapper, *map(str, arguments)]
         with (self.folder / f"{name}.terminal").open("ab") as output:
             self.processes[name] = subprocess.Popen(
                 line,
@@ -223,6 +228,10 @@ class Federation:
                 env={**os.environ, **(environment or {})},
             )
         return self.processes[name]
+
+
+def _killing(folder: Path | None) -> list[str]:
+    return [] if folder is None else ["tests.federation.killing", str(folder)]
 
 
 def add_north(tiny: TinyRun) -> None:

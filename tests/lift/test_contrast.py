@@ -12,7 +12,6 @@ from torch import Tensor
 from lift.choice import Use
 from lift.contrast import (
     FEWEST_PATIENTS,
-    SUMS,
     SiteContrast,
     others_of,
     own_curves_view,
@@ -38,6 +37,7 @@ from lift.mixer.z_filter import SCALE
 from lift.synthesis import GeneratedStream, mix
 from lift.training import batch_loss
 from lift.windows import Window, make_batch
+from lift.wire.names import CURVE_SUMS
 from tests.lift.small_world import (
     SOURCES,
     features_of,
@@ -159,7 +159,7 @@ def test_five_patients_share_their_sums_and_four_do_not() -> None:
     shared = contrast_of(FEWEST_PATIENTS).shared(10)
     assert shared is not None
     assert shared.patients == 10
-    assert set(to_arrays(shared)) == set(SUMS)
+    assert set(to_arrays(shared)) == set(CURVE_SUMS)
     assert float(shared.a.sum()) / (1 + len(SOURCES)) ** 2 == pytest.approx(10, abs=1e-6)
 
 

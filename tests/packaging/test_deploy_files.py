@@ -23,7 +23,7 @@ from lift.config.server import ServerConfig
 from lift.config.site import SiteConfig
 from lift.errors import EXIT_CODES
 from lift.protocol.messages import REPLIES, DifferenceDb, FailureKind
-from lift_server.review import SUMS
+from lift.wire.groups import GROUPS, PURPOSES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -358,7 +358,11 @@ def test_security_lists_every_field_that_leaves_a_site() -> None:
     inner: list[type[BaseModel]] = [DifferenceDb, DataCard, ChannelCard, VendorCount, ValueCount]
     models: list[type[BaseModel]] = [*REPLIES.values(), *inner]
     leaving = {field for model in models for field in model.model_fields}
-    assert leaving | set(SUMS) | {kind.value for kind in FailureKind} <= listed
+    assert leaving | {kind.value for kind in FailureKind} <= listed
+    tensors = {name for group in GROUPS for name in group.tensors if " " not in name}
+    assert tensors <= listed
+    for sentence in (*PURPOSES.values(), *(group.purpose for group in GROUPS)):
+        assert f'"{sentence}"' in " ".join(section.split())
     # and no reply holds a model that this test does not know
     schemas = json.dumps([model.model_json_schema() for model in models])
     assert set(re.findall(r'"#/\$defs/(\w+)"', schemas)) == {model.__name__ for model in inner}

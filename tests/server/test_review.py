@@ -4,15 +4,30 @@ import numpy as np
 import pytest
 import torch
 
+from lift.config.plan import Plan, TaskPlan
+from lift.config.privacy import NoPrivacy
 from lift.contrast import to_arrays
 from lift.curves import KNOTS, CurveEquations, curve_equations
 from lift.errors import UpdateRejectedError
-from lift.mixer.z_filter import SCALE
+from lift.mixer.z_filter import SCALE, NormalEquations
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
-from lift_server.review import review_curves, review_statistics, review_update
+from lift.wire.answers import paired_statistics_form, update_form
+from lift_server.review import (
+    check_form,
+    review_curves,
+    review_statistics,
+    review_update,
+    review_z_filter,
+)
 from tests import wording
 
 DIGEST = "a" * 64
+PLAN = Plan(
+    task=TaskPlan(source=("t1n",), target="t2f"),
+    generator_fingerprint="a" * 64,
+    privacy=NoPrivacy(mode="none"),
+)
+STATISTICS = paired_statistics_form(PLAN)
 EXPECTED = {"w": torch.zeros(3), "b": torch.zeros(1)}
 
 
@@ -24,10 +39,9 @@ def reply(round_index: int = 4, digest: str = DIGEST, **tensors: np.ndarray) -> 
 def review(parcel: Parcel, largest_norm: float = 10.0) -> dict[str, torch.Tensor]:
     return review_update(
         parcel,
-        EXPECTED,
+        update_form(EXPECTED, PLAN),
         plan_digest=DIGEST,
         round_index=4,
-        dtype="float32",
         largest_norm=largest_norm,
     )[1]
 
@@ -43,10 +57,10 @@ def test_a_fitting_update_passes_unchanged() -> None:
 @pytest.mark.parametrize(
     ("parcel", "reason"),
     [
-        (reply(w=W), "missing or extra"),
-        (reply(w=W, b=B, x=B), "missing or extra"),
+        (reply(w=W), "missing"),
+        (reply(w=W, b=B, x=B), "no such"),
         (reply(w=np.ones(4, np.float32), b=B), "shape"),
-        (reply(w=W.astype(np.float64), b=B), "not float32"),
+        (reply(w=W.astype(np.float64), b=B), "float32 is needed"),
         (reply(w=np.array([1, np.nan, 1], np.float32), b=B), "NaN"),
         (reply(w=np.array([1, np.inf, 1], np.float32), b=B), wording.NOT_FINITE),
         (reply(w=W * 100, b=B), "norm"),
@@ -75,10 +89,13 @@ def statistics(a: np.ndarray, b: np.ndarray) -> Parcel:
     return Parcel(Kind.STATISTICS, body, {"z_filter_a": a, "z_filter_b": b})
 
 
+def reviewed(parcel: Parcel) -> NormalEquations:
+    body = review_statistics(parcel, DIGEST, STATISTICS)
+    return review_z_filter(parcel.tensors, body.train_patients)
+
+
 def test_statistics_come_back_from_fixed_point() -> None:
-    sums = review_statistics(
-        statistics(np.eye(6, dtype=np.int64) * SCALE, np.zeros(6, np.int64)), DIGEST
-    )[1]
+    sums = reviewed(statistics(np.eye(6, dtype=np.int64) * SCALE, np.zeros(6, np.int64)))
     assert torch.equal(sums.a, torch.eye(6, dtype=torch.float64))
     assert sums.patients == 3
 
@@ -95,7 +112,7 @@ def test_statistics_come_back_from_fixed_point() -> None:
 )
 def test_sums_that_no_cohort_can_have_are_refused(a: np.ndarray, b: np.ndarray) -> None:
     with pytest.raises(UpdateRejectedError):
-        review_statistics(statistics(a, b), DIGEST)
+        reviewed(statistics(a, b))
 
 
 CURVE_PATIENTS = 6
@@ -113,9 +130,15 @@ def curve_sums(patients: int = CURVE_PATIENTS) -> dict[str, np.ndarray]:
     return dict(to_arrays(total))
 
 
+def curves_of(tensors: dict[str, np.ndarray], patients: int) -> CurveEquations | None:
+    parcel = statistics(np.eye(6, dtype=np.int64) * SCALE, np.zeros(6, np.int64))
+    check_form(Parcel(parcel.kind, parcel.body, {**parcel.tensors, **tensors}), STATISTICS)
+    return review_curves(tensors, patients, 1)
+
+
 def test_curve_sums_come_back_from_fixed_point() -> None:
     sums = curve_sums()
-    found = review_curves(sums, CURVE_PATIENTS, 1)
+    found = curves_of(sums, CURVE_PATIENTS)
     assert found is not None
     assert found.patients == CURVE_PATIENTS
     assert torch.equal(found.a, torch.from_numpy(sums["curves_a"]).double() / SCALE)
@@ -123,7 +146,7 @@ def test_curve_sums_come_back_from_fixed_point() -> None:
 
 
 def test_a_site_may_share_no_curve_sums() -> None:
-    assert review_curves({}, 2, 1) is None
+    assert curves_of({}, 2) is None
 
 
 def damaged(**parts: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,10 +181,10 @@ def not_squares() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("tensors", "patients", "reason"),
     [
-        ({"curves_a": curve_sums()["curves_a"]}, CURVE_PATIENTS, "not exactly"),
-        (damaged(more=np.zeros(1)), CURVE_PATIENTS, "not exactly"),
-        (damaged(curves_b=np.zeros(CURVE_SIZE)), CURVE_PATIENTS, "fixed-point"),
-        (damaged(curves_b=np.zeros(4, np.int64)), CURVE_PATIENTS, "fixed-point"),
+        ({"curves_a": curve_sums()["curves_a"]}, CURVE_PATIENTS, "missing"),
+        (damaged(more=np.zeros(1)), CURVE_PATIENTS, "no such"),
+        (damaged(curves_b=np.zeros(CURVE_SIZE)), CURVE_PATIENTS, "int64 is needed"),
+        (damaged(curves_b=np.zeros(4, np.int64)), CURVE_PATIENTS, "is needed"),
         (curve_sums(3), 3, "fewer than"),
         (curve_sums(), CURVE_PATIENTS + 1, "as many patients"),
         (one_sided(), CURVE_PATIENTS, "sum of products"),
@@ -174,5 +197,5 @@ def test_curve_sums_that_no_cohort_can_have_are_refused(
     tensors: dict[str, np.ndarray], patients: int, reason: str
 ) -> None:
     with pytest.raises(UpdateRejectedError) as caught:
-        review_curves(tensors, patients, 1)
+        curves_of(tensors, patients)
     assert reason in caught.value.seen

@@ -15,9 +15,10 @@ from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import DataError, UpdateRejectedError
 from lift.privacy.noise import SecureStream
 from lift.privacy.trajectories import release_moments
-from lift.protocol.messages import SHARED, Kind, Parcel, StatisticsReply
+from lift.protocol.messages import Kind, Parcel, StatisticsReply
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import PREFIX, form_of, gaussian_shapes, moments_to_arrays
+from lift.unconditional.moments import form_of, gaussian_shapes, moments_to_arrays
+from lift.wire.names import SHARED, TRAJECTORY
 from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import tiny_plan
@@ -91,18 +92,18 @@ def _nan(array: np.ndarray) -> np.ndarray:
 
 
 BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
-    "NaN": (_with("drifting_feature_sums", _nan), "with NaN or infinity"),
+    "NaN": (_with("drifting_feature_sums", _nan), "int64 is needed"),
     "negative counts": (_with("drifting_anchor_counts", lambda a: -a), "negative"),
     "wrong number of groups": (
         _with("drifting_anchor_counts", lambda a: a[: len(a) // 2]),
-        "the projection has 6 groups",
+        "is needed",
     ),
     "another encoder": (_with("drifting_encoder", lambda a: a + 1), "digest"),
     "another projection": (_with("drifting_projection", lambda a: a + 1), "digest"),
     "older data": (_with("drifting_data_version", lambda a: a - 1), "data version 2"),
     "a part missing": (
         lambda arrays: {n: a for n, a in arrays.items() if n != "drifting_anchor_sums"},
-        "1 missing",
+        "it is missing",
     ),
     "nothing at all": (lambda _: {}, "missing"),
     "an overflow": (
@@ -155,7 +156,7 @@ def test_samples_send_nothing_and_anything_is_refused(decoder: FrozenDecoder) ->
     assert (reply.train_patients, sums) == (PATIENTS, NOTHING)
     assert task.combine([NOTHING]) == {}
     arrays = to_arrays(site_sums(decoder, 1), data_version=3)
-    with pytest.raises(UpdateRejectedError, match="nobody asked for"):
+    with pytest.raises(UpdateRejectedError, match="no such tensor"):
         task.review(answer(plan, arrays), plan.digest())
 
 
@@ -188,9 +189,9 @@ def test_noisy_moments_are_taken_by_their_form_and_make_a_gaussian_in_any_order(
     assert {name: tuple(tensor.shape) for name, tensor in one.items()} == gaussian_shapes(form)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in one.values())
-    with pytest.raises(UpdateRejectedError, match="exactly the moments"):
+    with pytest.raises(UpdateRejectedError, match="it is missing"):
         task.review(answer(plan, {}, patients=3), plan.digest())
-    wrong = arrays | {PREFIX + "mean": arrays[PREFIX + "mean"][:, :-1]}
+    wrong = arrays | {TRAJECTORY + "mean": arrays[TRAJECTORY + "mean"][:, :-1]}
     with pytest.raises(UpdateRejectedError, match="of shape"):
         task.review(answer(plan, wrong, patients=3), plan.digest())
 

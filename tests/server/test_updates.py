@@ -72,7 +72,7 @@ def test_a_sum_of_gradients_is_taken_as_it_comes() -> None:
 @pytest.mark.parametrize(
     ("tensors", "round_index", "reason"),
     [
-        ({"w": np.zeros(SHAPE, np.float32)}, 1, "fixed-point"),
+        ({"w": np.zeros(SHAPE, np.float32)}, 1, "int64 is needed"),
         ({"w": np.zeros((3, 4), np.int64)}, 1, "shape"),
         ({"v": np.zeros(SHAPE, np.int64)}, 1, "missing"),
         ({}, 1, "missing"),

@@ -25,6 +25,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler, Transport
+from lift.wire.names import Z_FILTER_SUMS
 from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
@@ -123,7 +124,9 @@ def _idle_site(plan: Plan) -> SiteHandler:
                 lowest_slice_spacing_mm=1.0,
                 highest_slice_spacing_mm=1.0,
             )
-            sums = {"z_filter_a": np.eye(6, dtype=np.int64), "z_filter_b": np.zeros(6, np.int64)}
+            sums = dict(
+                zip(Z_FILTER_SUMS, (np.eye(6, dtype=np.int64), np.zeros(6, np.int64)), strict=True)
+            )
             return Parcel(Kind.STATISTICS, reply, sums)
         if isinstance(body, TrainRequest):
             update = {

@@ -22,10 +22,8 @@ from lift.privacy.noise import SecureStream
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian, noise_std
 from lift.privacy.trajectories import clipped, lengths_of, release_moments, sensitivity, units
 from lift.unconditional.moments import (
-    GAUSSIAN,
     LARGEST,
     LARGEST_UNITS,
-    PREFIX,
     SCALE,
     TrajectoryForm,
     TrajectorySums,
@@ -34,6 +32,7 @@ from lift.unconditional.moments import (
     moments_to_arrays,
     patient_moments,
 )
+from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.privacy.streams import KnownStream
 
 FORM = TrajectoryForm(5, (0, 1, 4), (2, 3), tied=True, steady=1)
@@ -229,13 +228,13 @@ def test_noisy_sums_travel_whatever_they_look_like_and_are_refused_by_their_form
     with pytest.raises(UpdateRejectedError):
         moments_from_arrays(arrays, FORM)
     for name, changed in {
-        "mean": arrays[PREFIX + "mean"][:-1],
-        "within": arrays[PREFIX + "within"].astype(np.float64),
-        "next": np.full_like(arrays[PREFIX + "next"], np.iinfo(np.int64).min),
+        "mean": arrays[TRAJECTORY + "mean"][:-1],
+        "within": arrays[TRAJECTORY + "within"].astype(np.float64),
+        "next": np.full_like(arrays[TRAJECTORY + "next"], np.iinfo(np.int64).min),
         "patients": np.array([0]),
     }.items():
         with pytest.raises(UpdateRejectedError):
-            moments_from_arrays(arrays | {PREFIX + name: changed}, FORM, noisy=True)
+            moments_from_arrays(arrays | {TRAJECTORY + name: changed}, FORM, noisy=True)
 
 
 def part(gaussian: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,7 @@ from lift.mixer.gaussian import GaussianTrajectory, held_inside
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
 from lift.unconditional.moments import (
-    GAUSSIAN,
     LARGEST,
-    PREFIX,
     SCALE,
     TrajectoryForm,
     TrajectorySums,
@@ -30,6 +28,7 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
+from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.unconditional.tiny_decoder import plan_data
 
 FORM = TrajectoryForm(positions=5, joint=(0, 1, 4), tail=(2, 3))
@@ -166,14 +165,14 @@ def test_a_residual_is_nothing_at_first_and_all_that_is_trained() -> None:
 def test_the_arrays_come_back_as_they_were() -> None:
     sums = sums_of(cohort())
     arrays = moments_to_arrays(sums)
-    assert all(name.startswith(PREFIX) and a.dtype == np.int64 for name, a in arrays.items())
+    assert all(name.startswith(TRAJECTORY) and a.dtype == np.int64 for name, a in arrays.items())
     back = moments_from_arrays(arrays | {"drifting_patients": np.zeros(1)}, FORM)
     assert back.patients == PATIENTS
     assert all(torch.equal(back.units[name], sums.units[name]) for name in sums.units)
 
 
 def _with(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
-    return lambda arrays: arrays | {PREFIX + name: change(arrays[PREFIX + name])}
+    return lambda arrays: arrays | {TRAJECTORY + name: change(arrays[TRAJECTORY + name])}
 
 
 def _one(index: tuple[int, ...], value: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -189,7 +188,7 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "another type": (_with("mean", lambda a: a.astype(np.float64)), "float64"),
     "another shape": (_with("within", lambda a: a[:-1]), "of shape"),
     "a part missing": (lambda a: {n: v for n, v in a.items() if "next" not in n}, "exactly"),
-    "a part too many": (lambda a: a | {PREFIX + "scan": np.zeros(3, np.int64)}, "exactly"),
+    "a part too many": (lambda a: a | {TRAJECTORY + "scan": np.zeros(3, np.int64)}, "exactly"),
     "four patients": (_with("patients", lambda a: np.array([4])), "4 patients"),
     "too many patients": (_with("patients", lambda a: np.array([10**6])), "1000000 patients"),
     "a mean out of reach": (

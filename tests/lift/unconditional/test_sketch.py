@@ -13,9 +13,7 @@ from lift.errors import DataError, UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.moments import (
-    GAUSSIAN,
     LARGEST,
-    PREFIX,
     TrajectoryForm,
     TrajectorySums,
     fit_gaussian,
@@ -26,6 +24,7 @@ from lift.unconditional.moments import (
     patient_moments,
 )
 from lift.unconditional.sketch import FEWEST_SKETCHED, public_columns
+from lift.wire.names import GAUSSIAN, TRAJECTORY
 
 FORM = TrajectoryForm(positions=6, joint=(), tail=(0, 1, 2), columns=40)
 SIZE = 6 * 4
@@ -121,13 +120,13 @@ def test_what_a_site_sends_comes_back_and_what_no_cohort_has_is_refused() -> Non
     arrays = moments_to_arrays(sums_of(cohort(FEWEST_SKETCHED)))
     back = moments_from_arrays(arrays, FORM)
     assert back.patients == FEWEST_SKETCHED
-    sketch = arrays[PREFIX + "sketch"]
+    sketch = arrays[TRAJECTORY + "sketch"]
     for bad_sketch in (-sketch, sketch + 2**44, 1000 * sketch):
-        bad = arrays | {PREFIX + "sketch": bad_sketch}
+        bad = arrays | {TRAJECTORY + "sketch": bad_sketch}
         with pytest.raises(UpdateRejectedError):
             moments_from_arrays(bad, FORM)
     with pytest.raises(UpdateRejectedError, match="19 patients"):
-        moments_from_arrays(arrays | {PREFIX + "patients": np.array([19])}, FORM)
+        moments_from_arrays(arrays | {TRAJECTORY + "patients": np.array([19])}, FORM)
 
 
 def test_nineteen_patients_send_no_sketch() -> None:

@@ -14,8 +14,6 @@ from lift.errors import UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.moments import (
-    GAUSSIAN,
-    PREFIX,
     TrajectoryForm,
     TrajectorySums,
     fit_gaussian,
@@ -26,6 +24,7 @@ from lift.unconditional.moments import (
     patient_moments,
 )
 from lift.unconditional.stationary import stationary_chain, steady_share
+from lift.wire.names import GAUSSIAN, TRAJECTORY
 
 FORM = TrajectoryForm(6, (0, 1, 4), (2, 3), tied=True)
 SHORT = TrajectoryForm(6, (0, 1, 4), (), tied=True, rest=(2, 3))
@@ -177,7 +176,7 @@ def test_steady_numbers_explain_themselves_and_what_is_tied_to_them() -> None:
 
 
 def _with(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
-    return lambda arrays: arrays | {PREFIX + name: change(arrays[PREFIX + name])}
+    return lambda arrays: arrays | {TRAJECTORY + name: change(arrays[TRAJECTORY + name])}
 
 
 def _skewed(array: np.ndarray) -> np.ndarray:
