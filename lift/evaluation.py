@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.choice import USES, Base, blend
+from lift.cohort.opened import Part, SiteCohort
 from lift.contrast import SiteContrast, own_curves_view
 from lift.curves import CurveEquations, curve_equations
 from lift.features import Features
@@ -19,6 +21,7 @@ from lift.mixer.z_filter import NormalEquations, apply_z_filter, normal_equation
 from lift.synthesis import CachedStream, mix
 
 Floats = NDArray[np.float32]
+_FITTED: Final[tuple[Part, Part]] = ("train", "validation")
 
 
 def patient_equations(features: Features, prediction: Floats | None = None) -> NormalEquations:
@@ -51,6 +54,18 @@ def under_own_curves(
     """Patients as training would see them: each under its own curves."""
     equations = {name: [patient_curves(f) for f in volumes] for name, volumes in patients.items()}
     return own_curves_view(patients, SiteContrast.of(equations, {}, affine=affine))
+
+
+def site_contrast(cohort: SiteCohort, *, affine: bool = False) -> SiteContrast:
+    """The curve equations of a site's training and validation patients."""
+    train, validation = (
+        {
+            subject: [patient_curves(features) for features in volumes]
+            for subject, volumes in cohort.persons(part).items()
+        }
+        for part in _FITTED
+    )
+    return SiteContrast.of(train, validation, affine=affine)
 
 
 def mixed(mixer: Mixer, features: Features) -> Floats:

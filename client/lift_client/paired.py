@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lift.assembly import plan_mixer
 from lift.choice import USES, Choice, choose
-from lift.cohort.opened import Part, SiteCohort, open_cohort
+from lift.cohort.opened import open_cohort
 from lift.cohort.split import FEWEST_VALIDATION
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
@@ -30,9 +30,9 @@ from lift.curves import ChosenCurves, CurveEquations
 from lift.device import AtOnce
 from lift.errors import ProtocolError
 from lift.evaluation import (
-    patient_curves,
     patient_equations,
     patient_psnr_db,
+    site_contrast,
     sum_of_equations,
     volumes_of_uses,
 )
@@ -53,7 +53,6 @@ from lift_client.received import received_values
 from lift_client.work import Counts, StepReport
 
 logger = logging.getLogger(__name__)
-_FITTED: Final[tuple[Part, Part]] = ("train", "validation")
 _FEWEST_CURVE_PATIENTS: Final = 2
 _CURVE_WINDOWS: Final = 8
 
@@ -320,18 +319,6 @@ class PairedWork:
         except OSError as error:
             # the verdict is what the federation waits for
             logger.warning("event=curves_not_kept reason=%s", error.strerror)
-
-
-def site_contrast(cohort: SiteCohort, *, affine: bool = False) -> SiteContrast:
-    """The curve equations of a site's training and validation patients."""
-    train, validation = (
-        {
-            subject: [patient_curves(features) for features in volumes]
-            for subject, volumes in cohort.persons(part).items()
-        }
-        for part in _FITTED
-    )
-    return SiteContrast.of(train, validation, affine=affine)
 
 
 def rounded_up(patients: int, plan: Plan) -> int:

@@ -18,7 +18,7 @@ from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.contrast import SiteContrast, others_of
 from lift.curves import ChosenCurves
-from lift.evaluation import mixed, patient_equations, patient_psnr_db
+from lift.evaluation import mixed, patient_equations, patient_psnr_db, site_contrast
 from lift.generator.networks import FrozenGenerator
 from lift.held_out import (
     Floats,
@@ -39,7 +39,6 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
-from lift_client.paired import site_contrast
 from lift_client.session import SiteSession
 from lift_server.rounds import FinishedRun, run_rounds
 from lift_server.store import RunStore

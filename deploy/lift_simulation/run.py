@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lift.assembly import describe_dry_run
 from lift.cohort.layouts import list_patients
 from lift.cohort.split import folds_of
@@ -52,6 +54,18 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         if config.plan.task.kind == "unconditional":
             return simulate_unconditional(config, out, reporter, tracking, command=command)
         return _simulate_paired(config, out, reporter, tracking, command=command)
+
+
+def simulate_file(config: Path, out: Path) -> Path:
+    """Run (or resume) the simulation of a file of settings; what `lift.simulate` calls.
+
+    Raises:
+        ConfigError: the settings do not fit.
+        LiftError: see the message.
+    """
+    settings = SimulationConfig.from_yaml(config)
+    reporter = Reporter(Console(stderr=True), settings.budget_s)
+    return simulate(settings, out, reporter, command=f"lift.simulate({config.name})")
 
 
 def _simulate_paired(

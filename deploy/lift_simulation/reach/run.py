@@ -23,7 +23,7 @@ from lift.config.site import SiteSettings
 from lift.contrast import pooled_arrays
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError
-from lift.evaluation import mixed, patient_psnr_db, sum_of_equations
+from lift.evaluation import mixed, patient_psnr_db, site_contrast, sum_of_equations
 from lift.features import Features
 from lift.files import write_atomically, write_json
 from lift.generator.bundle import load_bundle
@@ -42,7 +42,7 @@ from lift.held_out import (
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
-from lift_client.paired import rounded_up, site_contrast
+from lift_client.paired import rounded_up
 from lift_client.session import SiteSession
 from lift_simulation.progress import Reporter
 from lift_simulation.reach.config import (
