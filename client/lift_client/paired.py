@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -249,8 +249,9 @@ class PairedWork:
             )
         self._mixer.load_values(received_values(values, self._mixer))
         filter_taps = torch.from_numpy(np.array(taps, dtype=np.float64))
-        gains, over_filter, shares = [], [], []
-        figures: dict[str, list[float]] = {use.name: [] for use in USES}
+        by_person: dict[str, list[dict[str, float]]] = {}
+        chosen_on: dict[str, list[dict[str, float]]] = {}
+        shares = []
         judged_on, judged = self._judged()
         held_out = set(self.cohort.split.validation)
         left_out = {
@@ -259,22 +260,26 @@ class PairedWork:
         }
         for patient in judged:
             # curves that this patient had no part in
-            curves = left_out[self.cohort.patients[patient].subject]
+            person = self.cohort.patients[patient].subject
+            curves = left_out[person]
             features = self.cohort.features[patient].seen_with(curves)
             psnr_db = {
                 name: patient_psnr_db(features, volume)
                 for name, volume in volumes_of_uses(features, self._mixer, filter_taps).items()
             }
-            gains.append(psnr_db["mixer"] - psnr_db["no_mixer"])
-            over_filter.append(psnr_db["mixer"] - psnr_db["z_filter"])
+            by_person.setdefault(person, []).append(psnr_db)
             if patient not in held_out:
                 # what a site uses is chosen by whom no mixer has seen
                 continue
-            for name, value in psnr_db.items():
-                figures[name].append(value)
+            chosen_on.setdefault(person, []).append(psnr_db)
             share = hf_share(features.source, features.mask)
             if share is not None:
                 shares.append(share)
+        people = [_mean_of(volumes) for volumes in by_person.values()]
+        gains = [one["mixer"] - one["no_mixer"] for one in people]
+        over_filter = [one["mixer"] - one["z_filter"] for one in people]
+        judges = [_mean_of(volumes) for volumes in chosen_on.values()]
+        figures = {use.name: [one[use.name] for one in judges] for use in USES}
         self._keep_model(tensors, choose(figures, otherwise="mixer"))
         seed = derive_seed(self._plan.seed, "guard")
         if len(self.cohort.persons("validation")) < FEWEST_VALIDATION:
@@ -333,6 +338,11 @@ def with_steps(plan: Plan, steps: int | None) -> Plan:
         return plan
     training = plan.training.model_copy(update={"steps": steps})
     return plan.model_copy(update={"training": training})
+
+
+def _mean_of(volumes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """A person's figures: the mean over the person's volumes."""
+    return {name: sum(one[name] for one in volumes) / len(volumes) for name in volumes[0]}
 
 
 def _difference(values: list[float], seed: int, plan: Plan) -> DifferenceDb | None:

@@ -1,0 +1,104 @@
+"""A figure of one person never leaves a site, however many examinations the person has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lift.assembly import plan_mixer
+from lift.cohort.split import Split
+from lift.config.cohort import BratsData
+from lift.config.plan import Plan
+from lift.config.simulation import SimulationConfig
+from lift.config.site import SiteSettings
+from lift.generator.bundle import load_bundle
+from lift.generator.networks import FrozenGenerator
+from lift.protocol.messages import GuardReply, GuardRequest
+from lift.wire.names import MIXER, TAPS, grouped
+from lift_client.paired import PairedWork
+from lift_client.session import SiteSession
+from tests.end_to_end.tiny_run import TinyRun, make_patient, patient_name, write_nifti
+
+EXAMINATIONS = 8
+
+
+@pytest.fixture(scope="module")
+def generator(tiny: TinyRun) -> FrozenGenerator:
+    return load_bundle(tiny.bundle, expected_fingerprint=None, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: TinyRun, generator: FrozenGenerator) -> Plan:
+    plan = SimulationConfig.from_yaml(tiny.settings("persons")).plan
+    return plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+
+
+@pytest.fixture(scope="module")
+def work(
+    generator: FrozenGenerator, plan: Plan, tmp_path_factory: pytest.TempPathFactory
+) -> PairedWork:
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(EXAMINATIONS):
+        name = patient_name(index)
+        (folder / name).mkdir()
+        for channel, voxels in make_patient(np.random.default_rng([7, index])).items():
+            write_nifti(folder / name / f"{name}-{channel}.nii.gz", voxels)
+    settings = SiteSettings(name="east", data=BratsData(root=folder), device="cpu")
+    work = SiteSession(settings, generator, tmp_path_factory.mktemp("work")).work(plan)
+    assert isinstance(work, PairedWork)
+    return work
+
+
+def persons(work: PairedWork, *, in_validation: int) -> None:
+    """Two examinations in validation: of one person, or of two."""
+    names = sorted(work.cohort.patients)
+    kept = {name: replace(work.cohort.patients[name], subject=name) for name in names}
+    if in_validation == 1:
+        kept[names[1]] = replace(kept[names[1]], subject=kept[names[0]].subject)
+    split = Split(tuple(names[2:]), tuple(names[:2]), ())
+    work.cohort = replace(work.cohort, split=split, patients=kept)
+
+
+def verdict(work: PairedWork, plan: Plan, generator: FrozenGenerator) -> GuardReply:
+    values = {n: t.numpy() for n, t in plan_mixer(plan, generator).values().items()}
+    tensors = grouped(values, MIXER) | {TAPS: np.zeros(6)}
+    return work.guard(GuardRequest(plan_digest=plan.digest()), tensors)
+
+
+def test_two_examinations_of_one_person_give_no_figure(
+    work: PairedWork, plan: Plan, generator: FrozenGenerator
+) -> None:
+    values = plan_mixer(plan, generator).values()
+    persons(work, in_validation=1)
+    assert work.validation_psnr_db(values, {}) is None
+    reply = verdict(work, plan, generator)
+    assert reply.lowest_hf_share is None
+    assert reply.judged_on == "validation_and_training" or reply.against_no_mixer is None
+    # the same two examinations of two persons do
+    persons(work, in_validation=2)
+    assert work.validation_psnr_db(values, {}) is not None
+    reply = verdict(work, plan, generator)
+    assert reply.lowest_hf_share is not None
+    assert reply.against_no_mixer is not None
+
+
+def test_a_person_counts_once_however_many_examinations_there_are(
+    work: PairedWork, plan: Plan, generator: FrozenGenerator
+) -> None:
+    plan = plan.model_copy(
+        update={"federation": plan.federation.model_copy(update={"patient_count_step": 1})}
+    )
+    names = sorted(work.cohort.patients)
+    subjects = {name: replace(work.cohort.patients[name], subject=name) for name in names}
+    # five examinations of one person, and one of each of two others
+    for name in names[1:5]:
+        subjects[name] = replace(subjects[name], subject=subjects[names[0]].subject)
+    split = Split((names[7],), tuple(names[:7]), ())
+    work.cohort = replace(work.cohort, split=split, patients=subjects)
+    reply = verdict(work, plan, generator)
+    assert reply.against_no_mixer is not None
+    step = work._plan.federation.patient_count_step
+    assert reply.against_no_mixer.n == -(-3 // step) * step
