@@ -24,17 +24,21 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
-from lift.protocol.messages import SHARED, Parcel, StatisticsReply
+from lift.protocol.messages import SHARED, GuardReply, Parcel, StatisticsReply
+from lift.shipped import Shipped, count
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
+    asks_verdict,
     noise_of,
     plan_mapper,
     sends_drifting,
     sends_moments,
     settings_of,
+    trains_residual,
 )
 from lift.unconditional.moments import (
+    GAUSSIAN,
     PREFIX,
     TrajectorySums,
     fit_gaussian,
@@ -106,6 +110,17 @@ class RunTask(Protocol):
         """What of it goes to the sites beside the mixer in every round."""
         ...
 
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """What of it goes to the sites beside the finished mixer, to judge it."""
+        ...
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """What ships after these verdicts, of so many sites; None: what was trained, in any case.
+
+        Where it is the Gaussian, :meth:`start` gives the numbers that leave it as it is.
+        """
+        ...
+
 
 class PairedTask:
     """Z-filter sums in, the fitted filter out: where the mixer starts. Curve sums in, their total
@@ -165,6 +180,14 @@ class PairedTask:
             if name.startswith(_CURVES)
         }
 
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """See `RunTask`."""
+        return {name: tensor.numpy() for name, tensor in shared.items()}
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """None: each hospital decides what it translates with."""
+        del guard, asked
+
 
 class UnconditionalTask:
     """Moments of trajectories in, their Gaussian out: where new volumes come from. Drifting
@@ -181,8 +204,8 @@ class UnconditionalTask:
 
     @property
     def has_guard(self) -> bool:
-        """A new volume is nobody's: nobody can be asked whether it helped."""
-        return False
+        """Of a mapper on top of a Gaussian, unless noise protects patients."""
+        return asks_verdict(self._plan)
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
@@ -230,6 +253,22 @@ class UnconditionalTask:
         return {
             SHARED + name.removeprefix(_DRIFTING): tensor.numpy() for name, tensor in shared.items()
         }
+
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The Gaussian that the mapper is on top of."""
+        return {n: tensor.numpy() for n, tensor in shared.items() if n.startswith(GAUSSIAN)}
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """The mapper only where sites found it better than the Gaussian, and none found it worse.
+
+        None without a mapper on top of a Gaussian.
+        """
+        if not trains_residual(self._plan):
+            return None
+        if not self.has_guard:
+            return Shipped("gaussian", None)
+        said = count([reply.verdict for reply in guard.values()], asked=asked)
+        return Shipped(said.source, said)
 
     def _lacks(self, arrays: Mapping[str, np.ndarray], fewest: int, body: StatisticsReply) -> bool:
         """Whether a site sent none of these, as it may: for few patients, without noise.
