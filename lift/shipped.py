@@ -11,11 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from lift.guard import Verdict
 
 Source = Literal["gaussian", "mapper"]
+_GAUSSIAN: Final = "The Gaussian ships, without the mapper that was trained on top of it"
+_MAPPER: Final = "The mapper ships, on top of the Gaussian"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a sentence, and which one of `Said` it is."""
+
+    key: str
+    value: int
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 @dataclass(frozen=True)
@@ -55,22 +68,31 @@ class Shipped:
     @property
     def sentence(self) -> str:
         """One sentence for a reader."""
+        return "".join(str(part) for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[str | Number, ...]:
+        """The same in pieces: text, and numbers with where they are from."""
         if self.said is None:
             return (
-                "The Gaussian ships, without the mapper that was trained on top of it: this plan "
-                "protects patients by noise, and a site's verdict on the mapper would be a "
-                "release without noise, so none was asked for."
+                f"{_GAUSSIAN}: this plan protects patients by noise, and a site's verdict on the "
+                "mapper would be a release without noise, so none was asked for.",
             )
         said = self.said
-        counts = (
-            f"of {_sites(said.helped + said.harmed + said.undecided + said.silent)} "
-            f"{said.helped} found its volumes harder to tell from their own than the Gaussian's, "
-            f"{said.harmed} easier, {said.undecided} could not decide"
-            + (f", {said.silent} gave no verdict" if said.silent else "")
+        opening = _MAPPER if self.source == "mapper" else _GAUSSIAN
+        silent = (", ", Number("silent", said.silent), " gave no verdict") if said.silent else ()
+        return (
+            f"{opening}: ",
+            Number("helped", said.helped),
+            " of the sites found the mapper's volumes harder to tell from their own than the "
+            "Gaussian's, ",
+            Number("harmed", said.harmed),
+            " easier, ",
+            Number("undecided", said.undecided),
+            " could not decide",
+            *silent,
+            ".",
         )
-        if self.source == "mapper":
-            return f"The mapper ships, on top of the Gaussian: {counts}."
-        return f"The Gaussian ships, without the mapper that was trained on top of it: {counts}."
 
 
 def count(verdicts: Iterable[Verdict], *, asked: int) -> Said:
@@ -87,7 +109,3 @@ def count(verdicts: Iterable[Verdict], *, asked: int) -> Said:
         undecided=found["undecided"],
         silent=asked - found.total(),
     )
-
-
-def _sites(number: int) -> str:
-    return f"{number} {'site' if number == 1 else 'sites'}"

@@ -44,7 +44,8 @@ START: Final = "0" * 64
 PURPOSE: Final[Mapping[str, str]] = {
     "statistics": "Counts and sums over the training patients, so that all sites start alike.",
     "train": "Change of the mixer's parameters after local training, to be averaged over sites.",
-    "guard": "Verdict on the finished mixer: whether it helps on this site's patients.",
+    "guard": "Verdict on the finished mixer: whether it helps on this site's patients, or makes "
+    "new volumes that are harder to tell from theirs.",
 }
 """Why each kind of answer leaves, for a non-programmer."""
 _CLOSING: Final = re.compile(rb'(\{.*),"hash":"([0-9a-f]{64})"\}', re.DOTALL)

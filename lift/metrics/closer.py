@@ -26,10 +26,11 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from lift.guard import Verdict
-from lift.metrics.classifier import classifier_auc
+from lift.metrics.classifier import Indices, classifier_auc
 from lift.metrics.judge import LEAST_SPREAD
 from lift.metrics.synthrad import Floats
 from lift.randomness import derive_seed
@@ -69,7 +70,7 @@ def closer_verdict(real: Floats, first: Floats, second: Floats, *, seed: int) ->
     distances = cdist(rows, rows)
     pair = np.arange(n)
 
-    def told(chosen: Floats) -> float:
+    def told(chosen: Indices) -> float:
         """How well the generated rows `chosen` are told from the real ones, .5 at least."""
         index = np.concatenate([pair, n + chosen])
         found = classifier_auc(
@@ -83,7 +84,7 @@ def closer_verdict(real: Floats, first: Floats, second: Floats, *, seed: int) ->
         )
         return 0.5 if found is None else max(found.value, 0.5)
 
-    def difference(swapped: Floats) -> float:
+    def difference(swapped: npt.NDArray[np.bool_]) -> float:
         return told(np.where(swapped, pair, pair + n)) - told(np.where(swapped, pair + n, pair))
 
     seen = difference(np.zeros(n, dtype=np.bool_))

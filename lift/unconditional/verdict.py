@@ -58,7 +58,7 @@ def verdict_on_mapper(
         site: part of the seed: sites look at different new volumes.
 
     Raises:
-        ValueError: the tensors are not those of the plan's mapper.
+        ConfigError: the tensors are not those of the plan's mapper.
     """
     start = plan_mapper(plan, decoder).values()
     pair = [latent_mapper(plan, decoder, {**gaussian, **own}) for own in (start, trained)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lift.assembly import FinishedMixer, write_mixer
@@ -10,8 +11,9 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.shipped import Shipped
 from lift.unconditional.moments import GAUSSIAN
-from lift_server.rounds import FinishedRun
+from lift_server.finished import FinishedRun
 
 
 def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
@@ -35,7 +37,8 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
 
     The metrics are paired differences on each site's validation patients (where these are fewer
     than two, with its training patients), with n and their 95% interval; every row in absolute
-    numbers needs patients and exists in a simulation, or in a site's own report.
+    numbers needs patients and exists in a simulation, or in a site's own report. Of new volumes
+    there is the verdict alone.
     """
     statistics = run.records[0]["statistics"]
     known = statistics if isinstance(statistics, dict) else {}
@@ -69,6 +72,14 @@ def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
         }
         for site, reply in sorted(guard.items())
     }
+
+
+def shipped_record(shipped: Shipped | None) -> dict[str, object]:
+    """What ships and what the sites said of it, for `run.json`; empty where there is no choice."""
+    if shipped is None:
+        return {}
+    said = None if shipped.said is None else asdict(shipped.said)
+    return {"shipped": shipped.source, "said": said}
 
 
 def most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, derived_deadline_s
@@ -38,11 +36,12 @@ from lift.protocol.messages import (
 from lift.protocol.transport import Transport
 from lift.shipped import Shipped
 from lift_server.aggregation import ServerState
+from lift_server.finished import FinishedRun
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.quorum import check_quorum
 from lift_server.store import RunStore
 from lift_server.tally import Tally, patients_of, slowest_round_s
-from lift_server.tasks import TAPS, Contribution, RunTask
+from lift_server.tasks import Contribution, RunTask
 from lift_server.updates import Contents, round_aggregation
 from lift_server.verdicts import recorded, reviewed
 
@@ -51,32 +50,6 @@ _STATISTICS_DEADLINE_S = 86_400.0
 _REMINDER_S = 60.0
 SITE_LOGS: Final = "log.txt in each of these sites' own work folder"
 """Where the sites of a real federation keep the text of their refusals."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a finished run leaves.
-
-    Attributes:
-        mixer: the released mixer; where the Gaussian ships, one that changes nothing of it.
-        shared: what all sites together know: the z-filter's taps, or drifting statistics.
-        guard: verdict by site; a site that did not answer is absent.
-        records: the lines of `rounds.jsonl`.
-        trained: what the rounds gave, whether it is released or not.
-        shipped: which of Gaussian and mapper is released; None where there is no such choice.
-    """
-
-    mixer: dict[str, Tensor]
-    shared: dict[str, Tensor]
-    guard: dict[str, GuardReply]
-    records: list[dict[str, object]]
-    trained: dict[str, Tensor]
-    shipped: Shipped | None
-
-    @property
-    def taps(self) -> Tensor:
-        """The shared z-filter of a paired task, (6,), float64; empty for another one."""
-        return self.shared.get(TAPS, torch.zeros(0, dtype=torch.float64))
 
 
 def run_rounds(
