@@ -271,14 +271,14 @@ class UnconditionalWork:
             self._decoder,
             received_gaussian(gaussian, self._mapper),
             received_values(trained, self._mapper),
-            self._judged(),
+            self.judged(),
             site=self._settings.name,
         )
         return GuardReply(
             plan_digest=body.plan_digest, verdict=verdict, judged_on="validation_and_training"
         )
 
-    def _judged(self) -> list[Floats]:
+    def judged(self) -> list[Floats]:
         """The content of one volume of each training and validation patient, in their order."""
         found: dict[str, Floats] = {}
         for patient in sorted((*self.split.train, *self.split.validation)):
