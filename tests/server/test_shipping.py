@@ -24,6 +24,7 @@ from lift.shipped import Said
 from lift.training import TrainedRound
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
+from lift.unconditional.moments import fit_gaussian
 from lift_client import unconditional as site_module
 from lift_client.ledger import LEDGER_FILE, create_ledger
 from lift_client.session import SiteSession
@@ -326,8 +327,9 @@ def test_a_planted_mapper_is_judged_by_real_sites(
     planted, wrong = PLANTED[source]
     plan = gaussian_plan(smooth, federation__rounds=1)
     goal = planted(plan, smooth)
-    fit = server_module.fit_gaussian
-    monkeypatch.setattr(server_module, "fit_gaussian", lambda sums: shifted(fit(sums), wrong))
+    monkeypatch.setattr(
+        server_module, "fit_gaussian", lambda sums: shifted(fit_gaussian(sums), wrong)
+    )
     monkeypatch.setattr(
         site_module, "train_mapper_round", lambda *_, **__: TrainedRound(goal, 0.1, None)
     )

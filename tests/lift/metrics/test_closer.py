@@ -18,7 +18,8 @@ DRAWS = 15
 
 
 def source(rng: np.random.Generator, rows: int) -> Floats:
-    return 0.5 + 0.05 * rng.normal(size=(rows, COLUMNS)) @ np.diag(np.linspace(1, 0.3, COLUMNS))
+    spread = np.linspace(0.05, 0.015, COLUMNS)
+    return np.asarray(0.5 + spread * rng.normal(size=(rows, COLUMNS)), dtype=np.float64)
 
 
 def stripes(amount: float) -> Floats:
