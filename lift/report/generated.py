@@ -93,11 +93,11 @@ def _opening(run: Run) -> Iterable[Markup]:
     yield tag("h1", foreign(run.record.name))
     yield tag("p", headline(run), class_="headline")
     if run.shipped is not None:
-        yield tag("p", _shipped(run.shipped), class_="finding")
+        yield tag("p", shipped_markup(run.shipped), class_="finding")
     yield data_banner(run)
 
 
-def _shipped(shipped: Shipped) -> Markup:
+def shipped_markup(shipped: Shipped) -> Markup:
     """The sentence of what ships, each number with its place."""
     return join(
         [

@@ -26,7 +26,10 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
         raise TypeError("statistics")
     # under differential privacy no site tells its spacing, and none is asked for a verdict
     known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
-    profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
+    # a verdict on a mapper that is not released says nothing of what is
+    kept_back = run.shipped is not None and run.shipped.source == "gaussian"
+    guard = {} if kept_back else run.guard
+    profiles = [_profile(guard.get(site), statistics[site]) for site in known]
     values = run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)

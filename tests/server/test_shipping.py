@@ -190,11 +190,13 @@ def test_what_was_trained_is_released_where_nobody_is_asked(
 def test_a_gaussian_that_ships_is_bit_for_bit_the_one_without_rounds(
     sites: Sites, decoder: FrozenDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say(monkeypatch, dict.fromkeys(SITES, "undecided"))
+    say(monkeypatch, dict.fromkeys(SITES, "harmed"))
     plan = small_plan(decoder)
     run = sites.federate(plan, decoder, tmp_path / "run")
     write_finished_mixer(tmp_path / "mixer.safetensors", plan, run, phantom=True)
-    values = read_mixer(tmp_path / "mixer.safetensors").values
+    finished = read_mixer(tmp_path / "mixer.safetensors")
+    assert {profile.verdict for profile in finished.sites} == {"undecided"}
+    values = finished.values
     shipped = plan_mapper(plan, decoder)
     assert isinstance(shipped, GaussianTrajectory)
     gaussian = {n.removeprefix("gaussian/"): t for n, t in values.items() if "/" in n}

@@ -19,7 +19,7 @@ DRAWS = 15
 
 def source(rng: np.random.Generator, rows: int) -> Floats:
     spread = np.linspace(0.05, 0.015, COLUMNS)
-    return np.asarray(0.5 + spread * rng.normal(size=(rows, COLUMNS)), dtype=np.float64)
+    return (0.5 + spread * rng.normal(size=(rows, COLUMNS))).astype(np.float64)
 
 
 def stripes(amount: float) -> Floats:
