@@ -377,6 +377,7 @@ def generate(
         expected_fingerprint=finished.plan.generator_fingerprint,
         device=resolve_device(device),
     )
+    made_by = latent_mapper(finished.plan, frozen, finished.values)
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
@@ -384,6 +385,7 @@ def generate(
         task = progress.add_task("volumes", total=number)
         for path in write_series(
             output,
+            made_by,
             finished.values,
             frozen,
             finished.plan,
@@ -394,10 +396,9 @@ def generate(
         ):
             progress.update(task, advance=1)
             sys.stdout.write(f"{path}\n")
-    mapper = latent_mapper(finished.plan, frozen, finished.values)
     looked_at = min(number, 16)
     rms = outside(
-        mapper,
+        made_by,
         seed=seed,
         number=looked_at,
         slices=slices or settings_of(finished.plan).slices,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -20,10 +18,10 @@ from lift.cohort.split import split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.drifting.loss import DriftingLoss
-from lift.drifting.release import FEWEST_PATIENTS, from_arrays, merge_small_cells, to_arrays
+from lift.drifting.release import FEWEST_PATIENTS, merge_small_cells, to_arrays
 from lift.drifting.statistics import Sums
-from lift.errors import ProtocolError, UpdateRejectedError, VolumeError
-from lift.files import write_json
+from lift.errors import ProtocolError, VolumeError
+from lift.metrics.synthrad import Floats
 from lift.mixer.gaussian import GaussianTrajectory
 from lift.preprocessing import Prepared, prepare
 from lift.privacy.noise import SecureStream
@@ -31,11 +29,12 @@ from lift.privacy.statistics import release_sums
 from lift.privacy.trajectories import release_moments
 from lift.protocol.messages import GuardReply, GuardRequest
 from lift.training import TrainedRound
-from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
+from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume, body_volume
 from lift.unconditional.learning import (
     PatientFeatures,
     Trajectory,
+    asks_verdict,
     features_of,
     noise_of,
     plan_mapper,
@@ -55,17 +54,21 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
+from lift.unconditional.verdict import content_of, verdict_on_mapper
+from lift.wire.names import GAUSSIAN, MIXER, group, only
+from lift_client.data_version import data_version
 from lift_client.paired import with_steps
+from lift_client.received import received_gaussian, received_sums, received_values
 from lift_client.work import Counts, StepReport
 
 logger = logging.getLogger(__name__)
-_VERSION_FILE: Final = "data-version.json"
 
 
 @dataclass(frozen=True)
 class _Read:
     features: PatientFeatures
     trajectory: Tensor | None
+    content: Floats | None
     slice_spacing_mm: float
     digests: tuple[str, ...]
 
@@ -248,12 +251,37 @@ class UnconditionalWork:
         return None
 
     def guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> GuardReply:
-        """There is no guard: a new volume is nobody's, and cannot help or harm a patient."""
-        raise ProtocolError(
-            "the server asks for a verdict that this task does not have",
-            seen=f"guard, {len(tensors)} tensors, plan {body.plan_digest[:12]}...",
-            remedy="Nothing was computed. Check that both sides run the same version.",
+        """Whether the mapper's new volumes are harder to tell from this site's own than those of
+        the Gaussian below it: one volume of each training and validation patient is looked at.
+
+        The verdict alone leaves: no AUC, and no number of patients.
+        """
+        if not asks_verdict(self._plan) or not isinstance(self._mapper, GaussianTrajectory):
+            raise ProtocolError(
+                "the server asks for a verdict that this plan does not have",
+                seen=f"guard, {len(tensors)} tensors, plan {body.plan_digest[:12]}...",
+                remedy="Nothing was computed. Check that both sides run the same version.",
+            )
+        verdict = verdict_on_mapper(
+            self._plan,
+            self._decoder,
+            received_gaussian(only(tensors, GAUSSIAN), self._mapper),
+            received_values(group(tensors, MIXER), self._mapper),
+            self.judged(),
+            site=self._settings.name,
         )
+        return GuardReply(
+            plan_digest=body.plan_digest, verdict=verdict, judged_on="validation_and_training"
+        )
+
+    def judged(self) -> list[Floats]:
+        """The content of one volume of each training and validation patient, in their order."""
+        found: dict[str, Floats] = {}
+        for patient in sorted((*self.split.train, *self.split.validation)):
+            content = self._content[patient].content
+            if content is not None:
+                found.setdefault(self.patients[patient].subject, content)
+        return [content for _, content in sorted(found.items())]
 
     def body(self, patient: str) -> BodyVolume:
         """One patient's volume, read again from its files."""
@@ -270,7 +298,8 @@ class UnconditionalWork:
         features = features_of([body], self._decoder.public)
         own = None if self._form is None else trajectory(body, self._decoder, self._form)
         _check_finite([*features.groups, *([] if own is None else [own])])
-        return _Read(features, own, body.spacing_mm[0], digests)
+        content = content_of(body, self._plan) if asks_verdict(self._plan) else None
+        return _Read(features, own, content, body.spacing_mm[0], digests)
 
     def _body(self, patient: Patient) -> BodyVolume:
         prepared = prepare(patient, self._plan, root=self._settings.data.root, with_target=False)
@@ -307,39 +336,3 @@ def _check_finite(numbers: Sequence[Tensor]) -> None:
             seen="features or latents that hold NaN or infinity",
             remedy="Nothing was sent of it. Check the patient's volume, or leave it out.",
         )
-
-
-def received_sums(shared: Mapping[str, np.ndarray], public: PublicFeatures) -> Sums:
-    """The total over all sites, as the server sent it.
-
-    Raises:
-        ProtocolError: it is missing or of another form.
-        ConfigError: it was made with other public files.
-    """
-    try:
-        return from_arrays(shared, public.projection).sums
-    except UpdateRejectedError as error:
-        raise ProtocolError(
-            "the received drifting statistics cannot be used",
-            seen=error.seen,
-            remedy="Nothing was computed. Check that both sides run the same version.",
-        ) from None
-
-
-def data_version(work: Path, digests: list[str]) -> int:
-    """How often the training data changed since the first time: 0, 1, ...
-
-    Args:
-        work: the site's folder; keeps the number and a digest of the files.
-        digests: SHA-256 of the training patients' files, sorted.
-    """
-    path = work / _VERSION_FILE
-    now = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    version = 0
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        version = int(stored["version"]) + (stored["digest"] != now)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    write_json(path, {"version": version, "digest": now})
-    return version

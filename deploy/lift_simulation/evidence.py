@@ -170,11 +170,9 @@ class Evidence:
             },
         }
 
-    def write_samples(
-        self, folder: Path, trained: Mapping[str, Mapping[str, Tensor]], count: int
-    ) -> None:
-        """Some new volumes of the federated mapper, and as many held-out real ones, as NIfTI."""
-        mapper = latent_mapper(self._plan, self._decoder, trained["federated"])
+    def write_samples(self, folder: Path, released: Mapping[str, Tensor], count: int) -> None:
+        """Some new volumes of what ships, and as many held-out real ones, as NIfTI."""
+        mapper = latent_mapper(self._plan, self._decoder, released)
         spacing = self._spacing_mm[0]
         for index in range(count):
             made = self._generated(mapper, index)

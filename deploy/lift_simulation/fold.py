@@ -40,7 +40,8 @@ from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift_client.session import SiteSession
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.participation import Participation

@@ -21,10 +21,10 @@ from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
+from lift_server.finished import FinishedRun
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.privacy_record import epsilon_by_site
-from lift_server.release import most_bytes
-from lift_server.rounds import FinishedRun
+from lift_server.release import most_bytes, shipped_record, verdicts
 from lift_simulation.fold import FoldResult
 
 
@@ -150,6 +150,8 @@ class RunRecord:
                 }
                 for name, work in sorted(works.items())
             ],
+            "guard": verdicts(runs["federated"].guard),
+            **shipped_record(runs["federated"].shipped),
             **_ledgers(records, self._config.plan, self._path.parent),
             "update_bytes": most_bytes(records, "train"),
             "statistics_bytes": most_bytes(records, "statistics"),

@@ -49,8 +49,9 @@ from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
 from lift.wire.names import GAUSSIAN, only
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
+from lift_server.finished import FinishedRun
 from lift_server.release import write_finished_mixer
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.baselines import read_baseline
@@ -103,7 +104,8 @@ def simulate_unconditional(
         )
     )
     record.keep_seconds(reporter.seconds)
-    trained = {name: _released(result) for name, result in finished.items()}
+    shipped = finished["federated"].shipped
+    trained = {name: _trained(result) for name, result in finished.items()}
     trained |= run.alone()
     if public := _public_gaussian(config, plan, decoder, out, reporter):
         trained["public_gaussian"] = public
@@ -119,11 +121,14 @@ def simulate_unconditional(
         table = evidence.table(trained)
         write_json(out / "metrics.json", table)
         tracking.finished(table)
-        evidence.write_samples(out / "synthesis", trained, config.written_volumes)
+        released = _on_gaussian(finished["federated"].mixer, finished["federated"])
+        evidence.write_samples(out / "synthesis", released, config.written_volumes)
     record.finish_unconditional(run.works, finished, reporter.seconds)
     with reporter.stage("report"):
         report = write_report(out)
     record.finish_unconditional(run.works, finished, reporter.seconds)
+    if shipped is not None:
+        reporter.line(shipped.sentence)
     return report
 
 
@@ -168,9 +173,13 @@ def _public_gaussian(
     return gaussian | plan_mapper(plan, decoder).values()
 
 
-def _released(run: FinishedRun) -> Values:
-    """What was trained, and the Gaussian that it is on top of."""
-    return run.mixer | only(run.shared, GAUSSIAN)
+def _trained(run: FinishedRun) -> Values:
+    """What was trained, released or not, and the Gaussian that it is on top of."""
+    return _on_gaussian(run.trained, run)
+
+
+def _on_gaussian(values: Values, run: FinishedRun) -> Values:
+    return values | only(run.shared, GAUSSIAN)
 
 
 def _decoder(
@@ -328,6 +337,8 @@ class _Run:
                     run_task(plan, self._decoder),
                     roster=lambda: list(self._sessions),
                     on_round=round_done,
+                    # a comparison is never released
+                    with_guard=plan is self._plan,
                     site_logs=SITE_LOGS,
                 )
             )

@@ -74,8 +74,10 @@ def classifier_auc(
     least_spread: float = 0.0,
     distances: Floats | None = None,
     repeats: int = REPEATS,
+    fewest: int = FEWEST,
 ) -> Auc | None:
-    """How well rows of `one` are told from rows of `other`; None with fewer than 20 of either.
+    """How well rows of `one` are told from rows of `other`; None with fewer than `fewest` of
+    either.
 
     For two sets of one source the mean is .5, whatever their sizes. The interval is Newcombe's,
     which has some width where the sets do not overlap at all, with the variance that Nadeau and
@@ -93,9 +95,10 @@ def classifier_auc(
         distances: between all rows, those of `one` first, (n + m, n + m): rows that are each
             other's nearest are in one fold. None: each row is for itself.
         repeats: divisions into folds that are averaged.
+        fewest: rows of either set below which there is no figure; twice the folds at least.
     """
     size = min(len(one), len(other))
-    if size < FEWEST:
+    if size < fewest:
         return None
     found = []
     for repeat in range(repeats):

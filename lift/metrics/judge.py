@@ -28,7 +28,7 @@ from lift.randomness import derive_seed
 SAME_SPACING: Final = 0.05
 """Share by which spacings may differ along an axis where textures are compared."""
 
-_LEAST_SPREAD: Final[Mapping[str, float]] = {"auc_content": 0.02, "auc_texture": 0.0}
+LEAST_SPREAD: Final[Mapping[str, float]] = {"auc_content": 0.02, "auc_texture": 0.0}
 """Of thumbnails, in grey values: a background of .002 for 0 is no content."""
 
 _SPLITS: Final = 20
@@ -57,7 +57,7 @@ def classifier_figures(
         found = classifier_auc(
             *rows,
             seed=derive_seed(seed, name),
-            least_spread=_LEAST_SPREAD[name],
+            least_spread=LEAST_SPREAD[name],
             distances=distances,
             repeats=repeats,
         )

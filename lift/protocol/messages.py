@@ -7,7 +7,8 @@ kind           request                                     reply
 =============  ==========================================  =====================================
 `statistics`   the plan (round 0)                          z-filter or drifting sums, counts
 `train`        the mixer of this round, shared sums        the update (new - old), mean loss
-`guard`        the finished mixer and the z-filter's taps  helped, harmed or undecided
+`guard`        the finished mixer, and what it is on top   helped, harmed or undecided
+               of: the z-filter's taps, or the Gaussian
 =============  ==========================================  =====================================
 """
 
@@ -126,11 +127,12 @@ class GuardReply(Settings):
     plan_digest: Digest
     verdict: Verdict
     judged_on: JudgedOn = "validation"
-    against_no_mixer: DifferenceDb | None
-    against_z_filter: DifferenceDb | None
-    """Over those patients; None with fewer than two, so that no patient's own figure leaves."""
-    lowest_hf_share: float | None
-    highest_hf_share: float | None
+    against_no_mixer: DifferenceDb | None = None
+    against_z_filter: DifferenceDb | None = None
+    """Over those patients; None with fewer than two, so that no patient's own figure leaves, and
+    always where the task makes new volumes."""
+    lowest_hf_share: float | None = None
+    highest_hf_share: float | None = None
     """Slice profile of the site's validation sources (see `lift.guard`); None below two of them."""
 
 

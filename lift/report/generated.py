@@ -42,6 +42,7 @@ from lift.report.sections import (
 from lift.report.spectra import spectra_figure
 from lift.report.tables import methods_table, sites_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
+from lift.shipped import Number, Shipped
 
 _JUDGED: Final = (
     "auc_content",
@@ -91,7 +92,21 @@ def _opening(run: Run) -> Iterable[Markup]:
     yield tag("p", "LiFT run report · ", foreign(run.record.kind or "run"), class_="kicker")
     yield tag("h1", foreign(run.record.name))
     yield tag("p", headline(run), class_="headline")
+    if run.shipped is not None:
+        yield tag("p", shipped_markup(run.shipped), class_="finding")
     yield data_banner(run)
+
+
+def shipped_markup(shipped: Shipped) -> Markup:
+    """The sentence of what ships, each number with its place."""
+    return join(
+        [
+            number(part.value, pointer(RUN_FILE, "said", part.key), 0)
+            if isinstance(part, Number)
+            else part
+            for part in shipped.parts
+        ]
+    )
 
 
 def _trained(run: Run) -> Section:
@@ -107,6 +122,9 @@ def _trained(run: Run) -> Section:
         )
     if run.setting("federation", "rounds") != 0:
         facts += _mapper_facts(run)
+    if run.shipped is not None:
+        words = {"gaussian": "the Gaussian", "mapper": "the Gaussian with the mapper on top"}
+        facts.append(("released", join([words[run.shipped.source]])))
     value = record.statistics_bytes
     if value is not None:
         count = number(value, pointer(RUN_FILE, "statistics_bytes"), 0)

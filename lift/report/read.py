@@ -22,6 +22,7 @@ from lift.guard import JudgedOn, Verdict
 from lift.metrics.table import MIXER_ROWS
 from lift.report.terms import BETTER
 from lift.round_record import RoundRecord
+from lift.shipped import Said, Shipped, Source
 
 Floats = NDArray[np.float32]
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -166,6 +167,10 @@ class RunRecord(_Record):
     versions: dict[str, str] = Field(default_factory=dict)
     sites: tuple[SiteRecord, ...] = ()
     guard: dict[str, GuardRecord] = Field(default_factory=dict)
+    shipped: Source | None = None
+    """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
+    said: Said | None = None
+    """What its sites said; None where none was asked."""
     privacy: dict[str, JsonValue] = Field(default_factory=dict)
     epsilon_met: dict[str, float] = Field(default_factory=dict)
     ledger_heads: dict[str, str] = Field(default_factory=dict)
@@ -220,6 +225,12 @@ class Run:
         """One setting of the plan, or None where the plan has not got it."""
         part = self.record.plan.get(section)
         return part.get(key) if isinstance(part, dict) else None
+
+    @property
+    def shipped(self) -> Shipped | None:
+        """What the run ships, where it had a choice and made it."""
+        source = self.record.shipped
+        return None if source is None else Shipped(source, self.record.said)
 
     @property
     def plane(self) -> Plane:

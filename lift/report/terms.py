@@ -155,7 +155,7 @@ GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
     ),
     "federated": MethodTerm(
         "federated, statistics",
-        "the mapper that this run trained, against all sites' sums",
+        "the mapper that this run trained, against all sites' sums, whether it ships or not",
         "#d55e00",
         "o",
     ),

@@ -138,6 +138,16 @@ def sends_drifting(plan: Plan) -> bool:
     return settings_of(plan).attraction != "samples" and plan.federation.rounds > 0
 
 
+def trains_residual(plan: Plan) -> bool:
+    """Whether a mapper is trained on top of a Gaussian: then one of the two ships."""
+    return settings_of(plan).trajectory == "gaussian" and plan.federation.rounds > 0
+
+
+def asks_verdict(plan: Plan) -> bool:
+    """Whether sites judge that mapper; not where noise protects patients, as a verdict has none."""
+    return trains_residual(plan) and not plan.protects_patients
+
+
 def noise_of(plan: Plan) -> StatisticsOnce | None:
     """The privacy section for each kind of statistics that is sent; None without such noise."""
     if not isinstance(plan.privacy, StatisticsOnce):

@@ -48,10 +48,17 @@ def latent_mapper(plan: Plan, decoder: FrozenDecoder, values: Mapping[str, Tenso
         values: what was trained, and the Gaussian where the plan has one.
 
     Raises:
-        ValueError: the values are not those of the plan's mapper.
+        ConfigError: the values are not those of the plan's mapper.
     """
     mapper = plan_mapper(plan, decoder).cpu()
-    load_trajectory(mapper, values)
+    try:
+        load_trajectory(mapper, values)
+    except ValueError as error:
+        raise ConfigError(
+            "the mixer does not fit its plan",
+            seen=str(error),
+            remedy="Give the mixer.safetensors that the run wrote.",
+        ) from None
     return mapper
 
 
@@ -154,6 +161,7 @@ def generate_volume(
 
 def write_series(
     folder: Path,
+    mapper: Trajectory,
     values: Mapping[str, Tensor],
     decoder: FrozenDecoder,
     plan: Plan,
@@ -169,7 +177,8 @@ def write_series(
 
     Args:
         folder: for the volumes.
-        values: of the trained mapper, and its Gaussian.
+        mapper: from :func:`latent_mapper`.
+        values: what it was made of: they name the series.
         decoder: of the plan.
         plan: of the mapper.
         number: of volumes.
@@ -178,20 +187,12 @@ def write_series(
         slice_spacing_mm: None: the length of the body over the slices.
 
     Raises:
-        ConfigError: the mapper does not fit the plan, or the folder holds another series.
+        ConfigError: the folder holds another series.
     """
     settings = settings_of(plan)
     length_mm = settings.slices * settings.slice_spacing_mm
     count = settings.slices if slices is None else slices
     spacing = length_mm / count if slice_spacing_mm is None else slice_spacing_mm
-    try:
-        mapper = latent_mapper(plan, decoder, values)
-    except ValueError as error:
-        raise ConfigError(
-            "the mixer does not fit its plan",
-            seen=str(error),
-            remedy="Give the mixer.safetensors that the run wrote.",
-        ) from None
     _claim(
         folder / SERIES_FILE,
         {

@@ -12,7 +12,8 @@ from lift.wire.names import CURVE_SUMS, DRIFTING, TRAJECTORY, Z_FILTER_SUMS
 PURPOSES: Final[Mapping[Kind, str]] = {
     Kind.STATISTICS: "Counts and sums over the training patients, so that all sites start alike.",
     Kind.TRAIN: "Result of local training, to be combined with that of the other sites.",
-    Kind.GUARD: "Verdict on the finished mixer: whether it helps on this site's patients.",
+    Kind.GUARD: "Verdict on the finished mixer: whether it helps on this site's patients, or makes "
+    "new volumes that are harder to tell from theirs.",
 }
 """Why each kind of answer leaves."""
 

@@ -36,12 +36,19 @@ from lift.tracking.run import Tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift_server.board import board, live_board
 from lift_server.certificates import certificate_notices
+from lift_server.finished import FinishedRun
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.live.process import live_page
 from lift_server.privacy_record import epsilon_by_site
-from lift_server.release import most_bytes, site_metrics, verdicts, write_finished_mixer
+from lift_server.release import (
+    most_bytes,
+    shipped_record,
+    site_metrics,
+    verdicts,
+    write_finished_mixer,
+)
 from lift_server.roster import Roster
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.rounds import run_rounds
 from lift_server.rounds_file import RoundsFile
 from lift_server.status import STATUS_FILE, StatusFile
 from lift_server.status_view import describe
@@ -141,6 +148,8 @@ class _Server:
             raise
         self._finish(record, finished[0])
         self._status.end("done")
+        if finished[0].shipped is not None:
+            self._say(finished[0].shipped.sentence)
         self._say(f"done: {config.output / 'mixer.safetensors'}")
 
     def _rounds(self, transport: Transport, coordinator: Coordinator) -> FinishedRun:
@@ -212,8 +221,12 @@ class _Server:
             else ""
         )
         # on a terminal the board shows it
+        # verdicts come after the last round, and are none
+        rounds = self._plan.federation.rounds
+        last = record["kind"] == "guard"
+        place = f"after {rounds} rounds" if last else f"round {record['round']} of {rounds}"
         self._say_when_piped(
-            f"round {record['round']} of {self._plan.federation.rounds} · {record['kind']} · "
+            f"{place} · {record['kind']} · "
             f"counted: {', '.join(names)}{missing} · {record['seconds']} s"
         )
         self._status.round_done(record)
@@ -263,6 +276,7 @@ class _Server:
             "finished": _now(),
             "complete": True,
             "guard": verdicts(run.guard),
+            **shipped_record(run.shipped),
             "loss_trend": of_records([run.records]) if self._plan.task.kind == "paired" else None,
             "epsilon_met": epsilon_by_site(self._plan, run.records),
             "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lift.assembly import FinishedMixer, write_mixer
@@ -10,8 +11,9 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.shipped import Shipped
 from lift.wire.names import GAUSSIAN, only
-from lift_server.rounds import FinishedRun
+from lift_server.finished import FinishedRun
 
 
 def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
@@ -24,7 +26,10 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
         raise TypeError("statistics")
     # under differential privacy no site tells its spacing, and none is asked for a verdict
     known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
-    profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
+    # a verdict on a mapper that is not released says nothing of what is
+    kept_back = run.shipped is not None and run.shipped.source == "gaussian"
+    guard = {} if kept_back else run.guard
+    profiles = [_profile(guard.get(site), statistics[site]) for site in known]
     values = run.mixer | only(run.shared, GAUSSIAN)
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
@@ -35,7 +40,8 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
 
     The metrics are paired differences on each site's validation patients (where these are fewer
     than two, with its training patients), with n and their 95% interval; every row in absolute
-    numbers needs patients and exists in a simulation, or in a site's own report.
+    numbers needs patients and exists in a simulation, or in a site's own report. Of new volumes
+    there is the verdict alone.
     """
     statistics = run.records[0]["statistics"]
     known = statistics if isinstance(statistics, dict) else {}
@@ -69,6 +75,14 @@ def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
         }
         for site, reply in sorted(guard.items())
     }
+
+
+def shipped_record(shipped: Shipped | None) -> dict[str, object]:
+    """What ships and what the sites said of it, for `run.json`; empty where there is no choice."""
+    if shipped is None:
+        return {}
+    said = None if shipped.said is None else asdict(shipped.said)
+    return {"shipped": shipped.source, "said": said}
 
 
 def most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:

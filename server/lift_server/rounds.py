@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from lift.config.plan import Plan, derived_deadline_s
-from lift.errors import QuorumError, UpdateRejectedError
+from lift.errors import UpdateRejectedError
 from lift.privacy.costs import epsilon_after
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import (
@@ -35,42 +33,23 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import Transport
-from lift.round_record import NO_ANSWER, reason_words
-from lift.wire.names import MIXER, TAPS, grouped
+from lift.shipped import Shipped
+from lift.wire.names import MIXER, grouped
 from lift_server.aggregation import ServerState
+from lift_server.finished import FinishedRun
 from lift_server.heads import HEADS_FILE, LedgerHeads
+from lift_server.quorum import check_quorum
 from lift_server.store import RunStore
 from lift_server.tally import Tally, patients_of, slowest_round_s
 from lift_server.tasks import Contribution, RunTask
 from lift_server.updates import Contents, round_aggregation
+from lift_server.verdicts import recorded, reviewed
 
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
 _REMINDER_S = 60.0
 SITE_LOGS: Final = "log.txt in each of these sites' own work folder"
 """Where the sites of a real federation keep the text of their refusals."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a finished run leaves.
-
-    Attributes:
-        mixer: the released mixer.
-        shared: what all sites together know: the z-filter's taps, or drifting statistics.
-        guard: verdict by site; a site that did not answer is absent.
-        records: the lines of `rounds.jsonl`.
-    """
-
-    mixer: dict[str, Tensor]
-    shared: dict[str, Tensor]
-    guard: dict[str, GuardReply]
-    records: list[dict[str, object]]
-
-    @property
-    def taps(self) -> Tensor:
-        """The shared z-filter of a paired task, (6,), float64; empty for another one."""
-        return self.shared.get(TAPS, torch.zeros(0, dtype=torch.float64))
 
 
 def run_rounds(
@@ -98,7 +77,8 @@ def run_rounds(
         on_round: called with each round's record, after its checkpoint is on disk.
         on_ask: called before each exchange with the round, its kind, the sites and the deadline in
             s.
-        with_guard: ask the sites for their verdict at the end.
+        with_guard: ask the sites for their verdict at the end. Without it what was trained is
+            released as it is: for a comparison.
         heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
             the run's folder by default.
         site_logs: where a reader finds what a site does not tell: the text of its refusals.
@@ -154,13 +134,17 @@ class _Rounds:
             self._slowest_round_s = slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
             self._resumed_at = done + 1
-            self._inform(done + 1)
+            if recorded(self._store.records, self._digest) is None:
+                self._inform(done + 1)
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
             self._roster = sorted(self._read_roster())
             joined = self._let_in(round_index)
             state = self._train(round_index, state, shared, joined)
-        guard = self._guard(state, shared) if with_guard and self._task.has_guard else {}
-        return FinishedRun(state.released, shared, guard, self._store.records)
+        trained = mixer = state.released
+        guard, shipped = self._verdicts(state, shared) if with_guard else ({}, None)
+        if shipped is not None and shipped.source == "gaussian":
+            mixer = self._task.start(shared)
+        return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped)
 
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, self._statistics_request())
@@ -305,18 +289,50 @@ class _Rounds:
         )
         return after
 
-    def _guard(self, state: ServerState, shared: Mapping[str, Tensor]) -> dict[str, GuardReply]:
-        tensors = {
-            name: tensor.numpy()
-            for name, tensor in (grouped(state.released, MIXER) | dict(shared)).items()
-        }
-        request = Parcel(Kind.GUARD, GuardRequest(plan_digest=self._digest), tensors)
-        answers, _ = self._ask(self._plan.federation.rounds + 1, request)
-        return {
-            site: parcel.body
-            for site, parcel in answers.items()
-            if isinstance(parcel.body, GuardReply) and parcel.body.plan_digest == self._digest
-        }
+    def _verdicts(
+        self, state: ServerState, shared: dict[str, Tensor]
+    ) -> tuple[dict[str, GuardReply], Shipped | None]:
+        """What the sites say of what was trained, and what therefore ships.
+
+        Where something hangs on it, it is on record like a round: whoever resumes asks nobody
+        again. No site can stop the run here: one without a readable answer has said nothing.
+        """
+        before = recorded(self._store.records, self._digest)
+        if before is not None:
+            guard, asked = before
+            return guard, self._task.shipped(guard, asked=asked)
+        if not self._task.has_guard:
+            return {}, self._task.shipped({}, asked=0)
+        tensors = grouped({n: t.numpy() for n, t in state.released.items()}, MIXER)
+        request = Parcel(
+            Kind.GUARD,
+            GuardRequest(plan_digest=self._digest),
+            tensors | self._task.judged_with(shared),
+        )
+        round_index = self._plan.federation.rounds + 1
+        answers, tally = self._ask(round_index, request)
+        guard = reviewed(answers, self._digest)
+        shipped = self._task.shipped(guard, asked=len(tally.asked))
+        if shipped is None:
+            return guard, None
+        tally.counted = dict.fromkeys(guard, 1.0)
+        said = {site: reply.verdict for site, reply in guard.items()}
+        self._finish(
+            round_index,
+            state,
+            shared,
+            tally.record(
+                round_index,
+                Kind.GUARD,
+                epsilon=epsilon_after(self._plan, round_index),
+                joined={},
+                verdicts=said,
+                shipped=shipped.source,
+            ),
+        )
+        # from the record, so that a resumed run has the same
+        kept = recorded(self._store.records, self._digest)
+        return (guard if kept is None else kept[0]), shipped
 
     def _ask(
         self,
@@ -356,32 +372,14 @@ class _Rounds:
         return parcels, tally
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
-        """By sites, and by the share of all training patients that the roster's sites told of."""
-        trained = [site for site in present if self._patients.get(site, 0) > 0]
-        known = [site for site in self._roster if self._patients.get(site, 0) > 0]
-        everyone = self._roster if round_index == 0 else known
-        needed = self._plan.federation.quorum_sites or len(everyone)
-        # a removed site's patients are nobody's to wait for
-        total = sum(self._patients[site] for site in known)
-        share = sum(self._patients[site] for site in trained) / total if total else 0.0
-        enough_patients = share >= self._plan.federation.quorum_patients - 1e-9
-        if len(present) >= needed and trained and enough_patients:
-            return
-        missing = [site for site in tally.asked if site not in present]
-        reasons = {site: tally.refused.get(site, NO_ANSWER) for site in missing}
-        told = "\n".join(f"{site} ({why}): {reason_words(why)}" for site, why in reasons.items())
-        raise QuorumError(
-            f"the quorum of round {round_index} was missed"
-            if present
-            else f"round {round_index} failed at every site",
-            where="federation.quorum_sites, federation.quorum_patients",
-            seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
-            f"patients counted; needed: {needed} sites and "
-            f"{self._plan.federation.quorum_patients:.0%}"
-            + (f"\nmissing:\n{told}" if told else ""),
-            remedy=f"A site tells the class of its reason alone; the text is in {self._site_logs}. "
-            "Nothing of this round was aggregated. Mend the sites and run the same command again: "
-            "it goes on from the round before.",
+        check_quorum(
+            self._plan.federation,
+            round_index,
+            present,
+            tally,
+            roster=self._roster,
+            patients=self._patients,
+            site_logs=self._site_logs,
         )
 
     def _finish(

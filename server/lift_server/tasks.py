@@ -23,15 +23,18 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
-from lift.protocol.messages import Parcel, StatisticsReply
+from lift.protocol.messages import GuardReply, Parcel, StatisticsReply
+from lift.shipped import Shipped, count
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import (
+    asks_verdict,
     noise_of,
     plan_mapper,
     sends_drifting,
     sends_moments,
     settings_of,
+    trains_residual,
 )
 from lift.unconditional.moments import (
     TrajectorySums,
@@ -44,6 +47,7 @@ from lift.wire.names import (
     CURVES,
     DRIFTING,
     DRIFTING_TOTAL,
+    GAUSSIAN,
     SHARED,
     TAPS,
     TRAJECTORY,
@@ -112,6 +116,17 @@ class RunTask(Protocol):
         """What of it goes to the sites beside the mixer in every round."""
         ...
 
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """What of it goes to the sites beside the finished mixer, to judge it."""
+        ...
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """What ships after these verdicts, of so many sites; None: what was trained, in any case.
+
+        Where it is the Gaussian, :meth:`start` gives the numbers that leave it as it is.
+        """
+        ...
+
 
 class PairedTask:
     """Z-filter sums in, the fitted filter out: where the mixer starts. Curve sums in, their total
@@ -165,6 +180,15 @@ class PairedTask:
         """The curves' sums, where there are any; the mixer holds the filter already."""
         return grouped({n: t.numpy() for n, t in only(shared, CURVES).items()}, SHARED)
 
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """See `RunTask`."""
+        return {name: tensor.numpy() for name, tensor in shared.items()}
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """None: each hospital decides what it translates with."""
+        del guard, asked
+        return None
+
 
 class UnconditionalTask:
     """Moments of trajectories in, their Gaussian out: where new volumes come from. Drifting
@@ -182,8 +206,8 @@ class UnconditionalTask:
 
     @property
     def has_guard(self) -> bool:
-        """A new volume is nobody's: nobody can be asked whether it helped."""
-        return False
+        """Of a mapper on top of a Gaussian, unless noise protects patients."""
+        return asks_verdict(self._plan)
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
         """See `RunTask`."""
@@ -227,6 +251,22 @@ class UnconditionalTask:
             SHARED + name.removeprefix(DRIFTING_TOTAL): tensor.numpy()
             for name, tensor in shared.items()
         }
+
+    def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The Gaussian that the mapper is on top of."""
+        return {name: tensor.numpy() for name, tensor in only(shared, GAUSSIAN).items()}
+
+    def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
+        """The mapper only where sites found it better than the Gaussian, and none found it worse.
+
+        None without a mapper on top of a Gaussian.
+        """
+        if not trains_residual(self._plan):
+            return None
+        if not self.has_guard:
+            return Shipped("gaussian", None)
+        said = count([reply.verdict for reply in guard.values()], asked=asked)
+        return Shipped(said.source, said)
 
     def _lacks(self, arrays: Mapping[str, np.ndarray], fewest: int, body: StatisticsReply) -> bool:
         """Whether a site sent none of these, as it may: for few patients, without noise.

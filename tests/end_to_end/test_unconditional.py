@@ -111,6 +111,12 @@ def test_a_run_leaves_every_row_with_its_figures(finished: Path) -> None:
     assert run["complete"]
     assert run["mixer"]["kind"] == "trajectory_mapper"
     assert 0 < run["statistics_bytes"] <= 200_000
+    assert set(run["guard"]) == set(SITES)
+    assert sum(run["said"].values()) == len(SITES)
+    assert run["shipped"] in {"gaussian", "mapper"}
+    lines = [json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["statistics", "train", "train", "guard"]
+    assert lines[-1]["shipped"] == run["shipped"]
 
 
 def test_the_event_file_holds_the_rounds_of_the_plans_federation_alone(finished: Path) -> None:
@@ -151,8 +157,13 @@ def test_the_report_shows_the_volumes_and_names_the_aims(finished: Path) -> None
         "independent slices",
         "federated, statistics",
         "local only, east",
+        "ships",
     ):
         assert word in page
+    run = json.loads((finished / "run.json").read_text())
+    what = {"gaussian": "The Gaussian ships, without", "mapper": "The mapper ships, on top"}
+    assert what.pop(run["shipped"]) in page
+    assert not any(other in page for other in what.values())
     samples = sorted((finished / "synthesis" / "generated").glob("*.nii.gz"))
     assert len(samples) == 2
     image = nib.load(samples[0])
@@ -278,7 +289,11 @@ def test_noisy_statistics_are_paid_once_and_every_round_after_them_is_free(
     out = world.folder / f"noisy-{rounds}"
     done = run_here("lift-simulate", "--config", config, "--output", out)
     assert done.code == 0, done
-    planned = json.loads((out / "run.json").read_text())["privacy"]
+    run = json.loads((out / "run.json").read_text())
+    assert run.get("shipped") == ("gaussian" if rounds else None)
+    for text in (done.stderr.replace("\n", " "), (out / "report.html").read_text()):
+        assert ("protects patients by noise" in text) == bool(rounds)
+    planned = run["privacy"]
     assert planned["mode"] == "stats-once"
     for site in SITES:
         book = verify(out / "ledgers" / site / "ledger.jsonl")

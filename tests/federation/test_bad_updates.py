@@ -21,7 +21,8 @@ from lift.protocol.messages import (
     Parcel,
     TrainRequest,
 )
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import PairedTask
 from tests.federation.parcels import F32, PATIENTS, honest_answer, make_plan

@@ -14,7 +14,7 @@ from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.world import Federation, simulate
 from tests.lift.unconditional.tiny_decoder import plan_data, write_bodies
 
-SITES = {"east": 12, "north": 14, "west": 3}
+SITES = {"east": 12, "north": 16, "west": 3}
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,14 @@ def test_mapper_and_gaussian_are_the_simulations_bit_for_bit(
         assert {"mixer/gaussian/mean", "mixer/residual.0.weight"} <= set(stream.keys())
     for name in ("mixer.safetensors",):
         assert (finished.out / name).read_bytes() == (simulated / name).read_bytes()
+    records = [json.loads((out / "run.json").read_text()) for out in (finished.out, simulated)]
+    for key in ("guard", "shipped", "said"):
+        assert records[0][key] == records[1][key]
 
 
 def test_statistics_are_sent_once_and_are_small_and_journaled(finished: Federation) -> None:
     records = finished.records()
-    assert [record["kind"] for record in records] == ["statistics", "train", "train"]
+    assert [record["kind"] for record in records] == ["statistics", "train", "train", "guard"]
     assert all(set(record["counted"]) == set(SITES) for record in records[1:])
     for site in SITES:
         assert 0 < records[0]["bytes"][site] <= 200_000
@@ -69,7 +72,9 @@ def test_statistics_are_sent_once_and_are_small_and_journaled(finished: Federati
             for line in (finished.site(site) / "work" / "journal.jsonl").read_text().splitlines()
         ]
         kinds = [line["kind"] for line in lines]
-        assert kinds == ["statistics", "train", "train"]
+        assert kinds == ["statistics", "train", "train", "guard"]
+        # a word, and no number of anybody
+        assert lines[-1]["tensors"] == []
         names = {tensor["name"] for tensor in lines[0]["tensors"]}
         if site == "west":
             # three patients: no number of theirs leaves
@@ -85,6 +90,16 @@ def test_the_run_says_what_it_was(finished: Federation) -> None:
     assert run["mixer"]["kind"] == "trajectory_mapper"
     assert run["plan"]["unconditional"]["projection_digest"]
     metrics = json.loads((finished.out / "metrics.json").read_text())
-    # no verdict: a new volume is nobody's
+    # a verdict is a word: no figure of a site is behind it
     assert all(site["methods"] == {} for site in metrics["sites"].values())
     assert np.isfinite(run["mixer"]["parameters"])
+    verdicts = {site: found["verdict"] for site, found in run["guard"].items()}
+    assert set(verdicts) == set(SITES)
+    # eight and three patients are too few
+    assert (verdicts["east"], verdicts["west"]) == ("undecided", "undecided")
+    assert sum(run["said"].values()) == len(SITES)
+    assert run["said"]["silent"] == 0
+    helped, harmed = ("helped" in verdicts.values()), ("harmed" in verdicts.values())
+    assert run["shipped"] == ("mapper" if helped and not harmed else "gaussian")
+    line = finished.records()[-1]
+    assert (line["verdicts"], line["shipped"]) == (verdicts, run["shipped"])

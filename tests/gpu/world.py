@@ -21,7 +21,8 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
 from lift_client.ledger import LEDGER_FILE, create_ledger
 from lift_client.session import SiteSession
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 

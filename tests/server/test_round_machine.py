@@ -38,7 +38,8 @@ from lift.protocol.flower.apps import GridTransport
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import Kind, Parcel, TrainRequest
 from lift.protocol.transport import SiteHandler, Transport
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import PairedTask
 from lift_simulation.participation import Participation

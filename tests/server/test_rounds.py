@@ -28,7 +28,8 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler, Transport
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import PairedTask
 from tests import wording

@@ -41,7 +41,8 @@ from lift.privacy.start import fit_released, patient_equations_of, release_equat
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift_client.session import SiteSession
-from lift_server.rounds import FinishedRun, run_rounds
+from lift_server.finished import FinishedRun
+from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
 from lift_server.tasks import run_task
 from lift_simulation.progress import Reporter

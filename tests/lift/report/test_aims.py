@@ -77,6 +77,13 @@ def test_a_figure_better_than_the_decoder_can_draw_is_a_warning_and_no_win() -> 
     assert not warnings(pooled())
 
 
+def test_a_mapper_that_is_kept_back_has_no_aims() -> None:
+    tables = pooled("gaussian") | {"federated": measures(GOOD)}
+    assert {aim.row for aim in aims_of(tables)} == {"gaussian", "federated"}
+    assert {aim.row for aim in aims_of(tables, "mapper")} == {"gaussian", "federated"}
+    assert {aim.row for aim in aims_of(tables, "gaussian")} == {"gaussian"}
+
+
 def test_rows_that_are_not_shipped_are_warned_of_as_well() -> None:
     tables = pooled("untrained", frechet_axial=0.5)
     assert aims_of(tables) == []

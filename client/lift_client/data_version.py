@@ -1,0 +1,31 @@
+"""How often a site's training data changed: statistics of older data are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+from lift.files import write_json
+
+_VERSION_FILE: Final = "data-version.json"
+
+
+def data_version(work: Path, digests: list[str]) -> int:
+    """How often the training data changed since the first time: 0, 1, ...
+
+    Args:
+        work: the site's folder; keeps the number and a digest of the files.
+        digests: SHA-256 of the training patients' files, sorted.
+    """
+    path = work / _VERSION_FILE
+    now = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    version = 0
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = int(stored["version"]) + (stored["digest"] != now)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    write_json(path, {"version": version, "digest": now})
+    return version
