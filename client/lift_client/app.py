@@ -32,8 +32,16 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import SiteHandler
 from lift.unconditional.bundle import load_generator
+from lift.unconditional.moments import PREFIX as MOMENTS
 from lift_client.enrolment import check_key, read_kit
-from lift_client.journal import JOURNAL_FILE, PURPOSE, Entry, Journal, describe_tensors
+from lift_client.journal import (
+    JOURNAL_FILE,
+    PUBLISHED_STYLE,
+    PURPOSE,
+    Entry,
+    Journal,
+    describe_tensors,
+)
 from lift_client.policy import check_outgoing, check_plan
 from lift_client.session import SiteSession, failure_kind
 
@@ -206,9 +214,17 @@ class Release:
                 bytes=sum(tensor.nbytes for tensor in answer.tensors.values()),
                 sha256=_digest(answer),
                 receiver=self._kit.address,
-                purpose=PURPOSE[answer.kind.value],
+                purpose=PURPOSE[answer.kind.value] + self._published(request, answer),
             )
         )
+
+    def _published(self, request: Parcel, answer: Parcel) -> str:
+        """What of an answer becomes known as such, not as a part of a sum alone."""
+        plan = self._plans.get(_plan_digest(request))
+        settings = None if plan is None else plan.unconditional
+        asked = settings is not None and settings.site_styles
+        moments = any(name.startswith(MOMENTS) for name in answer.tensors)
+        return PUBLISHED_STYLE if asked and moments else ""
 
     def _failed(self, request: Parcel, kind: FailureKind) -> Failure:
         """A failure leaves as its class alone, and that, too, stands in the journal."""

@@ -47,6 +47,11 @@ PURPOSE: Final[Mapping[str, str]] = {
     "guard": "Verdict on the finished mixer: whether it helps on this site's patients.",
 }
 """Why each kind of answer leaves, for a non-programmer."""
+PUBLISHED_STYLE: Final = (
+    " Of these the mean grey scale of the training patients' volumes, two numbers, becomes known "
+    "under this site's name to everyone who has the mixer."
+)
+"""What is added of sums with moments under a plan with `unconditional.site_styles`."""
 _CLOSING: Final = re.compile(rb'(\{.*),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 Sentence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
 

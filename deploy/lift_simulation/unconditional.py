@@ -39,7 +39,6 @@ from lift.unconditional.learning import (
     train_mapper_round,
 )
 from lift.unconditional.moments import (
-    GAUSSIAN,
     TrajectorySums,
     fit_gaussian,
     form_of,
@@ -47,6 +46,7 @@ from lift.unconditional.moments import (
     trajectory,
 )
 from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
+from lift.unconditional.style import kept_with_mixer
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
 from lift_server.release import write_finished_mixer
@@ -169,8 +169,8 @@ def _public_gaussian(
 
 
 def _released(run: FinishedRun) -> Values:
-    """What was trained, and the Gaussian that it is on top of."""
-    return run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
+    """What was trained, the Gaussian that it is on top of, and the sites' styles."""
+    return run.mixer | kept_with_mixer(run.shared)
 
 
 def _decoder(

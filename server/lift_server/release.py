@@ -10,13 +10,14 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
-from lift.unconditional.moments import GAUSSIAN
+from lift.unconditional.style import kept_with_mixer
 from lift_server.rounds import FinishedRun
 
 
 def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
     """`mixer.safetensors` of a run, with the guard's verdicts and no site's name.
 
+    Under a plan with `unconditional.site_styles` the sites' styles are there, by their names.
     Beside it lie the pooled curves, where sites shared theirs.
     """
     statistics = run.records[0]["statistics"]
@@ -25,7 +26,7 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     # under differential privacy no site tells its spacing, and none is asked for a verdict
     known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
     profiles = [_profile(run.guard.get(site), statistics[site]) for site in known]
-    values = run.mixer | {n: t for n, t in run.shared.items() if n.startswith(GAUSSIAN)}
+    values = run.mixer | kept_with_mixer(run.shared)
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
 
