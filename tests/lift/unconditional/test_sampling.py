@@ -21,6 +21,7 @@ from lift.unconditional.sampling import (
     write_generated,
     write_series,
 )
+from lift.unconditional.view import Wanted
 from lift.volume import read_volume
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
@@ -33,10 +34,11 @@ def plan(decoder: FrozenDecoder) -> Plan:
 def series(
     folder: Path, decoder: FrozenDecoder, plan: Plan, number: int, **changes: object
 ) -> list[Path]:
-    options: dict[str, object] = {"seed": 4, "slices": None, "slice_spacing_mm": None} | changes
+    seed = changes.pop("seed", 4)
+    wanted = Wanted(**changes)  # type: ignore[arg-type]
     values = plan_mapper(plan, decoder).values()
     return list(
-        write_series(folder, values, decoder, plan, number=number, **options)  # type: ignore[arg-type]
+        write_series(folder, values, decoder, plan, number=number, seed=seed, wanted=wanted)  # type: ignore[arg-type]
     )
 
 
@@ -131,8 +133,7 @@ def test_a_series_goes_on_and_another_one_needs_its_own_folder(
                 plan,
                 number=1,
                 seed=0,
-                slices=None,
-                slice_spacing_mm=None,
+                wanted=Wanted(),
             )
         )
     assert not (tmp_path / "x").exists()
@@ -151,8 +152,8 @@ def test_latents_of_a_mapper_that_left_the_prior_are_noticed(
     decoder: FrozenDecoder, plan: Plan
 ) -> None:
     mapper = plan_mapper(plan, decoder)
-    assert outside(mapper, seed=1, number=8, slices=12) < 1.5
+    assert outside(mapper, decoder, seed=1, number=8, slices=12) < 1.5
     with torch.no_grad():
         for values in mapper.parameters():
             values.mul_(3.0)
-    assert outside(mapper, seed=1, number=8, slices=12) > 1.5
+    assert outside(mapper, decoder, seed=1, number=8, slices=12) > 1.5
