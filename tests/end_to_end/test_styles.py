@@ -89,7 +89,7 @@ def styled(pca_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Styled
 
 def grey(volumes: list[np.ndarray]) -> np.ndarray:
     """Mean and logarithm of the spread of each volume, averaged: a grey scale as data has it."""
-    return np.mean([[v.mean(), np.log(v.std())] for v in volumes], axis=0)
+    return np.asarray(np.mean([[v.mean(), np.log(v.std())] for v in volumes], axis=0))
 
 
 def spread(volumes: list[np.ndarray]) -> float:

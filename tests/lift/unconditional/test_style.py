@@ -93,7 +93,7 @@ def as_map(mapper: GaussianTrajectory, change: Tensor | None, pca: FrozenDecoder
     like = mapper.draw(1, torch.Generator().manual_seed(0))
     sizes = like.joint.numel(), like.tail.numel()
     units = torch.cat([torch.zeros(1, sum(sizes)), torch.eye(sum(sizes))])
-    joint, tail = units.split(sizes, dim=1)
+    joint, tail = units[:, : sizes[0]], units[:, sizes[0] :]
     noise = GaussianNoise(
         joint.reshape(len(units), *like.joint.shape[1:]),
         tail.reshape(len(units), *like.tail.shape[1:]),

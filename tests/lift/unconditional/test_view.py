@@ -42,7 +42,8 @@ def test_two_of_slices_distance_and_length_give_the_third(
     wanted: Wanted, slices: int, spacing: float
 ) -> None:
     view = view_of(wanted, PLAN, DECODER)
-    assert (view.slices, view.slice_spacing_mm) == (slices, pytest.approx(spacing))
+    assert view.slices == slices
+    assert view.slice_spacing_mm == pytest.approx(spacing)
     assert view.field_of_view_mm == pytest.approx((slices * spacing, 48, 32))
 
 
