@@ -354,6 +354,22 @@ def generate(
             help="Distance of slices in mm; default: the body's length over the slices.",
         ),
     ] = None,
+    field_of_view: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM[xMMxMM]",
+            help="Length along the slices in mm, or that, height and width of a slice; of slices, "
+            "distance and length two give the third.",
+        ),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SITE|mean",
+            help="Grey scale of all volumes: a site's mean, or that of all; default: drawn anew "
+            "for each.",
+        ),
+    ] = None,
     generator: Annotated[
         Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
     ] = None,
@@ -369,7 +385,11 @@ def generate(
     from lift.unconditional.bundle import load_decoder
     from lift.unconditional.learning import settings_of
     from lift.unconditional.sampling import MOST_OUTSIDE, latent_mapper, outside, write_series
+    from lift.unconditional.style import stated_style
+    from lift.unconditional.view import Wanted, parse_field_of_view, view_of
 
+    sides = None if field_of_view is None else parse_field_of_view(field_of_view)
+    wanted = Wanted(slices, spacing, sides)
     finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
     _check_kind(finished, "unconditional", "translate")
     frozen = load_decoder(
@@ -391,17 +411,19 @@ def generate(
             finished.plan,
             number=number,
             seed=seed,
-            slices=slices,
-            slice_spacing_mm=spacing,
+            wanted=wanted,
+            style=style,
         ):
             progress.update(task, advance=1)
             sys.stdout.write(f"{path}\n")
     looked_at = min(number, 16)
     rms = outside(
         made_by,
+        frozen,
         seed=seed,
         number=looked_at,
-        slices=slices or settings_of(finished.plan).slices,
+        slices=view_of(wanted, settings_of(finished.plan), frozen.card.network).slices,
+        style=None if style is None else stated_style(style, made_by, finished.values, frozen),
     )
     if rms > MOST_OUTSIDE:
         console.print(

@@ -8,15 +8,22 @@ import numpy as np
 from lift.volume import FileGrid, Volume
 
 
-def ras_grid(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Volume:
-    """An RAS+ grid with its centre at the origin, in mm; its voxels are zeros.
+def ras_grid(
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Volume:
+    """An RAS+ grid around a centre, in mm; its voxels are zeros.
 
     Args:
         shape: voxels along x, y and z.
         spacing_mm: between voxel centres along x, y and z.
+        centre_mm: of the grid.
     """
     affine = np.diag([*spacing_mm, 1.0])
-    affine[:3, 3] = [-s * (n - 1) / 2 for s, n in zip(spacing_mm, shape, strict=True)]
+    affine[:3, 3] = [
+        c - s * (n - 1) / 2 for c, s, n in zip(centre_mm, spacing_mm, shape, strict=True)
+    ]
     voxels = np.zeros(shape, dtype=np.float32)
     image = nib.Nifti1Image(voxels, affine)
     # 2: aligned with something, but with no patient's scanner

@@ -86,6 +86,9 @@ policy:
   most_steps_per_round: 10000
   # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
   least_patient_count_step: 5
+  # Whether a plan for new volumes may make this hospital's mean grey scale (two numbers, over its
+  # training patients) known, under its name, to everyone who has the mixer.
+  site_styles: false
   # No single answer may hold more bytes of numbers than this.
   largest_update_bytes: 1000000
 """

@@ -69,6 +69,11 @@ def check_plan(
         offences["privacy_modes"] = (
             f"the plan's mode is {plan.privacy.mode}; allowed: {', '.join(policy.privacy_modes)}"
         )
+    if plan.unconditional is not None and plan.unconditional.site_styles and not policy.site_styles:
+        offences["site_styles"] = (
+            "the plan makes each site's mean grey scale known, under its name, to everyone who has "
+            "the mixer; allowed: no"
+        )
     size = max((form.size_bytes for form in forms), default=0)
     if size > policy.largest_update_bytes:
         offences["largest_update_bytes"] = (

@@ -26,6 +26,7 @@ from lift.metrics.reference import Reference
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
 from lift.randomness import derive_seed
+from lift.report.read import STYLE_FOLDER
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume, same_view
 from lift.unconditional.learning import Trajectory, plan_mapper, settings_of
@@ -35,6 +36,7 @@ from lift.unconditional.sampling import (
     latent_mapper,
     write_generated,
 )
+from lift.unconditional.style import MEAN, stated_style, styles_of
 from lift.wire.names import GAUSSIAN, only
 from lift_client.unconditional import UnconditionalWork
 
@@ -42,6 +44,7 @@ REAL: Final = "real_train"
 HELD_OUT: Final = "held_out"
 _FEWEST_HELD_OUT: Final = 4
 _HALVES: Final = 100
+_OF_A_STYLE: Final = 6
 Entry = dict[str, float | int | str | None]
 
 
@@ -171,13 +174,23 @@ class Evidence:
         }
 
     def write_samples(self, folder: Path, released: Mapping[str, Tensor], count: int) -> None:
-        """Some new volumes of what ships, and as many held-out real ones, as NIfTI."""
+        """Some new volumes of what ships, and as many held-out real ones, as NIfTI.
+
+        Where sites' styles are known, a few of each style too: the same volumes but for it.
+        """
         mapper = latent_mapper(self._plan, self._decoder, released)
         spacing = self._spacing_mm[0]
         for index in range(count):
             made = self._generated(mapper, index)
             path = folder / "generated" / f"volume-{index:04d}.nii.gz"
             write_generated(path, made, self._decoder, self._plan, spacing)
+        known = styles_of(released, self._decoder)
+        for name in (*known, MEAN) if known else ():
+            style = stated_style(name, mapper, released, self._decoder)
+            for index in range(min(count, _OF_A_STYLE)):
+                made = self._generated(mapper, index, style)
+                path = folder / f"{STYLE_FOLDER}{name}" / f"volume-{index:04d}.nii.gz"
+                write_generated(path, made, self._decoder, self._plan, spacing)
         real = self._shown
         step = max(1, len(real) // max(1, count))
         for index, volume in enumerate(real[::step][:count]):
@@ -206,7 +219,7 @@ class Evidence:
             rows[name] = [self._volume(self._generated(mapper, i)) for i in range(self._count)]
         return rows | controls
 
-    def _generated(self, mapper: Trajectory, index: int) -> np.ndarray:
+    def _generated(self, mapper: Trajectory, index: int, style: Tensor | None = None) -> np.ndarray:
         settings = settings_of(self._plan)
         return generate_volume(
             mapper,
@@ -215,6 +228,7 @@ class Evidence:
             index=index,
             slices=settings.slices,
             slice_spacing_mm=settings.slice_spacing_mm,
+            style=style,
         )
 
     def _seen(self, work: UnconditionalWork, patient: str) -> BodyVolume:

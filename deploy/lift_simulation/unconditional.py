@@ -46,7 +46,7 @@ from lift.unconditional.moments import (
     trajectory,
 )
 from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
-from lift.wire.names import GAUSSIAN, only
+from lift.unconditional.style import kept_with_mixer
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
 from lift_server.finished import FinishedRun
@@ -174,12 +174,12 @@ def _public_gaussian(
 
 
 def _trained(run: FinishedRun) -> Values:
-    """What was trained, released or not, and the Gaussian that it is on top of."""
+    """What was trained, released or not, the Gaussian below it, and the sites' styles."""
     return _on_gaussian(run.trained, run)
 
 
 def _on_gaussian(values: Values, run: FinishedRun) -> Values:
-    return values | only(run.shared, GAUSSIAN)
+    return values | kept_with_mixer(run.shared)
 
 
 def _decoder(

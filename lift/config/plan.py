@@ -379,6 +379,9 @@ class UnconditionalPlan(Settings):
     `federation.rounds: 0` they are all there is, otherwise the mapper learns a residual, which is
     0 at first. free: a mapper alone, which nothing keeps near real latents."""
     gaussian: GaussianPlan = GaussianPlan()
+    site_styles: bool = False
+    """Write each site's mean grey scale, under its name, beside the Gaussian, for `lift generate
+    --style SITE`: everyone who has the mixer knows it. A site's policy has to allow it."""
     prior_weight: float = Field(default=1.0, ge=0)
     """How strongly the mapper's latents are held at the Gaussian's mean and spread."""
     mapper: MapperPlan = MapperPlan()
@@ -411,6 +414,23 @@ class UnconditionalPlan(Settings):
         if self.attraction == "samples" and self.loss != "drift":
             raise ValueError("the attraction `samples` sends no sums, and mmd needs them: loss")
         return self
+
+    @model_validator(mode="after")
+    def _styles_have_their_moments(self) -> Self:
+        if self.site_styles and self.trajectory != "gaussian":
+            raise ValueError(
+                "site_styles are means of moments, and `trajectory: free` gathers none: choose "
+                "`trajectory: gaussian`"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without a default that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        if not self.site_styles:
+            data.pop("site_styles", None)
+        return data
 
 
 class AggregationPlan(Settings):
@@ -529,6 +549,13 @@ class Plan(Settings):
             raise ValueError(
                 "the attraction `samples` trains on the patients themselves, which no noise "
                 "protects (unconditional.attraction): choose sums, such as `anchors`"
+            )
+        if self.unconditional is not None and self.unconditional.site_styles:
+            raise ValueError(
+                "unconditional.site_styles names single sites' means, which are exact only without "
+                f"noise (privacy.mode is {privacy.mode}): one site's own numbers are mostly noise "
+                "under `stats-once`, and mode `site` hides who took part; leave it out, or choose "
+                "`none`"
             )
         if isinstance(privacy, SiteLevel) and self.federation.rounds == 0:
             raise ValueError(

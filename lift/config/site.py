@@ -69,6 +69,10 @@ class PolicySettings(Settings):
     most_steps_per_round: int = Field(default=10_000, ge=1)
     least_patient_count_step: int = Field(default=5, ge=1)
     """A plan whose numbers of patients are rounded less than this is refused."""
+    site_styles: bool = False
+    """Whether a plan may publish sites' mean grey scales (`unconditional.site_styles`), this one's
+    among them. The whole plan is refused otherwise: a style left out could be told from the mean
+    over all sites and the other styles."""
     largest_update_bytes: int = Field(default=1_000_000, ge=1)
     """Bytes of tensors in one answer, before compression: 500,000 numbers in full precision."""
 

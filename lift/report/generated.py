@@ -40,6 +40,7 @@ from lift.report.sections import (
     shell,
 )
 from lift.report.spectra import spectra_figure
+from lift.report.styles import styles_picture
 from lift.report.tables import methods_table, sites_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 from lift.shipped import Number, Shipped
@@ -177,8 +178,14 @@ def _samples(run: Run, synthesis: Path) -> Section:
         _mosaic(run, synthesis / folder, name)
         for folder, name in (("generated", "New"), ("held-out", "Real, held out"))
     ]
+    pictures.append(styles_picture(run, synthesis))
     shown = [markup for picture in pictures for markup in figure_markup(picture)]
-    note = "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1."
+    note = (
+        "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1, but "
+        "for those of stated styles."
+        if pictures[-1] is not None
+        else "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1."
+    )
     if not shown:
         return Section("samples", title, (lacking("No volumes were written."),))
     return Section("samples", title, (*shown, tag("p", note, class_="note")))

@@ -143,6 +143,14 @@ def check_public_files(plan: Plan, generator: AnyGenerator) -> None:
             seen=f"plan {named[:16]}..., bundle {found[:16]}...",
             remedy="Nothing was computed. Install the bundle that belongs to this plan.",
         )
+    if plan.unconditional.site_styles and generator.card.network.volume_latents == 0:
+        raise ConfigError(
+            "the plan asks for sites' grey scales, and the decoder has none",
+            where="unconditional.site_styles",
+            seen="a trained decoder without latents of a whole volume's grey scale",
+            remedy="Nothing was computed. Use a decoder of the kind `network: pca`, or leave "
+            "site_styles out.",
+        )
 
 
 def _public(folder: Path, card: DecoderCard) -> PublicFeatures:

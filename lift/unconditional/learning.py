@@ -32,7 +32,7 @@ from lift.training import TrainedRound, take_steps
 from lift.unconditional.decoder import FrozenDecoder, PublicFeatures
 from lift.unconditional.grid import BodyVolume, whole_extent
 from lift.unconditional.moments import form_of
-from lift.wire.names import GAUSSIAN, group, without
+from lift.wire.names import GAUSSIAN, STYLE, group, without
 
 Trajectory = TrajectoryMapper | GaussianTrajectory
 """What makes the latents of a new volume's slices."""
@@ -94,12 +94,13 @@ def load_trajectory(mapper: Trajectory, values: Mapping[str, Tensor]) -> None:
 
     Args:
         mapper: from :func:`plan_mapper`.
-        values: trained numbers by name; the Gaussian's under `gaussian/`.
+        values: trained numbers by name; the Gaussian's under `gaussian/`. Sites' styles, under
+            `style/`, are no part of the mapper.
 
     Raises:
         ValueError: they are not those of this mapper.
     """
-    fixed, trained = split_gaussian(values)
+    fixed, trained = split_gaussian(without(values, STYLE))
     if isinstance(mapper, GaussianTrajectory):
         mapper.load_gaussian(fixed)
     elif fixed:

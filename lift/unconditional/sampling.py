@@ -26,6 +26,8 @@ from lift.slices import from_slices
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import Trajectory, load_trajectory, plan_mapper, settings_of
 from lift.unconditional.moments import body_length_mm
+from lift.unconditional.style import stated_style, styles_of, under_style
+from lift.unconditional.view import View, Wanted, view_of
 from lift.volume import write_volume
 
 Floats = NDArray[np.float32]
@@ -45,13 +47,15 @@ def latent_mapper(plan: Plan, decoder: FrozenDecoder, values: Mapping[str, Tenso
     Args:
         plan: of the mapper.
         decoder: of the plan.
-        values: what was trained, and the Gaussian where the plan has one.
+        values: what was trained, and the Gaussian where the plan has one, with sites' styles.
 
     Raises:
         ConfigError: the values are not those of the plan's mapper.
     """
     mapper = plan_mapper(plan, decoder).cpu()
     try:
+        if styles_of(values, decoder) and not settings_of(plan).site_styles:
+            raise ValueError("it holds sites' styles, and its plan asks for none")
         load_trajectory(mapper, values)
     except ValueError as error:
         raise ConfigError(
@@ -70,12 +74,16 @@ def volume_latents(
     index: int,
     slices: int,
     slice_spacing_mm: float,
+    style: Tensor | None = None,
 ) -> Tensor:
     """Latents of all slices of volume `index` of a seed, (slices, L), on the CPU.
 
     One seed and index are one volume, however many are made. A Gaussian draws the length of the
     body too, whose middle is the volume's: what the body does not fill goes on with its last
     slice, as a real volume's does. A free mapper stretches every body over all slices.
+
+    With a style, the Gaussian is drawn from under its condition, and the style latents of all
+    slices are exactly these, whatever a residual makes of them.
 
     Args:
         mapper: from :func:`latent_mapper`.
@@ -84,14 +92,20 @@ def volume_latents(
         index: of the volume, from 0.
         slices: of the volume.
         slice_spacing_mm: of the volume.
+        style: (volume_latents,), from :func:`lift.unconditional.style.stated_style`, for a mapper
+            with a Gaussian; None: the volume's own is drawn.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
     with torch.no_grad():
         if isinstance(mapper, GaussianTrajectory):
             noise = mapper.draw(1, generator)
+            if style is not None:
+                noise = under_style(mapper, noise, style, decoder)
             length_mm = float(body_length_mm(mapper.lengths(noise), decoder)[0])
             position = slice_places(slices, slice_spacing_mm, length_mm)
             latents: Tensor = mapper(noise, position)[0]
+            if style is not None:
+                latents[:, len(latents[0]) - len(style) :] = style
         else:
             latents = mapper(mapper.draw(1, generator), slice_positions(slices))[0]
     return latents
@@ -103,7 +117,15 @@ def slice_places(slices: int, slice_spacing_mm: float, length_mm: float) -> Tens
     return (0.5 + from_middle_mm / length_mm).clamp(0, 1)
 
 
-def outside(mapper: Trajectory, *, seed: int, number: int, slices: int) -> float:
+def outside(
+    mapper: Trajectory,
+    decoder: FrozenDecoder,
+    *,
+    seed: int,
+    number: int,
+    slices: int,
+    style: Tensor | None = None,
+) -> float:
     """How far latents of the first volumes of a series leave what was seen: RMS, 1 is inside.
 
     In standard deviations of the Gaussian at each position; of a free mapper, of the decoder's
@@ -111,19 +133,24 @@ def outside(mapper: Trajectory, *, seed: int, number: int, slices: int) -> float
 
     Args:
         mapper: from :func:`latent_mapper`.
+        decoder: of the plan.
         seed: of the series.
         number: of volumes looked at.
         slices: of each.
+        style: of the series, as in :func:`volume_latents`.
     """
     position = slice_positions(slices)
     squares = []
     with torch.no_grad():
         for index in range(number):
             generator = torch.Generator().manual_seed(derive_seed(seed, "volume", index))
-            latents = mapper(mapper.draw(1, generator), position)
             if isinstance(mapper, GaussianTrajectory):
-                squares.append(mapper.outside(latents, position) ** 2)
+                noise = mapper.draw(1, generator)
+                if style is not None:
+                    noise = under_style(mapper, noise, style, decoder)
+                squares.append(mapper.outside(mapper(noise, position), position) ** 2)
             else:
+                latents = mapper(mapper.draw(1, generator), position)
                 squares.append(float(latents.square().mean()))
     return math.sqrt(sum(squares) / len(squares))
 
@@ -146,6 +173,7 @@ def generate_volume(
     index: int,
     slices: int,
     slice_spacing_mm: float,
+    style: Tensor | None = None,
 ) -> Floats:
     """One new volume, (slices, h, w) in [0, 1]; see :func:`volume_latents`."""
     latents = volume_latents(
@@ -155,6 +183,7 @@ def generate_volume(
         index=index,
         slices=slices,
         slice_spacing_mm=slice_spacing_mm,
+        style=style,
     )
     return np.concatenate(list(decoded(decoder, latents)))
 
@@ -168,47 +197,55 @@ def write_series(
     *,
     number: int,
     seed: int,
-    slices: int | None,
-    slice_spacing_mm: float | None,
+    wanted: Wanted,
+    style: str | None = None,
 ) -> Iterator[Path]:
     """Write `volume-0000.nii.gz` and so on, one by one; files that are there are kept.
 
-    A file beside them says what made them; another seed, mixer or grid needs another folder.
+    A file beside them says what made them; another seed, mixer, field of view or style needs
+    another folder.
 
     Args:
         folder: for the volumes.
         mapper: from :func:`latent_mapper`.
-        values: what it was made of: they name the series.
+        values: what it was made of: they name the series, and hold sites' styles.
         decoder: of the plan.
         plan: of the mapper.
         number: of volumes.
         seed: volume i of a seed is the same whatever the number.
-        slices: of a volume; None: as in training.
-        slice_spacing_mm: None: the length of the body over the slices.
+        wanted: slices, their distance and the field of view; what is None follows.
+        style: of a site, or `mean`; None: each volume's own is drawn.
 
     Raises:
-        ConfigError: the folder holds another series.
+        ConfigError: the field of view or the style cannot be had, or the folder holds another
+            series.
     """
-    settings = settings_of(plan)
-    length_mm = settings.slices * settings.slice_spacing_mm
-    count = settings.slices if slices is None else slices
-    spacing = length_mm / count if slice_spacing_mm is None else slice_spacing_mm
+    view = view_of(wanted, settings_of(plan), decoder.card.network)
+    stated = None if style is None else stated_style(style, mapper, values, decoder)
     _claim(
         folder / SERIES_FILE,
         {
             "mixer": digest_of({"plan": plan.digest()}, values),
             "seed": seed,
-            "slices": count,
-            "slice_spacing_mm": spacing,
+            "slices": view.slices,
+            "slice_spacing_mm": view.slice_spacing_mm,
+            "field_of_view_mm": list(view.field_of_view_mm),
+            "style": style,
         },
     )
     for index in range(number):
         path = folder / f"volume-{index:04d}.nii.gz"
         if not path.is_file():
             made = generate_volume(
-                mapper, decoder, seed=seed, index=index, slices=count, slice_spacing_mm=spacing
+                mapper,
+                decoder,
+                seed=seed,
+                index=index,
+                slices=view.slices,
+                slice_spacing_mm=view.slice_spacing_mm,
+                style=stated,
             )
-            write_generated(path, made, decoder, plan, spacing)
+            write_generated(path, view.shown(made), decoder, plan, view.slice_spacing_mm)
         yield path
 
 
@@ -231,7 +268,10 @@ def _claim(path: Path, series: dict[str, object]) -> None:
 def write_generated(
     path: Path, slices: Floats, decoder: FrozenDecoder, plan: Plan, slice_spacing_mm: float
 ) -> None:
-    """Write a stack of slices as a NIfTI volume in RAS+, its centre at the origin.
+    """Write a stack of slices as a NIfTI volume in RAS+.
+
+    The centre of the decoder's image is at the origin, and that of the stack, to which rows and
+    columns may have been added on both sides or of which they may have been cut (`View.shown`).
 
     Args:
         path: ends in .nii.gz or .nii.
@@ -245,6 +285,10 @@ def write_generated(
         np.ascontiguousarray(from_slices(slices, card.plane)), plan, card.target
     )
     pixel = card.network.pixel_mm
-    in_order = (slice_spacing_mm, pixel, pixel)
+    depth, rows, columns = slices.shape
+    down, right = View(depth, slice_spacing_mm, rows, columns, pixel).moved_mm(card.network.image)
+    in_order, moved = (slice_spacing_mm, pixel, pixel), (0.0, down, right)
     x, y, z = (in_order[axis] for axis in _DEPTH_HEIGHT_WIDTH[card.plane])
-    write_volume(path, voxels, ras_grid(voxels.shape, (x, y, z)), dtype=dtype)
+    i, j, k = (moved[axis] for axis in _DEPTH_HEIGHT_WIDTH[card.plane])
+    grid = ras_grid(voxels.shape, (x, y, z), centre_mm=(i, j, k))
+    write_volume(path, voxels, grid, dtype=dtype)

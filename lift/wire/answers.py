@@ -18,7 +18,15 @@ from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import noise_of, sends_drifting, sends_moments, settings_of
 from lift.unconditional.moments import form_of, sent_shapes
 from lift.wire.form import AnswerForm, Part, TensorForm
-from lift.wire.groups import CLIPPED_SUM, CURVES, MOMENTS, STATISTICS, UPDATE, Z_FILTER
+from lift.wire.groups import (
+    CLIPPED_SUM,
+    CURVES,
+    MOMENTS,
+    MOMENTS_WITH_STYLE,
+    STATISTICS,
+    UPDATE,
+    Z_FILTER,
+)
 from lift.wire.names import CURVE_SUMS, Z_FILTER_SUMS
 
 _SHIFTS: Final = 6
@@ -93,7 +101,9 @@ def unconditional_statistics_form(plan: Plan, decoder: FrozenDecoder) -> AnswerF
     optional = noise_of(plan) is None
     if sends_moments(plan):
         shapes = sent_shapes(form_of(settings_of(plan).gaussian, decoder))
-        parts.append(Part(MOMENTS, _int64(shapes), optional=optional))
+        published = settings_of(plan).site_styles
+        group = MOMENTS_WITH_STYLE if published else MOMENTS
+        parts.append(Part(group, _int64(shapes), optional=optional))
     if sends_drifting(plan):
         shapes = compact_shapes(decoder.public.projection)
         parts.append(Part(STATISTICS, _int64(shapes), optional=optional))

@@ -43,6 +43,11 @@ MOMENTS: Final = Group(
     (f"{TRAJECTORY}*",),
     "Sums of latents along the body, of its length, and of their products.",
 )
+MOMENTS_WITH_STYLE: Final = Group(
+    MOMENTS.tensors,
+    "Sums of latents along the body, of its length, and of their products; the mean grey scale "
+    "among them becomes known under this site's name to everyone who has the mixer.",
+)
 STATISTICS: Final = Group(
     (f"{DRIFTING}*",),
     "Sums of image features by plane and place along the body.",
@@ -55,5 +60,5 @@ CLIPPED_SUM: Final = Group(
     ("the mixer's parameters",),
     "Sum of the patients' clipped gradients of the mixer's parameters.",
 )
-GROUPS: Final = (Z_FILTER, CURVES, MOMENTS, STATISTICS, UPDATE, CLIPPED_SUM)
+GROUPS: Final = (Z_FILTER, CURVES, MOMENTS, MOMENTS_WITH_STYLE, STATISTICS, UPDATE, CLIPPED_SUM)
 """All that is ever sent as tensors."""

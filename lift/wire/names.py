@@ -29,6 +29,8 @@ DRIFTING_TOTAL: Final = "drifting/"
 """Prefix of the drifting statistics of all sites in a checkpoint."""
 GAUSSIAN: Final = "gaussian/"
 """Prefix of the Gaussian of trajectories that is fitted to all sites' moments."""
+STYLE: Final = "style/"
+"""Prefix of the sites' styles, a tensor each, beside the Gaussian's."""
 SERVER_STATE: Final = ("mixer", "average", "first_moment", "second_moment")
 """Groups of a checkpoint: what the server carries from round to round."""
 SHARED: Final = "shared/"

@@ -12,13 +12,14 @@ from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.shipped import Shipped
-from lift.wire.names import GAUSSIAN, only
+from lift.unconditional.style import kept_with_mixer
 from lift_server.finished import FinishedRun
 
 
 def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
     """`mixer.safetensors` of a run, with the guard's verdicts and no site's name.
 
+    Under a plan with `unconditional.site_styles` the sites' styles are there, by their names.
     Beside it lie the pooled curves, where sites shared theirs.
     """
     statistics = run.records[0]["statistics"]
@@ -30,7 +31,7 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     kept_back = run.shipped is not None and run.shipped.source == "gaussian"
     guard = {} if kept_back else run.guard
     profiles = [_profile(guard.get(site), statistics[site]) for site in known]
-    values = run.mixer | only(run.shared, GAUSSIAN)
+    values = run.mixer | kept_with_mixer(run.shared)
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
 

@@ -148,7 +148,7 @@ class _Rounds:
 
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, self._statistics_request())
-        contributions: list[Contribution] = []
+        contributions: dict[str, Contribution] = {}
         replies: dict[str, StatisticsReply] = {}
         for site, parcel in answers.items():
             try:
@@ -157,13 +157,14 @@ class _Rounds:
                 tally.refused[site] = error.seen
                 continue
             replies[site] = reply
-            contributions.append(sums)
+            contributions[site] = sums
         # a site without training patients still takes part in the guard
         self._patients = {site: reply.train_patients for site, reply in replies.items()}
         self._note_estimates(replies)
         self._check_quorum(0, list(replies), tally)
         tally.counted = {site: float(n) for site, n in self._patients.items()}
-        shared = self._task.combine(contributions)
+        shared = self._task.combine(list(contributions.values()))
+        shared |= self._task.by_site(contributions)
         state = ServerState(self._task.start(shared))
         self._finish(
             0,

@@ -42,6 +42,7 @@ from lift.unconditional.moments import (
     form_of,
     moments_from_arrays,
 )
+from lift.unconditional.style import named_styles
 from lift.wire.answers import paired_statistics_form, unconditional_statistics_form
 from lift.wire.names import (
     CURVES,
@@ -49,10 +50,12 @@ from lift.wire.names import (
     DRIFTING_TOTAL,
     GAUSSIAN,
     SHARED,
+    STYLE,
     TAPS,
     TRAJECTORY,
     grouped,
     only,
+    without,
 )
 from lift_server.review import (
     rejected,
@@ -106,6 +109,14 @@ class RunTask(Protocol):
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
         """What all sites together know, in the checkpoint's form; independent of their order."""
+        ...
+
+    def by_site(self, contributions: Mapping[str, Contribution]) -> dict[str, Tensor]:
+        """What all may know of single sites, in the checkpoint's form; nothing, unless asked.
+
+        Args:
+            contributions: those that were combined, by site.
+        """
         ...
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,6 +182,11 @@ class PairedTask:
             return {TAPS: fit_released(total, self._privacy.start, len(filters), self._ridge)}
         curves = [sums.curves for sums in paired if sums.curves is not None]
         return {TAPS: fit(total, self._ridge), **pooled_arrays(curves)}
+
+    def by_site(self, contributions: Mapping[str, Contribution]) -> dict[str, Tensor]:
+        """Nothing."""
+        del contributions
+        return {}
 
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""
@@ -240,16 +256,27 @@ class UnconditionalTask:
             found |= self._combined_drifting([s.drifting for s in sums if s.drifting is not None])
         return found
 
+    def by_site(self, contributions: Mapping[str, Contribution]) -> dict[str, Tensor]:
+        """The mean styles of the sites that sent moments, where the plan asks for them."""
+        if not settings_of(self._plan).site_styles:
+            return {}
+        sums = {
+            site: one.trajectories
+            for site, one in contributions.items()
+            if isinstance(one, UnconditionalSums) and one.trajectories is not None
+        }
+        return named_styles(sums, self._decoder)
+
     def start(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `RunTask`."""
         del shared
         return plan_mapper(self._plan, self._decoder).values()
 
     def sent(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """See `RunTask`."""
+        """See `RunTask`; training needs nobody's style."""
         return {
             SHARED + name.removeprefix(DRIFTING_TOTAL): tensor.numpy()
-            for name, tensor in shared.items()
+            for name, tensor in without(shared, STYLE).items()
         }
 
     def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

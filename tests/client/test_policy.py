@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from lift.config.kit import Kit, TaskRule
-from lift.config.plan import FederationPlan, MixerPlan, Plan, SplitPlan, TaskPlan, TrainingPlan
+from lift.config.plan import (
+    FederationPlan,
+    MixerPlan,
+    Plan,
+    SplitPlan,
+    TaskPlan,
+    TrainingPlan,
+    UnconditionalPlan,
+)
 from lift.config.privacy import NoPrivacy
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
@@ -77,6 +85,7 @@ def test_a_plan_at_every_limit_is_allowed() -> None:
         ("least_patient_count_step", {}, {"least_patient_count_step": 2}, 1),
         ("split", {"split": SplitPlan(held_out=("north/one",))}, {}, 1),
         ("privacy_modes", {}, {"privacy_modes": ("other",)}, 1),
+        ("site_styles", {"unconditional": UnconditionalPlan(site_styles=True)}, {}, 1),
         ("largest_update_bytes", {}, {}, 1001),
     ],
 )
@@ -89,6 +98,13 @@ def test_each_offence_is_refused_by_its_key(
     assert caught.value.seen.startswith(f"{key}: ")
     assert caught.value.remedy
     assert caught.value.exit_code == 7
+
+
+def test_a_site_may_let_its_grey_scale_be_known() -> None:
+    styled = PLAN.model_copy(update={"unconditional": UnconditionalPlan(site_styles=True)})
+    check_plan(styled, changed(site_styles=True), KIT, parameters=1)
+    silent = PLAN.model_copy(update={"unconditional": UnconditionalPlan()})
+    check_plan(silent, POLICY, KIT, parameters=1)
 
 
 def test_all_offences_are_named_at_once() -> None:

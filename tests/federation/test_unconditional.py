@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from lift.wire.groups import MOMENTS_WITH_STYLE
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.world import Federation, simulate
 from tests.lift.unconditional.tiny_decoder import plan_data, write_bodies
@@ -18,24 +19,30 @@ SITES = {"east": 12, "north": 16, "west": 3}
 
 
 @pytest.fixture(scope="module")
-def bodies(decoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+def bodies(pca_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Three sites' volumes, the last of too few patients for statistics, and the decoder."""
     folder = tmp_path_factory.mktemp("bodies")
     for number, (site, patients) in enumerate(SITES.items()):
         write_bodies(folder / "data" / site, 60 + number, patients)
-    (folder / "bundle").symlink_to(decoder_bundle)
+    (folder / "bundle").symlink_to(pca_bundle)
     return TinyRun(folder)
 
 
 @pytest.fixture(scope="module")
 def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    made = Federation(tmp_path_factory.mktemp("unconditional"), bodies, sites=tuple(SITES))
+    made = Federation(
+        tmp_path_factory.mktemp("unconditional"),
+        bodies,
+        sites=tuple(SITES),
+        site_changes={"policy__site_styles": True},
+    )
     try:
         made.make(
             **plan_data(
                 split={"train": 0.7, "validation": 0.0},
                 unconditional__trajectory="gaussian",
                 unconditional__gaussian={"positions": 6, "axes": 3},
+                unconditional__site_styles=True,
             )
         )
         made.start_server()
@@ -48,12 +55,17 @@ def finished(bodies: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
         made.close()
 
 
-def test_mapper_and_gaussian_are_the_simulations_bit_for_bit(
+def test_mapper_gaussian_and_styles_are_the_simulations_bit_for_bit(
     finished: Federation, tmp_path: Path
 ) -> None:
     simulated = simulate(finished, tmp_path)
     with safetensors.safe_open(finished.out / "mixer.safetensors", framework="np") as stream:
-        assert {"mixer/gaussian/mean", "mixer/residual.0.weight"} <= set(stream.keys())
+        names = set(stream.keys())
+        assert {"mixer/gaussian/mean", "mixer/residual.0.weight"} <= names
+        # the third site's patients are too few to send anything
+        styles = {name for name in names if name.startswith("mixer/style/")}
+        assert styles == {"mixer/style/east", "mixer/style/north"}
+        assert all(stream.get_tensor(name).shape == (2,) for name in styles)
     for name in ("mixer.safetensors",):
         assert (finished.out / name).read_bytes() == (simulated / name).read_bytes()
     records = [json.loads((out / "run.json").read_text()) for out in (finished.out, simulated)]
@@ -79,9 +91,11 @@ def test_statistics_are_sent_once_and_are_small_and_journaled(finished: Federati
         if site == "west":
             # three patients: no number of theirs leaves
             assert names == set()
+            assert MOMENTS_WITH_STYLE.purpose not in lines[0]["purpose"]
         else:
             assert {"drifting_anchor_counts", "trajectory_within"} <= names
             assert all(name.startswith(("drifting_", "trajectory_")) for name in names)
+            assert MOMENTS_WITH_STYLE.purpose in lines[0]["purpose"]
 
 
 def test_the_run_says_what_it_was(finished: Federation) -> None:

@@ -52,11 +52,15 @@ class Farewell:
 
 @dataclass
 class Federation:
-    """Folders, settings and processes of one server and its sites."""
+    """Folders, settings and processes of one server and its sites.
+
+    `site_changes` are keys of every site's settings.
+    """
 
     folder: Path
     tiny: TinyRun
     sites: tuple[str, ...] = SITES
+    site_changes: dict[str, object] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     farewells: dict[str, Farewell] = field(default_factory=dict)
 
@@ -93,7 +97,7 @@ class Federation:
         settings["listen_port"] = int(settings["address"].split(":")[1])
         self.write_server(settings)
         for name in self.sites:
-            self.enrol(name)
+            self.enrol(name, **self.site_changes)
 
     def write_server(self, settings: dict[str, Any]) -> None:
         """Replace server.yaml."""

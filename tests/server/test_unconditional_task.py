@@ -17,7 +17,13 @@ from lift.privacy.noise import SecureStream
 from lift.privacy.trajectories import release_moments
 from lift.protocol.messages import Kind, Parcel, StatisticsReply
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import form_of, gaussian_shapes, moments_to_arrays
+from lift.unconditional.moments import (
+    TrajectorySums,
+    form_of,
+    gaussian_shapes,
+    moments_to_arrays,
+    patient_moments,
+)
 from lift.wire.names import SHARED, TRAJECTORY
 from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
@@ -194,6 +200,34 @@ def test_noisy_moments_are_taken_by_their_form_and_make_a_gaussian_in_any_order(
     wrong = arrays | {TRAJECTORY + "mean": arrays[TRAJECTORY + "mean"][:, :-1]}
     with pytest.raises(UpdateRejectedError, match="is needed"):
         task.review(answer(plan, wrong, patients=3), plan.digest())
+
+
+def test_styles_are_those_of_the_sites_that_sent_moments_and_reach_no_site(
+    pca: FrozenDecoder,
+) -> None:
+    asked: dict[str, object] = {
+        "unconditional__trajectory": "gaussian",
+        "unconditional__gaussian": {"positions": 4, "axes": 3},
+    }
+    plan = tiny_plan(pca, **asked, unconditional__site_styles=True)
+    assert plan.unconditional is not None
+    form = form_of(plan.unconditional.gaussian, pca)
+    sent = {}
+    for number, site in enumerate(("east", "west", "mean")):
+        random = torch.Generator().manual_seed(number)
+        states = [number + 0.1 * torch.randn(4, 7, generator=random) for _ in range(6)]
+        moments = sum((patient_moments([s], form) for s in states), start=TrajectorySums.zero(form))
+        sent[site] = UnconditionalSums(None, moments), torch.stack(states).mean((0, 1))[3:5]
+    contributions = {site: sums for site, (sums, _) in sent.items()} | {"few": NOTHING}
+    task = run_task(plan, pca)
+    found = task.by_site(contributions)
+    # a site of the name `mean` could not be asked for
+    assert sorted(found) == ["style/east", "style/west"]
+    for site in ("east", "west"):
+        torch.testing.assert_close(found[f"style/{site}"], sent[site][1], atol=1e-5, rtol=0)
+    assert not any("style" in name for name in task.sent(found))
+    silent = run_task(tiny_plan(pca, **asked), pca)
+    assert silent.by_site(contributions) == {}
 
 
 def test_a_replayed_answer_of_another_plan_is_refused(decoder: FrozenDecoder, plan: Plan) -> None:

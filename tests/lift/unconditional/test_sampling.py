@@ -22,6 +22,7 @@ from lift.unconditional.sampling import (
     write_generated,
     write_series,
 )
+from lift.unconditional.view import Wanted
 from lift.volume import read_volume
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
@@ -34,11 +35,12 @@ def plan(decoder: FrozenDecoder) -> Plan:
 def series(
     folder: Path, decoder: FrozenDecoder, plan: Plan, number: int, **changes: object
 ) -> list[Path]:
-    options: dict[str, object] = {"seed": 4, "slices": None, "slice_spacing_mm": None} | changes
+    seed = changes.pop("seed", 4)
+    wanted = Wanted(**changes)  # type: ignore[arg-type]
     values = plan_mapper(plan, decoder).values()
     mapper = latent_mapper(plan, decoder, values)
     return list(
-        write_series(folder, mapper, values, decoder, plan, number=number, **options)  # type: ignore[arg-type]
+        write_series(folder, mapper, values, decoder, plan, number=number, seed=seed, wanted=wanted)  # type: ignore[arg-type]
     )
 
 
@@ -141,8 +143,8 @@ def test_latents_of_a_mapper_that_left_the_prior_are_noticed(
     decoder: FrozenDecoder, plan: Plan
 ) -> None:
     mapper = plan_mapper(plan, decoder)
-    assert outside(mapper, seed=1, number=8, slices=12) < 1.5
+    assert outside(mapper, decoder, seed=1, number=8, slices=12) < 1.5
     with torch.no_grad():
         for values in mapper.parameters():
             values.mul_(3.0)
-    assert outside(mapper, seed=1, number=8, slices=12) > 1.5
+    assert outside(mapper, decoder, seed=1, number=8, slices=12) > 1.5
