@@ -102,9 +102,9 @@ def test_each_offence_is_refused_by_its_key(
 
 def test_a_site_may_let_its_grey_scale_be_known() -> None:
     styled = PLAN.model_copy(update={"unconditional": UnconditionalPlan(site_styles=True)})
-    check_plan(styled, changed(site_styles=True), KIT, parameters=1)
+    check_plan(styled, changed(site_styles=True), KIT)
     silent = PLAN.model_copy(update={"unconditional": UnconditionalPlan()})
-    check_plan(silent, POLICY, KIT, parameters=1)
+    check_plan(silent, POLICY, KIT)
 
 
 def test_all_offences_are_named_at_once() -> None:

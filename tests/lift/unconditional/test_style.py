@@ -217,7 +217,7 @@ def test_an_unknown_style_is_refused_with_the_known_ones(
     assert "trajectory is free" in caught.value.seen
     wanted = {"number": 1, "seed": 0, "wanted": Wanted(), "style": "north"}
     with pytest.raises(ConfigError, match="does not know this style"):
-        list(write_series(tmp_path / "x", values, pca, plan, **wanted))  # type: ignore[arg-type]
+        list(write_series(tmp_path / "x", mapper, values, pca, plan, **wanted))  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
 
 
