@@ -39,8 +39,8 @@ from lift.unconditional.moments import (
     TrajectorySums,
     fit_gaussian,
     form_of,
-    moments_from_arrays,
 )
+from lift.unconditional.review import moments_from_arrays
 from lift_server.review import (
     rejected,
     review_curves,

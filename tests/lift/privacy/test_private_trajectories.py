@@ -30,10 +30,10 @@ from lift.unconditional.moments import (
     TrajectoryForm,
     TrajectorySums,
     fit_gaussian,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
 )
+from lift.unconditional.review import moments_from_arrays
 from tests.lift.privacy.streams import KnownStream
 
 FORM = TrajectoryForm(5, (0, 1, 4), (2, 3), tied=True, steady=1)

@@ -25,11 +25,11 @@ from lift.unconditional.moments import (
     fit_gaussian,
     form_of,
     gaussian_shapes,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
     trajectory,
 )
+from lift.unconditional.review import moments_from_arrays
 from tests.lift.unconditional.tiny_decoder import plan_data
 
 FORM = TrajectoryForm(positions=5, joint=(0, 1, 4), tail=(2, 3))
