@@ -55,6 +55,7 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
+from lift.unconditional.public_gaussian import fallback_of
 from lift_client.paired import with_steps
 from lift_client.work import Counts, StepReport
 
@@ -90,6 +91,7 @@ class UnconditionalWork:
         self._noise = noise_of(plan)
         gaussian = settings_of(plan).gaussian
         self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
+        self._public = None if self._form is None else fallback_of(plan, decoder, self._form)
         self._settings = settings
         self._decoder = decoder
         self._mapper = plan_mapper(plan, decoder)
@@ -177,7 +179,7 @@ class UnconditionalWork:
         if self._noise is not None:
             public = self._noise.patients_of(self._settings.name)
             noisy = release_moments(
-                self._trajectories(), self._form, self._noise, public, SecureStream()
+                self._trajectories(), self._form, self._noise, public, SecureStream(), self._public
             )
             return dict(moments_to_arrays(noisy, noisy=True))
         moments = self.moments()

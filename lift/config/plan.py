@@ -405,12 +405,23 @@ class UnconditionalPlan(Settings):
     """Feature vectors that the attraction `samples` keeps of each group."""
     projection_digest: Digest | None = None
     """SHA-256 of the public projection; filled in from the generator's bundle when left out."""
+    moments_digest: Digest | None = None
+    """SHA-256 of the public moments, from which noisy moments are taken and on which they fall
+    back: under stats-once, filled in from the bundle where it has them."""
 
     @model_validator(mode="after")
     def _loss_has_its_source(self) -> Self:
         if self.attraction == "samples" and self.loss != "drift":
             raise ValueError("the attraction `samples` sends no sums, and mmd needs them: loss")
         return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without a default that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        if self.moments_digest is None:
+            data.pop("moments_digest", None)
+        return data
 
 
 class AggregationPlan(Settings):

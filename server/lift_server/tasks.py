@@ -21,6 +21,7 @@ from lift.drifting.review import review
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.z_filter import NormalEquations, fit
+from lift.privacy.noisy_deviations import fit_noisy_deviations
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
@@ -40,6 +41,7 @@ from lift.unconditional.moments import (
     fit_gaussian,
     form_of,
 )
+from lift.unconditional.public_gaussian import fallback_of
 from lift.unconditional.review import moments_from_arrays
 from lift_server.review import (
     rejected,
@@ -178,6 +180,9 @@ class UnconditionalTask:
         gaussian = settings_of(plan).gaussian
         self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
         self._noise = noise_of(plan)
+        self._public = None if self._form is None else fallback_of(plan, decoder, self._form)
+        if self._public is not None:
+            self._form = self._public.sent
 
     @property
     def has_guard(self) -> bool:
@@ -214,6 +219,8 @@ class UnconditionalTask:
             _check_any(moments.patients, self._form.fewest)
             if self._noise is None:
                 found |= fit_gaussian(moments)
+            elif self._public is not None:
+                found |= fit_noisy_deviations(moments, self._noise, len(sent), self._public)
             else:
                 found |= fit_noisy_gaussian(moments, self._noise, len(sent))
         if self._has_drifting:
