@@ -86,8 +86,10 @@ policy:
   most_steps_per_round: 10000
   # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
   least_patient_count_step: 5
-  # No single answer may hold more bytes of numbers than this.
+  # No single answer of a round may hold more bytes of numbers than this.
   largest_update_bytes: 1000000
+  # Nor may what is sent once, before the rounds: sums over this hospital's patients.
+  largest_statistics_bytes: 8000000
 """
 
 

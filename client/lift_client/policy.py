@@ -96,6 +96,7 @@ def check_outgoing(
     policy: PolicySettings,
     *,
     expected: Mapping[str, tuple[int, ...]] | None = None,
+    once: bool = False,
 ) -> None:
     """Nothing, when these tensors may leave.
 
@@ -104,6 +105,7 @@ def check_outgoing(
         policy: what the site allows.
         expected: tensor name -> shape of the whole answer where it is known beforehand (the
             mixer's own parameters): nothing else may leave, nothing may be missing.
+        once: they are the statistics, which are sent once and have a bound of their own.
 
     Raises:
         NonFiniteUpdateError: a tensor holds NaN or infinity.
@@ -132,11 +134,10 @@ def check_outgoing(
                 f"shape {seen.get(name, 'missing')}; needed {expected.get(name, 'no such tensor')}",
             )
     size = sum(tensor.nbytes for tensor in tensors.values())
-    if size > policy.largest_update_bytes:
-        raise _refusal(
-            "policy.largest_update_bytes",
-            f"the answer has {size} bytes; at most {policy.largest_update_bytes}",
-        )
+    key = "largest_statistics_bytes" if once else "largest_update_bytes"
+    largest = policy.largest_statistics_bytes if once else policy.largest_update_bytes
+    if size > largest:
+        raise _refusal(f"policy.{key}", f"the answer has {size} bytes; at most {largest}")
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise NonFiniteUpdateError(

@@ -37,6 +37,7 @@ POLICY = PolicySettings(
     most_steps_per_round=40,
     least_patient_count_step=1,
     largest_update_bytes=4000,
+    largest_statistics_bytes=6000,
 )
 
 
@@ -174,3 +175,23 @@ def test_an_answer_that_is_not_finite_may_not_leave(number: float) -> None:
     with pytest.raises(NonFiniteUpdateError) as caught:
         check_outgoing(tensors, POLICY)
     assert caught.value.where == "tensors.b"
+
+
+def test_what_is_sent_once_has_a_bound_of_its_own() -> None:
+    check_outgoing({"a": ones(1500)}, POLICY, once=True)
+    with pytest.raises(PolicyError, match="6004 bytes; at most 6000") as caught:
+        check_outgoing({"a": ones(1501)}, POLICY, once=True)
+    assert caught.value.where == "policy.largest_statistics_bytes"
+    # the control: in a round it is too large
+    with pytest.raises(PolicyError) as caught:
+        check_outgoing({"a": ones(1500)}, POLICY)
+    assert caught.value.where == "policy.largest_update_bytes"
+
+
+def test_the_defaults_let_a_sketch_through_once_and_never_in_a_round() -> None:
+    policy = PolicySettings(privacy_modes=("none",))
+    # 24 positions of 258 latents and a length, 128 columns
+    sketch = {"trajectory_sketch": ones(24 * 259, 128, dtype="int64")}
+    check_outgoing(sketch, policy, once=True)
+    with pytest.raises(PolicyError, match="largest_update_bytes"):
+        check_outgoing(sketch, policy)
