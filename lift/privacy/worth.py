@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from lift.config.plan import Plan
 from lift.privacy.costs import public_patients
@@ -14,13 +15,16 @@ from lift.unconditional.learning import noise_of, sends_moments, settings_of
 from lift.unconditional.moments import form_of
 from lift.unconditional.public_gaussian import public_gaussian
 
+_MOST_NOISE: Final = 2.0
+"""In units of what the public mean is known to."""
+
 
 def noise_warnings(plan: Plan, generator: AnyGenerator, sites: Sequence[str]) -> list[str]:
     """What to think of before a federation with noisy moments starts; empty: nothing.
 
-    A cohort's mean with noise of more than 1 / sqrt(public patients), in standard deviations of
-    patients, is known no better than the public mean is by its own number of patients: measured
-    cohorts below that gave volumes no nearer to real ones than the public Gaussian.
+    The public mean is known to 1 / sqrt(public patients), in standard deviations of patients. A
+    mean with noise of more than twice that adds nothing to it (docs/lab-notes.md: measured cohorts
+    with three times that and more gave volumes no nearer to real ones, those with less did).
 
     Raises:
         ConfigError: the plan has no public number of patients for a site.
@@ -40,7 +44,7 @@ def noise_warnings(plan: Plan, generator: AnyGenerator, sites: Sequence[str]) ->
         ]
     form = public_gaussian(moments, form_of(settings_of(plan).gaussian, generator)).sent
     level, own = mean_noise(form, noise, patients, len(sites)), 1 / math.sqrt(moments.patients)
-    if level <= own:
+    if level <= _MOST_NOISE * own:
         return []
     return [
         f"{patients} patients at {len(sites)} sites with this noise tell a mean to {level:.2f} of "

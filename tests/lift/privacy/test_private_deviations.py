@@ -168,15 +168,9 @@ def test_hopeless_noise_leaves_the_public_gaussian(public: PublicGaussian, loud:
     noisy = PLAN.model_copy(update={"noise_multiplier": loud})
     wanted = part(public.tensors())
     nearest = []
+    few = ordered(cohort(8, 5, 9, 2.0), FORM)
     for seed in range(5):
-        sums = release_moments(
-            ordered(cohort(8, 5, 9, 2.0), FORM),
-            FORM,
-            noisy,
-            5,
-            KnownStream(1 + 1000 * seed),
-            public,
-        )
+        sums = release_moments(few, FORM, noisy, 5, KnownStream(1 + 1000 * seed), public)
         found = part(fit_noisy_deviations(sums, noisy, 1, public))
         assert set(found) == set(wanted)
         assert all(bool(t.isfinite().all()) for t in found.values())
@@ -206,12 +200,13 @@ def test_without_much_noise_the_mean_is_the_cohorts_own_and_not_the_public_one(
 def test_with_noise_the_mean_is_nearer_to_the_cohorts_than_what_came_and_than_the_public_one(
     public: PublicGaussian,
 ) -> None:
-    patients = ordered(cohort(8, 60, 11, 0.5), FORM)
+    loud = PLAN.model_copy(update={"noise_multiplier": 4.0})
+    patients = ordered(cohort(8, 60, 11, 0.25), FORM)
     truth = torch.stack([volumes[0] for volumes in patients]).double().mean(0)[:, : FORM.width]
     wrong: dict[str, list[float]] = {"fit": [], "public": [], "noisy": []}
     for seed in range(6):
-        sums = release_moments(patients, FORM, PLAN, 60, KnownStream(1 + 1000 * seed), public)
-        fit = part(fit_noisy_deviations(sums, PLAN, 1, public))["mean"][:, : FORM.width]
+        sums = release_moments(patients, FORM, loud, 60, KnownStream(1 + 1000 * seed), public)
+        fit = part(fit_noisy_deviations(sums, loud, 1, public))["mean"][:, : FORM.width]
         came = public.mean[:, : FORM.width] + sums.mean("mean") * public.sd
         for name, mean in (("fit", fit), ("public", public.mean[:, : FORM.width]), ("noisy", came)):
             wrong[name].append(float((mean - truth).norm()))

@@ -41,7 +41,7 @@ def edit_card(folder: Path, version: int, digest: str | None) -> None:
     card = json.loads((folder / CARD_FILE).read_text())
     card["format_version"] = version
     if digest is None:
-        del card["features"]["moments_digest"]
+        card["features"].pop("moments_digest", None)
     else:
         card["features"]["moments_digest"] = digest
     (folder / CARD_FILE).write_text(json.dumps(card))
