@@ -24,6 +24,7 @@ from lift.mixer.base import FrozenParts, Mixer
 from lift.mixer.build import build_mixer
 from lift.mixer.trained import TrainedPart
 from lift.privacy.costs import describe_privacy
+from lift.privacy.worth import noise_warnings
 from lift.randomness import derive_seed
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
@@ -93,6 +94,7 @@ def describe_dry_run(
         "update_bytes_by_round_and_site": parameters * number_bytes,
         "rounds": plan.federation.rounds,
         "privacy": describe_privacy(plan, sites, target=epsilon),
+        "warnings": noise_warnings(plan, generator, sites),
     }
 
 

@@ -89,8 +89,10 @@ policy:
   # Whether a plan for new volumes may make this hospital's mean grey scale (two numbers, over its
   # training patients) known, under its name, to everyone who has the mixer.
   site_styles: false
-  # No single answer may hold more bytes of numbers than this.
+  # No single answer of a round may hold more bytes of numbers than this.
   largest_update_bytes: 1000000
+  # Nor may what is sent once, before the rounds: sums over this hospital's patients.
+  largest_statistics_bytes: 8000000
 """
 
 

@@ -13,6 +13,7 @@ from lift.config.kit import Kit
 from lift.config.plan import Plan
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
+from lift.protocol.messages import Kind
 from lift.wire.form import AnswerForm
 
 
@@ -74,11 +75,10 @@ def check_plan(
             "the plan makes each site's mean grey scale known, under its name, to everyone who has "
             "the mixer; allowed: no"
         )
-    size = max((form.size_bytes for form in forms), default=0)
-    if size > policy.largest_update_bytes:
-        offences["largest_update_bytes"] = (
-            f"an answer would have {size} bytes; at most {policy.largest_update_bytes}"
-        )
+    for form in forms:
+        key, largest = _largest(policy, form.kind)
+        if form.size_bytes > largest:
+            offences[key] = f"an answer would have {form.size_bytes} bytes; at most {largest}"
     if offences:
         raise PolicyError(
             "the site's policy refuses the plan",
@@ -109,11 +109,9 @@ def check_outgoing(
     if offence is not None:
         raise _refusal(f"tensors.{offence.tensor}", offence.seen)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    if size > policy.largest_update_bytes:
-        raise _refusal(
-            "policy.largest_update_bytes",
-            f"the answer has {size} bytes; at most {policy.largest_update_bytes}",
-        )
+    key, largest = _largest(policy, form.kind)
+    if size > largest:
+        raise _refusal(f"policy.{key}", f"the answer has {size} bytes; at most {largest}")
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise NonFiniteUpdateError(
@@ -122,6 +120,13 @@ def check_outgoing(
                 seen="it holds NaN or infinity",
                 remedy="Nothing was sent. The local training diverged: tell the coordinator.",
             )
+
+
+def _largest(policy: PolicySettings, kind: Kind) -> tuple[str, int]:
+    """The key that bounds an answer of this kind, and its bytes."""
+    if kind is Kind.STATISTICS:
+        return "largest_statistics_bytes", policy.largest_statistics_bytes
+    return "largest_update_bytes", policy.largest_update_bytes
 
 
 def _refusal(where: str, seen: str) -> PolicyError:

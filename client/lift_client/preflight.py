@@ -112,6 +112,7 @@ def run_checks(
             yield verdict
             reached = verdict.check == "server" and verdict.status != "problem"
     yield _admission(admission_check if reached else None)
+    yield _policy(config)
     yield _disk(config)
     if not quick:
         yield _device(config)
@@ -298,6 +299,17 @@ def _admission(ask: Callable[[], str | None] | None) -> Verdict:
         return Verdict("admission", "ok", "the server admits this site's key")
     fix = "Send site.pub to the coordinator, and compare the key's fingerprint by telephone."
     return Verdict("admission", "problem", refusal, fix, "policy")
+
+
+def _policy(config: SiteConfig) -> Verdict:
+    """What the site lets out, for whoever reads the check: nothing is looked at."""
+    policy = config.policy
+    once, often = policy.largest_statistics_bytes, policy.largest_update_bytes
+    seen = (
+        f"privacy: {', '.join(policy.privacy_modes)}; at most {once / 1e6:g} MB leave once as "
+        f"statistics, and {often / 1e6:g} MB in an answer of each of {policy.most_rounds} rounds"
+    )
+    return Verdict("policy", "ok", seen)
 
 
 def _disk(config: SiteConfig) -> Verdict:

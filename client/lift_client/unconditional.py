@@ -54,6 +54,7 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
+from lift.unconditional.public_gaussian import fallback_of
 from lift.unconditional.verdict import content_of, verdict_on_mapper
 from lift.wire.names import GAUSSIAN, MIXER, group, only
 from lift_client.data_version import data_version
@@ -93,6 +94,7 @@ class UnconditionalWork:
         self._noise = noise_of(plan)
         gaussian = settings_of(plan).gaussian
         self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
+        self._public = None if self._form is None else fallback_of(plan, decoder, self._form)
         self._settings = settings
         self._decoder = decoder
         self._mapper = plan_mapper(plan, decoder)
@@ -180,7 +182,7 @@ class UnconditionalWork:
         if self._noise is not None:
             public = self._noise.patients_of(self._settings.name)
             noisy = release_moments(
-                self._trajectories(), self._form, self._noise, public, SecureStream()
+                self._trajectories(), self._form, self._noise, public, SecureStream(), self._public
             )
             return dict(moments_to_arrays(noisy, noisy=True))
         moments = self.moments()

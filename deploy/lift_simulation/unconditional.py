@@ -46,6 +46,7 @@ from lift.unconditional.moments import (
     trajectory,
 )
 from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
+from lift.unconditional.public_gaussian import public_gaussian
 from lift.unconditional.style import kept_with_mixer
 from lift_client.session import SiteSession
 from lift_client.unconditional import UnconditionalWork
@@ -157,19 +158,25 @@ def _public_gaussian(
 ) -> Values:
     """The Gaussian of the decoder's own public volumes: what there is without any hospital.
 
-    Empty where the run did not make its decoder: a bundle keeps no volumes.
+    Of the volumes where the run made its decoder, else of the bundle's public moments. Empty where
+    there are none, or a sketch is wanted, which they cannot give.
     """
     settings = settings_of(plan)
-    if config.pretrain is None or settings.trajectory != "gaussian":
+    if settings.trajectory != "gaussian":
         return {}
+    form = form_of(settings.gaussian, decoder)
+    if config.pretrain is None:
+        moments = decoder.public.moments
+        if moments is None or form.columns:
+            return {}
+        return public_gaussian(moments, form).tensors() | plan_mapper(plan, decoder).values()
     with reporter.stage("public_gaussian"):
-        form = form_of(settings.gaussian, decoder)
         by_subject: dict[str, list[Tensor]] = {}
         for volume in read_public_volumes(config.pretrain, out / "generator.work"):
             found = by_subject.setdefault(volume.subject, [])
             found.append(trajectory(volume.body, decoder, form))
-        moments = [patient_moments(volumes, form) for volumes in by_subject.values()]
-        gaussian = fit_gaussian(sum(moments, start=TrajectorySums.zero(form)))
+        found_moments = [patient_moments(volumes, form) for volumes in by_subject.values()]
+        gaussian = fit_gaussian(sum(found_moments, start=TrajectorySums.zero(form)))
     return gaussian | plan_mapper(plan, decoder).values()
 
 

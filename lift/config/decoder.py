@@ -88,12 +88,14 @@ class PublicFeaturesCard(Settings):
     """Its sizes."""
     standardisation_digest: Digest
     projection_digest: Digest
+    moments_digest: Digest | None = None
+    """Of the moments of public volumes; null in bundles of format 1, which have none."""
 
 
 class DecoderCard(Settings):
     """The content of a decoder bundle's `generator.json`."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     kind: Literal["unconditional"]
     network: DecoderConfig
     source: tuple[Name, ...] = Field(default=(), max_length=0)
@@ -125,6 +127,8 @@ class DecoderCard(Settings):
     def _consistent(self) -> Self:
         if set(self.normalisation) != {self.target}:
             raise ValueError("normalisation must name the target and nothing else")
+        if (self.format_version > 1) != (self.features.moments_digest is not None):
+            raise ValueError("format 2 names public moments, and format 1 names none")
         return self
 
 

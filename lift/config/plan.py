@@ -408,6 +408,9 @@ class UnconditionalPlan(Settings):
     """Feature vectors that the attraction `samples` keeps of each group."""
     projection_digest: Digest | None = None
     """SHA-256 of the public projection; filled in from the generator's bundle when left out."""
+    moments_digest: Digest | None = None
+    """SHA-256 of the public moments, from which noisy moments are taken and on which they fall
+    back: under stats-once, filled in from the bundle where it has them."""
 
     @model_validator(mode="after")
     def _loss_has_its_source(self) -> Self:
@@ -430,6 +433,8 @@ class UnconditionalPlan(Settings):
         data: dict[str, Any] = handler(self)
         if not self.site_styles:
             data.pop("site_styles", None)
+        if self.moments_digest is None:
+            data.pop("moments_digest", None)
         return data
 
 

@@ -8,9 +8,9 @@ numbers of patients are the public ones that sites have agreed on, never a cohor
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from lift.config.base import Settings
 
@@ -99,9 +99,25 @@ class TrajectoryBounds(Settings):
     variance 1 over public slices, 1 is the length of a usual one."""
     tail_clip: Positive = 1.25
     """Likewise, of the latents that are not joint."""
+    deviation_clip: Positive = 0.75
+    """Where the bundle has public moments: longest deviation of a joint state from the public mean
+    of its position, each number in public standard deviations, in roots of its numbers. It bounds
+    what the means are made of; a short one costs less noise than it loses."""
+    product_clip: Positive = 1.25
+    """Likewise, of what products are made of: a short one would make the spread too small."""
     correlation_length: Positive = 0.2
-    """Where noise hides how neighbouring positions are tied: the distance, as a share of the body,
-    over which latents keep 1/e of their deviation from the mean."""
+    """Where there are no public moments and noise hides how neighbouring positions are tied: the
+    distance, as a share of the body, over which latents keep 1/e of their deviation from the mean.
+    """
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without defaults that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        for name in ("deviation_clip", "product_clip"):
+            if data[name] == type(self).model_fields[name].default:
+                del data[name]
+        return data
 
 
 class StatisticsOnce(_Patients):

@@ -74,7 +74,11 @@ class PolicySettings(Settings):
     among them. The whole plan is refused otherwise: a style left out could be told from the mean
     over all sites and the other styles."""
     largest_update_bytes: int = Field(default=1_000_000, ge=1)
-    """Bytes of tensors in one answer, before compression: 500,000 numbers in full precision."""
+    """Bytes of tensors in one answer of a round, before compression: 500,000 numbers in half
+    precision."""
+    largest_statistics_bytes: int = Field(default=8_000_000, ge=1)
+    """The same of what is sent once, before the rounds. Moments of trajectories take some 0.5 MB,
+    a sketch of whole trajectories 7 MB; these are sums over patients and do not repeat."""
 
 
 class SiteConfig(SiteSettings):

@@ -14,6 +14,7 @@ from lift.errors import ConfigError, GeneratorError, VersionMismatchError
 CARD_FILE: Final = "generator.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 _FORMAT_VERSION: Final = 1
+_DECODER_VERSIONS: Final = (1, 2)
 _BUILTIN: Final = Path(__file__).parent / "bundles"
 _NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle anew from where it came."
 
@@ -32,14 +33,15 @@ def read_card(folder: Path) -> GeneratorCard | DecoderCard:
         reason = error.strerror if isinstance(error, OSError) else "the file is not JSON"
         raise damaged_bundle(folder, f"{CARD_FILE}: {reason}") from None
     found = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(found, int) and found != _FORMAT_VERSION:
+    unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
+    readable = _DECODER_VERSIONS if unconditional else (_FORMAT_VERSION,)
+    if isinstance(found, int) and found not in readable:
         raise VersionMismatchError(
             "cannot use the generator bundle: it comes from another version",
             where=str(folder),
-            seen=f"format {found}; this version reads format {_FORMAT_VERSION}",
+            seen=f"format {found}; this version reads format {' and '.join(map(str, readable))}",
             remedy="Install the version that made the bundle, or ask for a bundle of this one.",
         )
-    unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
     try:
         return (DecoderCard if unconditional else GeneratorCard).from_data(data, str(path))
     except ConfigError as error:

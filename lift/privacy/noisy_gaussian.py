@@ -1,7 +1,9 @@
 """A Gaussian of trajectories from noisy moments: post-processing, which costs no privacy.
 
-The noise's level is public, and so is what to fall back on: over public slices latents have mean
-0 and variance 1, whatever the position, and neighbouring positions are alike. Every group of
+The noise's level is public, and so is what to fall back on: the moments of
+public volumes where the bundle has them (:mod:`lift.privacy.noisy_deviations`). Where it has none,
+over public slices latents have mean 0 and variance 1, whatever the position, and neighbouring
+positions are alike. Every group of
 numbers is shrunk toward that by the share of its energy that noise explains (James & Stein 1961),
 all the way where noise may explain it all: exact moments stay as they are, and hopeless noise
 leaves what is public alone.
@@ -26,15 +28,18 @@ _DEVIATIONS: Final = 2.0
 """Standard deviations above its mean at which the energy of numbers is no longer noise alone."""
 
 
-def noise_std(total: TrajectorySums, privacy: StatisticsOnce, sites: int) -> dict[str, Tensor]:
+def noise_std(
+    total: TrajectorySums, privacy: StatisticsOnce, sites: int, *, deviations: bool = False
+) -> dict[str, Tensor]:
     """Standard deviation of the noise in `total.mean(name)`, by name, broadcasting to its shape.
 
     Args:
         total: of `sites` releases.
         privacy: the plan's section, for each of the kinds that were sent.
         sites: number of releases in the total.
+        deviations: they are moments of deviations from a public Gaussian.
     """
-    lengths = lengths_of(total.form, privacy.trajectories)
+    lengths = lengths_of(total.form, privacy.trajectories, deviations=deviations)
     level = privacy.noise_multiplier * sensitivity(total.form, lengths) * math.sqrt(max(sites, 1))
     return {
         name: level * unit / total.patients for name, unit in units(total.form, lengths).items()
@@ -74,26 +79,26 @@ def fit_noisy_gaussian(
     k, d, fixed = form.positions, form.width, form.steady
     mean, mean_std = total.mean("mean"), std["mean"]
     moving = _smooth(mean[:, : d - fixed], mean_std[:1])
-    still = _shrunk(mean[:, d - fixed : d].mean(0), 0, mean_std[:1] / math.sqrt(k))
+    still = shrunk(mean[:, d - fixed : d].mean(0), 0, mean_std[:1] / math.sqrt(k))
     joint = _within_length(torch.cat([moving, still.expand(k, -1)], dim=1), lengths.joint)
     tail = _within_length(_smooth(mean[:, d:], mean_std[d:][:1]), lengths.tail)
 
     squares = _squares(total.mean("within"), std["within"], lengths.joint)
-    within = _positive(squares - joint.mT @ joint / k)
+    within = positive(squares - joint.mT @ joint / k)
     carried = math.exp(-1 / ((k - 1) * privacy.trajectories.correlation_length))
     following = total.mean("next") - joint[1:].mT @ joint[:-1] / (k - 1)
     following = _following(following, within, fixed, carried, std["next"])
 
-    tail_squares = _shrunk(total.mean("tail_within"), 1, std["tail_within"]).clamp_min(0)
+    tail_squares = shrunk(total.mean("tail_within"), 1, std["tail_within"]).clamp_min(0)
     tail_squares = tail_squares * min(1.0, lengths.tail**2 / max(float(tail_squares.sum()), 1e-300))
     spread = (tail_squares - tail.square().mean(0)).clamp_min(0)
     tail_next = total.mean("tail_next") - (tail[1:] * tail[:-1]).mean(0)
-    tail_next = _shrunk(tail_next, carried * spread, std["tail_next"])
+    tail_next = shrunk(tail_next, carried * spread, std["tail_next"])
     chain = stationary_chain(within, following, fixed)
     return tied_gaussian(torch.cat([joint, tail], dim=1), chain, spread, tail_next)
 
 
-def _shrunk(noisy: Tensor, prior: Tensor | float, std: Tensor) -> Tensor:
+def shrunk(noisy: Tensor, prior: Tensor | float, std: Tensor) -> Tensor:
     """All of some numbers, moved toward the prior by the share of noise in their energy.
 
     Energy that noise alone has in one of some thirty draws is taken for noise: of loud noise even
@@ -111,7 +116,7 @@ def _smooth(mean: Tensor, std: Tensor) -> Tensor:
     if not mean.numel():
         return mean
     waves = torch.from_numpy(dct(mean.numpy(), axis=0, norm="ortho"))
-    kept = torch.stack([_shrunk(wave, 0, std) for wave in waves])
+    kept = torch.stack([shrunk(wave, 0, std) for wave in waves])
     smooth: Tensor = torch.from_numpy(idct(kept.numpy(), axis=0, norm="ortho"))
     return smooth
 
@@ -131,11 +136,11 @@ def _squares(noisy: Tensor, std: Tensor, longest: float) -> Tensor:
     both = (noisy + noisy.mT) / 2
     own = both.diagonal()
     row, column = torch.triu_indices(len(both), len(both), offset=1)
-    mixed = _shrunk(both[row, column], 0, std / math.sqrt(2))
-    found = torch.diag(_shrunk(own, 1, std))
+    mixed = shrunk(both[row, column], 0, std / math.sqrt(2))
+    found = torch.diag(shrunk(own, 1, std))
     found[row, column] = mixed
     found[column, row] = mixed
-    found = _positive(found)
+    found = positive(found)
     return found * min(1.0, longest**2 / max(float(found.trace()), 1e-300))
 
 
@@ -146,11 +151,11 @@ def _following(noisy: Tensor, within: Tensor, steady: int, carried: float, std: 
     energy = float(free.square().sum())
     if energy > 0:
         seen = ((noisy - fixed) * free).sum() / energy
-        carried = float(_shrunk(seen, carried, std / math.sqrt(energy)).clamp(0, 1))
-    return _shrunk(noisy, fixed + carried * free, std)
+        carried = float(shrunk(seen, carried, std / math.sqrt(energy)).clamp(0, 1))
+    return shrunk(noisy, fixed + carried * free, std)
 
 
-def _positive(symmetric: Tensor) -> Tensor:
+def positive(symmetric: Tensor) -> Tensor:
     """What is positive in a symmetric matrix."""
     levels, axes = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
     kept: Tensor = (axes * levels.clamp_min(0)) @ axes.mT

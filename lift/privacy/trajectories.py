@@ -4,13 +4,17 @@ Each volume's state at each position is clipped to a public length *before* prod
 so what one patient adds has a known length by construction, whatever the volumes hold. The sum
 over patients gets Gaussian noise in units of that length, all parts together as one vector. What
 is made of it (:mod:`lift.privacy.noisy_gaussian`) is post-processing.
+
+Where there is a public Gaussian to fall back on, a state is what the joint latents deviate by from
+its mean, in its standard deviations: shorter vectors, and so less noise. Of the other latents
+nothing is sent then (:mod:`lift.privacy.noisy_deviations`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -27,6 +31,7 @@ from lift.unconditional.moments import (
     TrajectorySums,
     patient_moments,
 )
+from lift.unconditional.public_gaussian import PublicGaussian
 
 _BELOW: Final = 1 - 1e-9
 """Vectors are clipped to a little less than their bound: rounding never lifts one above it."""
@@ -37,19 +42,31 @@ class Lengths:
     """Public bounds on one volume's state at one position.
 
     Attributes:
-        joint: of the joint latents and the body's length, together.
+        joint: of the joint latents and the body's length, together, of which means are made.
         tail: of the other latents.
+        product: as `joint`, of what products are made of.
     """
 
     joint: float
     tail: float
+    product: float
 
 
-def lengths_of(form: TrajectoryForm, bounds: TrajectoryBounds) -> Lengths:
-    """The bounds for a layout: a state of D numbers of variance 1 has a length near sqrt(D)."""
-    return Lengths(
-        bounds.clip * math.sqrt(form.width), bounds.tail_clip * math.sqrt(len(form.tail))
-    )
+def lengths_of(
+    form: TrajectoryForm, bounds: TrajectoryBounds, *, deviations: bool = False
+) -> Lengths:
+    """The bounds for a layout: a state of D numbers of variance 1 has a length near sqrt(D).
+
+    Args:
+        form: of what is sent.
+        bounds: of the plan.
+        deviations: states are those from a public Gaussian.
+    """
+    root = math.sqrt(form.width)
+    if deviations:
+        return Lengths(bounds.deviation_clip * root, 0.0, bounds.product_clip * root)
+    tail = bounds.tail_clip * math.sqrt(len(form.tail))
+    return Lengths(bounds.clip * root, tail, bounds.clip * root)
 
 
 def clipped(trajectory: Tensor, form: TrajectoryForm, lengths: Lengths) -> Tensor:
@@ -76,7 +93,7 @@ def units(form: TrajectoryForm, lengths: Lengths) -> dict[str, Tensor]:
     """
     joint = torch.full((form.width,), lengths.joint, dtype=torch.float64)
     tail = torch.full((len(form.tail),), lengths.tail, dtype=torch.float64)
-    square, tail_square = (torch.tensor(x**2).double() for x in (lengths.joint, lengths.tail))
+    square, tail_square = (torch.tensor(x**2).double() for x in (lengths.product, lengths.tail))
     return {
         "mean": torch.cat([joint, tail]),
         "within": square,
@@ -94,10 +111,17 @@ def sensitivity(form: TrajectoryForm, lengths: Lengths) -> float:
     the tail, of products by latent, which are no longer.
     """
     kinds = [lengths.joint, lengths.tail] if form.tail else [lengths.joint]
+    products = [lengths.product, lengths.tail] if form.tail else [lengths.product]
     exact = math.sqrt(len(kinds) * (form.positions + 2))
-    smallest = min(min(length, length**2) for length in kinds)
+    smallest = min(*kinds, *(length**2 for length in products))
     count = sum(math.prod(shape) for shape in form.shapes.values())
     return exact + 0.5 * math.sqrt(count) / SCALE / smallest
+
+
+def deviation(trajectory: Tensor, public: PublicGaussian) -> Tensor:
+    """What a volume's joint states deviate by, in public standard deviations, (K, D), float64."""
+    width = public.form.width
+    return (trajectory[:, :width].double() - public.mean[:, :width]) / public.sd
 
 
 def release_moments(
@@ -106,6 +130,7 @@ def release_moments(
     privacy: StatisticsOnce,
     public_patients: int,
     stream: SecureStream,
+    public: PublicGaussian | None = None,
 ) -> TrajectorySums:
     """The noisy sum of the patients' clipped moments, with the public number of patients.
 
@@ -119,6 +144,8 @@ def release_moments(
         privacy: the plan's section, for each of the kinds that are sent.
         public_patients: of the site.
         stream: source of the noise.
+        public: what states are deviations from; then the sums are of the layout `public.sent`.
+            None: states are taken as they are.
 
     Raises:
         DataError: the public number is larger than sums hold; it tells nothing of the patients.
@@ -130,11 +157,13 @@ def release_moments(
             seen=f"{public_patients} patients of one site; at most {LARGEST_COHORT} fit",
             remedy="Nothing was sent. Agree on a smaller number, and on a cohort of that size.",
         )
-    lengths = lengths_of(form, privacy.trajectories)
+    form = form if public is None else public.sent
+    lengths = lengths_of(form, privacy.trajectories, deviations=public is not None)
     total = dict(TrajectorySums.zero(form).units)
     for volumes in patients:
-        one = patient_moments([clipped(volume, form, lengths) for volume in volumes], form)
-        total = {name: value + one.units[name] for name, value in total.items()}
+        states = volumes if public is None else [deviation(v, public) for v in volumes]
+        one = _bounded_moments(states, form, lengths)
+        total = {name: value + one[name] for name, value in total.items()}
     unit = units(form, lengths)
     exact = {name: value.double() / SCALE / unit[name] for name, value in total.items()}
     noisy = add_noise(exact, privacy.noise_multiplier * sensitivity(form, lengths), stream)
@@ -146,3 +175,15 @@ def release_moments(
         for name in total
     }
     return TrajectorySums(form, public_patients, found)
+
+
+def _bounded_moments(
+    states: Sequence[Tensor], form: TrajectoryForm, lengths: Lengths
+) -> dict[str, Tensor]:
+    """One patient's moments: means of states of one length, products of those of another."""
+    found = patient_moments([clipped(state, form, lengths) for state in states], form).units
+    if lengths.product == lengths.joint:
+        return dict(found)
+    longer = replace(lengths, joint=lengths.product)
+    products = patient_moments([clipped(state, form, longer) for state in states], form).units
+    return {**products, "mean": found["mean"]}

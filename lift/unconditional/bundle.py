@@ -1,8 +1,8 @@
 """A decoder's bundle: card, weights, and the public files of the drifting loss.
 
-`generator.json` and `weights.safetensors` as for any generator, and `standardisation.safetensors`
-and `projection.safetensors`, whose digests the card names. Weights are stored as float16 and
-computed with as float32.
+`generator.json` and `weights.safetensors` as for any generator, and `standardisation.safetensors`,
+`projection.safetensors` and, from format 2 on, `moments.safetensors`, whose digests the card names.
+Weights are stored as float16 and computed with as float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from lift.config.decoder import DecoderCard
-from lift.config.plan import Plan
+from lift.config.plan import Plan, UnconditionalPlan
+from lift.config.privacy import Privacy
 from lift.drifting.encoder import RandomPyramid
 from lift.drifting.projection import Projection
 from lift.drifting.standardise import Standardisation
@@ -30,9 +31,11 @@ from lift.unconditional.decoder import (
     build_decoder,
     decoder_fingerprint,
 )
+from lift.unconditional.public_moments import PublicMoments
 
 STANDARDISATION_FILE: Final = "standardisation.safetensors"
 PROJECTION_FILE: Final = "projection.safetensors"
+MOMENTS_FILE: Final = "moments.safetensors"
 AnyGenerator = FrozenGenerator | FrozenDecoder
 
 
@@ -59,6 +62,8 @@ def save_decoder(
         raise ValueError("the card is that of other weights: make it when the weights are final")
     public.standardisation.save(folder / STANDARDISATION_FILE)
     public.projection.save(folder / PROJECTION_FILE)
+    if public.moments is not None:
+        public.moments.save(folder / MOMENTS_FILE)
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))
     write_json(folder / CARD_FILE, card.model_dump(mode="json"))
     return card.fingerprint
@@ -112,8 +117,10 @@ def with_generator(plan: Plan, generator: AnyGenerator) -> Plan:
     found: dict[str, object] = {"generator_fingerprint": generator.fingerprint}
     if isinstance(generator, FrozenDecoder) and plan.unconditional is not None:
         check_public_files(plan, generator)
-        digest = generator.public.projection.digest
-        found["unconditional"] = plan.unconditional.model_copy(update={"projection_digest": digest})
+        own: dict[str, object] = {"projection_digest": generator.public.projection.digest}
+        if generator.public.moments is not None and _falls_back(plan.unconditional, plan.privacy):
+            own["moments_digest"] = generator.public.moments.digest
+        found["unconditional"] = plan.unconditional.model_copy(update=own)
     return plan.model_copy(update=found)
 
 
@@ -134,16 +141,23 @@ def check_public_files(plan: Plan, generator: AnyGenerator) -> None:
         )
     if not isinstance(generator, FrozenDecoder) or plan.unconditional is None:
         return
-    named = plan.unconditional.projection_digest
-    found = generator.public.projection.digest
-    if named is not None and named != found:
-        raise ConfigError(
-            "the plan names another public projection than the bundle has",
-            where="unconditional.projection_digest",
-            seen=f"plan {named[:16]}..., bundle {found[:16]}...",
-            remedy="Nothing was computed. Install the bundle that belongs to this plan.",
-        )
-    if plan.unconditional.site_styles and generator.card.network.volume_latents == 0:
+    settings, moments = plan.unconditional, generator.public.moments
+    named = {
+        "projection": (settings.projection_digest, generator.public.projection.digest),
+        "moments": (settings.moments_digest, None if moments is None else moments.digest),
+    }
+    for kind, (wanted, found) in named.items():
+        if wanted is not None and wanted != found:
+            bundle = "none" if found is None else f"{found[:16]}..."
+            raise ConfigError(
+                f"the plan names another public {kind} than the bundle has"
+                if kind == "projection"
+                else "the plan names other public moments than the bundle has",
+                where=f"unconditional.{kind}_digest",
+                seen=f"plan {wanted[:16]}..., bundle {bundle}",
+                remedy="Nothing was computed. Install the bundle that belongs to this plan.",
+            )
+    if settings.site_styles and generator.card.network.volume_latents == 0:
         raise ConfigError(
             "the plan asks for sites' grey scales, and the decoder has none",
             where="unconditional.site_styles",
@@ -151,6 +165,11 @@ def check_public_files(plan: Plan, generator: AnyGenerator) -> None:
             remedy="Nothing was computed. Use a decoder of the kind `network: pca`, or leave "
             "site_styles out.",
         )
+
+
+def _falls_back(settings: UnconditionalPlan, privacy: Privacy) -> bool:
+    """Whether a plan's moments get noise, which then falls back on public ones."""
+    return privacy.mode == "stats-once" and settings.trajectory == "gaussian"
 
 
 def _public(folder: Path, card: DecoderCard) -> PublicFeatures:
@@ -163,11 +182,17 @@ def _public(folder: Path, card: DecoderCard) -> PublicFeatures:
         projection = Projection.load(
             folder / PROJECTION_FILE, expected_digest=named.projection_digest
         )
+        moments = None
+        if named.moments_digest is not None:
+            moments = PublicMoments.load(
+                folder / MOMENTS_FILE, expected_digest=named.moments_digest
+            )
     except (DataError, ConfigError) as error:
         raise damaged_bundle(folder, f"{Path(error.where).name}: {error.seen}") from None
     if (
         standardisation.encoder_digest != encoder.digest
         or projection.standardisation_digest != standardisation.digest
+        or (moments is not None and moments.latent != card.network.latent)
     ):
         raise damaged_bundle(folder, "its public files do not belong together")
-    return PublicFeatures(encoder, standardisation, projection)
+    return PublicFeatures(encoder, standardisation, projection, moments)

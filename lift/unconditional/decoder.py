@@ -18,6 +18,7 @@ from lift.drifting.projection import Projection
 from lift.drifting.standardise import Standardisation
 from lift.generator.networks import network_fingerprint
 from lift.unconditional.pca import PcaDecoder
+from lift.unconditional.public_moments import PublicMoments
 
 _COARSE: Final = 4
 _NEAREST_VARIANCE: Final = 0.001
@@ -121,11 +122,14 @@ def nearest_latents(
 
 @dataclass(frozen=True)
 class PublicFeatures:
-    """What ships beside the weights: how slices become the features of the drifting loss."""
+    """What ships beside the weights: how slices become the features of the drifting loss, and the
+    moments of public volumes, which older bundles lack.
+    """
 
     encoder: Encoder
     standardisation: Standardisation
     projection: Projection
+    moments: PublicMoments | None = None
 
 
 class FrozenDecoder(nn.Module):

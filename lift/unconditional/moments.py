@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.config.plan import GaussianPlan
-from lift.drifting.release import FEWEST_PATIENTS, rejected
+from lift.drifting.release import FEWEST_PATIENTS
 from lift.drifting.statistics import LARGEST_COHORT
 from lift.errors import DataError
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import BodyVolume
-from lift.unconditional.sketch import FEWEST_SKETCHED, core, factor, products
+from lift.unconditional.sketch import FEWEST_SKETCHED, factor, products
 from lift.unconditional.stationary import StationaryChain, stationary_chain, symmetric_root
-from lift.wire.names import GAUSSIAN, TRAJECTORY, group, grouped
+from lift.wire.names import GAUSSIAN, TRAJECTORY, grouped
 
 SCALE: Final = 2**40
 """Units per 1 of the fixed-point form: sums of the largest cohort fit in int64."""
@@ -47,9 +47,8 @@ LARGEST_UNITS: Final = 2**59
 LARGEST: Final = 8.0
 """Latents are clipped to this many standard deviations of public slices."""
 _LENGTH_UNIT: Final = 0.1
-_TOLERANCE: Final = 1e-6
 _RELATIVE_RANK: Final = 1e-7
-_PATIENTS: Final = "patients"
+PATIENTS: Final = "patients"
 
 
 @dataclass(frozen=True)
@@ -231,81 +230,13 @@ def moments_to_arrays(sums: TrajectorySums, *, noisy: bool = False) -> dict[str,
             remedy="Nothing was sent. The site can still use the other sites' Gaussian.",
         )
     arrays = {name: units.numpy() for name, units in sums.units.items()}
-    arrays[_PATIENTS] = np.array([sums.patients], dtype=np.int64)
+    arrays[PATIENTS] = np.array([sums.patients], dtype=np.int64)
     return grouped(arrays, TRAJECTORY)
 
 
 def sent_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what :func:`moments_to_arrays` makes of a site's sums, all int64."""
-    return grouped({**form.shapes, _PATIENTS: (1,)}, TRAJECTORY)
-
-
-def moments_from_arrays(
-    arrays: Mapping[str, NDArray[Any]], form: TrajectoryForm, *, noisy: bool = False
-) -> TrajectorySums:
-    """The sums behind :func:`moments_to_arrays`, fit to be added; other names are left alone.
-
-    Noise makes sums that no cohort can have: of noisy ones only the form is looked at.
-
-    Raises:
-        UpdateRejectedError: a name is missing or extra, an array has another type or shape, there
-            are too few or too many patients, or no cohort can have these moments.
-    """
-    given, shapes = group(arrays, TRAJECTORY), group(sent_shapes(form), TRAJECTORY)
-    if set(given) != set(shapes):
-        raise rejected("its arrays are not exactly the moments of trajectories")
-    for name, shape in shapes.items():
-        if given[name].dtype != np.int64 or given[name].shape != shape:
-            raise rejected(
-                f"'{name}' is {given[name].dtype.name} of shape {given[name].shape}; int64 of "
-                f"shape {shape} is needed"
-            )
-    patients = int(given.pop(_PATIENTS)[0])
-    fewest = 1 if noisy else form.fewest
-    if not fewest <= patients <= LARGEST_COHORT:
-        raise rejected(f"they hold {patients} patients; {fewest} to {LARGEST_COHORT} are accepted")
-    sums = TrajectorySums(form, patients, {n: torch.from_numpy(a) for n, a in given.items()})
-    if noisy:
-        for name, units in sums.units.items():
-            if bool(((units > LARGEST_UNITS) | (units < -LARGEST_UNITS)).any()):
-                raise rejected(f"'{name}' is larger than any site sends")
-    else:
-        _check_possible(sums)
-    return sums
-
-
-def _check_possible(sums: TrajectorySums) -> None:
-    """Refuse moments that no patients within `LARGEST` have (UpdateRejectedError)."""
-    most = sums.patients * SCALE
-    for name, units in sums.units.items():
-        bound = int(most * (LARGEST if name == "mean" else LARGEST**2)) + sums.patients
-        # an empty tail has no extremes
-        if units.numel() and (int(units.max()) > bound or int(units.min()) < -bound):
-            raise rejected(f"'{name}' is larger than its patients can make it")
-    if sums.form.columns:
-        _, inner = core(sums.mean("mean").flatten(), sums.mean("sketch"))
-        levels = torch.linalg.eigvalsh(inner)
-        if float(levels[0]) < -_TOLERANCE * max(float(levels[-1]), _TOLERANCE):
-            raise rejected("the moments are not those of any set of patients")
-        return
-    within = sums.mean("within")
-    if not torch.equal(within, within.mT):
-        raise rejected("the products within a position are not symmetric")
-    first, following, tail = _covariances(sums)
-    before, after = (first, first) if sums.form.tied else (first[:-1], first[1:])
-    if sums.form.tied:
-        # the sum over K positions is at least that over any K - 1 of them
-        following = following * ((sums.form.positions - 1) / sums.form.positions)
-    pairs = torch.cat(
-        [
-            torch.cat([before, following.mT], dim=-1),
-            torch.cat([following, after], dim=-1),
-        ],
-        dim=-2,
-    )
-    least = float(torch.linalg.eigvalsh(pairs).min())
-    if least < -_TOLERANCE or bool((tail[0] < -_TOLERANCE).any()):
-        raise rejected("the moments are not those of any set of patients")
+    return grouped({**form.shapes, PATIENTS: (1,)}, TRAJECTORY)
 
 
 def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
@@ -331,7 +262,7 @@ def fit_gaussian(sums: TrajectorySums) -> dict[str, Tensor]:
         mean = sums.mean("mean")
         root = factor(mean.flatten(), sums.mean("sketch"))
         return {GAUSSIAN + "mean": mean.float(), GAUSSIAN + "factor": root.float().contiguous()}
-    within, following, (tail, tail_next) = _covariances(sums)
+    within, following, (tail, tail_next) = covariances(sums)
     if sums.form.tied:
         chain = stationary_chain(within, following, sums.form.steady)
         return tied_gaussian(sums.mean("mean"), chain, tail, tail_next)
@@ -392,7 +323,7 @@ def gaussian_shapes(form: TrajectoryForm) -> dict[str, tuple[int, ...]]:
     return {GAUSSIAN + name: shape for name, shape in shapes.items()}
 
 
-def _covariances(sums: TrajectorySums) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def covariances(sums: TrajectorySums) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Within positions (K, D, D), with the next (K - 1, D, D); the same of the tail.
 
     Of tied sums (D, D) each.

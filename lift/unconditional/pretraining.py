@@ -1,6 +1,7 @@
 """A slice decoder from public slices: principal axes, or a trained network that does better.
 
-Beside the decoder come the public files of the drifting loss, fitted on the same volumes.
+Beside the decoder come the public files of the drifting loss and the moments of trajectories,
+fitted on the same volumes.
 
 A trained network is worth its place where it reconstructs public slices that were held out
 better than a PCA with as many latents does; else it is refused.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -50,9 +51,17 @@ from lift.preprocessing import prepare
 from lift.randomness import derive_seed
 from lift.unconditional.autoencoder import train_decoder
 from lift.unconditional.bundle import save_decoder
-from lift.unconditional.decoder import AnyDecoder, PublicFeatures, decoder_fingerprint
+from lift.unconditional.decoder import (
+    AnyDecoder,
+    FrozenDecoder,
+    PublicFeatures,
+    decoder_fingerprint,
+)
 from lift.unconditional.grid import BodyVolume, body_volume
+from lift.unconditional.moments import trajectory
 from lift.unconditional.pca import fit_pca
+from lift.unconditional.public_gaussian import fit_public_moments, public_form
+from lift.unconditional.public_moments import PublicMoments
 from lift.unconditional.worth import ceiling_psnr_db, check_worth, equal_pca
 
 logger = logging.getLogger(__name__)
@@ -126,6 +135,7 @@ def pretrain_decoder(
     public = fit_public_features(config, volumes)
     lengths = [v.body.voxels.shape[2] * v.body.spacing_mm[0] for v in volumes]
     card = DecoderCard(
+        format_version=1,
         kind="unconditional",
         network=config.network,
         target=config.target,
@@ -147,8 +157,27 @@ def pretrain_decoder(
         pca_psnr_db=made.pca_psnr_db,
         weaker_than_pca=made.weaker,
     )
-    save_decoder(folder, made.network, card, public)
+    moments = public_moments_of(FrozenDecoder(made.network, card, public), volumes)
+    features = card.features.model_copy(update={"moments_digest": moments.digest})
+    card = card.model_copy(update={"format_version": 2, "features": features})
+    save_decoder(folder, made.network, card, replace(public, moments=moments))
     return card
+
+
+def public_moments_of(decoder: FrozenDecoder, volumes: Sequence[PublicVolume]) -> PublicMoments:
+    """The moments of public volumes' trajectories; their order changes no bit.
+
+    Args:
+        decoder: of these volumes, on the CPU.
+        volumes: a subject with several ones counts once.
+    """
+    network = decoder.card.network
+    form = public_form(network.volume_latents, network.latent)
+    by_subject: dict[str, list[Tensor]] = {}
+    for volume in volumes:
+        found = by_subject.setdefault(volume.subject, [])
+        found.append(trajectory(volume.body, decoder, form))
+    return fit_public_moments(by_subject.values(), network.volume_latents, network.latent)
 
 
 def read_public_volumes(

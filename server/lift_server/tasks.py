@@ -20,6 +20,7 @@ from lift.drifting.review import review
 from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.z_filter import NormalEquations, fit
+from lift.privacy.noisy_deviations import fit_noisy_deviations
 from lift.privacy.noisy_gaussian import fit_noisy_gaussian
 from lift.privacy.start import fit_released
 from lift.privacy.statistics import denoised
@@ -40,8 +41,9 @@ from lift.unconditional.moments import (
     TrajectorySums,
     fit_gaussian,
     form_of,
-    moments_from_arrays,
 )
+from lift.unconditional.public_gaussian import fallback_of
+from lift.unconditional.review import moments_from_arrays
 from lift.unconditional.style import named_styles
 from lift.wire.answers import paired_statistics_form, unconditional_statistics_form
 from lift.wire.names import (
@@ -218,6 +220,9 @@ class UnconditionalTask:
         gaussian = settings_of(plan).gaussian
         self._form = form_of(gaussian, decoder) if sends_moments(plan) else None
         self._noise = noise_of(plan)
+        self._public = None if self._form is None else fallback_of(plan, decoder, self._form)
+        if self._public is not None:
+            self._form = self._public.sent
         self._answer = unconditional_statistics_form(plan, decoder)
 
     @property
@@ -250,6 +255,8 @@ class UnconditionalTask:
             _check_any(moments.patients, self._form.fewest)
             if self._noise is None:
                 found |= fit_gaussian(moments)
+            elif self._public is not None:
+                found |= fit_noisy_deviations(moments, self._noise, len(sent), self._public)
             else:
                 found |= fit_noisy_gaussian(moments, self._noise, len(sent))
         if self._has_drifting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ POLICY = PolicySettings(
     most_steps_per_round=40,
     least_patient_count_step=1,
     largest_update_bytes=4000,
+    largest_statistics_bytes=6000,
 )
 
 
@@ -202,3 +204,30 @@ def test_an_answer_that_is_not_finite_may_not_leave(number: float) -> None:
     with pytest.raises(NonFiniteUpdateError) as caught:
         check_outgoing(tensors, POLICY, AnswerForm(Kind.TRAIN, tuple(parts)))
     assert caught.value.where == "tensors.b"
+
+
+def sums(dtype: str = "float32", **shapes: tuple[int, ...]) -> AnswerForm:
+    return replace(answer(dtype=dtype, **shapes), kind=Kind.STATISTICS)
+
+
+def test_what_is_sent_once_has_a_bound_of_its_own() -> None:
+    check_outgoing({"a": ones(1500)}, POLICY, sums(a=(1500,)))
+    with pytest.raises(PolicyError, match="6004 bytes; at most 6000") as caught:
+        check_outgoing({"a": ones(1501)}, POLICY, sums(a=(1501,)))
+    assert caught.value.where == "policy.largest_statistics_bytes"
+    with pytest.raises(PolicyError, match="6004 bytes; at most 6000"):
+        check_plan(PLAN, POLICY, KIT, forms=[sums(a=(1501,))])
+    # the control: in a round it is too large
+    with pytest.raises(PolicyError) as caught:
+        check_outgoing({"a": ones(1500)}, POLICY, answer(a=(1500,)))
+    assert caught.value.where == "policy.largest_update_bytes"
+
+
+def test_the_defaults_let_a_sketch_through_once_and_never_in_a_round() -> None:
+    policy = PolicySettings(privacy_modes=("none",))
+    # 24 positions of 258 latents and a length, 128 columns
+    form = sums(dtype="int64", sketch=(24 * 259, 128))
+    sketch = {"sketch": ones(24 * 259, 128, dtype="int64")}
+    check_outgoing(sketch, policy, form)
+    with pytest.raises(PolicyError, match="largest_update_bytes"):
+        check_outgoing(sketch, policy, replace(form, kind=Kind.TRAIN))

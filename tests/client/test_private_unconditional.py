@@ -23,7 +23,8 @@ from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import SCALE, form_of, moments_from_arrays, trajectory
+from lift.unconditional.moments import SCALE, form_of, trajectory
+from lift.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
 from lift_client import unconditional as module
 from lift_client.ledger import LEDGER_FILE, create_ledger, verify

@@ -28,10 +28,10 @@ from lift.unconditional.moments import (
     TrajectoryForm,
     TrajectorySums,
     fit_gaussian,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
 )
+from lift.unconditional.review import moments_from_arrays
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.privacy.streams import KnownStream
 

@@ -23,11 +23,11 @@ from lift.unconditional.moments import (
     fit_gaussian,
     form_of,
     gaussian_shapes,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
     trajectory,
 )
+from lift.unconditional.review import moments_from_arrays
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.unconditional.tiny_decoder import plan_data
 

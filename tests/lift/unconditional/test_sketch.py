@@ -19,10 +19,10 @@ from lift.unconditional.moments import (
     fit_gaussian,
     form_of,
     gaussian_shapes,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
 )
+from lift.unconditional.review import moments_from_arrays
 from lift.unconditional.sketch import FEWEST_SKETCHED, public_columns
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 

@@ -19,10 +19,10 @@ from lift.unconditional.moments import (
     fit_gaussian,
     form_of,
     gaussian_shapes,
-    moments_from_arrays,
     moments_to_arrays,
     patient_moments,
 )
+from lift.unconditional.review import moments_from_arrays
 from lift.unconditional.stationary import stationary_chain, steady_share
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 
