@@ -18,10 +18,12 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.unconditional.bundle import check_public_files
 from lift.unconditional.decoder import FrozenDecoder
+from lift.unconditional.learning import settings_of
 from lift.unconditional.moments import (
     TrajectoryForm,
     TrajectorySums,
     covariances,
+    form_of,
     patient_moments,
     tied_gaussian,
 )
@@ -164,6 +166,17 @@ def stretched(within: Tensor, following: Tensor, ratio: float) -> tuple[Tensor, 
     # a direction without variance has no ties
     power = power @ (axes[:, kept] @ axes[:, kept].mT)
     return root @ root, root @ power @ root
+
+
+def sent_form(plan: Plan, decoder: FrozenDecoder) -> TrajectoryForm:
+    """The layout of the moments that a site sends under a plan.
+
+    Raises:
+        ConfigError: the plan names other public moments than the bundle has.
+    """
+    form = form_of(settings_of(plan).gaussian, decoder)
+    public = fallback_of(plan, decoder, form)
+    return form if public is None else public.sent
 
 
 def fallback_of(plan: Plan, decoder: FrozenDecoder, form: TrajectoryForm) -> PublicGaussian | None:

@@ -16,8 +16,8 @@ from lift.protocol.messages import Kind
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import noise_of, sends_drifting, sends_moments, settings_of
-from lift.unconditional.moments import form_of, sent_shapes
-from lift.unconditional.public_gaussian import fallback_of
+from lift.unconditional.moments import sent_shapes
+from lift.unconditional.public_gaussian import sent_form
 from lift.wire.form import AnswerForm, Part, TensorForm
 from lift.wire.groups import (
     CLIPPED_SUM,
@@ -101,9 +101,7 @@ def unconditional_statistics_form(plan: Plan, decoder: FrozenDecoder) -> AnswerF
     parts: list[Part] = []
     optional = noise_of(plan) is None
     if sends_moments(plan):
-        form = form_of(settings_of(plan).gaussian, decoder)
-        public = fallback_of(plan, decoder, form)
-        shapes = sent_shapes(form if public is None else public.sent)
+        shapes = sent_shapes(sent_form(plan, decoder))
         published = settings_of(plan).site_styles
         group = MOMENTS_WITH_STYLE if published else MOMENTS
         parts.append(Part(group, _int64(shapes), optional=optional))

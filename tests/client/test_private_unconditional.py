@@ -23,7 +23,8 @@ from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
 from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import SCALE, form_of, trajectory
+from lift.unconditional.moments import SCALE, trajectory
+from lift.unconditional.public_gaussian import sent_form
 from lift.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
 from lift_client import unconditional as module
@@ -174,8 +175,8 @@ def test_all_that_is_sent_has_the_noise_of_one_mechanism(
 def _moment_errors(plan: Plan, decoder: FrozenDecoder, sent: dict[str, Arrays]) -> Tensor:
     assert plan.unconditional is not None
     assert plan.privacy.mode == "stats-once"
-    form = form_of(plan.unconditional.gaussian, decoder)
-    lengths = trajectories.lengths_of(form, plan.privacy.trajectories)
+    form = sent_form(plan, decoder)
+    lengths = trajectories.lengths_of(form, plan.privacy.trajectories, deviations=True)
     exact, noisy = (moments_from_arrays(sent[n], form, noisy=True) for n in ("exact", "noisy"))
     unit = trajectories.units(form, lengths)
     away = [

@@ -24,6 +24,7 @@ from lift.unconditional.moments import (
     moments_to_arrays,
     patient_moments,
 )
+from lift.unconditional.public_gaussian import sent_form
 from lift.wire.names import SHARED, TRAJECTORY
 from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
@@ -188,7 +189,7 @@ def test_noisy_moments_are_taken_by_their_form_and_make_a_gaussian_in_any_order(
     reviewed = []
     for _ in range(3):
         # no patient at all: whether there is one cannot be seen
-        noisy = release_moments([], form, plan.privacy, 3, SecureStream())
+        noisy = release_moments([], sent_form(plan, decoder), plan.privacy, 3, SecureStream())
         arrays = dict(moments_to_arrays(noisy, noisy=True))
         reviewed.append(task.review(answer(plan, arrays, patients=3), plan.digest())[1])
     one, other = task.combine(reviewed), task.combine(reviewed[::-1])
