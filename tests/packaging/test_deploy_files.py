@@ -218,6 +218,8 @@ def test_an_image_holds_every_package_at_its_pinned_version(path: Path) -> None:
     packages: list[str] = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     for package in packages:
         assert any(f"{package}/".startswith(f"{source}/") for source in copied), package
+    wheel = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["force-include"]) <= copied
     hook = _project()["tool"]["hatch"]["build"]["hooks"]["custom"]["path"]
     readme = _project()["project"]["readme"]
     assert {"pyproject.toml", hook, readme, "constraints.txt"} <= copied
