@@ -67,7 +67,7 @@ $(DOCS_STAMP): $(STAMP)
 
 docs: $(DOCS_STAMP)  ## the documentation in out/docs, offline; it runs the tutorial: about a minute
 	$(BIN)/python docs/figures/make.py
-	$(BIN)/python -W ignore -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict --quiet
 
 $(RELEASE_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,release]"

@@ -10,6 +10,8 @@ from typing import Final
 import click
 import typer.main
 
+from lift.errors import EXIT_CODES
+
 APPLICATIONS: Final = {
     "lift": "lift.cli",
     "lift-client": "lift_client.cli",
@@ -28,6 +30,16 @@ To resume an interrupted command, run it again. Results go to stdout, messages t
 codes are listed on a [page of their own](exit-codes.md). `make help` lists the targets of the Makefile,
 which are on the [page of figures](../figures.md).
 """
+_EXIT_CODES: Final = """\
+# Exit codes
+
+All programs share one table. A message names the kind and the code in brackets, for example
+`[data, exit 3]`, and has four parts: what failed, where, what was seen against what is needed, and what
+to do next. The guides say what each code means for [sites](../guides/site.md#what-can-go-wrong) and
+[coordinators](../guides/coordinator.md#what-can-go-wrong). 130 means that somebody stopped the command.
+
+| code | kind | meaning |
+|---|---|---|"""
 
 
 def command_page() -> str:
@@ -39,6 +51,12 @@ def command_page() -> str:
         for name, inner in subcommands(command, program):
             lines += [f"### {name}", "", *_described(inner, name)]
     return "\n".join(lines)
+
+
+def exit_code_page() -> str:
+    """The table of exit codes, which all programs share, as Markdown."""
+    rows = [f"| {c.number} | {c.label} | {c.help} |" for c in EXIT_CODES.values()]
+    return "\n".join([_EXIT_CODES, *rows, ""])
 
 
 def application(program: str) -> click.Command:

@@ -10,7 +10,7 @@ from typing import Final
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from tools.command_reference import command_page
+from tools.command_reference import command_page, exit_code_page
 from tools.settings_reference import settings_page
 from tools.tutorial import tutorial_page
 
@@ -30,6 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files of the root to those of `docs/`."""
     pages = {
         "reference/commands.md": command_page(),
+        "reference/exit-codes.md": exit_code_page(),
         "reference/settings.md": settings_page(),
         **{page: as_page((ROOT / name).read_text("utf-8")) for name, page in COPIED.items()},
     }

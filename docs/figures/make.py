@@ -85,8 +85,14 @@ def method() -> None:
     figure, axes = canvas(10, 5.4)
     axes.add_patch(
         FancyBboxPatch(
-            (0.2, 2.35), 9.6, 2.8, boxstyle="round,pad=0,rounding_size=0.15",
-            fc=QUIET, ec="#9aa5b1", lw=1, ls="--",
+            (0.2, 2.35),
+            9.6,
+            2.8,
+            boxstyle="round,pad=0,rounding_size=0.15",
+            fc=QUIET,
+            ec="#9aa5b1",
+            lw=1,
+            ls="--",
         )  # fmt: skip
     )
     axes.text(0.4, 4.9, "one site: volumes never leave", fontsize=9, style="italic", va="center")
@@ -131,8 +137,13 @@ def architecture() -> None:
     arrow(axes, (5.8, 5.0), (7.1, 4.4))
     axes.add_patch(
         FancyBboxPatch(
-            (0.5, 0.3), 9.0, 2.5, boxstyle="round,pad=0,rounding_size=0.15",
-            fc=QUIET, ec=INK, lw=1,
+            (0.5, 0.3),
+            9.0,
+            2.5,
+            boxstyle="round,pad=0,rounding_size=0.15",
+            fc=QUIET,
+            ec=INK,
+            lw=1,
         )  # fmt: skip
     )
     axes.text(0.75, 2.55, "lift", weight="bold", va="center")
