@@ -27,16 +27,18 @@ coordinator's side, `lift-simulate` runs a whole federation in one process. `--h
 prints the same text as this page, which is generated from the programs.
 
 To resume an interrupted command, run it again. Results go to stdout, messages to stderr. The exit
-codes are listed on a [page of their own](exit-codes.md). `make help` lists the targets of the Makefile,
-which are on the [page of figures](../figures.md).
+codes are listed on a [page of their own](exit-codes.md). `make help` lists the targets of the
+Makefile, which are on the [page of figures](../figures.md).
 """
 _EXIT_CODES: Final = """\
 # Exit codes
 
 All programs share one table. A message names the kind and the code in brackets, for example
-`[data, exit 3]`, and has four parts: what failed, where, what was seen against what is needed, and what
-to do next. The guides say what each code means for [sites](../guides/site.md#what-can-go-wrong) and
-[coordinators](../guides/coordinator.md#what-can-go-wrong). 130 means that somebody stopped the command.
+`[data, exit 3]`, and has four parts: what failed, where, what was seen against what is needed, and
+what to do next. The guides say what each code means for
+[sites](../guides/site.md#what-can-go-wrong) and
+[coordinators](../guides/coordinator.md#what-can-go-wrong). 130 means that somebody stopped the
+command.
 
 | code | kind | meaning |
 |---|---|---|"""

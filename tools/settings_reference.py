@@ -28,10 +28,11 @@ FILES: Final[Mapping[str, type[BaseModel]]] = {
 _INTRODUCTION: Final = """\
 # Settings
 
-Every settings file is YAML. It is checked before anything starts: an unknown key, a key given twice,
-a wrong type or a missing required key stops the command and names the key. A text value may contain
-`${NAME}` or `${NAME:-default}`, which is replaced by an environment variable. Relative paths of
-`site.yaml` and `server.yaml` start at the folder of the file; all others start at the working folder.
+Every settings file is YAML. It is checked before anything starts: an unknown key, a key given
+twice, a wrong type or a missing required key stops the command and names the key. A text value may
+contain `${NAME}` or `${NAME:-default}`, which is replaced by an environment variable. Relative
+paths of `site.yaml` and `server.yaml` start at the folder of the file; all others start at the
+working folder.
 
 This page is generated from the models that read the files.
 
@@ -40,17 +41,18 @@ This page is generated from the models that read the files.
 | [site.yaml](#siteyaml) | `lift-client` |
 | [server.yaml](#serveryaml) | `lift-server` |
 | [simulation](#simulation) | `lift-simulate --config` |
-| [pretrain](#pretrain), [pretrain, unconditional](#pretrain-unconditional) | `lift pretrain --config` |
+| [pretrain](#pretrain) | `lift pretrain --config` |
+| [pretrain, unconditional](#pretrain-unconditional) | the same, with `kind: unconditional` |
 | [pretrain --import](#pretrain-import) | `lift pretrain --import` |
 
-The *plan* is the section that decides the result of a run. It is the same in `server.yaml` and in the
-settings of a simulation: see [plan](#plan).
+The *plan* is the section that decides the result of a run. It is the same in `server.yaml` and in
+the settings of a simulation: see [plan](#plan).
 """
 _SHARED: Final = """\
 ## Parts
 
-The sections below stand inside the files above, under the key of their heading. Where a key allows
-several kinds of section, each kind has a heading of its own with the word that chooses it.
+The sections below stand inside the files above, under the key of their heading. Where a key
+allows several kinds of section, each kind has a heading of its own with the word that chooses it.
 """
 Schema = Mapping[str, object]
 
@@ -78,9 +80,9 @@ def settings_page() -> str:
     definitions: dict[str, Schema] = {}
     roots: dict[str, Schema] = {}
     for file, model in FILES.items():
-        schema = cast("dict[str, object]", json.loads(json.dumps(model.model_json_schema())))
-        definitions |= cast("dict[str, Schema]", schema.pop("$defs", {}))
-        roots[file] = schema
+        whole = model.model_json_schema()
+        definitions |= whole.pop("$defs", {})
+        roots[file] = whole
     parts = _parts(roots, definitions)
     titles = {model.__name__: file for file, model in FILES.items()}
     titles |= {part.name: part.title for part in parts}
@@ -188,10 +190,8 @@ def _kind(field: Schema, titles: Mapping[str, str]) -> str:
     if kind == "array":
         return _list(field, titles)
     if kind == "object":
-        inner = cast("Schema", field.get("additionalProperties") or {"type": "any"})
-        if inner is True:
-            return "mapping"
-        return f"name → {_kind(inner, titles)}"
+        inner = field.get("additionalProperties")
+        return f"name → {_kind(inner, titles)}" if isinstance(inner, dict) else "mapping"
     if kind in {"number", "integer"}:
         return _number(field, kind)
     if kind == "string" and field.get("format") == "path":

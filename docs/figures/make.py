@@ -93,7 +93,7 @@ def method() -> None:
             ec="#9aa5b1",
             lw=1,
             ls="--",
-        )  # fmt: skip
+        )
     )
     axes.text(0.4, 4.9, "one site: volumes never leave", fontsize=9, style="italic", va="center")
     slices(axes, 0.45, 3.0, jumps=False)
@@ -144,7 +144,7 @@ def architecture() -> None:
             fc=QUIET,
             ec=INK,
             lw=1,
-        )  # fmt: skip
+        )
     )
     axes.text(0.75, 2.55, "lift", weight="bold", va="center")
     axes.text(1.15, 2.55, "what both sides share; imports neither", fontsize=8.5, va="center")

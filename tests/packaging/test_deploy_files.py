@@ -1,4 +1,4 @@
-"""What `deploy/`, the guides and SECURITY.md say is what the code does: commands, codes, ports, fields."""
+"""What `deploy/`, guides and SECURITY.md say is what the code does: commands, ports, fields."""
 
 from __future__ import annotations
 
