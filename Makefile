@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WEB_STAMP := $(VENV)/.installed-web
+DOCS_STAMP := $(VENV)/.installed-docs
+RELEASE_STAMP := $(VENV)/.installed-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 REACH := $(BIN)/python -m lift_simulation.reach
 
-.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach real real-lgg real-lgg-left-out clean help
+.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach real real-lgg real-lgg-left-out docs wheel wheel-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +60,29 @@ $(WEB_STAMP): $(STAMP)
 test-web: $(WEB_STAMP)  ## report, viewer and live page in a real Chromium; pictures in out/screenshots
 	command -v chromium || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q chromium; }
 	$(BIN)/python -m pytest -m web -n 2 --dist loadscope tests/web
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)  ## the documentation in out/docs, offline; it runs the tutorial: about a minute
+	$(BIN)/python docs/figures/make.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict --quiet
+
+$(RELEASE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,release]"
+	@touch $(RELEASE_STAMP)
+
+wheel: $(RELEASE_STAMP)  ## wheel, source archive, list of components and SHA256SUMS in dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m tools.release dist
+
+wheel-check: wheel  ## builds again and compares the bytes
+	rm -rf out/wheel-again
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d out/wheel-again
+	$(BIN)/python -m tools.release out/wheel-again
+	cmp dist/SHA256SUMS out/wheel-again/SHA256SUMS
 
 lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/ruff check .

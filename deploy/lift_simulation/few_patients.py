@@ -20,9 +20,10 @@ from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.report.terms import method_term
+from lift_simulation.shipped import shipped_settings
 
 PROGRAM = "few-patients"
-_SETTINGS = Path("configs/presets/few-patients.yaml")
+_SETTINGS: Final = Path("presets/few-patients.yaml")
 SUMMARY_FILE: Final = "few-patients.json"
 FIGURE_FILE: Final = "few-patients.png"
 _ROWS: Final = ("curves_z_filter", "local_only", "local_curves", "federated_curves")
@@ -33,7 +34,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def few_patients(
-    config: Annotated[Path, typer.Option(help="Settings (YAML) of the sites.")] = _SETTINGS,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings (YAML) of the sites; default: the preset few-patients."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("out/few-patients"),
     number: Annotated[
         list[int] | None,
@@ -44,6 +48,7 @@ def few_patients(
 
     Run the same command again to go on. Table and figure are written after every federation.
     """
+    config = config or shipped_settings() / _SETTINGS
     settings = SimulationConfig.from_yaml(config)
     if settings.several_runs or settings.late or settings.plan.mixer.contrast == "none":
         raise ConfigError(

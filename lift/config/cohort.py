@@ -21,12 +21,14 @@ class BratsData(_FolderData):
     """BraTS 2023: `BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz`, t1c, t2w, t2f."""
 
     layout: Literal["brats"] = "brats"
+    """Chooses this layout."""
 
 
 class SynthradData(_FolderData):
     """SynthRAD2023: `1BA001/{mr,ct,mask}.nii.gz`."""
 
     layout: Literal["synthrad"] = "synthrad"
+    """Chooses this layout."""
 
 
 SeriesPattern = Annotated[
@@ -38,6 +40,7 @@ class BidsData(_FolderData):
     """BIDS: `sub-01[/ses-01]/anat/sub-01[_ses-01][_ce-gd]_T1w.nii.gz`; each session by itself."""
 
     layout: Literal["bids"] = "bids"
+    """Chooses this layout."""
     series: dict[str, SeriesPattern] = Field(default_factory=dict)
     """Channel -> how its files end, with the entities that tell them from others, such as
     `acq-3d_T1w`; `*` stands for any value. What is not named: t1n `T1w`, t1c `ce-*_T1w`, t2w `T2w`,
@@ -49,6 +52,7 @@ class TableData(_FolderData):
     """A CSV table: `patient`, one column by channel, optionally `mask`; paths under the root."""
 
     layout: Literal["table"] = "table"
+    """Chooses this layout."""
     table: Path
     """The CSV file."""
 
@@ -60,6 +64,7 @@ class AutoData(_FolderData):
     """The layout is found out from the folder, and said; a name of it here is better."""
 
     layout: Literal["auto"] = "auto"
+    """Chooses this layout."""
 
 
 CohortData = Annotated[

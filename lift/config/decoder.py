@@ -33,6 +33,7 @@ class PcaDecoderConfig(_DecoderImage):
     """
 
     name: Literal["pca"]
+    """Chooses this decoder."""
     axes: int = Field(ge=2, le=1024)
     """Principal axes that are kept."""
 
@@ -55,7 +56,9 @@ class SliceDecoderConfig(_DecoderImage):
     """
 
     name: Literal["slice_decoder"] = "slice_decoder"
+    """Chooses this decoder."""
     layers: Literal["dense", "convolutional"] = "dense"
+    """Fully connected layers, or transposed convolutions."""
     latent: int = Field(default=64, ge=4, le=512)
     """Numbers of a slice's latent vector, standard normal over public slices."""
     hidden: tuple[Hidden, ...] = Field(default=(128, 256), min_length=1, max_length=4)
@@ -87,7 +90,9 @@ class PublicFeaturesCard(Settings):
     encoder_form: PyramidName = "texture"
     """Its sizes."""
     standardisation_digest: Digest
+    """Digest of `standardisation.safetensors`."""
     projection_digest: Digest
+    """Digest of `projection.safetensors`."""
     moments_digest: Digest | None = None
     """Of the moments of public volumes; null in bundles of format 1, which have none."""
 
@@ -96,8 +101,11 @@ class DecoderCard(Settings):
     """The content of a decoder bundle's `generator.json`."""
 
     format_version: Literal[1, 2] = 2
+    """Version of the bundle's format."""
     kind: Literal["unconditional"]
+    """Tells this card from that of a paired generator."""
     network: DecoderConfig
+    """Architecture of the decoder."""
     source: tuple[Name, ...] = Field(default=(), max_length=0)
     """Always empty: nothing goes in but a latent vector."""
     target: Name
@@ -109,11 +117,15 @@ class DecoderCard(Settings):
     body_length_mm: Positive
     """Mean length of the public bodies across the slice plane."""
     features: PublicFeaturesCard
+    """The public files beside the weights."""
     training_data: str = Field(min_length=1)
+    """Statement: which data the weights were trained on."""
     licence: str = Field(min_length=1)
+    """Licence of the weights."""
     fingerprint: Digest
     """SHA-256 of the architecture and the weights as they are stored."""
     made_with: str = Field(min_length=1)
+    """Version of this package that wrote the bundle."""
     trained_steps: int = Field(ge=0)
     """Optimiser steps; 0 for a closed form."""
     validation_psnr_db: float | None = None
@@ -152,21 +164,28 @@ class DecoderPretrainConfig(Settings):
     """Settings of `lift pretrain` for an unconditional generator."""
 
     kind: Literal["unconditional"]
+    """Tells these settings from those of a paired generator."""
     network: DecoderConfig
+    """Architecture of the decoder."""
     target: Name
     """The channel to learn."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
+    """From files to slices, as a plan that uses the bundle will have it."""
     cohorts: tuple[PretrainCohort, ...] = Field(min_length=1)
     """Public data; a phantom cohort is written first."""
     training_data: str = Field(min_length=1)
     """Statement: which data the weights were trained on."""
     licence: str = Field(min_length=1)
+    """Licence of the weights."""
     allow_weaker_than_pca: bool = False
     """Write a trained decoder that is hardly better than a PCA with as many latents, or worse;
     without this it is refused."""
     steps: int = Field(default=3000, ge=1)
+    """Optimiser steps."""
     batch_slices: int = Field(default=64, ge=2, le=4096)
+    """Slices of a step."""
     learning_rate: Positive = 2e-3
+    """Learning rate of the optimiser."""
     noise_variance: Positive = 0.0005
     """Variance of a pixel around the decoded slice: smaller means sharper and less smooth a
     latent space."""
@@ -180,6 +199,7 @@ class DecoderPretrainConfig(Settings):
     encoder_channels: int = Field(default=24, ge=4, le=256)
     """Of the encoder that is needed in training alone."""
     validation_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the subjects that are kept for the validation PSNR of the card."""
     encoder_seed: int = Field(default=7, ge=0, lt=2**63)
     """Of the public feature encoder; evaluation uses another one."""
     encoder_form: PyramidName = "shape"
@@ -200,9 +220,13 @@ class DecoderPretrainConfig(Settings):
     )
     """Kinds of statistics that sites will send."""
     random_features: int = Field(default=512, ge=16, le=8192, multiple_of=2)
+    """Number of random features of a group."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the training."""
     threads: int = Field(default=2, ge=1, le=256)
+    """CPU threads: part of what makes two trainings bit-identical."""
     checkpoint_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
 
     @property
     def mirrors(self) -> bool:

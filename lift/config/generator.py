@@ -31,6 +31,7 @@ class UNetConfig(_SliceNetworkConfig):
     """Our residual 2D U-Net with taps; every mixer can work on it."""
 
     name: Literal["unet"] = "unet"
+    """Chooses this network."""
     width: int = Field(default=12, ge=4, le=256, multiple_of=2)
     """Channels at full resolution."""
     multipliers: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(
@@ -49,6 +50,7 @@ class MonaiBasicUNetConfig(_SliceNetworkConfig):
     """MONAI's BasicUNet with instance norm; exposes no taps."""
 
     name: Literal["monai_basic_unet"] = "monai_basic_unet"
+    """Chooses this network."""
     features: tuple[
         ChannelCount, ChannelCount, ChannelCount, ChannelCount, ChannelCount, ChannelCount
     ] = (32, 32, 64, 128, 256, 32)
@@ -59,6 +61,7 @@ class MonaiUNetConfig(_SliceNetworkConfig):
     """MONAI's UNet with instance norm and stride 2 between levels; exposes no taps."""
 
     name: Literal["monai_unet"] = "monai_unet"
+    """Chooses this network."""
     channels: tuple[ChannelCount, ...] = Field(
         default=(32, 64, 128, 256), min_length=2, max_length=6
     )
@@ -71,6 +74,7 @@ class MonaiSegResNetConfig(_SliceNetworkConfig):
     """MONAI's SegResNet with group norm of 8 groups; exposes no taps."""
 
     name: Literal["monai_segresnet"] = "monai_segresnet"
+    """Chooses this network."""
     width: int = Field(default=16, ge=16, le=256, multiple_of=8)
     """Channels at full resolution; they double at each level."""
     blocks: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
@@ -91,14 +95,18 @@ class TapShape(Settings):
     """Channels and in-plane stride of one tap."""
 
     channels: int = Field(ge=1)
+    """Channels of the tap."""
     stride: int = Field(ge=1)
+    """Its in-plane stride, in pixels of the slice."""
 
 
 class GeneratorCard(Settings):
     """The content of a bundle's `generator.json`: what the weights are and where they are from."""
 
     format_version: Literal[1] = 1
+    """Version of the bundle's format."""
     network: NetworkConfig
+    """Architecture of the network."""
     source: tuple[Name, ...] = Field(min_length=1, max_length=8)
     """Source channels in the order in which the network takes them."""
     target: Name
@@ -136,7 +144,9 @@ class GeneratorChoice(Settings):
     """Which frozen generator: one that ships with the package, or a bundle's folder."""
 
     builtin: str | None = None
+    """Name of a bundle that ships with the package."""
     bundle: Path | None = None
+    """Folder of a bundle, as `lift pretrain` writes it."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -155,6 +165,7 @@ class GeneratorDescription(Settings):
     """What a bundle says of itself: also the settings of `lift pretrain --import`."""
 
     network: NetworkConfig
+    """Architecture of the network."""
     source: tuple[Name, ...] = Field(min_length=1, max_length=8)
     """Source channels in the order in which the network takes them."""
     target: Name
@@ -194,10 +205,13 @@ class PretrainConfig(GeneratorDescription):
     """Most rows and columns that are cut from a slice. Group norm sees the whole picture, so
     windows much smaller than a slice teach the network another statistic than it will meet."""
     learning_rate: Positive = 2e-3
+    """Learning rate of the optimiser."""
     loss: Literal["l1", "l2"] = "l1"
+    """Pixel loss: mean absolute (l1) or mean squared (l2) difference."""
     validation_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the subjects that are kept for the validation PSNR of the card."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the training."""
     threads: int = Field(default=2, ge=1, le=256)
     """CPU threads: part of what makes two trainings bit-identical."""
     checkpoint_steps: int = Field(default=100, ge=1)

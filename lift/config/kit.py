@@ -21,12 +21,14 @@ class TaskRule(Settings):
     source: tuple[Name, ...] = Field(default=(), max_length=8)
     """None: new volumes of the target."""
     target: Name
+    """The channel that is synthesised."""
 
 
 class Kit(Settings):
     """The content of `kit.json`; the certificate authority's certificate lies beside it."""
 
     format_version: Literal[1] = 1
+    """Version of the kit's format."""
     federation: Name
     """Name of the federation."""
     site: Name

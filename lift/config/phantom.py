@@ -17,8 +17,11 @@ class SequenceConfig(Settings):
     """Timing of one MR sequence, in ms; `ti_ms` makes it an inversion recovery."""
 
     tr_ms: Milliseconds
+    """Repetition time, ms."""
     te_ms: Milliseconds
+    """Echo time, ms."""
     ti_ms: Milliseconds | None = None
+    """Inversion time, ms; null: no inversion."""
 
 
 class ScannerConfig(Settings):
@@ -34,7 +37,9 @@ class ScannerConfig(Settings):
     t1: SequenceConfig
     """Spin echo before and after contrast (t1n, t1c)."""
     t2: SequenceConfig
+    """Timing of the T2-weighted sequence."""
     flair: SequenceConfig
+    """Timing of the FLAIR sequence."""
     slice_spacing_mm: float = Field(gt=0, le=10)
     """Through-plane spacing of the delivered grid."""
     flair_thickness_mm: float = Field(gt=0, le=12)
@@ -121,14 +126,20 @@ class PhantomCohortConfig(Settings):
     """A cohort of phantoms, written as NIfTI files."""
 
     layout: Literal["phantom"] = "phantom"
+    """Chooses this layout."""
     patients: int = Field(ge=1, le=10_000)
+    """Number of phantoms."""
     scanner: Literal["north", "harbour", "valley", "public"] | ScannerConfig
+    """A scanner that ships, `public` (each phantom on a scanner of its own), or one described
+    here."""
     seed: int = Field(ge=0)
+    """Seed of the cohort: another seed gives other phantoms."""
     skull_strip: bool | Literal["half"] = True
     """True: 0 outside the brain, as BraTS; False: the whole head; half: every second patient."""
     corruption: bool = True
     """Slice gain, lost slices and slice noise; False gives the phantom without ambiguity."""
     in_plane_mm: float = Field(default=2.0, ge=1.0, le=4.0)
+    """In-plane spacing, mm."""
     channels: tuple[Literal["t1n", "t1c", "t2w", "t2f", "mr", "ct"], ...] = MR_CHANNELS
     """MR contrasts (BraTS layout), or mr and ct of the whole head (SynthRAD layout)."""
     target: Literal["t1n", "t1c", "t2w", "t2f", "ct"] = "t2f"

@@ -46,6 +46,7 @@ class PercentileRule(Settings):
     """
 
     rule: Literal["percentile"] = "percentile"
+    """Chooses this rule."""
     low: float = Field(default=0.1, ge=0, le=100)
     """Lower percentile."""
     high: float = Field(default=99.9, ge=0, le=100)
@@ -75,6 +76,7 @@ class WindowRule(Settings):
     """CT: clip to a window in Hounsfield units, then to [0, 1] (method 4.1)."""
 
     rule: Literal["window"] = "window"
+    """Chooses this rule."""
     low: float = -1024.0
     """Lower end, HU."""
     high: float = 3000.0
@@ -97,6 +99,7 @@ class WhiteMatterRule(Settings):
     """
 
     rule: Literal["white_matter"] = "white_matter"
+    """Chooses this rule."""
     peak: Literal["highest", "largest"]
     """highest: the peak of the highest values, for channels like T1; largest: that of the most
     voxels, for channels like T2 and FLAIR."""
@@ -116,6 +119,7 @@ class NyulRule(Settings):
     """
 
     rule: Literal["nyul"] = "nyul"
+    """Chooses this rule."""
     percentiles: tuple[Percentile, ...] = Field(
         default=(1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99), min_length=2, max_length=101
     )
@@ -180,6 +184,7 @@ class OwnGrid(Settings):
     """Each patient on its own grid, which all channels must share already."""
 
     kind: Literal["own"] = "own"
+    """Chooses this grid."""
 
 
 class FirstSourceGrid(Settings):
@@ -190,6 +195,7 @@ class FirstSourceGrid(Settings):
     """
 
     kind: Literal["first_source"] = "first_source"
+    """Chooses this grid."""
 
 
 class SpacingGrid(Settings):
@@ -200,6 +206,7 @@ class SpacingGrid(Settings):
     """
 
     kind: Literal["spacing"] = "spacing"
+    """Chooses this grid."""
     spacing_mm: tuple[Spacing | None, Spacing | None, Spacing | None]
     """Along x, y and z of the patient, mm; null keeps the first input's own along that axis."""
 
@@ -252,7 +259,9 @@ class SplitPlan(Settings):
     """By patient, from a keyed hash of the patient's id: stable when patients are added."""
 
     train: Fraction = 0.7
+    """Share of the persons that are training patients."""
     validation: Fraction = 0.15
+    """Share of the persons that are validation patients; the others are test patients."""
     key: str = "lift"
     """Another key gives another, independent split."""
     held_out: tuple[str, ...] = ()
@@ -273,6 +282,7 @@ class MixerPlan(Settings):
     """Which z-context mixer, and its sizes."""
 
     kind: MixerKind = "zrefine"
+    """Architecture of the mixer; `trajectory_mapper` belongs to an unconditional task."""
     width: int = Field(default=8, ge=1, le=256)
     """Hidden channels (zrefine, zrefine_lite, control_2d; pyramid: at its finest scale) or GRU
     units (pooled_bigru)."""
@@ -293,8 +303,11 @@ class LossPlan(Settings):
     """scale * (pixel loss + dz_weight * loss of the through-plane difference + MS-SSIM term)."""
 
     pixel: Literal["l2", "l1"] = "l2"
+    """Pixel loss: mean squared (l2) or mean absolute (l1) difference."""
     scale: Positive = 10.0
+    """Factor of the whole loss."""
     dz_weight: float = Field(default=0.5, ge=0)
+    """Weight of the loss of differences between neighbouring slices."""
     ms_ssim_weight: float = Field(default=0.0, ge=0)
     """Weight of 1 - MS-SSIM (3 scales, window 7); needs windows of at least 64 pixels."""
 
@@ -309,13 +322,17 @@ class TrainingPlan(Settings):
     window: tuple[int, int, int] = (10, 48, 48)
     """Slices, rows and columns of a window."""
     learning_rate: Positive = 5e-3
+    """Learning rate of AdamW, after the warm-up."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW."""
     warmup_steps: int = Field(default=20, ge=0)
     """Linear warm-up at the start of the run."""
     gradient_clip: Positive = 1.0
+    """Largest joint L2 norm of the gradient of one step."""
     proximal: float = Field(default=0.0, ge=0)
     """FedProx: mu of mu/2 * ||mixer - received mixer||^2 (Li et al. 2020, arXiv:1812.06127)."""
     loss: LossPlan = LossPlan()
+    """What is minimised."""
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
@@ -379,12 +396,14 @@ class UnconditionalPlan(Settings):
     `federation.rounds: 0` they are all there is, otherwise the mapper learns a residual, which is
     0 at first. free: a mapper alone, which nothing keeps near real latents."""
     gaussian: GaussianPlan = GaussianPlan()
+    """The Gaussian of slice latents along the body."""
     site_styles: bool = False
     """Write each site's mean grey scale, under its name, beside the Gaussian, for `lift generate
     --style SITE`: everyone who has the mixer knows it. A site's policy has to allow it."""
     prior_weight: float = Field(default=1.0, ge=0)
     """How strongly the mapper's latents are held at the Gaussian's mean and spread."""
     mapper: MapperPlan = MapperPlan()
+    """Sizes of the trajectory mapper."""
     loss: Literal["drift", "mmd", "hybrid"] = "hybrid"
     """drift: mean-shift field; mmd: gradient of the squared MMD; hybrid: both, added."""
     attraction: Literal["anchors", "random_features", "moments", "samples"] = "anchors"
@@ -448,9 +467,13 @@ class AggregationPlan(Settings):
     optimiser: Literal["none", "momentum", "adam"] = "none"
     """Server optimiser (Reddi et al. 2021, arXiv:2003.00295)."""
     learning_rate: Positive = 1.0
+    """Step of the server, in updates: 1 without an optimiser is plain averaging."""
     momentum: Fraction = 0.9
+    """Decay of the first moment (momentum, adam)."""
     second_momentum: Fraction = 0.99
+    """Decay of the second moment (adam)."""
     epsilon: Positive = 1e-3
+    """Added to the root of the second moment (adam)."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay by round of the moving average that is released; 0 releases the last mixer."""
 
@@ -485,20 +508,29 @@ class Plan(Settings):
     """Everything that decides the result of one run."""
 
     version: Literal[1] = 1
+    """Version of the plan's format."""
     task: TaskPlan
+    """What is synthesised, and from what."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the run; every random choice is derived from it."""
     threads: int = Field(default=2, ge=1, le=256)
     """CPU threads of the numerical kernels: part of what makes runs bit-identical."""
     generator_fingerprint: Digest | None = None
     """SHA-256 of the frozen generator; filled in from the bundle when left out."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
+    """From files to slices."""
     split: SplitPlan = SplitPlan()
+    """Which patients train, validate and test."""
     mixer: MixerPlan = MixerPlan()
+    """The trained part."""
     training: TrainingPlan = TrainingPlan()
+    """How a site trains in one round."""
     unconditional: UnconditionalPlan | None = None
     """Of an unconditional task, and only of one."""
     aggregation: AggregationPlan = AggregationPlan()
+    """How the sites' updates are combined."""
     federation: FederationPlan = FederationPlan()
+    """Rounds, quorum, deadlines and what travels."""
     privacy: Privacy
     """Required: `privacy: {mode: none}` is a choice, never a default."""
 

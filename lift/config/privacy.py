@@ -26,6 +26,7 @@ class NoPrivacy(Settings):
     """Nobody adds noise: said in the log, the run record and the report."""
 
     mode: Literal["none"]
+    """Chooses this mode."""
 
 
 class _Patients(Settings):
@@ -36,6 +37,7 @@ class _Patients(Settings):
     relation: Literal["add_remove"] = "add_remove"
     """Epsilon compares a cohort with the same cohort and one patient more or less."""
     accountant: Literal["pld"] = "pld"
+    """How epsilon is computed: privacy loss distributions."""
     delta: Delta
     """One over ten times the public number of patients, rounded down to a power of ten."""
     public_patients: PublicCount | dict[str, PublicCount]
@@ -76,6 +78,7 @@ class PatientGradients(_Patients):
     """
 
     mode: Literal["patient-local", "patient-central"]
+    """Chooses who adds the noise: each site, or the server."""
     clip_norm: Positive
     """Bound on the joint length of one patient's gradient, from public data."""
     noise_multiplier: Positive
@@ -128,6 +131,7 @@ class StatisticsOnce(_Patients):
     """
 
     mode: Literal["stats-once"]
+    """Chooses this mode."""
     noise_multiplier: Positive
     """Standard deviation over the joint sensitivity of all that is sent."""
     trajectories: TrajectoryBounds = TrajectoryBounds()
@@ -151,13 +155,19 @@ class SiteLevel(Settings):
     """
 
     mode: Literal["site"]
+    """Chooses this mode."""
     unit: Literal["site"] = "site"
+    """Whose participation is hidden: a site's."""
     relation: Literal["add_remove"] = "add_remove"
+    """Epsilon compares a federation with the same one and one site more or less."""
     accountant: Literal["pld"] = "pld"
+    """How epsilon is computed: privacy loss distributions."""
     delta: Delta
+    """Probability with which epsilon may be exceeded."""
     clip_norm: Positive
     """Bound on the joint length of one site's update."""
     noise_multiplier: Positive
+    """Standard deviation of the noise over `clip_norm`."""
     forced: bool = False
     """Run it with fewer than a hundred sites all the same."""
 

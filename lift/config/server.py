@@ -49,11 +49,13 @@ class ServerConfig(Settings):
     output: Path = Path("run")
     """What the run leaves: run.json, rounds.jsonl, checkpoints, mixer.safetensors."""
     generator: GeneratorChoice
+    """The frozen generator of the federation."""
     wait_for_sites_s: Seconds = 3600.0
     """How long a start waits for the quorum of sites to connect before it gives up."""
     tracking: TrackingSettings = TrackingSettings()
     """Who gets the figures of the rounds, beside the run's own record."""
     plan: Plan
+    """Everything that decides the result of the run; it is sent to every site."""
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

@@ -39,12 +39,14 @@ class SimulatedSite(Settings):
     """One site of the simulation."""
 
     name: Name
+    """Name of the site."""
     description: str = ""
     """One line for the report: scanner, patients."""
     data: Annotated[
         BratsData | SynthradData | BidsData | TableData | PhantomCohortConfig,
         Field(discriminator="layout"),
     ]
+    """Where its volumes lie, or the phantom cohort to write."""
     joins: Literal["training", "afterwards"] = "training"
     """afterwards: it takes no part, and fits its curves to `calibration_pairs` of its own."""
     budget: BudgetSettings | None = None
@@ -64,15 +66,19 @@ class SimulationConfig(Settings):
     """A whole federation in one process."""
 
     name: Name
+    """Name of the run; by default the output folder is out/NAME."""
     data_statement: str
     """What the volumes are, in one sentence; it heads the report."""
     runs_tried: tuple[str, ...] = ()
     """Unconditional: what was tried before these settings and what it gave, for the report."""
     generator: GeneratorChoice | None = None
+    """The frozen generator; exactly one of this and `pretrain` is given."""
     pretrain: DecoderPretrainConfig | None = None
     """Unconditional: the slice decoder is made first, from public volumes, in OUT/generator."""
     sites: tuple[SimulatedSite, ...] = Field(min_length=1)
+    """The hospitals of the simulation."""
     plan: Plan
+    """Everything that decides the result of the run."""
     compare: tuple[Comparison, ...] = (
         "z_filter_local",
         "curves",
@@ -96,8 +102,11 @@ class SimulationConfig(Settings):
     participation: Path | None = None
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
+    """A second phantom without slice corruption; null leaves it out."""
     cache: CacheSettings = CacheSettings()
+    """The cache of frozen features, shared by all sites."""
     device: DeviceName = "auto"
+    """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
     synthesis_patients: int = Field(default=2, ge=0)
     """Held-out patients by site whose volumes are written; every one with leave_one_out."""
     generated_volumes: int = Field(default=96, ge=8, le=4096)

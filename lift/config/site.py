@@ -48,8 +48,11 @@ class SiteSettings(Settings):
     """One site."""
 
     name: Name
+    """Name of the site, as agreed with the coordinator."""
     data: CohortData
+    """Where the volumes lie, and in which layout."""
     cache: CacheSettings = CacheSettings()
+    """The cache of frozen features."""
     budget: BudgetSettings | None = None
     """Privacy budget; needed by every plan that adds noise at the site or of its patients."""
     device: DeviceName = "auto"
@@ -66,7 +69,9 @@ class PolicySettings(Settings):
     generators: tuple[Digest, ...] = ()
     """Fingerprints of generators that may run here; empty: the kit's alone."""
     most_rounds: int = Field(default=1000, ge=1)
+    """A plan with more training rounds is refused."""
     most_steps_per_round: int = Field(default=10_000, ge=1)
+    """A plan with more optimiser steps in a round is refused."""
     least_patient_count_step: int = Field(default=5, ge=1)
     """A plan whose numbers of patients are rounded less than this is refused."""
     site_styles: bool = False
@@ -91,10 +96,13 @@ class SiteConfig(SiteSettings):
     folder: Path = Path("work")
     """Journal, log, stored plan, split, outbox."""
     generator: GeneratorChoice
+    """The frozen generator; its fingerprint must be the one of the kit."""
     local_port: Port = 9094
     """On 127.0.0.1 only: between this program's own two processes; needs a secret."""
     policy: PolicySettings
+    """What this site allows, whatever the server asks."""
     card: CardSettings = CardSettings()
+    """How the data card is rounded."""
 
     def under(self, folder: Path) -> SiteConfig:
         """The same settings with relative paths taken from `folder`."""

@@ -26,7 +26,7 @@ from tests.opened_files import opened_files
 from tests.server.live_world import HOSTILE, SITES, make_live, round_line, write_status
 
 ADDRESS = "http://127.0.0.1:8446"
-GUIDE = Path("deploy/guides/monitoring.md")
+GUIDE = Path("docs/guides/monitoring.md")
 BROWSERS = 100
 LOOKS = 3
 PATHS = ("/", "/page.css", "/page.js", "/state.json", "/rounds.json", "/metrics")

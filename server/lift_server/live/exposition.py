@@ -1,6 +1,6 @@
 """The run's figures in Prometheus' text format, version 0.0.4.
 
-Names are stable: `deploy/guides/monitoring.md` lists them, and a test compares. Units are base
+Names are stable: `docs/guides/monitoring.md` lists them, and a test compares. Units are base
 units (seconds, bytes), times are seconds since 1970, totals only grow within a run.
 """
 
