@@ -24,6 +24,7 @@ from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.moments import PREFIX, SCALE, form_of, trajectory
+from lift.unconditional.public_gaussian import fallback_of
 from lift.unconditional.review import moments_from_arrays
 from lift_client import unconditional as module
 from lift_client.ledger import LEDGER_FILE, create_ledger, verify
@@ -173,8 +174,10 @@ def test_all_that_is_sent_has_the_noise_of_one_mechanism(
 def _moment_errors(plan: Plan, decoder: FrozenDecoder, sent: dict[str, Arrays]) -> Tensor:
     assert plan.unconditional is not None
     assert plan.privacy.mode == "stats-once"
-    form = form_of(plan.unconditional.gaussian, decoder)
-    lengths = trajectories.lengths_of(form, plan.privacy.trajectories)
+    public = fallback_of(plan, decoder, form_of(plan.unconditional.gaussian, decoder))
+    assert public is not None
+    form = public.sent
+    lengths = trajectories.lengths_of(form, plan.privacy.trajectories, deviations=True)
     exact, noisy = (moments_from_arrays(sent[n], form, noisy=True) for n in ("exact", "noisy"))
     unit = trajectories.units(form, lengths)
     away = [
