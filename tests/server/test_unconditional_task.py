@@ -24,7 +24,7 @@ from lift.unconditional.moments import (
     moments_to_arrays,
     patient_moments,
 )
-from lift.unconditional.public_gaussian import sent_form
+from lift.unconditional.public_gaussian import fallback_of
 from lift.wire.names import SHARED, TRAJECTORY
 from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
 from tests import wording
@@ -185,11 +185,13 @@ def test_noisy_moments_are_taken_by_their_form_and_make_a_gaussian_in_any_order(
     assert isinstance(plan.privacy, StatisticsOnce)
     assert plan.unconditional is not None
     form = form_of(plan.unconditional.gaussian, decoder)
+    public = fallback_of(plan, decoder, form)
+    assert public is not None
     task = run_task(plan, decoder)
     reviewed = []
     for _ in range(3):
         # no patient at all: whether there is one cannot be seen
-        noisy = release_moments([], sent_form(plan, decoder), plan.privacy, 3, SecureStream())
+        noisy = release_moments([], form, plan.privacy, 3, SecureStream(), public)
         arrays = dict(moments_to_arrays(noisy, noisy=True))
         reviewed.append(task.review(answer(plan, arrays, patients=3), plan.digest())[1])
     one, other = task.combine(reviewed), task.combine(reviewed[::-1])

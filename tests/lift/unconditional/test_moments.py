@@ -28,7 +28,8 @@ from lift.unconditional.moments import (
     trajectory,
 )
 from lift.unconditional.review import moments_from_arrays
-from lift.wire.names import GAUSSIAN, TRAJECTORY
+from lift.wire.names import TRAJECTORY
+from tests.lift.unconditional import moment_cases as cases
 from tests.lift.unconditional.tiny_decoder import plan_data
 
 FORM = TrajectoryForm(positions=5, joint=(0, 1, 4), tail=(2, 3))
@@ -49,19 +50,13 @@ def cohort(seed: int = 0, patients: int = PATIENTS) -> list[Tensor]:
 
 
 def sums_of(patients: list[Tensor]) -> TrajectorySums:
-    return sum((patient_moments([one], FORM) for one in patients), start=TrajectorySums.zero(FORM))
-
-
-def part(gaussian: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(GAUSSIAN): tensor for name, tensor in gaussian.items()}
+    return cases.sums_of(patients, FORM)
 
 
 def mapper_of(
     gaussian: dict[str, Tensor], residual: MapperPlan | None = None
 ) -> GaussianTrajectory:
-    mapper = GaussianTrajectory(FORM.positions, FORM.joint, FORM.tail, residual)
-    mapper.load_gaussian(part(gaussian))
-    return mapper
+    return cases.mapper_of(gaussian, FORM, residual)
 
 
 def test_sites_sums_in_any_order_are_those_of_the_pooled_patients_to_the_bit() -> None:

@@ -20,11 +20,11 @@ from lift.unconditional.moments import (
     form_of,
     gaussian_shapes,
     moments_to_arrays,
-    patient_moments,
 )
 from lift.unconditional.review import moments_from_arrays
 from lift.unconditional.sketch import FEWEST_SKETCHED, public_columns
 from lift.wire.names import GAUSSIAN, TRAJECTORY
+from tests.lift.unconditional import moment_cases as cases
 
 FORM = TrajectoryForm(positions=6, joint=(), tail=(0, 1, 2), columns=40)
 SIZE = 6 * 4
@@ -42,22 +42,17 @@ def cohort(patients: int, seed: int = 0) -> list[Tensor]:
     return found
 
 
-def sums_of(patients: list[Tensor], form: TrajectoryForm = FORM) -> TrajectorySums:
-    zero = TrajectorySums.zero(form)
-    return sum((patient_moments([one], form) for one in patients), start=zero)
-
-
 def covariance(patients: list[Tensor]) -> np.ndarray:
     rows = np.stack([one.double().numpy().ravel() for one in patients])
     return np.asarray(np.cov(rows.T, bias=True))
 
 
+def sums_of(patients: list[Tensor], form: TrajectoryForm = FORM) -> TrajectorySums:
+    return cases.sums_of(patients, form)
+
+
 def mapper_of(sums: TrajectorySums) -> GaussianTrajectory:
-    form = sums.form
-    mapper = GaussianTrajectory(form.positions, form.joint, form.tail, None, (), form.columns)
-    gaussian = fit_gaussian(sums)
-    mapper.load_gaussian({name.removeprefix(GAUSSIAN): t for name, t in gaussian.items()})
-    return mapper
+    return cases.mapper_of(fit_gaussian(sums), sums.form)
 
 
 def test_fewer_patients_than_columns_give_their_covariance_exactly() -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lift.config.plan import GaussianPlan, MapperPlan
 from lift.errors import UpdateRejectedError
-from lift.mixer.gaussian import GaussianTrajectory
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.moments import (
     TrajectoryForm,
@@ -20,11 +19,12 @@ from lift.unconditional.moments import (
     form_of,
     gaussian_shapes,
     moments_to_arrays,
-    patient_moments,
 )
 from lift.unconditional.review import moments_from_arrays
 from lift.unconditional.stationary import stationary_chain, steady_share
 from lift.wire.names import GAUSSIAN, TRAJECTORY
+from tests.lift.unconditional import moment_cases as cases
+from tests.lift.unconditional.moment_cases import mapper_of
 
 FORM = TrajectoryForm(6, (0, 1, 4), (2, 3), tied=True)
 SHORT = TrajectoryForm(6, (0, 1, 4), (), tied=True, rest=(2, 3))
@@ -53,15 +53,7 @@ def cohort(form: TrajectoryForm = FORM, patients: int = PATIENTS, seed: int = 0)
 
 
 def sums_of(patients: list[Tensor], form: TrajectoryForm = FORM) -> TrajectorySums:
-    return sum((patient_moments([one], form) for one in patients), start=TrajectorySums.zero(form))
-
-
-def mapper_of(
-    gaussian: dict[str, Tensor], form: TrajectoryForm, residual: MapperPlan | None = None
-) -> GaussianTrajectory:
-    mapper = GaussianTrajectory(form.positions, form.joint, form.tail, residual, form.rest)
-    mapper.load_gaussian({n.removeprefix(GAUSSIAN): t for n, t in gaussian.items()})
-    return mapper
+    return cases.sums_of(patients, form)
 
 
 def test_sites_sums_in_any_order_are_those_of_the_pooled_patients_to_the_bit() -> None:
