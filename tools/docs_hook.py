@@ -10,6 +10,7 @@ from typing import Final
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from tools.api_reference import api_page
 from tools.command_reference import command_page, exit_code_page
 from tools.settings_reference import settings_page
 from tools.tutorial import tutorial_page
@@ -29,6 +30,7 @@ _AT_ROOT: Final = re.compile(r"\]\((" + "|".join(map(re.escape, COPIED)) + r")([
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files of the root to those of `docs/`."""
     pages = {
+        "reference/python.md": api_page(),
         "reference/commands.md": command_page(),
         "reference/exit-codes.md": exit_code_page(),
         "reference/settings.md": settings_page(),

@@ -13,8 +13,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+import lift
 from lift.errors import EXIT_CODES
 from tools import settings_reference
+from tools.api_reference import api_page
 from tools.command_reference import (
     APPLICATIONS,
     application,
@@ -29,6 +31,7 @@ DOCS = ROOT / "docs"
 GENERATED = {
     "tutorial.md",
     "reference/commands.md",
+    "reference/python.md",
     "reference/settings.md",
     "reference/exit-codes.md",
     "architecture.md",
@@ -49,6 +52,15 @@ def _name(path: Path) -> str:
 
 def test_every_key_of_the_settings_is_described() -> None:
     assert undescribed() == []
+
+
+def test_every_public_name_is_on_the_page_of_the_python_interface() -> None:
+    page = api_page()
+    for name in lift.__all__:
+        assert name in page
+        if not name.startswith("__"):
+            assert (getattr(lift, name).__doc__ or "").split(".")[0].split("\n")[0] in page
+    assert "lift.train(cohort)" in page
 
 
 def test_a_key_without_a_description_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
