@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Final, TypedDict
 
-from lift.round_record import RoundRecord
+from lift.records.rounds import RoundRecord
 
 FEWEST_ROUNDS: Final = 5
 """With fewer training rounds a third is no more than one round."""

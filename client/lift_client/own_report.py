@@ -44,10 +44,10 @@ from lift.held_out import (
 from lift.local import OWN_MIXER_FILE, train_alone, with_own_mixer
 from lift.metrics.table import PatientMetrics, summarise
 from lift.mixer.z_filter import fit
-from lift.protocol.messages import DifferenceDb, GuardRequest
+from lift.protocol.messages import GuardRequest
 from lift.randomness import derive_seed
+from lift.records.run import SITE_REPORT, GuardRecord, SiteRecord, as_json
 from lift.report.page import write_report
-from lift.report.read import SITE_REPORT
 from lift.wire.names import MIXER, TAPS, grouped
 from lift_client.budget import ledger_path
 from lift_client.journal import JOURNAL_FILE, read_journal
@@ -130,8 +130,8 @@ def write_own_report(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "complete": True,
             "command": command,
-            "sites": [_site(config, work)],
-            "guard": {config.name: _verdict(config, work, finished)},
+            "sites": [as_json(_site(config, work))],
+            "guard": _verdict(config, work, finished),
             "privacy": {"mode": plan.privacy.mode},
             "mixer_digest": file_digest(mixer_path(config, mixer)),
             "journal": _journal(config.folder / JOURNAL_FILE),
@@ -241,19 +241,7 @@ def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> d
     tensors |= shared_sums(config, finished.plan)
     request = GuardRequest(plan_digest=finished.plan.digest())
     reply = work.guard(request, {**tensors, TAPS: taps.numpy()})
-    against = reply.against_no_mixer
-    return {
-        "verdict": reply.verdict,
-        "judged_on": reply.judged_on,
-        "n": 0 if against is None else against.n,
-        "difference_db": _dump(against),
-        "against_z_filter_db": _dump(reply.against_z_filter),
-        "against_local_only_db": None,
-    }
-
-
-def _dump(difference: DifferenceDb | None) -> dict[str, object] | None:
-    return None if difference is None else difference.model_dump()
+    return {config.name: as_json(GuardRecord.of(reply))}
 
 
 def _statement(part: str, count: int) -> str:
@@ -261,21 +249,16 @@ def _statement(part: str, count: int) -> str:
     return f"{kept}." if part == "test" else f"{kept}; the site's verdict rests on the same ones."
 
 
-def _site(config: SiteConfig, work: PairedWork) -> dict[str, object]:
+def _site(config: SiteConfig, work: PairedWork) -> SiteRecord:
     counts = work.counts
-    return {
-        "name": config.name,
-        "patients": {
-            "train": counts.train,
-            "validation": counts.validation,
-            "test": counts.test,
-        },
-        "refused": counts.refused,
-        "slice_spacing_mm": [
-            round(min(counts.slice_spacings_mm), 3),
-            round(max(counts.slice_spacings_mm), 3),
-        ],
-    }
+    return SiteRecord.of(
+        config.name,
+        train=counts.train,
+        validation=counts.validation,
+        test=counts.test,
+        refused=counts.refused,
+        spacings_mm=counts.slice_spacings_mm,
+    )
 
 
 def _journal(path: Path) -> dict[str, Any] | None:

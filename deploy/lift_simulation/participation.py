@@ -9,8 +9,8 @@ from typing import Final
 from lift.errors import ConfigError
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
 from lift.report.read import read_rounds
-from lift.round_record import RoundRecord
 
 _WHERE: Final = "participation"
 

@@ -19,6 +19,8 @@ from lift.loss_trend import of_records
 from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
+from lift.records.metrics import Measure
+from lift.records.run import GuardRecord, SiteRecord, as_json
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
 from lift_server.finished import FinishedRun
@@ -105,7 +107,7 @@ class RunRecord:
             "finished": _now(),
             "complete": True,
             "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
-            "sites": [self._site(site, results) for site in self._config.sites],
+            "sites": [as_json(self._site(site, results)) for site in self._config.sites],
             "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
             "folds": [_guard([result], self._config.plan.seed) for result in results]
             if len(results) > 1
@@ -134,20 +136,7 @@ class RunRecord:
             "complete": True,
             "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
             "sites": [
-                {
-                    "name": name,
-                    "description": described[name],
-                    "patients": {
-                        "train": work.counts.train,
-                        "validation": work.counts.validation,
-                        "test": work.counts.test,
-                    },
-                    "refused": work.counts.refused,
-                    "slice_spacing_mm": [
-                        round(min(work.counts.slice_spacings_mm), 3),
-                        round(max(work.counts.slice_spacings_mm), 3),
-                    ],
-                }
+                as_json(_new_volumes_site(name, described[name], work))
                 for name, work in sorted(works.items())
             ],
             "guard": verdicts(runs["federated"].guard),
@@ -161,24 +150,33 @@ class RunRecord:
         }
         write_json(self._path, self._data)
 
-    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> dict[str, object]:
+    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> SiteRecord:
         cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
         last = cohorts[-1]
-        spacings = last.slice_spacings_mm
         pairs = [r.calibrated_from[site.name] for r in results if site.name in r.calibrated_from]
-        return {
-            "name": site.name,
-            "description": site.description,
-            "patients": {
-                "train": max(len(cohort.split.train) for cohort in cohorts),
-                "validation": max(len(cohort.split.validation) for cohort in cohorts),
-                "test": len({p for cohort in cohorts for p in cohort.split.test}),
-            },
-            "refused": len(last.refusals),
-            "slice_spacing_mm": [round(min(spacings), 3), round(max(spacings), 3)],
-            # it took no part in the training, and fitted its curves to so many patients
-            "calibration_patients": max(pairs, default=None),
-        }
+        return SiteRecord.of(
+            site.name,
+            description=site.description,
+            train=max(len(cohort.split.train) for cohort in cohorts),
+            validation=max(len(cohort.split.validation) for cohort in cohorts),
+            test=len({p for cohort in cohorts for p in cohort.split.test}),
+            refused=len(last.refusals),
+            spacings_mm=last.slice_spacings_mm,
+            calibration_patients=max(pairs, default=None),
+        )
+
+
+def _new_volumes_site(name: str, description: str, work: UnconditionalWork) -> SiteRecord:
+    counts = work.counts
+    return SiteRecord.of(
+        name,
+        description=description,
+        train=counts.train,
+        validation=counts.validation,
+        test=counts.test,
+        refused=counts.refused,
+        spacings_mm=counts.slice_spacings_mm,
+    )
 
 
 def _choices(result: FoldResult) -> dict[str, object]:
@@ -188,23 +186,15 @@ def _choices(result: FoldResult) -> dict[str, object]:
 
 def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
     (result,) = results
-    verdicts: dict[str, object] = {}
+    verdicts: dict[str, GuardRecord] = {}
     for site, reply in sorted(result.finished.guard.items()):
         gains = result.local_gain_db.get(site, [])
         local = None
         if gains:
             mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
-            local = {"value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
-        against, over = reply.against_no_mixer, reply.against_z_filter
-        verdicts[site] = {
-            "verdict": reply.verdict,
-            "judged_on": reply.judged_on,
-            "n": against.n if against is not None else 0,
-            "difference_db": against.model_dump() if against is not None else None,
-            "against_z_filter_db": over.model_dump() if over is not None else None,
-            "against_local_only_db": local,
-        }
-    return verdicts
+            local = Measure(value=mean.value, low=mean.low, high=mean.high, n=mean.n)
+        verdicts[site] = GuardRecord.of(reply, against_local_only=local)
+    return {site: as_json(verdict) for site, verdict in verdicts.items()}
 
 
 def _update_bytes(results: list[FoldResult]) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from lift.records.metrics import METRICS_FILE, Measure, Table
 from lift.report.markup import Markup, foreign, number, pointer, table, tag
-from lift.report.read import METRICS_FILE, Measure, Run, Table
+from lift.report.read import Run
 from lift.report.terms import (
     GENERATED_METRICS,
     REAL_ROWS,

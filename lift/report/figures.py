@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lift.report.read import Measure, Run, Table
+from lift.records.metrics import Measure, Table
+from lift.report.read import Run
 from lift.report.terms import METHODS, METRICS, TARGET_COLOUR, in_known_order, method_term
 
 FONT: Final = "DejaVu Sans"

@@ -13,18 +13,13 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from lift.metrics.classifier import FEWEST
+from lift.records.metrics import METRICS_FILE, Table
+from lift.records.run import RUN_FILE
 from lift.report.aims import FRECHET, aims_content, headline, warnings
 from lift.report.figures import Picture, titled
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.privacy import privacy_section
-from lift.report.read import (
-    METRICS_FILE,
-    RUN_FILE,
-    SYNTHESIS_FOLDER,
-    Run,
-    Table,
-    read_voxels,
-)
+from lift.report.read import SYNTHESIS_FOLDER, Run, read_voxels
 from lift.report.sections import (
     Section,
     curves_section,

@@ -11,10 +11,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lift.metrics.table import MIXER_ROWS
+from lift.records.metrics import Measure, Table
+from lift.records.rounds import WORDS, Outcome, RoundRecord, mean_of, outcome
 from lift.report.figures import Picture, drawable, grid, svg, titled
-from lift.report.read import Measure, Run, Table
+from lift.report.read import Run
 from lift.report.terms import METHODS
-from lift.round_record import WORDS, Outcome, RoundRecord, mean_of, outcome
 
 MOST_PANELS: Final = 8
 """Sites that get a panel of their own; more of them share one."""

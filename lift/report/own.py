@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lift.records.run import RUN_FILE
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.privacy import figure
-from lift.report.read import RUN_FILE, Run
+from lift.report.read import Run
 from lift.report.sections import Section, lacking
 
 _KINDS: Final = {

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lift.files import write_atomically
+from lift.records.metrics import Metrics
+from lift.records.run import FEDERATION, RUN_FILE, SITE_REPORT
 from lift.report.figures import (
     differences_figure,
     flicker_figure,
@@ -20,15 +22,7 @@ from lift.report.overviews import MOST_PANELS, gains_figure
 from lift.report.own import left_section, own_banner
 from lift.report.patients import Pictures, held_out_pictures
 from lift.report.privacy import privacy_section
-from lift.report.read import (
-    FEDERATION,
-    RUN_FILE,
-    SITE_REPORT,
-    SYNTHESIS_FOLDER,
-    Metrics,
-    Run,
-    read_run,
-)
+from lift.report.read import SYNTHESIS_FOLDER, Run, read_run
 from lift.report.sections import (
     Section,
     curves_section,

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from lift.records.run import RUN_FILE
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
-from lift.report.read import RUN_FILE, Run
+from lift.report.read import Run
 from lift.report.sections import Section, lacking
 
 RELEASE_FILE: Final = "release.json"

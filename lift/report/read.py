@@ -15,176 +15,26 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
-from lift.guard import JudgedOn, Verdict
 from lift.metrics.table import MIXER_ROWS
+from lift.records.metrics import METRICS_FILE, Metrics
+from lift.records.rounds import ROUNDS_FILE, RoundRecord
+from lift.records.run import RUN_FILE, RunRecord
 from lift.report.terms import BETTER
-from lift.round_record import RoundRecord
-from lift.shipped import Said, Shipped, Source
+from lift.shipped import Shipped
 
 Floats = NDArray[np.float32]
 Plane = Literal["axial", "coronal", "sagittal"]
 
-RUN_FILE: Final = "run.json"
-ROUNDS_FILE: Final = "rounds.jsonl"
-METRICS_FILE: Final = "metrics.json"
 SYNTHESIS_FOLDER: Final = "synthesis"
 STYLE_FOLDER: Final = "style-"
 """Begins the names of folders in it: new volumes of one stated grey scale each."""
-SITE_REPORT: Final = "site report"
-"""Kind of a hospital's own report, with its own patients: it stays there."""
-FEDERATION: Final = "federation"
-"""Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
 SHOWN_METHODS: Final = ("no_mixer", "z_median", "z_filter", *MIXER_ROWS)
 _NEEDED: Final = ("target", "mask", "no_mixer")
 _SUFFIX: Final = ".nii.gz"
 _SOURCE: Final = "source-"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class Measure(_Record):
-    """A mean, or a mean difference, with its 95% interval; what is None is not known."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    wins: int | None = None
-    unit: str = ""
-
-
-Table = dict[str, Measure]
-"""METRIC -> measure."""
-
-
-class SiteFigures(_Record):
-    """One site's figures: METHOD -> METRIC -> measure."""
-
-    patients: int
-    methods: dict[str, Table]
-
-
-class Comparisons(_Record):
-    """`METHOD - REFERENCE` -> METRIC -> paired difference, over all patients and by site."""
-
-    pooled: dict[str, Table] = Field(default_factory=dict)
-    sites: dict[str, dict[str, Table]] = Field(default_factory=dict)
-
-    @property
-    def main(self) -> str:
-        """The row of the run's own mixer."""
-        names = {name.split(" - ")[0] for name in self.pooled}
-        return next((row for row in MIXER_ROWS[::-1] if row in names), MIXER_ROWS[0])
-
-
-class FieldOfView(_Record):
-    """Depth to which all volumes of a run that makes new ones were cut."""
-
-    slices: int
-    slice_spacing_mm: float
-
-
-class Spectra(_Record):
-    """Mean power along depth of each row, in dB, each volume at one gain."""
-
-    cycles_per_mm: tuple[float, ...]
-    power_db: dict[str, tuple[float, ...]]
-
-
-class Metrics(_Record):
-    """`metrics.json`."""
-
-    sites: dict[str, SiteFigures] = Field(default_factory=dict)
-    pooled: dict[str, Table] = Field(default_factory=dict)
-    comparisons: Comparisons = Comparisons()
-    cross_site: dict[str, dict[str, Table]] = Field(default_factory=dict)
-    field_of_view: FieldOfView | None = None
-    spectra: Spectra | None = None
-
-    @property
-    def main(self) -> str:
-        """The row of the run's own mixer."""
-        return next((row for row in MIXER_ROWS[::-1] if row in self.pooled), MIXER_ROWS[0])
-
-    second_phantom: dict[str, Table] | None = None
-
-
-class SiteRecord(_Record):
-    """One site of `run.json`."""
-
-    name: str
-    patients: dict[str, int] = Field(default_factory=dict)
-    description: str = ""
-    slice_spacing_mm: tuple[float, float] | None = None
-    refused: int | None = None
-    calibration_patients: int | None = None
-    """Of a site that joined after the training: patients to whom it fitted its curves."""
-
-
-class GuardRecord(_Record):
-    """A site's verdict on its own patients, and the differences behind it."""
-
-    verdict: Verdict
-    judged_on: JudgedOn = "validation"
-    n: int | None = None
-    difference_db: Measure | None = None
-    against_z_filter_db: Measure | None = None
-    against_local_only_db: Measure | None = None
-
-
-class MixerRecord(_Record):
-    """Kind and size of the trained mixer."""
-
-    kind: str
-    parameters: int
-
-
-class LossRecord(_Record):
-    """How the training loss went at the end; see `lift.loss_trend`."""
-
-    fall_percent: float
-    still_falling: bool
-
-
-class RunRecord(_Record):
-    """`run.json`."""
-
-    name: str
-    phantom: bool
-    plan: dict[str, JsonValue]
-    kind: str = ""
-    data_statement: str = ""
-    runs_tried: list[str] = Field(default_factory=list)
-    started: str | None = None
-    finished: str | None = None
-    seconds: dict[str, float | None] = Field(default_factory=dict)
-    budget_s: dict[str, float | None] = Field(default_factory=dict)
-    plan_digest: str = ""
-    generator: dict[str, JsonValue] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
-    sites: tuple[SiteRecord, ...] = ()
-    guard: dict[str, GuardRecord] = Field(default_factory=dict)
-    shipped: Source | None = None
-    """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
-    said: Said | None = None
-    """What its sites said; None where none was asked."""
-    privacy: dict[str, JsonValue] = Field(default_factory=dict)
-    epsilon_met: dict[str, float] = Field(default_factory=dict)
-    ledger_heads: dict[str, str] = Field(default_factory=dict)
-    mixer_digest: str = ""
-    journal: dict[str, JsonValue] | None = None
-    ledger: dict[str, JsonValue] | None = None
-    command: str = ""
-    update_bytes: int | None = None
-    statistics_bytes: int | None = None
-    mixer: MixerRecord | None = None
-    loss_trend: LossRecord | None = None
-    complete: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from lift.records.metrics import METRICS_FILE
+from lift.records.rounds import ROUNDS_FILE
+from lift.records.run import RUN_FILE
 from lift.report.figures import Picture, curves_figure, seconds_figure
 from lift.report.markup import Markup, foreign, join, table, tag
 from lift.report.overviews import (
@@ -19,7 +22,7 @@ from lift.report.overviews import (
     taking_part,
     timeline_figure,
 )
-from lift.report.read import METRICS_FILE, ROUNDS_FILE, RUN_FILE, Run
+from lift.report.read import Run
 from lift.report.tables import rounds_table, seconds_table, stretches_table
 
 # the page may show its own pictures and styles; no script runs and nothing is fetched

@@ -8,17 +8,12 @@ from typing import Final, Literal
 
 from lift.guard import OPTIMISM_DB
 from lift.metrics.table import MIXER_ROWS
+from lift.records.metrics import METRICS_FILE, Measure, Table
+from lift.records.rounds import ROUNDS_FILE, WORDS, Outcome, RoundRecord, reason
+from lift.records.rounds import outcome as became
+from lift.records.run import FEDERATION, RUN_FILE, GuardRecord
 from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
-from lift.report.read import (
-    FEDERATION,
-    METRICS_FILE,
-    ROUNDS_FILE,
-    RUN_FILE,
-    GuardRecord,
-    Measure,
-    Run,
-    Table,
-)
+from lift.report.read import Run
 from lift.report.terms import (
     ALL_METRICS,
     BETTER,
@@ -30,8 +25,6 @@ from lift.report.terms import (
     method_term,
     metric_decimals,
 )
-from lift.round_record import WORDS, Outcome, RoundRecord, reason
-from lift.round_record import outcome as became
 
 INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
 _COMPARED: Final = (

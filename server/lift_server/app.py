@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
+from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -31,6 +32,7 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
+from lift.records.run import SiteRecord, as_json
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
@@ -282,21 +284,7 @@ class _Server:
             "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),
             "update_bytes": most_bytes(run.records, "train"),
             "statistics_bytes": most_bytes(run.records, "statistics"),
-            "sites": [
-                {
-                    "name": site,
-                    "patients": {
-                        "train": reply["train_patients"],
-                        "validation": reply["validation_patients"],
-                        "test": reply["test_patients"],
-                    },
-                    "refused": reply["refused_volumes"],
-                    "slice_spacing_mm": None
-                    if reply["lowest_slice_spacing_mm"] is None
-                    else [reply["lowest_slice_spacing_mm"], reply["highest_slice_spacing_mm"]],
-                }
-                for site, reply in sorted(known.items())
-            ],
+            "sites": [as_json(_site(site, known[site])) for site in sorted(known)],
         }
         write_json(out / "run.json", record)
         self._report()
@@ -373,3 +361,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _site(name: str, reply: Mapping[str, Any]) -> SiteRecord:
+    return SiteRecord.of(
+        name,
+        train=reply["train_patients"],
+        validation=reply["validation_patients"],
+        test=reply["test_patients"],
+        refused=reply["refused_volumes"],
+        spacings_mm=(reply["lowest_slice_spacing_mm"], reply["highest_slice_spacing_mm"]),
+    )

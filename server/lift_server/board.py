@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lift.card_view import show_card
 from lift.config.card import DataCard
-from lift.round_record import Outcome, RoundRecord, mean_of, outcome, reason
+from lift.records.rounds import Outcome, RoundRecord, mean_of, outcome, reason
 from lift_server.certificates import Notice
 from lift_server.status_view import span, time_of
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lift.config.plan import FederationPlan
 from lift.errors import QuorumError
-from lift.round_record import NO_ANSWER, reason_words
+from lift.records.rounds import NO_ANSWER, reason_words
 from lift_server.tally import Tally
 
 

@@ -11,6 +11,7 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.run import GuardRecord, as_json
 from lift.shipped import Shipped
 from lift.unconditional.style import kept_with_mixer
 from lift_server.finished import FinishedRun
@@ -65,17 +66,7 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
 
 def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
     """The guard's answers for `run.json`, in the form that a simulation writes."""
-    return {
-        site: {
-            "verdict": reply.verdict,
-            "judged_on": reply.judged_on,
-            "n": 0 if reply.against_no_mixer is None else reply.against_no_mixer.n,
-            "difference_db": _dump(reply.against_no_mixer),
-            "against_z_filter_db": _dump(reply.against_z_filter),
-            "against_local_only_db": None,
-        }
-        for site, reply in sorted(guard.items())
-    }
+    return {site: as_json(GuardRecord.of(reply)) for site, reply in sorted(guard.items())}
 
 
 def shipped_record(shipped: Shipped | None) -> dict[str, object]:
@@ -98,10 +89,6 @@ def most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:
 
 def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:
     return None if difference is None else {**difference.model_dump(), "unit": "dB"}
-
-
-def _dump(difference: DifferenceDb | None) -> dict[str, object] | None:
-    return None if difference is None else difference.model_dump()
 
 
 def _profile(guard: GuardReply | None, statistics: Mapping[str, float]) -> SiteProfile:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lift.errors import DataError
 from lift.privacy.rounding import rounded_up
-from lift.round_record import Outcome, RoundRecord, outcome, reason
+from lift.records.rounds import Outcome, RoundRecord, outcome, reason
 
 ROUNDS_FILE: Final = "rounds.jsonl"
 

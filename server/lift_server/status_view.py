@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, DataError
-from lift.round_record import RoundRecord
+from lift.records.rounds import RoundRecord
 from lift_server.certificates import Notice, certificate_notices
 from lift_server.provisioning import CONFIG_FILE
 from lift_server.roster import Roster

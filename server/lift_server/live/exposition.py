@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from lift.round_record import RoundRecord
+from lift.records.rounds import RoundRecord
 from lift_server.status_view import time_of
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -15,7 +15,7 @@ from typing import Any, Final
 from lift.config.kit import CA_FILE
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, LiftError
-from lift.round_record import RoundRecord, outcome
+from lift.records.rounds import RoundRecord, outcome
 from lift_server.certificates import SERVER_FILE, read_certificate
 from lift_server.live.exposition import exposition
 from lift_server.rounds_file import RoundsFile

@@ -20,8 +20,8 @@ from lift.metrics.neighbours import nearest_figures
 from lift.metrics.reference import Reference
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import MeasuredSet
+from lift.records.metrics import Measure, Table
 from lift.report.aims import Aim, aims_of
-from lift.report.read import Measure, Table
 from tests.lift.metrics.smooth_volumes import SHAPE, Array, measure, smooth
 from tests.lift.metrics.smooth_volumes import body as own_body
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lift.records.metrics import Measure, Metrics, Table
+from lift.records.run import RunRecord
 from lift.report.aims import FRECHET, WARNING, Aim, aims_of, headline, warnings
-from lift.report.read import Measure, Metrics, Run, RunRecord, Table
+from lift.report.read import Run
 from lift.report.tables import methods_table
 from lift.report.terms import (
     BETTER,

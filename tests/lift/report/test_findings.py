@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lift.records.metrics import Comparisons
 from lift.report.findings import _guard, _staying_out, _through_plane
-from lift.report.read import Comparisons, read_run
+from lift.report.read import read_run
 from lift.report.tables import guard_table
 from tests.lift.report.example_run import SITES, example_record, write_example_run, write_json
 

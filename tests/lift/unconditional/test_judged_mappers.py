@@ -22,8 +22,8 @@ from lift.drifting.encoder import RandomPyramid
 from lift.drifting.groups import GroupLayout
 from lift.metrics.judge import classifier_figures
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.records.metrics import Measure
 from lift.report.aims import aims_of
-from lift.report.read import Measure
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.grid import same_view
 from lift.unconditional.learning import plan_mapper

@@ -10,6 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+ROUNDS_FILE: Final = "rounds.jsonl"
+
 
 class RoundRecord(BaseModel):
     """One line of `rounds.jsonl`; keys that are not known here are passed over."""

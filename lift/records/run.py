@@ -1,0 +1,138 @@
+"""`run.json`: what a run is, what it ran on, and how far it came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+from pydantic import Field, JsonValue
+
+from lift.guard import JudgedOn, Verdict
+from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.metrics import Measure, Record
+from lift.shipped import Said, Source
+
+RUN_FILE: Final = "run.json"
+SITE_REPORT: Final = "site report"
+"""Kind of a hospital's own report, with its own patients: it stays there."""
+FEDERATION: Final = "federation"
+"""Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
+
+
+class SiteRecord(Record):
+    """One site of `run.json`."""
+
+    name: str
+    patients: dict[str, int] = Field(default_factory=dict)
+    description: str = ""
+    slice_spacing_mm: tuple[float, float] | None = None
+    refused: int | None = None
+    calibration_patients: int | None = None
+    """Of a site that joined after the training: patients to whom it fitted its curves."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *,
+        train: int,
+        validation: int,
+        test: int,
+        refused: int,
+        spacings_mm: Sequence[float | None],
+        **more: Any,
+    ) -> Self:
+        """One site: numbers of patients by part, what was refused, slice spacings in mm (or none
+        that is known), and what else a kind of run says.
+        """
+        known = [spacing for spacing in spacings_mm if spacing is not None]
+        return cls(
+            name=name,
+            patients={"train": train, "validation": validation, "test": test},
+            refused=refused,
+            slice_spacing_mm=(round(min(known), 3), round(max(known), 3)) if known else None,
+            **more,
+        )
+
+
+class GuardRecord(Record):
+    """A site's verdict on its own patients, and the differences behind it."""
+
+    verdict: Verdict
+    judged_on: JudgedOn = "validation"
+    n: int | None = None
+    difference_db: Measure | None = None
+    against_z_filter_db: Measure | None = None
+    against_local_only_db: Measure | None = None
+
+    @classmethod
+    def of(cls, reply: GuardReply, *, against_local_only: Measure | None = None) -> Self:
+        """A site's verdict as it came, and what only a simulation or the site itself can add."""
+        against = reply.against_no_mixer
+        return cls(
+            verdict=reply.verdict,
+            judged_on=reply.judged_on,
+            n=0 if against is None else against.n,
+            difference_db=_measure(against),
+            against_z_filter_db=_measure(reply.against_z_filter),
+            against_local_only_db=against_local_only,
+        )
+
+
+class MixerRecord(Record):
+    """Kind and size of the trained mixer."""
+
+    kind: str
+    parameters: int
+
+
+class LossRecord(Record):
+    """How the training loss went at the end; see `lift.loss_trend`."""
+
+    fall_percent: float
+    still_falling: bool
+
+
+class RunRecord(Record):
+    """`run.json`."""
+
+    name: str
+    phantom: bool
+    plan: dict[str, JsonValue]
+    kind: str = ""
+    data_statement: str = ""
+    runs_tried: list[str] = Field(default_factory=list)
+    started: str | None = None
+    finished: str | None = None
+    seconds: dict[str, float | None] = Field(default_factory=dict)
+    budget_s: dict[str, float | None] = Field(default_factory=dict)
+    plan_digest: str = ""
+    generator: dict[str, JsonValue] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    sites: tuple[SiteRecord, ...] = ()
+    guard: dict[str, GuardRecord] = Field(default_factory=dict)
+    shipped: Source | None = None
+    """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
+    said: Said | None = None
+    """What its sites said; None where none was asked."""
+    privacy: dict[str, JsonValue] = Field(default_factory=dict)
+    epsilon_met: dict[str, float] = Field(default_factory=dict)
+    ledger_heads: dict[str, str] = Field(default_factory=dict)
+    mixer_digest: str = ""
+    journal: dict[str, JsonValue] | None = None
+    ledger: dict[str, JsonValue] | None = None
+    command: str = ""
+    update_bytes: int | None = None
+    statistics_bytes: int | None = None
+    mixer: MixerRecord | None = None
+    loss_trend: LossRecord | None = None
+    complete: bool = False
+
+
+def as_json(part: Record) -> dict[str, object]:
+    """A part of a record as JSON data, with the keys that were set."""
+    return part.model_dump(mode="json", exclude_unset=True)
+
+
+def _measure(difference: DifferenceDb | None) -> Measure | None:
+    return None if difference is None else Measure(**difference.model_dump())
