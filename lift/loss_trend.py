@@ -82,14 +82,9 @@ def loss_trend(runs: Sequence[Sequence[Losses]]) -> LossTrend | None:
     )
 
 
-def of_records(runs: Sequence[Sequence[Mapping[str, object]]]) -> LossTrend | None:
+def of_records(runs: Sequence[Sequence[RoundRecord]]) -> LossTrend | None:
     """As :func:`loss_trend`, from the lines of each federation's `rounds.jsonl`."""
-    return loss_trend([[line.loss for line in _read(records)] for records in runs])
-
-
-def _read(records: Sequence[Mapping[str, object]]) -> list[RoundRecord]:
-    lines = [RoundRecord.model_validate(record) for record in records]
-    return [line for line in lines if line.kind == "train"]
+    return loss_trend([[line.loss for line in lines if line.kind == "train"] for lines in runs])
 
 
 def _logarithms(rounds: Sequence[Losses], site: str) -> dict[int, float]:

@@ -39,6 +39,7 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.preprocessing import Prepared
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
 from lift_client.session import SiteSession
 from lift_server.finished import FinishedRun
 from lift_server.rounds import run_rounds
@@ -121,7 +122,7 @@ class Fold:
         reporter: Reporter,
         afterwards: Afterwards = Afterwards(),
         participation: Participation | None = None,
-        on_round: Callable[[Mapping[str, object]], None] | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         self._late = afterwards
         self._participation = participation
@@ -186,7 +187,7 @@ class Fold:
         def next_round() -> int:
             return len(store.records)
 
-        def round_done(record: Mapping[str, object]) -> None:
+        def round_done(record: RoundRecord) -> None:
             self._reporter.round_done(record)
             # the control's rounds are no part of the federation's record
             if self._on_round is not None and plan is self._plan:

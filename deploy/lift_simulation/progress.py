@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,8 +16,9 @@ from rich.text import Text
 
 from lift.protocol.messages import Failure, Kind, Parcel
 from lift.protocol.transport import SiteHandler
+from lift.records.rounds import RoundRecord, mean_of
 from lift_server.board import board
-from lift_server.rounds_file import Rounds, SiteTally, rounds_of
+from lift_server.rounds_file import Rounds, SiteTally
 
 SITE_LOGS: Final = "log.txt in the output folder"
 """Where simulated sites, which share one process, keep the text of their refusals."""
@@ -28,7 +29,7 @@ class _Federation:
     """One federation on the screen: what each site is at, and the rounds so far."""
 
     def __init__(
-        self, sites: Sequence[str], rounds: int, records: Callable[[], Sequence[Mapping[str, Any]]]
+        self, sites: Sequence[str], rounds: int, records: Callable[[], Sequence[RoundRecord]]
     ) -> None:
         self.doing = dict.fromkeys(sites, "waiting")
         self._rounds = rounds
@@ -37,8 +38,8 @@ class _Federation:
 
     def render(self) -> RenderableType:
         records = self._records()
-        if len(records) != len(self._read.raw):
-            self._read = rounds_of(list(records))
+        if len(records) != len(self._read.lines):
+            self._read = Rounds(tuple(records))
         rounds = self._read
         done = len(rounds.trained)
         shown = {
@@ -126,7 +127,7 @@ class Reporter:
         self,
         handlers: Mapping[str, SiteHandler],
         rounds: int,
-        records: Callable[[], Sequence[Mapping[str, Any]]],
+        records: Callable[[], Sequence[RoundRecord]],
     ) -> Iterator[dict[str, SiteHandler]]:
         """On a terminal a table of sites and rounds inside the block.
 
@@ -160,30 +161,23 @@ class Reporter:
             self.console.print(federation.render())
             self._federation = None
 
-    def round_done(self, record: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """One line by round when piped: who counted, mean loss, validation PSNR, bytes, seconds.
 
         On a terminal the federation's table shows it.
         """
         if self._federation is not None:
             return
-        counted, bytes_by_site = record["counted"], record["bytes"]
-        loss, psnr = record.get("loss"), record.get("validation_psnr_db")
-        if not isinstance(counted, dict) or not isinstance(bytes_by_site, dict):
-            return
-        parts = [f"round {record['round']}", str(record["kind"]), f"{len(counted)} sites"]
-        if isinstance(loss, dict):
-            told = [value for value in loss.values() if value is not None]
-            if told:
-                parts.append(f"loss {sum(told) / len(told):.4f}")
-        if isinstance(psnr, dict):
-            known = [value for value in psnr.values() if value is not None]
-            if known:
-                parts.append(f"validation {sum(known) / len(known):.2f} dB before it")
-        if record.get("epsilon") is not None:
-            parts.append(f"epsilon {record['epsilon']:.3f}")
-        parts.append(f"{max(bytes_by_site.values(), default=0)} bytes a site")
-        parts.append(f"{record['seconds']} s")
+        loss, psnr_db = mean_of(record.loss), mean_of(record.validation_psnr_db)
+        parts = [f"round {record.round}", record.kind, f"{len(record.counted)} sites"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4f}")
+        if psnr_db is not None:
+            parts.append(f"validation {psnr_db:.2f} dB before it")
+        if record.epsilon is not None:
+            parts.append(f"epsilon {record.epsilon:.3f}")
+        parts.append(f"{max(record.bytes.values(), default=0)} bytes a site")
+        parts.append(f"{record.seconds} s")
         self.line("  " + " · ".join(parts))
 
     def line(self, text: str) -> None:

@@ -20,6 +20,7 @@ from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.records.metrics import Measure
+from lift.records.rounds import RoundRecord
 from lift.records.run import GuardRecord, SiteRecord, as_json
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
@@ -203,7 +204,7 @@ def _update_bytes(results: list[FoldResult]) -> int:
 
 
 def _ledgers(
-    records: Sequence[Mapping[str, object]], plan: Plan, out: Path
+    records: Sequence[RoundRecord], plan: Plan, out: Path
 ) -> dict[str, dict[str, float] | dict[str, str]]:
     """What each site's patients have met, and the last hash that its ledger told."""
     met = epsilon_by_site(plan, records)

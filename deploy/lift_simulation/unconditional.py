@@ -26,6 +26,7 @@ from lift.generator.card import CARD_FILE, bundle_folder, check_task
 from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
 from lift.report.page import write_report
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
@@ -226,7 +227,7 @@ class _Run:
         decoder: FrozenDecoder,
         out: Path,
         reporter: Reporter,
-        on_round: Callable[[Mapping[str, object]], None],
+        on_round: Callable[[RoundRecord], None],
     ) -> None:
         self._on_round = on_round
         self._config = config
@@ -329,7 +330,7 @@ class _Run:
         results: list[FinishedRun] = []
         store = RunStore(folder, plan.digest())
 
-        def round_done(record: Mapping[str, object]) -> None:
+        def round_done(record: RoundRecord) -> None:
             self._reporter.round_done(record)
             # a comparison's rounds are no part of the federation's record
             if plan is self._plan:

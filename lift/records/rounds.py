@@ -8,9 +8,24 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 ROUNDS_FILE: Final = "rounds.jsonl"
+
+
+class SiteStatistics(BaseModel):
+    """What a site said of its cohort in round 0; other keys of its answer are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    train_patients: int = 0
+    validation_patients: int = 0
+    test_patients: int = 0
+    refused_volumes: int = 0
+    lowest_slice_spacing_mm: float | None = None
+    highest_slice_spacing_mm: float | None = None
+    round_estimate_s: float = 0.0
+    data_card: JsonValue = None
 
 
 class RoundRecord(BaseModel):
@@ -32,6 +47,16 @@ class RoundRecord(BaseModel):
     epsilon: float | None = None
     sent_again: dict[str, int] = {}
     resumed: bool = False
+    statistics: dict[str, SiteStatistics] = {}
+    """Of round 0, by site."""
+    verdicts: dict[str, str] = {}
+    """Of the line after the last round, where something hangs on what the sites say."""
+    shipped: str | None = None
+    """Likewise: what is released."""
+
+    def line(self) -> dict[str, object]:
+        """The line as JSON data: the keys that were set."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Outcome(StrEnum):

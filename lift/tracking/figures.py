@@ -24,27 +24,32 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Final
 
+from lift.records.rounds import RoundRecord
+
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_:-]{1,64}")
 _OTHER: Final = re.compile(r"[^A-Za-z0-9_:-]+")
 _LONGEST: Final = 48
 
 
-def round_figures(record: Mapping[str, object]) -> dict[str, float]:
+def round_figures(record: RoundRecord) -> dict[str, float]:
     """Tag -> value of one line of `rounds.jsonl`; every value is finite."""
     figures: dict[str, float] = {}
-    for key in ("loss", "validation_psnr_db"):
-        told = _numbers(record.get(key))
+    for key, by_site in (
+        ("loss", record.loss),
+        ("validation_psnr_db", record.validation_psnr_db),
+    ):
+        told = {site: value for site, value in by_site.items() if value is not None}
         if told:
             figures[f"{key}/mean"] = fmean(told[site] for site in sorted(told))
         figures |= {f"{key}_by_site/{tag_part(site)}": told[site] for site in sorted(told)}
-    sizes = _numbers(record.get("bytes"))
-    figures |= {f"bytes_by_site/{tag_part(site)}": sizes[site] for site in sorted(sizes)}
-    for key in ("counted", "refused"):
-        named = record.get(key)
-        if isinstance(named, Mapping):
-            figures[f"round/{key}"] = float(len(named))
-    figures |= {f"round/{key}": value for key, value in _numbers(record, "seconds").items()}
-    figures |= {f"privacy/{key}": value for key, value in _numbers(record, "epsilon").items()}
+    sizes = record.bytes
+    figures |= {f"bytes_by_site/{tag_part(site)}": float(sizes[site]) for site in sorted(sizes)}
+    figures |= {"round/counted": float(len(record.counted))}
+    figures |= {"round/refused": float(len(record.refused))}
+    if record.seconds is not None:
+        figures["round/seconds"] = record.seconds
+    if record.epsilon is not None:
+        figures["privacy/epsilon"] = record.epsilon
     return figures
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from lift.config.tracking import TrackingSettings
+from lift.records.rounds import RoundRecord
 from lift.tracking.background import Background
 from lift.tracking.base import About, Tracker
 from lift.tracking.figures import final_figures, round_figures
@@ -91,9 +91,9 @@ class Tracking:
                     self._drop(name, error)
         self._catch_up(None)
 
-    def round_done(self, record: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """Tell the trackers one line of `rounds.jsonl`, after the lines that they missed."""
-        self._catch_up(_round_of(record))
+        self._catch_up(record.round)
         self._tell(record)
 
     def finished(self, metrics: Mapping[str, object]) -> None:
@@ -151,12 +151,12 @@ class Tracking:
         if self._rounds is None or not self._trackers:
             return
         for record in _recorded(self._rounds):
-            if self._last < _round_of(record) and (before is None or _round_of(record) < before):
+            if self._last < record.round and (before is None or record.round < before):
                 self._tell(record)
 
-    def _tell(self, record: Mapping[str, object]) -> None:
-        self._last = max(self._last, _round_of(record))
-        self._log(_round_of(record), round_figures(record))
+    def _tell(self, record: RoundRecord) -> None:
+        self._last = max(self._last, record.round)
+        self._log(record.round, round_figures(record))
 
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -186,23 +186,16 @@ class Tracking:
             self._say(f"tracking: {name} was dropped ({shown}); the run goes on. {remedy}")
 
 
-def _round_of(record: Mapping[str, object]) -> int:
-    found = record.get("round")
-    return found if isinstance(found, int) else 0
-
-
-def _recorded(path: Path) -> list[dict[str, object]]:
+def _recorded(path: Path) -> list[RoundRecord]:
     """The whole lines of a record; a half-written one is passed over."""
-    records: list[dict[str, object]] = []
+    records: list[RoundRecord] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return records
     for line in lines:
         try:
-            record = json.loads(line)
+            records.append(RoundRecord.model_validate_json(line))
         except ValueError:
             continue
-        if isinstance(record, dict):
-            records.append(record)
     return records

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
-from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -31,7 +30,9 @@ from lift.protocol.flower.children import keep_loopback_direct
 from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
+from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord, SiteStatistics
 from lift.records.run import SiteRecord, as_json
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
@@ -214,22 +215,17 @@ class _Server:
         self._online = now
         self._status.connected(set(now))
 
-    def _round_done(self, record: Mapping[str, object]) -> None:
-        counted, refused = record["counted"], record["refused"]
-        names = sorted(counted) if isinstance(counted, dict) else []
-        missing = (
-            "; not counted: " + ", ".join(f"{s} ({why})" for s, why in sorted(refused.items()))
-            if isinstance(refused, dict) and refused
-            else ""
-        )
+    def _round_done(self, record: RoundRecord) -> None:
+        names = sorted(record.counted)
+        refused = ", ".join(f"{site} ({why})" for site, why in sorted(record.refused.items()))
+        missing = f"; not counted: {refused}" if refused else ""
         # on a terminal the board shows it
         # verdicts come after the last round, and are none
         rounds = self._plan.federation.rounds
-        last = record["kind"] == "guard"
-        place = f"after {rounds} rounds" if last else f"round {record['round']} of {rounds}"
+        last = record.kind == Kind.GUARD.value
+        place = f"after {rounds} rounds" if last else f"round {record.round} of {rounds}"
         self._say_when_piped(
-            f"{place} · {record['kind']} · "
-            f"counted: {', '.join(names)}{missing} · {record['seconds']} s"
+            f"{place} · {record.kind} · counted: {', '.join(names)}{missing} · {record.seconds} s"
         )
         self._status.round_done(record)
         self._tracking.round_done(record)
@@ -272,8 +268,7 @@ class _Server:
         metrics = site_metrics(run)
         write_json(out / "metrics.json", metrics)
         self._tracking.finished(metrics)
-        statistics = run.records[0]["statistics"]
-        known = statistics if isinstance(statistics, dict) else {}
+        known = run.records[0].statistics
         record |= {
             "finished": _now(),
             "complete": True,
@@ -363,12 +358,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _site(name: str, reply: Mapping[str, Any]) -> SiteRecord:
+def _site(name: str, said: SiteStatistics) -> SiteRecord:
     return SiteRecord.of(
         name,
-        train=reply["train_patients"],
-        validation=reply["validation_patients"],
-        test=reply["test_patients"],
-        refused=reply["refused_volumes"],
-        spacings_mm=(reply["lowest_slice_spacing_mm"], reply["highest_slice_spacing_mm"]),
+        train=said.train_patients,
+        validation=said.validation_patients,
+        test=said.test_patients,
+        refused=said.refused_volumes,
+        spacings_mm=(said.lowest_slice_spacing_mm, said.highest_slice_spacing_mm),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from lift.config.privacy import NoPrivacy, PatientGradients
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
+from lift.records.rounds import NO_ANSWER, ROUNDS_FILE, RoundRecord
 from lift_server.bundle_text import bundle_text
 from lift_server.certificates import SERVER_FILE, SERVER_KEY_FILE, read_private_key
 from lift_server.heads import HEADS_FILE, LedgerHeads
@@ -68,7 +69,7 @@ def export_run(
     keys = Roster.read(config.sites)
     mixer_digest = file_digest(run / RELEASED[0])
     sites = read_audits(audits, keys, mixer_digest)
-    learned_from = sorted({site for line in rounds[1:] for site in line["counted"]})
+    learned_from = sorted({site for line in rounds[1:] for site in line.counted})
     missing = [site for site in learned_from if site not in sites]
     if missing and not without_audit:
         raise _not_audited(missing, run)
@@ -123,7 +124,7 @@ def export_run(
     return _write(config, output, bundle)
 
 
-def participation(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Of each site: training rounds that counted it, and why others did not, with their number.
 
     Args:
@@ -131,12 +132,12 @@ def participation(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, An
     """
     found: dict[str, dict[str, Any]] = {}
     for line in rounds[1:]:
-        for site in sorted({*line["asked"], *line["counted"]}):
+        for site in sorted({*line.asked, *line.counted}):
             own = found.setdefault(site, {"counted": 0, "not_counted": {}})
-            if site in line["counted"]:
+            if site in line.counted:
                 own["counted"] += 1
             else:
-                reason = str(line["refused"].get(site, "no_answer"))
+                reason = line.refused.get(site, NO_ANSWER)
                 own["not_counted"][reason] = own["not_counted"].get(reason, 0) + 1
     return dict(sorted(found.items()))
 
@@ -253,22 +254,16 @@ def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
     )
 
 
-def _rounds(run: Path) -> list[Mapping[str, Any]]:
+def _rounds(run: Path) -> list[RoundRecord]:
     try:
-        text = (run / "rounds.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
-        whole = all(
-            isinstance(line["asked"], list)
-            and isinstance(line["counted"], dict)
-            and isinstance(line["refused"], dict)
-            for line in lines
-        )
-        if not lines or not whole:
+        text = (run / ROUNDS_FILE).read_text(encoding="utf-8")
+        lines = [RoundRecord.model_validate_json(line) for line in text.splitlines()]
+        if not lines:
             raise ValueError("no round")
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(
             "the run's record of rounds cannot be read",
-            where=str(run / "rounds.jsonl"),
+            where=str(run / ROUNDS_FILE),
             seen="it is missing or damaged",
             remedy="Nothing was written. Start `lift-server` once: it writes the record again "
             "from its checkpoints.",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lift.protocol.messages import GuardReply
+from lift.records.rounds import RoundRecord
 from lift.shipped import Shipped
 from lift.wire.names import TAPS
 
@@ -28,7 +29,7 @@ class FinishedRun:
     mixer: dict[str, Tensor]
     shared: dict[str, Tensor]
     guard: dict[str, GuardReply]
-    records: list[dict[str, object]]
+    records: list[RoundRecord]
     trained: dict[str, Tensor]
     shipped: Shipped | None
 

@@ -11,6 +11,7 @@ from lift.config.plan import Plan
 from lift.contrast import POOLED_FILE, write_pooled_curves
 from lift.guard import SiteProfile
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.rounds import RoundRecord, SiteStatistics
 from lift.records.run import GuardRecord, as_json
 from lift.shipped import Shipped
 from lift.unconditional.style import kept_with_mixer
@@ -23,11 +24,9 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     Under a plan with `unconditional.site_styles` the sites' styles are there, by their names.
     Beside it lie the pooled curves, where sites shared theirs.
     """
-    statistics = run.records[0]["statistics"]
-    if not isinstance(statistics, dict):
-        raise TypeError("statistics")
+    statistics = run.records[0].statistics
     # under differential privacy no site tells its spacing, and none is asked for a verdict
-    known = [site for site in sorted(statistics) if statistics[site]["lowest_slice_spacing_mm"]]
+    known = [site for site in sorted(statistics) if statistics[site].lowest_slice_spacing_mm]
     # a verdict on a mapper that is not released says nothing of what is
     kept_back = run.shipped is not None and run.shipped.source == "gaussian"
     guard = {} if kept_back else run.guard
@@ -45,8 +44,7 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
     numbers needs patients and exists in a simulation, or in a site's own report. Of new volumes
     there is the verdict alone.
     """
-    statistics = run.records[0]["statistics"]
-    known = statistics if isinstance(statistics, dict) else {}
+    known = run.records[0].statistics
     sites: dict[str, object] = {}
     for site, reply in sorted(run.guard.items()):
         rows = {
@@ -54,7 +52,7 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
             "psnr_over_z_filter_db": _metric(reply.against_z_filter),
         }
         found = {name: row for name, row in rows.items() if row is not None}
-        patients = known.get(site, {}).get("validation_patients", 0)
+        patients = known[site].validation_patients if site in known else 0
         sites[site] = {
             "patients": patients,
             "verdict": reply.verdict,
@@ -77,25 +75,21 @@ def shipped_record(shipped: Shipped | None) -> dict[str, object]:
     return {"shipped": shipped.source, "said": said}
 
 
-def most_bytes(records: Sequence[Mapping[str, object]], kind: str) -> int:
+def most_bytes(records: Sequence[RoundRecord], kind: str) -> int:
     """The largest answer of one site in exchanges of this kind, as it crossed the wire."""
-    largest = 0
-    for record in records:
-        sizes = record["bytes"]
-        if record["kind"] == kind and isinstance(sizes, dict):
-            largest = max([largest, *sizes.values()])
-    return largest
+    sizes = [size for line in records if line.kind == kind for size in line.bytes.values()]
+    return max(sizes, default=0)
 
 
 def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:
     return None if difference is None else {**difference.model_dump(), "unit": "dB"}
 
 
-def _profile(guard: GuardReply | None, statistics: Mapping[str, float]) -> SiteProfile:
+def _profile(guard: GuardReply | None, said: SiteStatistics) -> SiteProfile:
     return SiteProfile(
         verdict="undecided" if guard is None else guard.verdict,
-        lowest_slice_spacing_mm=statistics["lowest_slice_spacing_mm"],
-        highest_slice_spacing_mm=statistics["highest_slice_spacing_mm"],
+        lowest_slice_spacing_mm=said.lowest_slice_spacing_mm or 0.0,
+        highest_slice_spacing_mm=said.highest_slice_spacing_mm or 0.0,
         lowest_hf_share=None if guard is None else guard.lowest_hf_share,
         highest_hf_share=None if guard is None else guard.highest_hf_share,
     )

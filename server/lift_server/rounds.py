@@ -33,6 +33,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
 from lift.shipped import Shipped
 from lift.wire.names import MIXER, grouped
 from lift_server.aggregation import ServerState
@@ -59,7 +60,7 @@ def run_rounds(
     task: RunTask,
     *,
     roster: Callable[[], Sequence[str]],
-    on_round: Callable[[Mapping[str, object]], None] | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
     on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
     heads_file: Path | None = None,
@@ -100,7 +101,7 @@ class _Rounds:
         store: RunStore,
         task: RunTask,
         roster: Callable[[], Sequence[str]],
-        on_round: Callable[[Mapping[str, object]], None] | None,
+        on_round: Callable[[RoundRecord], None] | None,
         on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
         heads: LedgerHeads,
         site_logs: str,
@@ -388,7 +389,7 @@ class _Rounds:
         round_index: int,
         state: ServerState,
         shared: dict[str, Tensor],
-        record: dict[str, object],
+        record: RoundRecord,
     ) -> None:
         self._store.save(round_index, state, shared, record)
         logger.info("event=round_done round=%d", round_index)

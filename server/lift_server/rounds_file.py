@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -49,11 +47,9 @@ class Rounds:
     """The record of a run's rounds.
 
     Attributes:
-        raw: the lines as JSON objects, round 0 first.
         lines: the same, checked.
     """
 
-    raw: Sequence[Mapping[str, Any]] = ()
     lines: tuple[RoundRecord, ...] = ()
 
     @cached_property
@@ -136,13 +132,6 @@ class RoundsFile:
 
 
 def _parsed(content: bytes) -> Rounds:
-    return rounds_of([json.loads(line) for line in content.decode().splitlines()])
-
-
-def rounds_of(raw: Sequence[Mapping[str, Any]]) -> Rounds:
-    """The record of rounds that these lines are.
-
-    Raises:
-        ValidationError: a line is not what a round leaves.
-    """
-    return Rounds(raw, tuple(RoundRecord.model_validate(line) for line in raw))
+    return Rounds(
+        tuple(RoundRecord.model_validate_json(line) for line in content.decode().splitlines())
+    )

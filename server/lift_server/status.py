@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lift.files import write_json
+from lift.records.rounds import RoundRecord
 
 if TYPE_CHECKING:
     from lift.protocol.messages import Kind
@@ -117,10 +118,9 @@ class StatusFile:
         with self._lock:
             self._set_state(name, "answered")
 
-    def round_done(self, record: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """A round is over and on disk."""
-        refused = record["refused"]
-        missing = set(refused) if isinstance(refused, dict) else set()
+        missing = set(record.refused)
         with self._lock:
             for name, site in self._sites.items():
                 if site.state in {"asked", "answered"} and name in missing:

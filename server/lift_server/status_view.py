@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +68,7 @@ def describe(
         "rounds": planned,
         "rounds_done": len(trained),
         "left_s": _left_s(trained, planned) if running and not complete else None,
-        "last_round": record.raw[-1] if record.raw else None,
+        "last_round": record.lines[-1].line() if record.lines else None,
         "sites": {
             name: _describe_site(
                 name, roster, found if running else None, record.tallies.get(name, SiteTally())
@@ -77,7 +77,7 @@ def describe(
         },
         "refusals": record.refusals[:_MOST_REFUSALS],
         "epsilon": record.lines[-1].epsilon if record.lines else None,
-        "data_cards": _data_cards(record.raw),
+        "data_cards": _data_cards(record.lines),
         "certificates": [asdict(notice) for notice in _notices(config, now)],
         "next": _what_next(running=running, complete=complete),
     }
@@ -207,10 +207,10 @@ def _left_s(trained: Sequence[RoundRecord], planned: int) -> float | None:
     return median(last) * max(planned - len(trained), 0) if last else None
 
 
-def _data_cards(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _data_cards(lines: Sequence[RoundRecord]) -> dict[str, Any]:
     """What the sites chose to tell of their cohorts with their first answers."""
-    replies = records[0].get("statistics") or {} if records else {}
-    found = {site: reply.get("data_card") for site, reply in sorted(replies.items())}
+    said = lines[0].statistics if lines else {}
+    found = {site: said[site].data_card for site in sorted(said)}
     return {site: card for site, card in found.items() if card is not None}
 
 

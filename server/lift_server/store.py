@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lift.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
 from lift.files import write_json_lines
+from lift.records.rounds import RoundRecord
 from lift.wire.names import SERVER_STATE, grouped
 from lift_server.aggregation import ServerState
 
@@ -26,7 +26,9 @@ class RunStore:
         self._checkpoints = folder / "checkpoints"
         self._rounds = folder / "rounds.jsonl"
         self._plan_digest = plan_digest
-        self.records: list[dict[str, object]] = []
+        self.records: list[RoundRecord] = []
+        # a line that another version wrote is kept as it is
+        self._lines: list[dict[str, object]] = []
 
     def resume(self) -> tuple[int, ServerState, dict[str, Tensor]] | None:
         """Last finished round, the state after it and what the sites share; None at the start.
@@ -37,8 +39,9 @@ class RunStore:
         found = read_checkpoints(self._checkpoints, self._plan_digest)
         if not found:
             return None
-        self.records = [dict(checkpoint.record) for checkpoint in found]
-        write_json_lines(self._rounds, self.records)
+        self._lines = [dict(checkpoint.record) for checkpoint in found]
+        self.records = [RoundRecord.model_validate(line) for line in self._lines]
+        write_json_lines(self._rounds, self._lines)
         last = found[-1]
         shared = {
             name: tensor
@@ -52,17 +55,18 @@ class RunStore:
         round_index: int,
         state: ServerState,
         shared: Mapping[str, Tensor],
-        record: dict[str, object],
+        record: RoundRecord,
     ) -> None:
         """Checkpoint one round; only then does the record show it."""
         tensors = dict(shared)
         for group in SERVER_STATE:
             values: dict[str, Tensor] = getattr(state, group)
             tensors |= grouped(values, f"{group}/")
-        # through JSON once, so that a resumed record equals an uninterrupted one
-        line: dict[str, object] = json.loads(json.dumps(record, allow_nan=False))
+        line = record.line()
         write_checkpoint(
             self._checkpoints, Checkpoint(round_index, self._plan_digest, tensors, line)
         )
-        self.records.append(line)
-        write_json_lines(self._rounds, self.records)
+        # read back once, so that a resumed record equals an uninterrupted one
+        self.records.append(RoundRecord.model_validate(line))
+        self._lines.append(line)
+        write_json_lines(self._rounds, self._lines)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lift.protocol.messages import Kind
+from lift.records.rounds import RoundRecord
 
 
 @dataclass
@@ -21,36 +23,32 @@ class Tally:
     seconds: float = 0.0
 
     def record(
-        self, round_index: int, kind: Kind, *, epsilon: float | None, **more: object
-    ) -> dict[str, object]:
+        self, round_index: int, kind: Kind, *, epsilon: float | None, **more: Any
+    ) -> RoundRecord:
         """The line of `rounds.jsonl`."""
-        return {
-            "round": round_index,
-            "kind": kind.value,
-            "asked": self.asked,
-            "answered": self.answered,
-            "counted": self.counted,
-            "refused": self.refused,
-            "bytes": self.size_bytes,
-            "sent_again": self.sent_again,
-            "seconds": round(self.seconds, 3),
+        return RoundRecord(
+            round=round_index,
+            kind=kind.value,
+            asked=tuple(self.asked),
+            answered=tuple(self.answered),
+            counted=self.counted,
+            refused=self.refused,
+            bytes=self.size_bytes,
+            sent_again=self.sent_again,
+            seconds=round(self.seconds, 3),
+            epsilon=epsilon,
             **more,
-            "epsilon": epsilon,
-        }
+        )
 
 
-def slowest_round_s(records: Sequence[Mapping[str, object]]) -> float:
+def slowest_round_s(records: Sequence[RoundRecord]) -> float:
     """The longest round that a site expects, as round 0 recorded it."""
-    found = records[0]["statistics"]
-    assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
-    return max((float(reply["round_estimate_s"]) for reply in found.values()), default=0.0)
+    return max((said.round_estimate_s for said in records[0].statistics.values()), default=0.0)
 
 
-def patients_of(records: Sequence[Mapping[str, object]]) -> dict[str, int]:
+def patients_of(records: Sequence[RoundRecord]) -> dict[str, int]:
     """Training patients by site: those of round 0, and of each round's late joiners."""
-    patients: dict[str, int] = {}
-    for key, record in zip(["counted"] + ["joined"] * len(records), records, strict=False):
-        found = record[key]
-        assert isinstance(found, dict)  # noqa: S101  # our own checkpoint wrote it
-        patients |= {str(site): int(n) for site, n in found.items()}
+    patients = {site: int(n) for site, n in records[0].counted.items()}
+    for record in records[1:]:
+        patients |= record.joined
     return patients

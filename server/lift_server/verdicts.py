@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lift.protocol.messages import GuardReply, Kind, Parcel
+from lift.records.rounds import ROUNDS_FILE, RoundRecord
 
 
 def reviewed(answers: Mapping[str, Parcel], plan_digest: str) -> dict[str, GuardReply]:
@@ -17,7 +18,7 @@ def reviewed(answers: Mapping[str, Parcel], plan_digest: str) -> dict[str, Guard
 
 
 def recorded(
-    records: Sequence[Mapping[str, object]], plan_digest: str
+    records: Sequence[RoundRecord], plan_digest: str
 ) -> tuple[dict[str, GuardReply], int] | None:
     """The verdicts on record and how many sites were asked; None before there are any.
 
@@ -27,16 +28,17 @@ def recorded(
         records: the lines of `rounds.jsonl`.
         plan_digest: of the run.
     """
-    if not records or records[-1]["kind"] != Kind.GUARD.value:
+    if not records or records[-1].kind != Kind.GUARD.value:
         return None
-    said, asked = records[-1]["verdicts"], records[-1]["asked"]
-    # our own checkpoint wrote it
-    assert isinstance(said, dict)  # noqa: S101
-    assert isinstance(asked, list)  # noqa: S101
     replies = {
-        site: GuardReply(
-            plan_digest=plan_digest, verdict=verdict, judged_on="validation_and_training"
+        site: GuardReply.from_data(
+            {
+                "plan_digest": plan_digest,
+                "verdict": verdict,
+                "judged_on": "validation_and_training",
+            },
+            ROUNDS_FILE,
         )
-        for site, verdict in sorted(said.items())
+        for site, verdict in sorted(records[-1].verdicts.items())
     }
-    return replies, len(asked)
+    return replies, len(records[-1].asked)

@@ -117,17 +117,15 @@ def test_a_bad_update_is_refused_by_name_and_leaves_no_trace_in_the_mixer(
     plan = make_plan(quorum_sites=2, quorum_patients=0.5)
     finished = federate(plan, tmp_path / "attacked", trick, in_round=2)
     record = finished.records[2]
-    refused, counted = record["refused"], record["counted"]
-    assert isinstance(refused, dict)
-    assert isinstance(counted, dict)
+    refused, counted = record.refused, record.counted
     assert list(refused) == ["north"]
     assert reason in refused["north"]
     assert set(counted) == {"east", "west"}
-    assert record["answered"] == sorted(PATIENTS)
+    assert list(record.answered) == sorted(PATIENTS)
     assert sum(counted.values()) == pytest.approx(1)
     # the very bits of a run in which the site kept silent
     silent = federate(plan, tmp_path / "silent", lambda p, _: silence(), in_round=2)  # type: ignore[arg-type,return-value]
-    assert silent.records[2]["refused"] == {"north": "no_answer"}
+    assert silent.records[2].refused == {"north": "no_answer"}
     for tensor, value in silent.mixer.items():
         assert torch.equal(value, finished.mixer[tensor])
     honest = federate(plan, tmp_path / "honest", lambda p, _: p, in_round=2)
@@ -188,5 +186,5 @@ def test_sums_that_no_cohort_can_have_never_reach_the_z_filter(tmp_path: Path, n
     plan = make_plan(quorum_sites=2, quorum_patients=0.5)
     attacked = federate(plan, tmp_path / "attacked", trick, in_round=0)
     silent = federate(plan, tmp_path / "silent", lambda p, _: silence(), in_round=0)  # type: ignore[arg-type,return-value]
-    assert "north" in attacked.records[0]["refused"]  # type: ignore[operator]
+    assert "north" in attacked.records[0].refused
     assert torch.equal(attacked.taps, silent.taps)

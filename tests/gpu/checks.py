@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lift.config.plan import MixerKind, Plan
+from lift.records.rounds import RoundRecord
 from tests.end_to_end.tiny_run import PATIENTS, SOURCES, TARGET, TinyRun, changed
 from tests.gpu.fake_cuda import Device, fake_cuda
 from tests.gpu.world import Ran, federate
@@ -70,14 +71,13 @@ def check_same(found: Ran, expected: Ran) -> None:
     assert cosine(found.change, expected.change) > LEAST_COSINE
 
 
-def check_figures(
-    one: Mapping[str, Any], other: Mapping[str, Any], figure: str, most: float
-) -> None:
+def check_figures(one: RoundRecord, other: RoundRecord, figure: str, most: float) -> None:
     """A round's figure of every site differs by at most so much; none lacks or is infinite."""
-    assert one[figure].keys() == other[figure].keys()
-    for site, value in one[figure].items():
+    own, others = getattr(one, figure), getattr(other, figure)
+    assert own.keys() == others.keys()
+    for site, value in own.items():
         assert value is None or math.isfinite(value)
-        assert value == other[figure][site] or abs(value - other[figure][site]) <= most, figure
+        assert value == others[site] or abs(value - others[site]) <= most, figure
 
 
 def cosine(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> float:

@@ -73,8 +73,8 @@ def test_patient_local_rounds_end_on_the_device(tiny: TinyRun, tmp_path: Path) -
     with fake_cuda():
         found = run_paired(tmp_path, tiny, plan)
     assert found.devices == {"cuda:0"}
-    assert [record["kind"] for record in found.records] == ["statistics", "train", "train"]
-    assert all(set(record["counted"]) == {"east", "west"} for record in found.records)  # type: ignore[call-overload]
+    assert [record.kind for record in found.records] == ["statistics", "train", "train"]
+    assert all(set(record.counted) == {"east", "west"} for record in found.records)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ from lift.config.site import SiteSettings
 from lift.device import resolve_device
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
@@ -41,7 +42,7 @@ class Ran:
     devices: frozenset[str]
     start: Mapping[str, Tensor]
     finished: FinishedRun
-    records: tuple[Mapping[str, object], ...]
+    records: tuple[RoundRecord, ...]
 
     @property
     def change(self) -> dict[str, NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lift.loss_trend import FEWEST_ROUNDS, Losses, loss_trend, of_records
+from lift.records.rounds import RoundRecord
 from lift.report.findings import headline
 from lift.report.read import read_run
 from tests.lift.report.example_run import example_record, write_example_run, write_json
@@ -73,9 +74,9 @@ def test_a_site_that_is_seldom_there_moves_nothing_by_its_level() -> None:
 
 
 def test_folds_are_taken_together_and_statistics_are_no_round_of_training() -> None:
-    records: list[dict[str, object]] = [{"round": 0, "kind": "statistics"}]
+    records = [RoundRecord(round=0, kind="statistics")]
     records += [
-        {"round": index, "kind": "train", "loss": losses}
+        RoundRecord(round=index, kind="train", loss=dict(losses))
         for index, losses in enumerate(curve(6, 0.05), 1)
     ]
     assert of_records([records, records]) == of_records([records])

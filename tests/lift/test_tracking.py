@@ -30,7 +30,7 @@ from tests.lift.tracking_world import (
     HOSTILE,
     METRICS,
     expected,
-    record,
+    line,
     rounded,
     write_rounds,
 )
@@ -43,7 +43,7 @@ def _live(tracking: Tracking, out: Path, rounds: range) -> None:
     """As the round loop does: the record is on disk before anybody is told."""
     for number in rounds:
         write_rounds(out / "rounds.jsonl", number + 1)
-        tracking.round_done(record(number))
+        tracking.round_done(line(number))
 
 
 def test_an_event_file_holds_every_figure_of_the_record(tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_what_the_server_knows_of_each_site_at_the_end_is_logged_by_site() -> No
 def test_hostile_names_make_no_folder_break_no_tag_and_stay_different(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    line = record(1, HOSTILE)
+    hostile = line(1, HOSTILE)
     with Tracking(TrackingSettings(), out) as tracking:
         tracking.begin(ABOUT, out / "rounds.jsonl")
-        tracking.round_done(line)
+        tracking.round_done(hostile)
     tags = set(read_events(out / "tensorboard").scalars)
-    assert tags == set(round_figures(line))
+    assert tags == set(round_figures(hostile))
     by_site = [tag for tag in tags if tag.startswith("bytes_by_site/")]
     assert len(by_site) == len(HOSTILE)
     assert all(re.fullmatch(r"[a-z_]+/[A-Za-z0-9_:.-]{1,64}", tag) for tag in tags)

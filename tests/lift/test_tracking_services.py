@@ -20,7 +20,7 @@ import pytest
 from lift.config.tracking import MlflowSettings, WandbSettings
 from lift.tracking.figures import final_figures, round_figures
 from tests.lift.tracking_child import NAMES
-from tests.lift.tracking_world import ABOUT, METRICS, record
+from tests.lift.tracking_world import ABOUT, METRICS, line
 
 ROOT = Path(__file__).parents[2]
 needs_mlflow = pytest.mark.skipif(
@@ -90,7 +90,7 @@ def _track(
 def _expected() -> Steps:
     found: Steps = {}
     for number in range(5):
-        for tag, value in round_figures(record(number, NAMES)).items():
+        for tag, value in round_figures(line(number, NAMES)).items():
             found.setdefault(tag, {})[number] = value
     for tag, value in final_figures(METRICS).items():
         found[tag] = {4: value}

@@ -15,7 +15,7 @@ from typing import Any
 
 from lift.config.tracking import TrackingSettings
 from lift.tracking.run import Tracking
-from tests.lift.tracking_world import ABOUT, HOSTILE, METRICS, SITES, record, write_rounds
+from tests.lift.tracking_world import ABOUT, HOSTILE, METRICS, SITES, line, write_rounds
 
 NAMES = (*HOSTILE, *SITES)
 DIALLED: list[str] = []
@@ -41,7 +41,7 @@ def main() -> None:
     tracking.begin(ABOUT, path)
     for number in range(int(done), int(rounds)):
         write_rounds(path, number + 1, NAMES)
-        tracking.round_done(record(number, NAMES))
+        tracking.round_done(line(number, NAMES))
     finished = int(rounds) == 5
     if finished:
         tracking.finished(METRICS)

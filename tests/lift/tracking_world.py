@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lift.records.rounds import RoundRecord
 from lift.tracking.base import About
 
 ABOUT = About("glioma", "ab" * 32, phantom=True)
@@ -53,6 +54,11 @@ def record(number: int, sites: tuple[str, ...] = SITES) -> dict[str, Any]:
         }
         line["validation_psnr_db"] = {site: 20 + value for site, value in values.items()}
     return line
+
+
+def line(number: int, sites: tuple[str, ...] = SITES) -> RoundRecord:
+    """The same, read."""
+    return RoundRecord.model_validate(record(number, sites))
 
 
 def write_rounds(path: Path, count: int, sites: tuple[str, ...] = SITES) -> None:

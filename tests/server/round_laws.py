@@ -196,7 +196,9 @@ class RunFolder:
 
     def check_finished(self, finished: FinishedRun, guard: Exchange) -> None:
         rounds = self.plan.federation.rounds
-        assert finished.records == [card["record"] for card in self.cards()]
+        assert [line.line() for line in finished.records] == [
+            card["record"] for card in self.cards()
+        ]
         assert len(finished.records) == rounds + 1
         mixer = {name: tensor.numpy() for name, tensor in finished.mixer.items()}
         assert_equal(mixer, self.mixer(rounds))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,7 @@ from lift.protocol.flower.apps import GridTransport
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import Kind, Parcel, TrainRequest
 from lift.protocol.transport import SiteHandler, Transport
+from lift.records.rounds import RoundRecord
 from lift_server.finished import FinishedRun
 from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
@@ -155,7 +156,7 @@ class RoundMachine(RuleBasedStateMachine):
         )
         witness = Witness(transport, self.grid, self.run.check_request)
 
-        def on_round(record: Mapping[str, object]) -> None:
+        def on_round(record: RoundRecord) -> None:
             witness.round_done()
             seen_by_status.append(dict(record))
             assert self.run.cards()[-1]["record"] == record, "seen before its checkpoint"
@@ -274,7 +275,7 @@ class RoundMachine(RuleBasedStateMachine):
         mixer = {name: tensor.numpy() for name, tensor in finished[0].mixer.items()}
         assert_equal(mixer, self.run.mixer(self.plan.federation.rounds))
         for card, again in zip(self.run.cards(), finished[0].records, strict=True):
-            assert again["counted"] == card["record"]["counted"]
+            assert again.counted == card["record"]["counted"]
 
 
 @pytest.mark.fuzz

@@ -28,6 +28,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler, Transport
+from lift.records.rounds import RoundRecord
 from lift_server.finished import FinishedRun
 from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
@@ -113,7 +114,7 @@ def federate(
     chosen: Plan,
     folder: Path,
     sites: Mapping[str, SiteHandler],
-    on_round: Callable[[Mapping[str, object]], None] | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
     *,
     roster: Sequence[str] = tuple(PATIENTS),
     seen: list[tuple[Kind, float]] | None = None,
@@ -145,7 +146,7 @@ def test_each_round_is_the_weighted_mean_of_the_updates(tmp_path: Path) -> None:
     expected = 0.6 * 5 / 2 + 0.3 * 7 / 2 + 0.1 * 6 / 2
     assert finished.mixer["w"].numpy() == pytest.approx(np.full(3, expected))
     record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[1])
-    assert record["counted"] == pytest.approx({"harbour": 0.3, "north": 0.6, "valley": 0.1})
+    assert record.counted == pytest.approx({"harbour": 0.3, "north": 0.6, "valley": 0.1})
     assert set(finished.guard) == set(PATIENTS)
 
 
@@ -162,7 +163,7 @@ def test_a_missed_quorum_stops_with_the_reason_and_resumes_to_the_same_bits(
     resumed = federate(plan(), tmp_path / "cut", scripted())
     assert torch.equal(whole.mixer["w"], resumed.mixer["w"])
     records = [json.loads(x) for x in (tmp_path / "cut" / "rounds.jsonl").read_text().splitlines()]
-    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert [record.round for record in records] == [0, 1, 2, 3]
 
 
 def test_a_round_that_fails_everywhere_names_every_reason_and_where_its_text_is(
@@ -183,9 +184,9 @@ def test_an_absent_site_does_not_stop_a_run_with_a_quorum_of_two(tmp_path: Path)
     chosen = plan(quorum_sites=2, quorum_patients=0.5)
     finished = federate(chosen, tmp_path, scripted(valley={2: FailureKind.NO_ANSWER}))
     second = finished.records[2]
-    assert second["refused"] == {"valley": "no_answer"}
-    assert set(second["counted"]) == {"north", "harbour"}  # type: ignore[call-overload]
-    assert set(finished.records[3]["counted"]) == set(PATIENTS)  # type: ignore[call-overload]
+    assert second.refused == {"valley": "no_answer"}
+    assert set(second.counted) == {"north", "harbour"}
+    assert set(finished.records[3].counted) == set(PATIENTS)
 
 
 def test_the_share_of_the_patients_counts_beside_the_number_of_sites(tmp_path: Path) -> None:
@@ -203,8 +204,8 @@ def test_a_site_that_raises_counts_as_a_failure_and_its_text_stays_there(tmp_pat
 
     sites["valley"] = broken
     finished = federate(plan(quorum_sites=2, quorum_patients=0.5), tmp_path, sites)
-    assert finished.records[1]["refused"] == {}
-    assert finished.records[0]["refused"] == {"valley": "internal"}
+    assert finished.records[1].refused == {}
+    assert finished.records[0].refused == {"valley": "internal"}
     assert "patient-17" not in (tmp_path / "rounds.jsonl").read_text()
 
 
@@ -213,8 +214,8 @@ def test_a_run_killed_after_any_round_ends_with_the_same_bits(tmp_path: Path, af
     class Killed(BaseException):
         pass
 
-    def kill(record: Mapping[str, object]) -> None:
-        if record["round"] == after:
+    def kill(record: RoundRecord) -> None:
+        if record.round == after:
             raise Killed
 
     whole = federate(plan(), tmp_path / "whole", scripted())
@@ -272,8 +273,8 @@ def test_after_a_resume_nobody_waits_a_day_for_an_absent_site(tmp_path: Path) ->
     chosen = plan(rounds=2, deadline_s=None, quorum_sites=2, quorum_patients=0.5)  # type: ignore[arg-type]  # null derives it
     seen: list[tuple[Kind, float]] = []
 
-    def stop(record: Mapping[str, object]) -> None:
-        if record["round"] == 1:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 1:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -288,12 +289,12 @@ def test_after_a_resume_nobody_waits_a_day_for_an_absent_site(tmp_path: Path) ->
 def test_a_removed_sites_patients_are_nobodys_to_wait_for(tmp_path: Path) -> None:
     roster = list(PATIENTS)
 
-    def remove(record: Mapping[str, object]) -> None:
-        if record["round"] == 1:
+    def remove(record: RoundRecord) -> None:
+        if record.round == 1:
             roster.remove("valley")
 
     finished = federate(plan(rounds=2), tmp_path, scripted(), remove, roster=roster)
-    assert [list(record["counted"]) for record in finished.records] == [  # type: ignore[call-overload]  # a dict
+    assert [list(record.counted) for record in finished.records] == [
         ["harbour", "north", "valley"],
         ["harbour", "north", "valley"],
         ["harbour", "north"],
@@ -313,8 +314,8 @@ def test_a_site_without_budget_is_not_asked_again(tmp_path: Path, when: int) -> 
 
     chosen = plan(rounds=4, quorum_sites=2, quorum_patients=0.5)
     finished = federate(chosen, tmp_path, sites | {"valley": counting})
-    assert finished.records[when]["refused"] == {"valley": "budget"}
+    assert finished.records[when].refused == {"valley": "budget"}
     for record in finished.records[when + 1 :]:
-        assert "valley" not in record["asked"]  # type: ignore[operator]
+        assert "valley" not in record.asked
     trained = [kind for kind in asked if kind == "train"]
     assert (asked.count("statistics"), len(trained)) == (1, when)

@@ -170,8 +170,8 @@ def test_the_mapper_ships_only_if_a_site_said_helped_and_none_said_harmed(
     assert not equal(run.trained, start(plan, decoder))
     assert equal(run.mixer, run.trained if source == "mapper" else start(plan, decoder))
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1])
-    assert (line["kind"], line["round"]) == ("guard", 2)
-    assert (line["verdicts"], line["shipped"]) == (said, source)
+    assert (line.kind, line.round) == ("guard", 2)
+    assert (line.verdicts, line.shipped) == (said, source)
     assert {site: reply.verdict for site, reply in run.guard.items()} == said
 
 
@@ -240,7 +240,7 @@ def test_sites_that_fail_are_absent_or_answer_nonsense_do_not_stop_the_run(
     assert run.shipped.said == Said(helped=0, harmed=0, undecided=0, silent=3)
     assert equal(run.mixer, start(plan, decoder))
     line = run.records[-1]
-    assert line["refused"]["east"] == "internal"  # type: ignore[index]
+    assert line.refused["east"] == "internal"
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -294,7 +294,7 @@ def test_noise_asks_nobody_and_ships_the_gaussian(
     assert (run.shipped.source, run.shipped.said) == ("gaussian", None)
     assert "protects patients by noise" in run.shipped.sentence
     assert equal(run.mixer, start(plan, decoder))
-    assert [record["kind"] for record in run.records] == ["statistics", "train"]
+    assert [record.kind for record in run.records] == ["statistics", "train"]
 
 
 def test_a_free_mapper_is_released_as_it_is(

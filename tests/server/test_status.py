@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from lift.protocol.messages import Kind
+from lift.records.rounds import RoundRecord
 from lift_server.board import show
 from lift_server.provisioning import init_folder, load_settings
 from lift_server.status import STATUS_FILE, ServerStatus, SiteStatus, StatusFile
@@ -52,7 +53,7 @@ def test_a_round_goes_from_asked_to_answered_or_missing(folder: Path, written: S
     assert (found.phase, found.round, found.deadline_s) == ("round", 2, 60.0)
     assert {site.state for site in found.sites.values()} == {"asked"}
     written.connected(["north", "harbour"])
-    written.round_done({"refused": {"valley": "no_answer"}})
+    written.round_done(RoundRecord(round=1, refused={"valley": "no_answer"}))
     found = read(folder)
     assert {name: site.state for name, site in found.sites.items()} == {
         "harbour": "idle",

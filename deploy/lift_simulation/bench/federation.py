@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +24,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler, Transport
+from lift.records.rounds import RoundRecord
 from lift.wire.names import Z_FILTER_SUMS
 from lift_server.rounds import run_rounds
 from lift_server.store import RunStore
@@ -72,7 +72,7 @@ def federation_figures() -> list[Figure]:
 class _Run:
     """Records of the training rounds, and the seconds between their ends."""
 
-    records: list[dict[str, object]]
+    records: list[RoundRecord]
     seconds: list[float]
 
 
@@ -85,7 +85,7 @@ def _run(sites: int, dtype: str) -> _Run:
             )
         }
     )
-    records: list[dict[str, object]] = []
+    records: list[RoundRecord] = []
     ends: list[float] = []
 
     def main(transport: Transport) -> None:
@@ -142,8 +142,5 @@ def _idle_site(plan: Plan) -> SiteHandler:
     return handle
 
 
-def _sizes(record: Mapping[str, object]) -> list[int]:
-    sizes = record["bytes"]
-    if not isinstance(sizes, dict):
-        raise TypeError("bytes")
-    return list(sizes.values())
+def _sizes(record: RoundRecord) -> list[int]:
+    return list(record.bytes.values())

@@ -164,7 +164,7 @@ def _federate(
                 run_task(plan, generator),
                 roster=lambda: list(sessions),
                 on_round=lambda record: reporter.step(
-                    "rounds", int(str(record["round"])), plan.federation.rounds
+                    "rounds", record.round, plan.federation.rounds
                 ),
                 with_guard=False,
             )
