@@ -146,7 +146,7 @@ def test_each_round_is_the_weighted_mean_of_the_updates(tmp_path: Path) -> None:
     expected = 0.6 * 5 / 2 + 0.3 * 7 / 2 + 0.1 * 6 / 2
     assert finished.mixer["w"].numpy() == pytest.approx(np.full(3, expected))
     record = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[1])
-    assert record.counted == pytest.approx({"harbour": 0.3, "north": 0.6, "valley": 0.1})
+    assert record["counted"] == pytest.approx({"harbour": 0.3, "north": 0.6, "valley": 0.1})
     assert set(finished.guard) == set(PATIENTS)
 
 
@@ -163,7 +163,7 @@ def test_a_missed_quorum_stops_with_the_reason_and_resumes_to_the_same_bits(
     resumed = federate(plan(), tmp_path / "cut", scripted())
     assert torch.equal(whole.mixer["w"], resumed.mixer["w"])
     records = [json.loads(x) for x in (tmp_path / "cut" / "rounds.jsonl").read_text().splitlines()]
-    assert [record.round for record in records] == [0, 1, 2, 3]
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
 
 
 def test_a_round_that_fails_everywhere_names_every_reason_and_where_its_text_is(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from lift.mixer.gaussian import GaussianTrajectory
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import Failure, FailureKind, GuardReply, Kind, Parcel
 from lift.protocol.transport import SiteHandler, Transport
+from lift.records.rounds import RoundRecord
 from lift.shipped import Said
 from lift.training import TrainedRound
 from lift.unconditional.decoder import FrozenDecoder
@@ -169,7 +169,8 @@ def test_the_mapper_ships_only_if_a_site_said_helped_and_none_said_harmed(
     assert run.shipped.source == source
     assert not equal(run.trained, start(plan, decoder))
     assert equal(run.mixer, run.trained if source == "mapper" else start(plan, decoder))
-    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1])
+    text = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1]
+    line = RoundRecord.model_validate_json(text)
     assert (line.kind, line.round) == ("guard", 2)
     assert (line.verdicts, line.shipped) == (said, source)
     assert {site: reply.verdict for site, reply in run.guard.items()} == said
