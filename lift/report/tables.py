@@ -242,7 +242,7 @@ def rounds_table(run: Run) -> Markup:
         cells += [_participation(record, index, site) for site in sites]
         rows.append(cells)
     return table(
-        "Rounds in order. By site: its weight in the sum, and the bytes that it sent.",
+        "Rounds in order. By site: its weight in the sum (of verdicts: 1), and the bytes it sent.",
         [
             "round",
             tag("th", "kind", scope="col", class_="word"),
