@@ -17,10 +17,12 @@ from torch import Tensor
 
 import lift_simulation.downstream.__main__ as program
 from lift.cohort.patients import Patient
+from lift.config.decoder import DecoderPretrainConfig
 from lift.config.simulation import SimulationConfig
 from lift.errors import AffineError, ConfigError, DataError, VolumeError
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.moments import LARGEST
+from lift.unconditional.pretraining import pretrain_decoder
 from lift_simulation.downstream.config import (
     DownstreamConfig,
     Entry,
@@ -62,6 +64,8 @@ from tests.end_to_end.tiny_run import (
 )
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,
+    CPU,
+    pca_data,
     plan_data,
     tiny_decoder,
     tiny_plan,
@@ -70,10 +74,11 @@ from tests.lift.unconditional.tiny_decoder import (
 
 FOLDER = Path(program.__file__).parent
 PRESETS = Path(__file__).parents[2] / "configs" / "presets"
+PUBLIC = 20
 SITES = {"east": 24, "west": 24, "small": 6}
 GAUSSIAN = {"positions": 6, "covariance": "sketch", "columns": 64}
 SMALL = SegmenterSettings(
-    width=8, steps=40, volumes_per_step=2, learning_rate=0.02, synthetic_share=0.5
+    width=4, steps=80, volumes_per_step=2, learning_rate=0.1, synthetic_share=0.5
 )
 
 
@@ -81,7 +86,7 @@ def ball(rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
     """A test's body with a bright ball in it somewhere, and the ball."""
     body = make_patient(rng)[CHANNEL]
     places = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
-    middle = np.array(SHAPE) / 2 + rng.uniform(-1, 1, 3) * (5, 6, 1)
+    middle = np.array(SHAPE) / 2 + rng.uniform(-1, 1, 3) * (3, 4, 0.5)
     away = (places - middle[:, None, None, None]) * np.array([2.0, 2.0, 3.0])[:, None, None, None]
     inside = np.sqrt((away**2).sum(0)) < rng.uniform(10, 13)
     return np.where(inside, 1500, body), inside.astype(np.uint8)
@@ -105,7 +110,7 @@ class World:
         path = self.root(site) / f"{name}-{CHANNEL}.nii.gz"
         return Patient(name, name, {CHANNEL: path}, None)
 
-    def config(self, name: str = "tiny", **changes: object) -> Path:
+    def config(self, file: str = "tiny", **changes: object) -> Path:
         data: dict[str, object] = {
             "name": "tiny",
             "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
@@ -129,9 +134,9 @@ class World:
             ),
             "device": "cpu",
         }
-        return write_settings(self.folder / f"{name}.yaml", changed(data, changes))
+        return write_settings(self.folder / f"{file}.yaml", changed(data, changes))
 
-    def settings(self, name: str = "settings", **changes: object) -> Path:
+    def settings(self, file: str = "settings", **changes: object) -> Path:
         data: dict[str, object] = {
             "threads": 1,
             "seeds": 1,
@@ -147,12 +152,20 @@ class World:
                 }
             },
         }
-        return write_settings(self.folder / f"{name}.yaml", changed(data, changes))
+        return write_settings(self.folder / f"{file}.yaml", changed(data, changes))
 
 
 @pytest.fixture(scope="module")
-def world(pca_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = World(tmp_path_factory.mktemp("downstream"), pca_bundle)
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("downstream")
+    for index in range(PUBLIC):
+        name = patient_name(index)
+        voxels, _ = ball(np.random.default_rng([80, index]))
+        write_nifti(folder / "public" / name / f"{name}-{CHANNEL}.nii.gz", voxels)
+    data = pca_data(folder / "public", network__axes=24)
+    pretraining = DecoderPretrainConfig.from_data(data, "test")
+    pretrain_decoder(pretraining, folder / "decoder", work=folder / "work", device=CPU)
+    world = World(folder, folder / "decoder")
     for number, (site, patients) in enumerate(SITES.items()):
         rows = [f"patient,{CHANNEL}"]
         for index in range(patients):
@@ -167,8 +180,8 @@ def world(pca_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def frozen(pca_bundle: Path) -> FrozenDecoder:
-    return tiny_decoder(pca_bundle)
+def frozen(world: World) -> FrozenDecoder:
+    return tiny_decoder(world.bundle)
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +394,7 @@ def test_the_whole_experiment_and_its_resume(world: World, tmp_path: Path) -> No
     for name, found in data["comparisons"].items():
         a, b = name.split(" - ")
         assert found["value"] == pytest.approx(rows[a]["dice"]["value"] - rows[b]["dice"]["value"])
-    assert rows["synthetic"]["dice"]["value"] > rows["shuffled"]["dice"]["value"] + 0.1
+    assert data["comparisons"]["synthetic - shuffled"]["low"] > 0
     # no patient is named in what is shown
     for name in ("downstream.json", "downstream.md"):
         assert "BraTS-TST" not in (out / name).read_text(encoding="utf-8")
@@ -400,6 +413,14 @@ def test_the_whole_experiment_and_its_resume(world: World, tmp_path: Path) -> No
     assert again.stderr.count("kept\n") == 8
     assert json.loads(lost.read_text(encoding="utf-8"))["dice"] == kept
     assert set(bytes_under(out / "trainings")) == set(before)
+    # planted: whole pairs that are no better than broken ones
+    whole, broken = (out / "trainings" / f"{row}-seed0.json" for row in ("synthetic", "shuffled"))
+    record = json.loads(broken.read_text(encoding="utf-8"))
+    same = record | {"dice": json.loads(whole.read_text(encoding="utf-8"))["dice"]}
+    broken.write_text(json.dumps(same), encoding="utf-8")
+    useless = run_here(program.PROGRAM, *words)
+    assert "Control (broken pairs are worse): failed" in useless.stdout
+    broken.write_text(json.dumps(record), encoding="utf-8")
     # other pairs: nothing of this is kept; one more number of patients: all of it
     more = world.settings("more", data_sets__tiny__few=[1, 2])
     third = run_here(program.PROGRAM, *words[:3], more, *words[4:], "--cell", "real-1")
