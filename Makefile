@@ -9,8 +9,9 @@ RELEASE_STAMP := $(VENV)/.installed-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
 REACH := $(BIN)/python -m lift_simulation.reach
+DOWNSTREAM := $(BIN)/python -m lift_simulation.downstream
 
-.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach real real-lgg real-lgg-left-out docs wheel wheel-check clean help
+.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -105,6 +106,10 @@ reach: $(STAMP)  ## PSNR against parameters, beside a plain 3D U-Net: demo and L
 	$(REACH) --config configs/presets/real-flair.yaml --output out/reach/real-flair
 	$(REACH) --config deploy/lift_simulation/demo.yaml --output out/reach/demo
 	$(REACH) --output out/reach --beside out/reach/demo --beside out/reach/real-flair --beside out/reach/real-lgg
+
+downstream: $(STAMP)  ## do new volumes help a segmenter: phantoms and LIFT_TEST_DATA; resumable
+	$(DOWNSTREAM) --output out/downstream/phantom
+	$(DOWNSTREAM) --config configs/presets/real-hippocampus.yaml --output out/downstream/real-hippocampus
 
 real: $(STAMP)  ## the federation on the real volumes that LIFT_TEST_DATA names
 	$(BIN)/lift-simulate --config configs/presets/real-flair.yaml --output out/real-flair

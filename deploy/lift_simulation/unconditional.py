@@ -79,7 +79,7 @@ def simulate_unconditional(
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
     reporter.seconds.update(record.seconds)
-    decoder = _decoder(config, out, resolve_device(config.device), reporter)
+    decoder = open_decoder(config, out, resolve_device(config.device), reporter)
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     fix_threads(plan.threads)
@@ -190,9 +190,15 @@ def _on_gaussian(values: Values, run: FinishedRun) -> Values:
     return values | kept_with_mixer(run.shared)
 
 
-def _decoder(
+def open_decoder(
     config: SimulationConfig, out: Path, device: torch.device, reporter: Reporter
 ) -> FrozenDecoder:
+    """The run's frozen decoder; one that the settings pretrain is made first, in OUT/generator.
+
+    Raises:
+        ConfigError: it sees with the evaluation's encoder.
+        LiftError: see the message.
+    """
     if config.pretrain is not None:
         folder = out / "generator"
         if not (folder / CARD_FILE).is_file():

@@ -26,7 +26,13 @@ from lift.cohort.phantom.scanner import (
     body_share,
     without_corruption,
 )
-from lift.cohort.phantom.write import _affine, _grid, write_patient, write_phantom_cohort
+from lift.cohort.phantom.write import (
+    _affine,
+    _grid,
+    write_patient,
+    write_phantom_cohort,
+    write_truth,
+)
 from lift.config.cohort import BratsData, SynthradData
 from lift.config.phantom import (
     MR_CHANNELS,
@@ -37,6 +43,7 @@ from lift.config.phantom import (
 )
 from lift.config.plan import Plan, PreprocessingPlan, TaskPlan
 from lift.config.privacy import NoPrivacy
+from lift.errors import ConfigError
 from lift.files import file_digest
 from lift.preprocessing import prepare
 
@@ -516,3 +523,37 @@ def _level(site: str, tissue: str, sequence: str) -> float:
 
 def _times(folder: Path) -> Mapping[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_truth_lies_where_the_volume_shows_it(tmp_path: Path) -> None:
+    config = cohort("valley", patients=1, channels=["t1n"], target="t1n")
+    write_phantom_cohort(config, tmp_path / "cohort", workers=1)
+    write_truth(config, tmp_path / "wm", "wm")
+    (path,) = (tmp_path / "wm").iterdir()
+    (volume,) = (tmp_path / "cohort" / path.name.removesuffix(".nii.gz")).iterdir()
+    truth, shown = nibabel.load(path), nibabel.load(volume)
+    np.testing.assert_array_equal(truth.affine, shown.affine)
+    inside = np.asarray(truth.dataobj) > 0
+    values = np.asarray(shown.dataobj)
+    assert inside.shape == values.shape
+    assert 0.2 < inside.sum() / (values > 1).sum() < 0.5
+
+    def brighter(where: NDArray[np.bool_]) -> float:
+        brain = values > 1
+        found = values[where & brain].mean() - values[brain & ~where].mean()
+        return float(found / values[brain].std())
+
+    # white matter is the brightest tissue of a T1; mirrored truth is no truth
+    assert brighter(inside) > 1.0
+    for axis in range(3):
+        assert brighter(np.flip(inside, axis)) < 0.6
+    kept = file_digest(path)
+    path.write_bytes(b"kept")
+    write_truth(config, tmp_path / "wm", "wm")
+    assert path.read_bytes() == b"kept"
+    path.unlink()
+    write_truth(config, tmp_path / "wm", "wm")
+    assert file_digest(path) == kept
+    with pytest.raises(ConfigError, match="no such tissue"):
+        write_truth(config, tmp_path / "none", "gold")
+    assert not (tmp_path / "none").exists()

@@ -122,17 +122,20 @@ def acquire(
 
 def brain_share(head: Head, scanner: ScannerConfig, grid: Grid) -> Floats:
     """The brain's share of each delivered voxel."""
-    count = round(grid.shape[2] * FINE_MM / scanner.slice_spacing_mm)
-    spacing = scanner.slice_spacing_mm
-    return _on_grid(_slice_profile(head.brain, spacing), spacing, spacing, count)
+    return delivered_share(head.brain, scanner, grid)
 
 
 def body_share(head: Head, scanner: ScannerConfig, grid: Grid) -> Floats:
     """The share of anything but air of each delivered voxel."""
     whole = np.clip(sum(head.maps.values()), 0, 1).astype(np.float32)
+    return delivered_share(whole, scanner, grid)
+
+
+def delivered_share(share: Floats, scanner: ScannerConfig, grid: Grid) -> Floats:
+    """A map of the fine grid as a share of each delivered voxel."""
     count = round(grid.shape[2] * FINE_MM / scanner.slice_spacing_mm)
     spacing = scanner.slice_spacing_mm
-    return _on_grid(_slice_profile(whole, spacing), spacing, spacing, count)
+    return _on_grid(_slice_profile(share, spacing), spacing, spacing, count)
 
 
 def _sequence(scanner: ScannerConfig, channel: str) -> SequenceConfig:

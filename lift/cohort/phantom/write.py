@@ -7,6 +7,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,18 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
-from lift.cohort.phantom.anatomy import Grid, make_head
+from lift.cohort.phantom.anatomy import Grid, Head, make_head
 from lift.cohort.phantom.scanner import (
     FINE_MM,
     acquire,
     body_share,
     brain_share,
+    delivered_share,
     draw_public_scanner,
     without_corruption,
 )
 from lift.config.phantom import PUBLIC, SCANNERS, PhantomCohortConfig, ScannerConfig
+from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.randomness import derive_seed
 
@@ -99,20 +102,51 @@ def write_phantom_cohorts(
         write_json(folder / _MARKER, _card(config))
 
 
-def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None:
-    """Write the files of patient `index` (from 0)."""
-    seed = derive_seed(config.seed, "phantom", index)
-    rng = np.random.default_rng(derive_seed(seed, "head"))
+@dataclass(frozen=True)
+class Examined:
+    """One phantom patient on the scanner, before any channel is acquired.
+
+    Attributes:
+        name: of the patient's folder.
+        scanner: that it lies in.
+        grid: the fine grid.
+        head: on that grid.
+        keep_skull: whether the whole head is delivered.
+        units_per_signal: of the delivered MR volumes.
+        affine: delivered voxel -> scanner mm.
+    """
+
+    name: str
+    scanner: ScannerConfig
+    grid: Grid
+    head: Head
+    keep_skull: bool
+    units_per_signal: float
+    affine: NDArray[np.float64]
+
+
+def examine(config: PhantomCohortConfig, index: int) -> Examined:
+    """Patient `index` (from 0) of a cohort; the same whenever it is asked for."""
+    rng = np.random.default_rng(derive_seed(_patient_seed(config, index), "head"))
     scanner = _scanner(config, rng)
     head_layout = "ct" in config.channels
     stripped = config.skull_strip
     keep_skull = head_layout or stripped is False or (stripped == "half" and index % 2 == 1)
     grid = _grid(config, scanner, whole_head=keep_skull)
     head = make_head(grid, rng, whole_head=keep_skull)
-    inside = (body_share if keep_skull else brain_share)(head, scanner, grid) > 0.5
     units_per_signal = rng.uniform(1500, 6000)
     affine = _affine(grid, scanner, rng)
-    name = f"1PA{index + 1:03d}" if head_layout else f"BraTS-PHA-{index + 1:05d}-000"
+    name = patient_name(config, index)
+    return Examined(name, scanner, grid, head, keep_skull, units_per_signal, affine)
+
+
+def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None:
+    """Write the files of patient `index` (from 0)."""
+    seed, head_layout = _patient_seed(config, index), "ct" in config.channels
+    patient = examine(config, index)
+    name, scanner, grid, head = patient.name, patient.scanner, patient.grid, patient.head
+    keep_skull, affine = patient.keep_skull, patient.affine
+    inside = (body_share if keep_skull else brain_share)(head, scanner, grid) > 0.5
     for channel in config.channels:
         channel_rng = np.random.default_rng(derive_seed(seed, "channel", channel))
         acquired = acquire(
@@ -121,7 +155,7 @@ def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None
         if acquired.is_ct:
             voxels = np.rint(np.clip(acquired.voxels, -1024, 3071))
         else:
-            voxels = np.rint(np.clip(acquired.voxels * units_per_signal, 0, 32767))
+            voxels = np.rint(np.clip(acquired.voxels * patient.units_per_signal, 0, 32767))
             if not keep_skull:
                 # a lost slice is dark, not absent: the mask rule `nonzero` must still find it
                 voxels = np.where(inside, np.maximum(voxels, 1), 0)
@@ -129,6 +163,45 @@ def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None
         _write(folder / name / f"{stem}.nii.gz", voxels.astype(np.int16), affine, scanner)
     if head_layout:
         _write(folder / name / "mask.nii.gz", inside.astype(np.uint8), affine, scanner)
+
+
+def write_truth(config: PhantomCohortConfig, folder: Path, tissue: str) -> None:
+    """Where a tissue fills most of a delivered voxel: 0 or 1, `PATIENT.nii.gz` for each patient.
+
+    Each lies on the grid of the patient's own volumes. Files that are there are kept: give each
+    cohort and tissue a folder of its own.
+
+    Args:
+        config: the cohort.
+        folder: for the files.
+        tissue: one of the head's maps, such as wm or gm.
+
+    Raises:
+        ConfigError: phantom heads have no such tissue.
+    """
+    for index in range(config.patients):
+        path = folder / f"{patient_name(config, index)}.nii.gz"
+        if path.is_file():
+            continue
+        patient = examine(config, index)
+        if tissue not in patient.head.maps:
+            raise ConfigError(
+                "phantom heads have no such tissue",
+                where="tissue",
+                seen=f"{tissue}; there are {', '.join(sorted(patient.head.maps))}",
+                remedy="Name one of them; nothing was written.",
+            )
+        share = delivered_share(patient.head.maps[tissue], patient.scanner, patient.grid)
+        _write(path, (share > 0.5).astype(np.uint8), patient.affine, patient.scanner)
+
+
+def patient_name(config: PhantomCohortConfig, index: int) -> str:
+    """How the cohort calls patient `index` (from 0)."""
+    return f"1PA{index + 1:03d}" if "ct" in config.channels else f"BraTS-PHA-{index + 1:05d}-000"
+
+
+def _patient_seed(config: PhantomCohortConfig, index: int) -> int:
+    return derive_seed(config.seed, "phantom", index)
 
 
 def _scanner(config: PhantomCohortConfig, rng: np.random.Generator) -> ScannerConfig:
