@@ -103,8 +103,8 @@ def init(
         f"{config.certificates / SERVER_KEY_FILE}",
     )
     _next(
-        f"make the key of releases: lift-server release-key {_quoted(folder)} --output KEYS; edit "
-        f"{shlex.quote(str(folder / CONFIG_FILE))}, then for each site: "
+        f"edit {shlex.quote(str(folder / CONFIG_FILE))}; lift-server release-key {_quoted(folder)} "
+        "--output KEYS, on a medium that stays offline; then for each site: "
         f"lift-server add-site {_quoted(folder)} NAME SITE.PUB"
     )
 
