@@ -245,10 +245,10 @@ def test_a_mixer_times_minus_three_with_invented_audits_is_refused_everywhere(
     folder = plain.folder / "forged"
     mixer = folder / "mixer.safetensors"
 
-    def translate(*words: object) -> Outcome:
+    def translate(*words: str | Path) -> Outcome:
         sources = [f"{name}={tiny.file('east', 0, name)}" for name in SOURCES]
-        words = ("--mixer", folder, "--generator", tiny.bundle, *words)
-        return run_here("lift", "translate", *sources, "-o", plain.folder / "made.nii.gz", *words)
+        given = ("--mixer", folder, "--generator", tiny.bundle, *words)
+        return run_here("lift", "translate", *sources, "-o", plain.folder / "made.nii.gz", *given)
 
     assert translate("--ca", authority(plain)).code == 0
     (plain.folder / "made.nii.gz").unlink()
@@ -272,8 +272,8 @@ def test_a_mixer_times_minus_three_with_invented_audits_is_refused_everywhere(
     assert found.code == 9
     for name in ("mixer.safetensors", "RELEASE.txt", "release.json", "SHA256SUMS"):
         assert f"changed: {name} (" in found.stdout
-    for words_ in ((), ("--ca", authority(plain))):
-        check_refusal(translate(*words_), 9, names=["mixer.safetensors: changed"])
+    for refused in (translate(), translate("--ca", authority(plain))):
+        check_refusal(refused, 9, names=["mixer.safetensors: changed"])
     assert not (plain.folder / "made.nii.gz").exists()
 
 

@@ -184,6 +184,11 @@ def link_folder(folder: Path) -> None:
     (folder / "approvals").symlink_to(folder.parent)
 
 
+def pipe(folder: Path) -> None:
+    (folder / "run.json").unlink()
+    os.mkfifo(folder / "run.json")
+
+
 def fill(folder: Path) -> None:
     (folder / "more").mkdir()
     (folder / "more" / "hidden.json").write_text("{}")
@@ -206,10 +211,7 @@ def fill(folder: Path) -> None:
         (link_folder, {("approvals", "not a file")}),
         (lambda f: (f / "run.json").write_bytes(b"{}"), {("run.json", "changed")}),
         (lambda f: (f / SUMS).write_text(""), {(SUMS, "changed")}),
-        (
-            lambda f: ((f / "run.json").unlink(), os.mkfifo(f / "run.json")),
-            {("run.json", "not a file")},
-        ),
+        (pipe, {("run.json", "not a file")}),
         (
             lambda f: ((f / "approvals").mkdir(), (f / "approvals" / "x.txt").write_text("")),
             {("approvals/x.txt", "extra")},

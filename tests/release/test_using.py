@@ -211,7 +211,8 @@ def test_each_command_with_a_mixer_refuses_a_forged_release(
     folder: Path, tmp_path: Path, lift_command: Callable[..., Outcome], command: str
 ) -> None:
     forge(folder)
-    given = {"translate": ["a.nii.gz"], "calibrate": [tmp_path], "generate": []}[command]
+    inputs: dict[str, list[object]] = {"translate": ["a.nii.gz"], "calibrate": [tmp_path]}
+    given = inputs.get(command, [])
     output = tmp_path / "out.nii.gz"
     code, _, err = lift_command(command, *given, "--mixer", folder, "-o", output)
     assert code == 9

@@ -29,8 +29,18 @@ from tests import wording
 from tests.ports import free_ports
 
 BOTH = ["north", "valley"]
-COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "page", "export")
-COMMANDS += ("release-key", "sign-release")
+COMMANDS: tuple[str, ...] = (
+    "init",
+    "add-site",
+    "remove-site",
+    "renew",
+    "check",
+    "status",
+    "page",
+    "export",
+    "release-key",
+    "sign-release",
+)
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
 READERS = ["nibabel", "pydicom", "skimage"]
 PORT_KEYS = ("listen_port", "control_port", "health_port", "page_port")
