@@ -26,6 +26,7 @@ from lift.mixer.trained import TrainedPart
 from lift.privacy.costs import describe_privacy
 from lift.privacy.worth import noise_warnings
 from lift.randomness import derive_seed
+from lift.release.check import mixer_file
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
@@ -193,13 +194,19 @@ def write_mixer(path: Path, finished: FinishedMixer) -> None:
     write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
-def read_mixer(path: Path) -> FinishedMixer:
-    """The finished mixer of one file.
+def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
+    """The finished mixer of a file, or of a run's or a release's folder.
+
+    Args:
+        path: the file or the folder. Where it is a release, every file there must fit its manifest.
+        ca: certificate of a federation's authority: the release must be signed under it.
 
     Raises:
+        ReleaseError: the release is not what was signed, or with `ca` there is none.
         CheckpointError: the file is missing, damaged or not a finished mixer.
         VersionMismatchError: it comes from another version.
     """
+    path = mixer_file(path, ca=ca)
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}

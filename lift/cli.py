@@ -18,6 +18,7 @@ from rich.table import Table
 from lift.audit.cli import app as audit_app
 from lift.commands import VersionOption, run_command
 from lift.errors import ConfigError
+from lift.release.command import verify_release
 
 if TYPE_CHECKING:
     from lift.assembly import FinishedMixer
@@ -34,8 +35,15 @@ app = typer.Typer(
     help="3D synthesis from a frozen 2D generator and a through-plane mixer, on files.",
 )
 app.add_typer(audit_app, name="audit")
+app.command("verify-release")(verify_release)
 
 
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="ca.pem of the federation: the mixer must be of a release that its key signed."
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -176,7 +184,9 @@ def translate(
         list[str], typer.Argument(help="Source volumes: NAME=FILE, or files in the plan's order.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.nii.gz).")],
-    mixer: Annotated[Path, typer.Option(help="mixer.safetensors of a run, or the run's folder.")],
+    mixer: Annotated[
+        Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
+    ],
     generator: Annotated[
         Path | None,
         typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
@@ -193,6 +203,7 @@ def translate(
     guard: Annotated[
         Guard, typer.Option(help="When the volume is unlike those the mixer helped on.")
     ] = Guard.WARN,
+    ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Synthesise the missing channel of one patient, on the first input's own grid."""
@@ -204,7 +215,7 @@ def translate(
     from lift.local import OWN_MIXER_FILE, with_own_mixer
     from lift.translation import translate as run
 
-    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "paired", "generate")
     bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
@@ -236,7 +247,9 @@ def translate(
 
 @app.command()
 def calibrate(
-    mixer: Annotated[Path, typer.Option(help="mixer.safetensors of a run, or the run's folder.")],
+    mixer: Annotated[
+        Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File for the curves (.safetensors).")
     ],
@@ -258,6 +271,7 @@ def calibrate(
             "mixer, if it is there."
         ),
     ] = None,
+    ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Fit a hospital's grey scale from two to four of its own pairs, for `lift translate --curves`.
@@ -286,7 +300,7 @@ def calibrate(
             seen="both" if pairs else "neither, and there are no pooled curves of the run",
             remedy="Give a folder or a table of pairs, or a site's settings.",
         )
-    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "paired", "generate")
     settings: SiteSettings | None = None
     if site is not None:
@@ -337,7 +351,9 @@ def _pairs(path: Path | None) -> dict[str, str]:
 
 @app.command()
 def generate(
-    mixer: Annotated[Path, typer.Option(help="A run's output folder, or its mixer.safetensors.")],
+    mixer: Annotated[
+        Path, typer.Option(help="Folder of a run or a release, or its mixer.safetensors.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the volumes.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many volumes.")] = 1,
     seed: Annotated[
@@ -373,6 +389,7 @@ def generate(
     generator: Annotated[
         Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
     ] = None,
+    ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Make new volumes that are nobody's, as NIfTI files, one after the other.
@@ -390,7 +407,7 @@ def generate(
 
     sides = None if field_of_view is None else parse_field_of_view(field_of_view)
     wanted = Wanted(slices, spacing, sides)
-    finished = read_mixer(mixer / "mixer.safetensors" if mixer.is_dir() else mixer)
+    finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "unconditional", "translate")
     frozen = load_decoder(
         generator or known_bundle(mixer, finished.plan.generator_fingerprint),

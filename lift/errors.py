@@ -39,7 +39,11 @@ EXIT_CODES: Final[dict[str, ExitCode]] = {
         ExitCode(
             8, "quorum", "Too few sites answered; nothing was aggregated: run again to resume."
         ),
-        ExitCode(9, "record", "A journal or ledger is damaged: keep it and ask for help."),
+        ExitCode(
+            9,
+            "record",
+            "A journal, a ledger or a release is damaged or forged: keep it and ask for help.",
+        ),
         ExitCode(70, "bug", "A fault of this software: the log file holds the details."),
     )
 }
@@ -161,6 +165,12 @@ class RecordError(LiftError):
     ) -> None:
         super().__init__(what, where=where, seen=seen, remedy=remedy)
         self.line = line
+
+
+class ReleaseError(LiftError):
+    """A release folder does not fit its signed manifest: nothing in it may be used."""
+
+    label = "record"
 
 
 class PrivacyError(LiftError):

@@ -1,4 +1,4 @@
-"""A site's key pair: reading it, and what people compare of it, on both sides."""
+"""A site's key pair: reading it, signing with it, and what people compare of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import base64
 import binascii
 import hashlib
 from pathlib import Path
+from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lift.errors import ConfigError
+
+SIGNATURE: Final = ec.ECDSA(hashes.SHA384())
+"""How every key of ours signs: ECDSA with SHA-384, DER."""
 
 
 def key_fingerprint(public_key: str) -> str:
@@ -57,6 +61,30 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise _bad_key(path, "it is not an EC P-384 key")
     return key
+
+
+def sign_text(key: ec.EllipticCurvePrivateKey, content: bytes) -> str:
+    """Base64 of the key's signature of these bytes."""
+    return base64.b64encode(key.sign(content, SIGNATURE)).decode()
+
+
+def signature_fits(public_key: str, signature: str, content: bytes) -> bool:
+    """Whether this key signed these bytes.
+
+    Args:
+        public_key: OpenSSH text.
+        signature: base64, as :func:`sign_text` writes it.
+        content: what was signed.
+    """
+    try:
+        key = serialization.load_ssh_public_key(public_key.encode())
+        decoded = base64.b64decode(signature, validate=True)
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(decoded, content, SIGNATURE)
+            return True
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        pass
+    return False
 
 
 def _bad_key(path: Path, seen: str) -> ConfigError:

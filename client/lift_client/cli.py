@@ -323,6 +323,25 @@ def ledger(
         ledger_view.show(config, as_json=as_json, only_verify=verify, plan=plan)
 
 
+@app.command("approve-release")
+def approve_release(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the release.")],
+    site: SiteOption = None,
+) -> None:
+    """Say with this site's key that the hospital looked at a release: approvals/SITE.json.
+
+    The release is checked first, with the kit's certificate. Nothing is sent: hand the file over.
+    """
+    from datetime import UTC, datetime
+
+    from lift_client.approval import approve
+
+    config = _settings(_site_file(site, ctx))
+    sys.stdout.write(f"approved: {approve(config, folder, datetime.now(UTC))}\n")
+    _next("send this file to the coordinator, who puts it into the release's folder `approvals`")
+
+
 def exit_code(verdicts: Sequence[Verdict]) -> int:
     """0 without a problem, else the code of the problem that is to be mended first."""
     labels = [verdict.label for verdict in verdicts if verdict.status == "problem"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lift.assembly import FinishedMixer, read_mixer
+from lift.config.kit import CA_FILE
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.contrast import CURVES_FILE, read_shared_sums
@@ -19,6 +20,7 @@ from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, GeneratorError
 from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
+from lift.release.check import is_release
 from lift.unconditional.bundle import load_generator
 from lift_client.paired import PairedWork
 from lift_client.session import FINAL_MIXER_FILE
@@ -38,6 +40,7 @@ def finished_mixer(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
     Raises:
         ConfigError: there is none yet, or it makes new volumes.
         CheckpointError: the file is missing or damaged.
+        ReleaseError: it lies in a release that is not what the kit's federation signed.
     """
     path = mixer_path(config, mixer)
     if mixer is None and not path.is_file():
@@ -49,7 +52,10 @@ def finished_mixer(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
             remedy="Wait for the run's end, or give the coordinator's file: --mixer "
             "mixer.safetensors (under patient-level privacy that is the only way).",
         )
-    finished = read_mixer(path)
+    # a release is of the federation whose kit lies here
+    kit_ca = config.kit / CA_FILE
+    signed = kit_ca.is_file() and is_release(path if path.is_dir() else path.parent)
+    finished = read_mixer(path, ca=kit_ca if signed else None)
     _check_kind(finished.plan.task.kind)
     return finished
 

@@ -50,6 +50,7 @@ def patients(
     from lift.audit.documents import write_signed
     from lift.audit.patients import audit_patients
     from lift.keys import read_key
+    from lift.release.check import mixer_file
 
     config = SiteConfig.from_yaml(site).under(site.parent)
     # before hours are spent
@@ -64,7 +65,7 @@ def patients(
             progress.update(tasks[what], completed=done, total=total)
 
         found = audit_patients(
-            config, _file(mixer), generated=generated, references=references, report=report
+            config, mixer_file(mixer), generated=generated, references=references, report=report
         )
     write_signed(output, found.audit, key)
     table = Table(title=f"{found.audit.site}: {found.audit.kind}", caption=found.audit.caveat)
@@ -125,7 +126,7 @@ def training(
     from lift.files import write_json
     from lift.generator.card import shipped_bundle
 
-    finished = read_mixer(_file(mixer))
+    finished = read_mixer(mixer)
     bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)
     found = training_audit(finished.plan, bundle)
     data = found.model_dump(mode="json")
@@ -141,7 +142,3 @@ def training(
             remedy="Noise, sampling or clipping do less than they say. Please report it. A right "
             f"pipeline fails once in {1 / (1 - found.confidence):.0f} times: run it again.",
         )
-
-
-def _file(mixer: Path) -> Path:
-    return mixer / "mixer.safetensors" if mixer.is_dir() else mixer

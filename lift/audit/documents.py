@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
@@ -20,8 +16,8 @@ from lift.config.base import Settings
 from lift.config.plan import Digest, Name
 from lift.errors import ConfigError, PolicyError
 from lift.files import write_json
+from lift.keys import sign_text, signature_fits
 
-SIGNATURE: Final = ec.ECDSA(hashes.SHA384())
 Share = Annotated[float, Field(ge=0, le=1)]
 _LARGEST: Final = 1_000_000
 
@@ -111,8 +107,8 @@ class TrainingAudit(Settings):
 
 def write_signed(path: Path, audit: SiteAudit, key: ec.EllipticCurvePrivateKey) -> None:
     """Write a site's audit with its signature."""
-    signature = key.sign(audit.canonical_json().encode(), SIGNATURE)
-    signed = SignedAudit(audit=audit, signature=base64.b64encode(signature).decode())
+    signature = sign_text(key, audit.canonical_json().encode())
+    signed = SignedAudit(audit=audit, signature=signature)
     write_json(path, signed.model_dump(mode="json"))
 
 
@@ -147,22 +143,11 @@ def check_signature(signed: SignedAudit, public_key: str) -> None:
     Raises:
         PolicyError: the signature does not fit.
     """
-    if not _fits(signed, public_key):
+    content = signed.audit.canonical_json().encode()
+    if not signature_fits(public_key, signed.signature, content):
         raise PolicyError(
             f"the audit of site '{signed.audit.site}' is not signed by that site",
             where="signature",
             seen="it does not fit the key that was admitted, or the file was changed since",
             remedy="Ask the site to run `lift audit patients` again and to send the file as it is.",
         )
-
-
-def _fits(signed: SignedAudit, public_key: str) -> bool:
-    try:
-        key = serialization.load_ssh_public_key(public_key.encode())
-        signature = base64.b64decode(signed.signature, validate=True)
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, signed.audit.canonical_json().encode(), SIGNATURE)
-            return True
-    except (InvalidSignature, ValueError, binascii.Error, UnsupportedAlgorithm):
-        pass
-    return False

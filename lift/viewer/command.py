@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lift.errors import ConfigError
 from lift.files import write_atomically
+from lift.release.check import check_beside
 from lift.viewer.embedded import niivue
 from lift.viewer.page import standalone_page
 from lift.viewer.served import serve
@@ -30,11 +31,14 @@ def show_volumes(
 
     Raises:
         VolumeError: a file cannot be read.
+        ReleaseError: a file lies in a release that is not what was signed.
         ConfigError: the viewer was not built, or the port is taken.
     """
     # before minutes of reading
     niivue()
     volumes = []
+    for path in paths:
+        check_beside(path)
     for path in paths:
         sys.stderr.write(f"reading {path}\n")
         volumes.append(viewer_volume(path.name or str(path), read_volume(path)))

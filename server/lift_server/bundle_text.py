@@ -33,12 +33,16 @@ def bundle_text(bundle: Mapping[str, Any]) -> str:
         "",
         *_metrics(bundle["metrics"]),
         "",
-        "To check this folder (the certificate against the ca.pem that you have from the "
-        "coordinator):",
+        "To check this folder, with the ca.pem that you have from the coordinator or your kit:",
+        "  lift verify-release . --ca ca.pem",
+        "It looks at every file, at the signature and at approvals. Without this software, openssl",
+        "tells whether the list of files is signed, and sha256sum whether two files are the same:",
+        "  openssl verify -CAfile ca.pem release.pem",
+        "  openssl x509 -in release.pem -noout -subject -ext extendedKeyUsage  # LiFT ... release",
+        "  openssl x509 -in release.pem -pubkey -noout > ../release.pub",
+        "  openssl dgst -sha384 -verify ../release.pub -signature manifest.json.sig manifest.json",
+        "  sha256sum SHA256SUMS   # must stand in manifest.json; so must the sum of each file",
         "  sha256sum -c SHA256SUMS",
-        "  openssl verify -CAfile ca.pem server.pem",
-        "  openssl x509 -in server.pem -pubkey -noout > server.pub",
-        "  openssl dgst -sha384 -verify server.pub -signature release.json.sig release.json",
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from lift.config.kit import CA_FILE
 from lift.errors import ConfigError
 from lift.files import write_atomically
+from lift.release.certificate import RELEASE_USAGE
 
 CA_KEY_FILE: Final = "ca.key"
 SERVER_FILE: Final = "server.pem"
@@ -31,6 +32,7 @@ NOTICE_DAYS: Final = 60
 """A certificate that ends within this many days is announced."""
 _CA_DAYS: Final = 3650
 _SERVER_DAYS: Final = 825
+_RELEASE_DAYS: Final = 3650
 # a site's clock may be behind the coordinator's
 _BACKDATED: Final = timedelta(hours=1)
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -76,7 +78,7 @@ def make_certificates(hosts: Sequence[str], federation: str, now: datetime) -> N
     ca_key, server_key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     ca = _authority(ca_key, federation, now)
     server = _server_certificate(ca, ca_key, server_key.public_key(), names, now)
-    return NewCertificates(pem(ca), _private_pem(ca_key), pem(server), _private_pem(server_key))
+    return NewCertificates(pem(ca), private_pem(ca_key), pem(server), private_pem(server_key))
 
 
 def renew_server_certificate(
@@ -101,27 +103,42 @@ def renew_server_certificate(
     names = _subject_names(hosts)
     ca = read_certificate(certificates / CA_FILE)
     ca_key = read_private_key(certificates / CA_KEY_FILE)
-    if ca_key.public_key() != ca.public_key() or time > ca.not_valid_after_utc:
-        ended = time > ca.not_valid_after_utc
-        raise ConfigError(
-            "cannot renew the server's certificate",
-            where=str(certificates),
-            seen="the certificate authority has ended"
-            if ended
-            else f"{CA_KEY_FILE} is not the key of {CA_FILE}",
-            remedy="Make a new folder with `lift-server init` and give every site its new kit."
-            if ended
-            else "Restore both files from the same backup.",
-        )
+    _check_authority(ca, ca_key, time, "cannot renew the server's certificate")
     key_path = certificates / SERVER_KEY_FILE
     if key_path.exists():
         key = read_private_key(key_path)
     else:
         key = ec.generate_private_key(ec.SECP384R1())
-        write_new(key_path, _private_pem(key), 0o600)
+        write_new(key_path, private_pem(key), 0o600)
     made = _server_certificate(ca, ca_key, key.public_key(), names, time)
     write_atomically(certificates / SERVER_FILE, pem(made))
     return made
+
+
+def make_release_certificate(
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    public_key: ec.EllipticCurvePublicKey,
+    federation: str,
+    now: datetime,
+) -> x509.Certificate:
+    """A release key's certificate: for ten years, and no longer than its authority.
+
+    Args:
+        ca: the authority.
+        ca_key: its key.
+        public_key: of the release key.
+        federation: name of the federation.
+        now: the time at which the certificate is made.
+
+    Raises:
+        ConfigError: the key is not that of the authority, or the authority has ended.
+    """
+    _check_authority(ca, ca_key, now, "cannot make a release key")
+    # critical: who does not know this purpose takes the certificate for none of another
+    purpose: dict[x509.ExtensionType, bool] = {x509.ExtendedKeyUsage([RELEASE_USAGE]): True}
+    name = f"LiFT {federation} release"
+    return _leaf(name, ca, ca_key, public_key, now, _RELEASE_DAYS, purpose)
 
 
 def certificate_notices(certificates: Path, now: datetime) -> list[Notice]:
@@ -210,6 +227,15 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The content of a private key's file."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
 def write_new(path: Path, content: bytes, mode: int) -> None:
     """Write a file that must not exist yet; it has its mode from the first moment."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -217,6 +243,25 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _check_authority(
+    ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, now: datetime, what: str
+) -> None:
+    """Nothing, when this authority can sign now; else the refusal says what cannot be done."""
+    ended = now > ca.not_valid_after_utc
+    if not ended and ca_key.public_key() == ca.public_key():
+        return
+    raise ConfigError(
+        what,
+        where=CA_FILE,
+        seen="the certificate authority has ended"
+        if ended
+        else f"{CA_KEY_FILE} is not the key of {CA_FILE}",
+        remedy="Make a new folder with `lift-server init` and give every site its new kit."
+        if ended
+        else "Restore both files from the same backup.",
+    )
 
 
 def _authority(key: ec.EllipticCurvePrivateKey, federation: str, now: datetime) -> x509.Certificate:
@@ -243,22 +288,37 @@ def _server_certificate(
     names: Sequence[x509.GeneralName],
     now: datetime,
 ) -> x509.Certificate:
+    # the subject's name is not what is compared: the alternative names are, and they may be long
+    extensions: dict[x509.ExtensionType, bool] = {
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]): False,
+        x509.SubjectAlternativeName(names): False,
+    }
+    return _leaf("LiFT server", ca, ca_key, public_key, now, _SERVER_DAYS, extensions)
+
+
+def _leaf(
+    name: str,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    public_key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    days: int,
+    purpose: Mapping[x509.ExtensionType, bool],
+) -> x509.Certificate:
+    """A certificate of a key that signs and no more; it never outlives its authority."""
     begins = max(now - _BACKDATED, ca.not_valid_before_utc)
     issuer = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     usage = dict.fromkeys(_USAGES, False) | {"digital_signature": True}
-    # the subject's name is not what is compared: the alternative names are, and they may be long
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "LiFT server")])
     return _sign(
-        subject,
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
         ca.subject,
         public_key,
         ca_key,
-        (begins, min(begins + timedelta(days=_SERVER_DAYS), ca.not_valid_after_utc)),
+        (begins, min(begins + timedelta(days=days), ca.not_valid_after_utc)),
         {
             x509.BasicConstraints(ca=False, path_length=None): True,
             x509.KeyUsage(**usage): True,
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]): False,
-            x509.SubjectAlternativeName(names): False,
+            **purpose,
             x509.SubjectKeyIdentifier.from_public_key(public_key): False,
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer): False,
         },
@@ -330,14 +390,6 @@ def _bad_host(seen: str) -> ConfigError:
         where="--host",
         seen=f"{seen}; needed: a DNS name or an IP address, without scheme and port",
         remedy="Nothing was changed. Give what sites will dial, such as lift.example.org.",
-    )
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
     )
 
 

@@ -29,6 +29,7 @@ from lift_server.status_view import describe
 
 if TYPE_CHECKING:
     from lift.audit.documents import TrainingAudit
+    from lift_server.release_key import ReleaseKey
 
 PROGRAM = "lift-server"
 # the first of these that a problem has is the one to mend first: it decides the exit code
@@ -102,7 +103,8 @@ def init(
         f"{config.certificates / SERVER_KEY_FILE}",
     )
     _next(
-        f"edit {shlex.quote(str(folder / CONFIG_FILE))}, then for each site: "
+        f"edit {shlex.quote(str(folder / CONFIG_FILE))}; lift-server release-key {_quoted(folder)} "
+        "--output KEYS, on a medium that stays offline; then for each site: "
         f"lift-server add-site {_quoted(folder)} NAME SITE.PUB"
     )
 
@@ -245,15 +247,27 @@ def export(
             "--without-audit", help="Release although audits are missing; the bundle says so."
         ),
     ] = False,
+    release_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYS",
+            help="Sign it too, with the folder of `release-key`; default: `sign-release` later.",
+        ),
+    ] = None,
 ) -> None:
-    """Make the release bundle of the finished mixer, signed with the server's key.
+    """Make the release bundle of the finished mixer, with a manifest of every file.
 
     It needs an audit of every site that the mixer learned from. Training under patient-level
     privacy is audited here, with invented patients; that takes some minutes.
     """
-    from lift_server.export import export_run  # torch takes seconds: a typo must not wait for it
-
     config = load_settings(folder)
+    key = None
+    if release_key is not None:
+        from lift_server.release_key import check_release_key, read_release_key
+
+        key = read_release_key(release_key)
+        check_release_key(key, config.certificates, datetime.now(UTC))
+    from lift_server.export import export_run  # torch takes seconds: a typo must not wait for it
 
     def audit_training(plan: Plan) -> TrainingAudit:
         from lift.audit.training import training_audit
@@ -269,7 +283,55 @@ def export(
         audit_training=audit_training,
     )
     _write(f"exported: {output}", *sums)
-    _next(f"read {_quoted(output)}/RELEASE.txt; it says how others check the folder")
+    if key is None:
+        _next(
+            "nobody can check it yet: read RELEASE.txt, then on the machine of the release key: "
+            f"lift-server sign-release {_quoted(output)} --release-key KEYS"
+        )
+        return
+    from lift_server.release_key import sign_release
+
+    sign_release(output, key)
+    _signed(output, key)
+
+
+@app.command("release-key")
+def make_key(
+    folder: Folder,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="KEYS", help="Folder to make, kept offline.")
+    ],
+) -> None:
+    """Make the key that signs releases, and nothing else, under this federation's authority.
+
+    It needs ca.key. Keep the folder on a medium that stays offline: `export` and `sign-release`
+    need it, the server never does.
+    """
+    from lift_server.release_key import RELEASE_KEY_FILE, make_release_key
+
+    config = load_settings(folder)
+    made = make_release_key(config.certificates, output, config.name)
+    _write(
+        f"keep secret, and offline: {output / RELEASE_KEY_FILE}",
+        f"valid until: {made.certificate.not_valid_after_utc:%Y-%m-%d}",
+        f"release key: {made.fingerprint}",
+    )
+    _next("read this fingerprint to every site, by telephone; then put ca.key offline again")
+
+
+@app.command("sign-release")
+def sign_release_folder(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder that `export` made.")],
+    release_key: Annotated[
+        Path, typer.Option(metavar="KEYS", help="Folder that `release-key` made.")
+    ],
+) -> None:
+    """Sign a release whose files fit its manifest; works on a machine without network."""
+    from lift_server.release_key import read_release_key, sign_release
+
+    key = read_release_key(release_key)
+    sign_release(release, key)
+    _signed(release, key)
 
 
 def main() -> None:
@@ -292,6 +354,11 @@ def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
     check_task(generator.card, plan.task, plan.preprocessing)
     sites = list(roster.Roster.read(config.sites).admitted_keys)
     return describe_dry_run(plan, generator, sites, epsilon=epsilon)
+
+
+def _signed(release: Path, key: ReleaseKey) -> None:
+    _write(f"signed: {release}", f"release key: {key.fingerprint}")
+    _next(f"lift verify-release {_quoted(release)} --ca ca.pem, then send the folder")
 
 
 def _hosts(config: ServerConfig) -> Sequence[str]:

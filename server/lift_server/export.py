@@ -1,4 +1,4 @@
-"""`lift-server export`: the release bundle of a finished run, signed with the server's key.
+"""`lift-server export`: the release of a finished run, with a manifest of every file.
 
 The gate: a mixer is released with audits of every site that it learned from, and under
 patient-level gradients with one of the training itself; or without, in so many words.
@@ -13,24 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from lift.audit.documents import SIGNATURE, SiteAudit, TrainingAudit, check_signature, read_signed
+from lift.audit.documents import SiteAudit, TrainingAudit, check_signature, read_signed
 from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, PatientGradients
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
 from lift.records.rounds import NO_ANSWER, ROUNDS_FILE, RoundRecord
+from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
 from lift_server.bundle_text import bundle_text
-from lift_server.certificates import SERVER_FILE, SERVER_KEY_FILE, read_private_key
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.privacy_record import epsilon_by_site
 from lift_server.roster import Roster
 from lift_server.status_view import is_complete
 
 RELEASED: Final = ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json")
-BUNDLE_FILE: Final = "release.json"
-SIGNATURE_FILE: Final = "release.json.sig"
-TEXT_FILE: Final = "RELEASE.txt"
 SUMS_FILE: Final = "SHA256SUMS"
 WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
 _THE_TRAINING: Final = "the training"
@@ -45,6 +42,8 @@ def export_run(
     audit_training: Callable[[Plan], TrainingAudit],
 ) -> list[str]:
     """Write the release bundle of a finished run into a new folder; the lines of its SHA256SUMS.
+
+    Its manifest lists every file; it is still to be signed with the release key.
 
     Args:
         config: the coordinator's settings, paths from its folder.
@@ -121,7 +120,7 @@ def export_run(
         "metrics": _metrics(run),
         "versions": record["versions"],
     }
-    return _write(config, output, bundle)
+    return _write(config, output, bundle, keys.admitted_keys)
 
 
 def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
@@ -183,38 +182,46 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
     return dict(sorted(found.items()))
 
 
-def _write(config: ServerConfig, output: Path, bundle: dict[str, Any]) -> list[str]:
-    key = read_private_key(config.certificates / SERVER_KEY_FILE)
-    certificate = (config.certificates / SERVER_FILE).read_bytes()
+def _write(
+    config: ServerConfig, output: Path, bundle: dict[str, Any], site_keys: Mapping[str, str]
+) -> list[str]:
     files = {
         name: (config.output / name).read_bytes()
         for name in RELEASED
         if (config.output / name).is_file()
     }
-    files[SERVER_FILE] = certificate
     # pictures take a second to load, and only here
     from lift.report.page import REPORT_FILE, render_report
 
     files[REPORT_FILE] = render_report(config.output, bundle["audits"])
-    bundle["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    content = (json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    files[BUNDLE_FILE] = content
-    files[SIGNATURE_FILE] = key.sign(content, SIGNATURE)
+    files[RECORD_FILE] = (
+        json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    ).encode()
     files[TEXT_FILE] = bundle_text(bundle).encode()
-    sums = []
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    sums = [f"{digest}  {name}" for name, digest in digests.items()]
+    files[SUMS_FILE] = "".join(f"{line}\n" for line in sums).encode()
+    manifest = Manifest(
+        federation=config.name,
+        made=bundle["released"],
+        sites=dict(site_keys),
+        files={
+            name: ListedFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in files.items()
+        },
+    )
+    # the manifest last: with it the folder is complete
+    files[MANIFEST_FILE] = manifest.content()
     for name, data in files.items():
         write_atomically(output / name, data)
         # of what the disk gives back, against what was read: a bad copy is found here
-        digest = file_digest(output / name)
-        if digest != hashlib.sha256(data).hexdigest():
+        if file_digest(output / name) != hashlib.sha256(data).hexdigest():
             raise DataError(
                 "a copy differs from its source",
                 where=str(output / name),
                 seen="other bytes came back from the disk",
                 remedy="Check the disk, remove the folder and run the same command again.",
             )
-        sums.append(f"{digest}  {name}")
-    write_atomically(output / SUMS_FILE, "".join(f"{line}\n" for line in sums).encode())
     return sums
 
 

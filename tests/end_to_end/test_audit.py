@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import yaml
 
 import lift_server.cli
@@ -23,6 +25,7 @@ from lift_server import provisioning, roster
 from tests import wording
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
+    SOURCES,
     Outcome,
     TinyRun,
     check_refusal,
@@ -187,30 +190,91 @@ def test_a_release_without_audit_says_so_in_large_letters(plain: Federation) -> 
     assert "R E L E A S E D   W I T H O U T   A U D I T" in text.splitlines()[2]
 
 
-def test_whoever_has_the_authority_s_certificate_can_check_a_release(plain: Federation) -> None:
-    assert plain.export("checked", "--without-audit").code == 0
+@pytest.fixture(scope="module")
+def keys(plain: Federation) -> Path:
+    """The release key of the plain federation."""
+    ENTRY_POINTS["lift-server"] = lift_server.cli.main
+    folder = plain.folder / "keys"
+    made = run_here("lift-server", "release-key", plain.server, "--output", folder)
+    assert made.code == 0, made
+    return folder
+
+
+def authority(federation: Federation) -> Path:
+    return federation.server / "certificates" / "ca.pem"
+
+
+def verify(federation: Federation, out: str) -> Outcome:
+    folder = federation.folder / out
+    return run_here("lift", "verify-release", folder, "--ca", authority(federation))
+
+
+def test_whoever_has_the_authority_s_certificate_can_check_a_release(
+    plain: Federation, keys: Path
+) -> None:
+    assert plain.export("checked", "--without-audit", "--release-key", keys).code == 0
     folder = plain.folder / "checked"
-    authority = plain.server / "certificates" / "ca.pem"
+    assert verify(plain, "checked").code == 0
+    # and without this software, by the commands of RELEASE.txt
+    commands = [
+        line.strip().replace("ca.pem", str(authority(plain)))
+        for line in (folder / "RELEASE.txt").read_text().splitlines()
+        if line.startswith(("  openssl", "  sha256sum"))
+    ]
+    assert len(commands) == 6
+    script = "set -e\n" + "\n".join(commands)
 
-    def openssl(*words: object) -> int:
-        command = ["openssl", *map(str, words)]
-        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+    def by_hand() -> subprocess.CompletedProcess[str]:
+        words = ["bash", "-c", script]
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
-    assert openssl("verify", "-CAfile", authority, "server.pem") == 0
-    key = subprocess.run(
-        ["openssl", "x509", "-in", "server.pem", "-pubkey", "-noout"],
-        cwd=folder,
-        capture_output=True,
-        check=True,
-    ).stdout
-    (folder / "server.pub").write_bytes(key)
-    verify = ("dgst", "-sha384", "-verify", "server.pub", "-signature", "release.json.sig")
-    assert openssl(*verify, "release.json") == 0
-    bundle = plain.bundle("checked")
-    for name, digest in bundle["files"].items():
-        assert file_digest(folder / name) == digest
-    (folder / "release.json").write_text(json.dumps(bundle | {"audited": True}))
-    assert openssl(*verify, "release.json") == 1
+    done = by_hand()
+    assert done.returncode == 0, done.stderr
+    assert "LiFT trial release" in done.stdout
+    assert verify(plain, "checked").code == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"made": "another day"}))
+    assert by_hand().returncode != 0
+
+
+def test_a_mixer_times_minus_three_with_invented_audits_is_refused_everywhere(
+    plain: Federation, keys: Path, tiny: TinyRun
+) -> None:
+    """The forger recomputes SHA256SUMS: before there was a manifest, every command said OK."""
+    assert plain.export("forged", "--without-audit", "--release-key", keys).code == 0
+    folder = plain.folder / "forged"
+    mixer = folder / "mixer.safetensors"
+
+    def translate(*words: str | Path) -> Outcome:
+        sources = [f"{name}={tiny.file('east', 0, name)}" for name in SOURCES]
+        given = ("--mixer", folder, "--generator", tiny.bundle, *words)
+        return run_here("lift", "translate", *sources, "-o", plain.folder / "made.nii.gz", *given)
+
+    assert translate("--ca", authority(plain)).code == 0
+    (plain.folder / "made.nii.gz").unlink()
+    with safetensors.safe_open(mixer, framework="pt") as stream:
+        metadata = stream.metadata()
+    values = {name: -3 * value for name, value in safetensors.torch.load_file(mixer).items()}
+    safetensors.torch.save_file(values, mixer, metadata=metadata)
+    text = (folder / "RELEASE.txt").read_text()
+    (folder / "RELEASE.txt").write_text("\n".join(text.splitlines()[6:]))
+    record = plain.bundle("forged") | {"audited": True, "audit_statement": "audited"}
+    record["mixer"]["sha256"] = file_digest(mixer)
+    record["audits"]["missing"] = []
+    (folder / "release.json").write_text(json.dumps(record))
+    sums = folder / "SHA256SUMS"
+    names = [line.split()[1] for line in sums.read_text().splitlines()]
+    sums.write_text("".join(f"{file_digest(folder / name)}  {name}\n" for name in names))
+    # the negative control: this is what could be checked before
+    words = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    subprocess.run(words, cwd=folder, capture_output=True, check=True)
+    found = verify(plain, "forged")
+    assert found.code == 9
+    for name in ("mixer.safetensors", "RELEASE.txt", "release.json", "SHA256SUMS"):
+        assert f"changed: {name} (" in found.stdout
+    for refused in (translate(), translate("--ca", authority(plain))):
+        check_refusal(refused, 9, names=["mixer.safetensors: changed"])
+    assert not (plain.folder / "made.nii.gz").exists()
 
 
 def test_an_audit_that_was_changed_or_is_of_another_mixer_is_refused(

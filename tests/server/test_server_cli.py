@@ -21,13 +21,26 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lift.config.server import ServerConfig
+from lift.release.certificate import read_authority
+from lift.release.check import check_release
 from lift_server import cli, provisioning, roster
 from lift_server.certificates import ca_fingerprint
 from tests import wording
 from tests.ports import free_ports
 
 BOTH = ["north", "valley"]
-COMMANDS = ("init", "add-site", "remove-site", "renew", "check", "status", "page", "export")
+COMMANDS: tuple[str, ...] = (
+    "init",
+    "add-site",
+    "remove-site",
+    "renew",
+    "check",
+    "status",
+    "page",
+    "export",
+    "release-key",
+    "sign-release",
+)
 # a port that is nobody's for as long as a test runs is asked of the system, never guessed
 READERS = ["nibabel", "pydicom", "skimage"]
 PORT_KEYS = ("listen_port", "control_port", "health_port", "page_port")
@@ -605,8 +618,7 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     done = run("export", folder, out, "--without-audit")
     assert done.code == 0, done.stderr
     names = {"mixer.safetensors", "run.json", "rounds.jsonl"}
-    made = {"server.pem", "release.json", "release.json.sig", "RELEASE.txt", "SHA256SUMS"}
-    made |= {"report.html"}
+    made = {"release.json", "RELEASE.txt", "SHA256SUMS", "report.html", "manifest.json"}
     assert {path.name for path in out.iterdir()} == names | made
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
     checked = subprocess.run(
@@ -616,7 +628,7 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
         text=True,
         check=True,
     )
-    assert checked.stdout.count(": OK") == 8
+    assert checked.stdout.count(": OK") == 6
     bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
     assert bundle["rounds"] == {
         "trained": 2,
@@ -629,9 +641,80 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"{wording.UNAUDITED}: " in report
     assert wording.NO_PATIENTS_AT_A_SERVER in report
+    listed = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert set(listed["files"]) == (names | made) - {"manifest.json"}
+    assert listed["sites"] == roster.Roster.read(load(folder).sites).admitted_keys
     again = run("export", folder, out, "--without-audit")
     assert again.code == 2
     assert "not empty" in again.stderr
+
+
+def whole(release: Path, folder: Path) -> bool:
+    authority = read_authority(folder / "certificates" / "ca.pem")
+    return not check_release(release, authority=authority, now=datetime.now(UTC)).findings
+
+
+def test_a_release_is_signed_at_the_export_or_later_by_a_key_of_its_own(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    finished(folder)
+    keys = tmp_path / "offline" / "keys"
+    made = run("release-key", folder, "--output", keys)
+    assert made.code == 0, made.stderr
+    assert {path.name: path.stat().st_mode & 0o777 for path in keys.iterdir()} == {
+        "release.key": 0o600,
+        "release.pem": 0o644,
+    }
+    tls = (folder / "certificates" / "server.key").read_bytes()
+    assert (keys / "release.key").read_bytes() != tls
+    later, at_once = tmp_path / "later", tmp_path / "at-once"
+    done = run("export", folder, later, "--without-audit")
+    assert "sign-release" in done.stderr
+    assert not whole(later, folder)
+    # on another machine, which has neither the server's folder nor the authority
+    signed = run("sign-release", later, "--release-key", keys)
+    assert signed.code == 0, signed.stderr
+    assert whole(later, folder)
+    done = run("export", folder, at_once, "--without-audit", "--release-key", keys)
+    assert done.code == 0, done.stderr
+    assert whole(at_once, folder)
+    fingerprint = re.findall(r"(?m)^release key: ([0-9a-f]{64})$", made.stdout)
+    assert fingerprint == re.findall(r"(?m)^release key: ([0-9a-f]{64})$", signed.stdout)
+    again = run("release-key", folder, "--output", keys)
+    assert again.code == 2
+    assert "release.key" in again.stderr
+
+
+def test_a_release_key_that_does_not_fit_signs_nothing(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    finished(folder)
+    keys, others = tmp_path / "keys", tmp_path / "others"
+    run("release-key", folder, "--output", keys)
+    run("init", tmp_path / "second", "--host", "127.0.0.1", "--name", "second")
+    run("release-key", tmp_path / "second", "--output", others)
+
+    def refusal(key: Path) -> str:
+        words = ("export", folder, tmp_path / "out", "--without-audit", "--release-key", key)
+        done = run(*words)
+        assert done.code == 2, done
+        assert not (tmp_path / "out").exists()
+        return done.stderr
+
+    assert "not under the CA" in refusal(others)
+    tls = folder / "certificates"
+    shutil.copy(tls / "server.key", tmp_path / "release.key")
+    shutil.copy(tls / "server.pem", tmp_path / "release.pem")
+    assert "not a release certificate" in refusal(tmp_path)
+    shutil.copy(keys / "release.pem", tmp_path / "release.pem")
+    assert "no pair" in refusal(tmp_path)
+    (keys / "release.key").chmod(0o640)
+    assert "0600" in refusal(keys)
+    (folder / "certificates" / "ca.key").unlink()
+    done = run("release-key", folder, "--output", tmp_path / "new")
+    assert done.code == 2
+    assert "ca.key" in done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_export_refuses_a_mixer_that_no_site_has_audited(

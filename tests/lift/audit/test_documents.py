@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.audit.documents import (
-    SIGNATURE,
     AttackRow,
     SignedAudit,
     SiteAudit,
@@ -22,7 +20,7 @@ from lift.audit.documents import (
 )
 from lift.audit.scores import CAVEAT
 from lift.errors import ConfigError, PolicyError
-from lift.keys import public_text
+from lift.keys import public_text, sign_text
 from tests.lift.small_world import assert_four_parts
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -67,10 +65,10 @@ def test_another_key_is_refused(tmp_path: Path) -> None:
 
 @given(auc=st.integers(0, 100).map(lambda n: n / 100))
 def test_a_changed_figure_is_refused(auc: float) -> None:
-    signature = KEY.sign(AUDIT.canonical_json().encode(), SIGNATURE)
+    signature = sign_text(KEY, AUDIT.canonical_json().encode())
     attacks = {"loss_threshold": FIGURES.model_copy(update={"auc": auc})}
     changed = AUDIT.model_copy(update={"attacks": attacks})
-    document = SignedAudit(audit=changed, signature=base64.b64encode(signature).decode())
+    document = SignedAudit(audit=changed, signature=signature)
     if auc == FIGURES.auc:
         check_signature(document, text(KEY))
     else:

@@ -1,0 +1,103 @@
+"""`lift verify-release`: what everybody runs who receives a release. It needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lift.errors import EXIT_CODES
+from lift.release.approvals import read_roster_keys
+from lift.release.certificate import read_authority
+from lift.release.check import Checked, check_release
+
+
+def verify_release(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the release.")],
+    ca: Annotated[
+        Path,
+        typer.Option(
+            help="ca.pem of the federation, from the coordinator or the kit: never from the "
+            "release itself."
+        ),
+    ],
+    roster: Annotated[
+        Path | None,
+        typer.Option(
+            help="sites.json of the coordinator: check approvals by its keys, not by those that "
+            "the signed manifest names."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Is this release, to the last byte, what the federation's release key signed?
+
+    One line for each file, for the signature and for each hospital's approval. Exit code 9 when
+    anything is missing, added, changed, or not signed by that key.
+    """
+    checked = check_release(
+        folder,
+        authority=read_authority(ca),
+        now=datetime.now(UTC),
+        keys=None if roster is None else read_roster_keys(roster),
+    )
+    code = EXIT_CODES["record" if checked.findings else "done"].number
+    if as_json:
+        sys.stdout.write(json.dumps(_data(checked, code), indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in _lines(checked)))
+    if code:
+        sys.stderr.write(
+            f"next: use nothing of '{folder}', keep it as it is, and get the release again from "
+            "the coordinator\n"
+        )
+    else:
+        sys.stderr.write("next: compare the release key's fingerprint once, by telephone\n")
+    return code
+
+
+def _lines(checked: Checked) -> list[str]:
+    wrong = {finding.file: finding for finding in checked.findings}
+    listed = sorted(checked.manifest.files) if checked.manifest is not None else []
+    lines = [f"ok: {name}" for name in listed if name not in wrong]
+    for finding in checked.findings:
+        detail = f" ({finding.detail})" if finding.detail else ""
+        lines.append(f"{finding.problem}: {finding.file}{detail}")
+    if checked.signer is not None and checked.manifest is not None:
+        ends = f"{checked.signer.valid_until:%Y-%m-%d}"
+        lines += [
+            f"signed: by '{checked.signer.name}', valid until {ends}, for the federation "
+            f"'{checked.manifest.federation}', {checked.manifest.made}",
+            f"release key: {checked.signer.fingerprint}",
+        ]
+    lines += [
+        f"approved: {one.site}, {one.made}, key {one.fingerprint}" for one in checked.approvals
+    ]
+    if checked.findings:
+        lines.append(f"NOT the release that was signed: {len(checked.findings)} findings")
+    else:
+        count = len(checked.approvals)
+        lines.append(f"whole: {len(listed)} files, as they were signed; approved by {count} sites")
+    return lines
+
+
+def _data(checked: Checked, code: int) -> dict[str, object]:
+    manifest, signer = checked.manifest, checked.signer
+    return {
+        "exit_code": code,
+        "whole": not checked.findings,
+        "manifest_sha256": checked.manifest_sha256 or None,
+        "federation": None if manifest is None else manifest.federation,
+        "made": None if manifest is None else manifest.made,
+        "files": [] if manifest is None else sorted(manifest.files),
+        "signer": None
+        if signer is None
+        else asdict(signer) | {"valid_until": signer.valid_until.isoformat()},
+        "approvals": [asdict(one) for one in checked.approvals],
+        "findings": [asdict(finding) for finding in checked.findings],
+    }

@@ -1,0 +1,130 @@
+"""The manifest of a release: every file of the folder with its size and digest.
+
+Everything else of a release hangs on it: the release key signs its bytes, and hospitals approve
+its digest. It does not list itself, its signature, the certificate of its key and the approvals.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lift.config.base import Settings
+from lift.config.plan import Digest, Name
+from lift.errors import ConfigError, VersionMismatchError
+
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.json.sig"
+CERTIFICATE_FILE: Final = "release.pem"
+RECORD_FILE: Final = "release.json"
+TEXT_FILE: Final = "RELEASE.txt"
+APPROVALS: Final = "approvals"
+"""Folder of `SITE.json`."""
+MANIFEST_VERSION: Final = 1
+LARGEST_MANIFEST: Final = 4_000_000
+_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_DEEPEST: Final = 4
+_UNLISTED: Final = (MANIFEST_FILE, SIGNATURE_FILE, CERTIFICATE_FILE)
+
+
+class ListedFile(Settings):
+    """One file of a release."""
+
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+    sha256: Digest
+    """Digest of its bytes."""
+
+
+class Manifest(Settings):
+    """The content of `manifest.json`."""
+
+    format_version: Literal[1] = 1
+    kind: Literal["release"] = "release"
+    """The key signs nothing else, and a signature under anything else is none of a release."""
+    federation: Name
+    """Name of the federation."""
+    made: str = Field(max_length=40)
+    """UTC, ISO 8601: when the folder was made."""
+    sites: dict[Name, Annotated[str, Field(max_length=1000)]] = Field(default_factory=dict)
+    """SITE -> OpenSSH text of the key by which the coordinator knows it: for its approval."""
+    files: dict[str, ListedFile] = Field(min_length=1)
+    """Path below the folder, with `/` -> size and digest."""
+
+    @model_validator(mode="after")
+    def _paths_stay_inside(self) -> Self:
+        seen: set[str] = set()
+        for path in self.files:
+            parts = path.split("/")
+            plain = len(parts) <= _DEEPEST and all(_PART.fullmatch(part) for part in parts)
+            if not plain or path in _UNLISTED or parts[0] == APPROVALS:
+                raise ValueError(f"'{path[:100]}' is no path of a file that a manifest may list")
+            # one file on some file systems
+            if path.lower() in seen:
+                raise ValueError(f"'{path}' is listed twice but for upper and lower case")
+            seen.add(path.lower())
+        return self
+
+    def content(self) -> bytes:
+        """The bytes of its file: what is signed."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest of a file's bytes.
+
+    Raises:
+        ConfigError: it is not JSON, gives a key twice, or lists what is no file of a folder.
+        VersionMismatchError: it comes from another version.
+    """
+    data = strict_json(content, where)
+    version = data.get("format_version") if isinstance(data, Mapping) else None
+    if isinstance(version, int) and version != MANIFEST_VERSION:
+        raise VersionMismatchError(
+            "cannot read the manifest: it comes from another version",
+            where=where,
+            seen=f"format {version}; this version reads {MANIFEST_VERSION}",
+            remedy="Use the version that made the release.",
+        )
+    return Manifest.from_data(data, where)
+
+
+def strict_json(content: bytes, where: str) -> object:
+    """The data of a JSON text in which no object gives a key twice: readers differ in which counts.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        return json.loads(
+            content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number
+        )
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, _NotStrictError) else "it is not JSON"
+        raise ConfigError(
+            f"cannot read {where}",
+            where=where,
+            seen=reason,
+            remedy="Ask whoever wrote it for the file as it was.",
+        ) from None
+
+
+class _NotStrictError(ValueError):
+    """JSON that readers may read in different ways."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _NotStrictError(f"the key '{twice[:100]}' is given twice")
+    return data
+
+
+def _no_number(word: str) -> object:
+    raise _NotStrictError(f"{word} is no number of JSON")
