@@ -53,8 +53,19 @@ COMMANDS = {
         "status",
         "page",
         "export",
+        "release-key",
+        "sign-release",
     ],
-    "lift-client": ["", "enroll", "check", "report", "choose", "journal", "ledger"],
+    "lift-client": [
+        "",
+        "enroll",
+        "check",
+        "report",
+        "choose",
+        "journal",
+        "ledger",
+        "approve-release",
+    ],
 }
 MODULES = {"lift-server": "lift_server.cli", "lift-client": "lift_client.cli"}
 # somebody has to change something first: a restart cannot help
