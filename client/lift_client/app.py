@@ -15,7 +15,7 @@ from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
 from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
-from lift.files import held_alone
+from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
@@ -62,6 +62,7 @@ def serve(config: SiteConfig) -> None:
     kit = read_kit(config.kit, site=config.name)
     check_key(config.key)
     work = config.folder
+    close_folder(work)
     with (
         held_alone(work / "lock", _already_running(work)),
         log_to_file(work / "log.txt"),

@@ -20,7 +20,7 @@ from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
-from lift.files import held_alone, write_json
+from lift.files import close_folder, held_alone, write_json
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
 from lift.loss_trend import of_records
@@ -67,6 +67,7 @@ def serve(config: ServerConfig, console: Console) -> None:
     """
     keep_loopback_direct()
     signal.signal(signal.SIGTERM, _stop)
+    close_folder(config.state)
     with (
         held_alone(config.state / "lock", _already_running(config.state)),
         log_to_file(config.state / "log.txt"),

@@ -19,8 +19,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self
 
-from lift.process import prepare_process
+from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import end_with_parent, forbid_telemetry
+from lift.protocol.flower.forgetting import overwrite_what_is_deleted
 
 LARGEST_REQUEST_BYTES: Final = 32 << 20
 """A larger request is refused with 413 before it is read."""
@@ -235,6 +236,7 @@ def make_app(settings: SuperLinkSettings) -> App:
     )
     check_senders()
     spare_the_database()
+    overwrite_what_is_deleted()
     app: App = create_app(config, SuperLinkLifespan)
     return app
 
@@ -278,6 +280,7 @@ async def serve(settings: SuperLinkSettings) -> None:
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
     prepare_process()
+    keep_files_private()
     end_with_parent()
     import uvloop
 

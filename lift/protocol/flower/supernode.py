@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from lift.files import write_atomically
-from lift.process import prepare_process
+from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import end_with_parent, forbid_telemetry
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.superlink import ChildSettings, Door
@@ -304,6 +304,7 @@ def _retries() -> Any:
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
     prepare_process()
+    keep_files_private()
     end_with_parent()
     logging.getLogger("flwr").setLevel(logging.INFO)
     run(SuperNodeSettings.from_command_line())
