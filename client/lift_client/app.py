@@ -32,6 +32,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
+from lift.strict_json import parse_model
 from lift.unconditional.bundle import load_generator
 from lift.wire.answers import Forms, answer_forms
 from lift.wire.form import AnswerForm
@@ -206,7 +207,7 @@ class Release:
             stored = self._config.folder / "plan.json"
             if not stored.is_file():
                 return
-            plan = Plan.model_validate_json(stored.read_bytes())
+            plan = parse_model(Plan, stored.read_bytes())
             if plan.digest() != digest:
                 return
             self._check_plan(plan)

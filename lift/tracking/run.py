@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from lift.config.tracking import TrackingSettings
+from lift.strict_json import parse_json
 from lift.tracking.background import Background
 from lift.tracking.base import About, Tracker
 from lift.tracking.figures import final_figures, round_figures
@@ -200,7 +200,7 @@ def _recorded(path: Path) -> list[dict[str, object]]:
         return records
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict):

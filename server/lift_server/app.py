@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -31,6 +30,7 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.transport import Transport
+from lift.strict_json import parse_json
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
@@ -337,7 +337,7 @@ def _read_record(out: Path, plan: Plan) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
         digest = record["plan_digest"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(

@@ -19,6 +19,7 @@ from lift.config.privacy import NoPrivacy, PatientGradients
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
+from lift.strict_json import parse_json
 from lift_server.bundle_text import bundle_text
 from lift_server.certificates import SERVER_FILE, SERVER_KEY_FILE, read_private_key
 from lift_server.heads import HEADS_FILE, LedgerHeads
@@ -62,7 +63,7 @@ def export_run(
     run = config.output
     _check_finished(run)
     _check_free(output)
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = parse_json((run / "run.json").read_text(encoding="utf-8"))
     rounds = _rounds(run)
     plan = Plan.from_data(record["plan"], "run.json")
     keys = Roster.read(config.sites)
@@ -256,7 +257,7 @@ def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
 def _rounds(run: Path) -> list[Mapping[str, Any]]:
     try:
         text = (run / "rounds.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [parse_json(line) for line in text.splitlines()]
         whole = all(
             isinstance(line["asked"], list)
             and isinstance(line["counted"], dict)
@@ -278,4 +279,4 @@ def _rounds(run: Path) -> list[Mapping[str, Any]]:
 
 def _metrics(run: Path) -> object:
     path = run / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return parse_json(path.read_bytes()) if path.is_file() else None

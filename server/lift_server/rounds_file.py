@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from lift.errors import DataError
 from lift.privacy.rounding import rounded_up
 from lift.round_record import Outcome, RoundRecord, outcome, reason
+from lift.strict_json import parse_json
 
 ROUNDS_FILE: Final = "rounds.jsonl"
 
@@ -136,7 +136,7 @@ class RoundsFile:
 
 
 def _parsed(content: bytes) -> Rounds:
-    return rounds_of([json.loads(line) for line in content.decode().splitlines()])
+    return rounds_of([parse_json(line) for line in content.decode().splitlines()])
 
 
 def rounds_of(raw: Sequence[Mapping[str, Any]]) -> Rounds:

@@ -19,8 +19,8 @@ from tests.federation.network import ConnectProxy, TlsTap
 from tests.federation.planting import PLANTED
 from tests.federation.world import Federation, run, until
 from tests.lift.event_files import read_events
-from tests.opened_modes import open_to_others
 from tests.lift.tracking_world import expected, rounded
+from tests.opened_modes import open_to_others
 
 pytestmark = pytest.mark.timeout(300)
 PRIVATE = "ward7-MUELLER-19480311"

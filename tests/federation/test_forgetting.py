@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from flwr.supercore import sql_mixin
+from flwr.supercore import constant, sql_mixin
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 
 from lift.protocol.flower.forgetting import (
@@ -36,7 +36,7 @@ PIECES = 32
 @pytest.fixture(autouse=True)
 def _as_sqlite_is_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some systems build it so that it overwrites what is deleted: not all do."""
-    plain = (*sql_mixin.SQLITE_PRAGMAS, ("secure_delete", "OFF"))
+    plain = (*constant.SQLITE_PRAGMAS, ("secure_delete", "OFF"))
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", plain)
 
 
