@@ -27,6 +27,7 @@ from lift.privacy.costs import describe_privacy
 from lift.privacy.worth import noise_warnings
 from lift.randomness import derive_seed
 from lift.release.check import mixer_file
+from lift.strict_json import is_version, parse_json
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import plan_mapper
@@ -211,8 +212,8 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        card = json.loads(metadata["lift"])
-        if card["version"] != MIXER_FILE_VERSION:
+        card = parse_json(metadata["lift"])
+        if not is_version(card["version"], MIXER_FILE_VERSION):
             raise VersionMismatchError(
                 "cannot use the mixer: it comes from another version",
                 where=path.name,

@@ -8,7 +8,6 @@ checkpoint of the round before as the latest.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from lift.errors import CheckpointError, VersionMismatchError
 from lift.files import file_digest, write_atomically, write_json
+from lift.strict_json import is_version, parse_json
 
 CHECKPOINT_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -100,12 +100,12 @@ def _set_aside(folder: Path, *, after: int) -> None:
 def _read(folder: Path, stem: str, plan_digest: str) -> Checkpoint | None:
     path = folder / f"{stem}.safetensors"
     try:
-        card = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        card = parse_json((folder / f"{stem}.json").read_text(encoding="utf-8"))
         version = card["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # before any other key is asked for: another version may have other keys
-    if version != CHECKPOINT_VERSION:
+    if not is_version(version, CHECKPOINT_VERSION):
         raise VersionMismatchError(
             "cannot resume: the checkpoints come from another version",
             where=str(folder),

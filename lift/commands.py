@@ -17,7 +17,7 @@ import click
 import typer
 
 from lift.errors import EXIT_CODES, DataError, LiftError
-from lift.process import prepare_process
+from lift.process import files_kept_private, prepare_process
 
 # a write that finds no room names no file
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -55,11 +55,14 @@ def run_command(app: typer.Typer, program: str) -> None:
     """Run a typer application and exit with the code of `lift/errors.py`.
 
     The process is prepared first: an application imports torch and flwr in its commands alone.
+    Whatever a command writes is its user's alone (files 0600, folders 0700).
     A :class:`LiftError` is shown in its four parts; a fault of our own goes to a file, and the
     screen says which. No traceback ever reaches the screen.
     """
     prepare_process()
-    sys.exit(_guarded(lambda: app(prog_name=program, standalone_mode=False), program))
+    with files_kept_private():
+        code = _guarded(lambda: app(prog_name=program, standalone_mode=False), program)
+    sys.exit(code)
 
 
 def _guarded(command: Callable[[], object], program: str) -> int:

@@ -6,11 +6,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 
 
@@ -30,6 +33,21 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def close_folder(path: Path) -> None:
+    """Make a folder that is its user's alone (0700), or take others' rights from one that is there.
+
+    What earlier versions left inside may be readable in itself: nobody else gets to it. Rights
+    of somebody else's folder cannot be changed, and are left.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        try:
+            path.chmod(mode & 0o700)
+        except PermissionError:
+            logger.warning("event=folder_open_to_others mode=%o", mode)
 
 
 def write_json(path: Path, data: object) -> None:

@@ -24,6 +24,7 @@ from lift.features import Features
 from lift.files import file_digest, write_atomically
 from lift.mixer.base import Mixer
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 from lift.training import train_round
 
 OWN_MIXER_FILE: Final = "site-mixer.safetensors"
@@ -140,7 +141,7 @@ def with_own_mixer(finished: FinishedMixer, path: Path, own: OwnMixer) -> Finish
     """
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
-            card = json.loads((stream.metadata() or {}).get(_CARD, "{}"))
+            card = parse_json((stream.metadata() or {}).get(_CARD, "{}"))
             values = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         seen = "" if file_digest(path) == own.digest else "it is not the one that was chosen"
         if not seen and card.get("plan_digest") != finished.plan.digest():

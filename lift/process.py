@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Final
 
 _DEFAULTS: Final = {
@@ -11,6 +13,7 @@ _DEFAULTS: Final = {
     # once made it half as slow again on a quiet one.
     "GOMP_SPINCOUNT": "20000",
 }
+_PRIVATE: Final = 0o077
 _PROMISES: Final = {
     # read when flwr is imported: no telemetry, no look-up of newer versions, no installing
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -26,6 +29,28 @@ def prepare_process() -> None:
     Processes that this one starts inherit it.
     """
     os.environ.update(prepared_environment())
+
+
+def keep_files_private() -> int:
+    """From now on what this process writes is its user's alone: files 0600, folders 0700.
+
+    A mode that a file asks for is narrowed too. Processes that this one starts inherit it. To
+    hand a file on to somebody else on this machine is the user's own decision (`chmod`).
+
+    Returns:
+        The umask before.
+    """
+    return os.umask(_PRIVATE)
+
+
+@contextlib.contextmanager
+def files_kept_private() -> Iterator[None]:
+    """Inside the block :func:`keep_files_private` holds for the whole process."""
+    before = keep_files_private()
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def prepared_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
 from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
-from lift.files import held_alone
+from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
@@ -32,6 +32,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
+from lift.strict_json import parse_model
 from lift.unconditional.bundle import load_generator
 from lift.wire.answers import Forms, answer_forms
 from lift.wire.form import AnswerForm
@@ -62,6 +63,7 @@ def serve(config: SiteConfig) -> None:
     kit = read_kit(config.kit, site=config.name)
     check_key(config.key)
     work = config.folder
+    close_folder(work)
     with (
         held_alone(work / "lock", _already_running(work)),
         log_to_file(work / "log.txt"),
@@ -205,7 +207,7 @@ class Release:
             stored = self._config.folder / "plan.json"
             if not stored.is_file():
                 return
-            plan = Plan.model_validate_json(stored.read_bytes())
+            plan = parse_model(Plan, stored.read_bytes())
             if plan.digest() != digest:
                 return
             self._check_plan(plan)

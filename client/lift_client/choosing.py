@@ -7,7 +7,6 @@ folder, and `lift translate --curves` follows it.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,12 @@ from lift.evaluation import mixed, patient_psnr_db, volumes_of_uses
 from lift.generator.networks import FrozenGenerator
 from lift.local import LEARNING_RATE, OWN_MIXER_FILE, local_steps, train_alone, write_own_mixer
 from lift.mixer.z_filter import fit
+from lift.process import files_kept_private
 from lift_client.own_work import Progress, finished_mixer, open_own_work, shared_sums
 from lift_client.paired import PairedWork
 
 logger = logging.getLogger(__name__)
 _TAPS: Final = 6
-_PRIVATE: Final = 0o077
 _MIXER: Final = "mixer"
 
 
@@ -71,6 +70,7 @@ class Chosen:
     protected: bool
 
 
+@files_kept_private()
 def choose_model(
     config: SiteConfig,
     *,
@@ -100,7 +100,6 @@ def choose_model(
         DataError: no patient can be used.
         OSError: the work folder cannot be written.
     """
-    os.umask(_PRIVATE)
     finished = finished_mixer(config, mixer)
     plan = finished.plan
     if plan.mixer.contrast == "none":

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pydantic import ValidationError
-
 from lift.cohort.patients import Patient
 from lift.cohort.split import split_patients
 from lift.config.card import (
@@ -24,6 +22,7 @@ from lift.config.plan import SplitPlan
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.files import write_json
+from lift.strict_json import parse_model
 from lift_client.examine import CT, ChannelFacts, PatientReport
 from lift_client.journal import JOURNAL_FILE, Entry, Journal
 
@@ -173,10 +172,10 @@ def shared_card(work: Path) -> DataCard | None:
     """
     path = work / CARD_FILE
     try:
-        return DataCard.model_validate_json(path.read_bytes())
+        return parse_model(DataCard, path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         raise ConfigError(
             "cannot use the shared data card",
             where=str(path),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Final
 
 from lift.files import write_json
+from lift.strict_json import parse_json
 
 _VERSION_FILE: Final = "data-version.json"
 
@@ -23,7 +23,7 @@ def data_version(work: Path, digests: list[str]) -> int:
     now = hashlib.sha256("\n".join(digests).encode()).hexdigest()
     version = 0
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_bytes())
         version = int(stored["version"]) + (stored["digest"] != now)
     except (OSError, ValueError, KeyError, TypeError):
         pass

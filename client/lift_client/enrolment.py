@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lift.config.kit import CA_FILE, KIT_FILE, Kit
 from lift.config.plan import Name
 from lift.errors import ConfigError
 from lift.keys import key_fingerprint, public_text, read_key
+from lift.strict_json import parse_json
 
 KEY_FILE: Final = "site.key"
 PUBLIC_FILE: Final = "site.pub"
@@ -185,8 +185,8 @@ def read_kit(folder: Path, *, site: str | None = None) -> Kit:
     """
     path = folder / KIT_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the file is not JSON"
         raise _bad_kit(path, str(reason)) from None
     kit = Kit.from_data(data, str(path))

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients
@@ -21,6 +19,7 @@ from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
 from lift.files import write_json
 from lift.imaging.traces import check_duplicates
+from lift.strict_json import parse_model
 from lift_client.examine import (
     VERSION,
     PatientReport,
@@ -175,8 +174,8 @@ def _of_refusal(refusal: Refusal) -> PatientReport:
 
 def _stored(path: Path, patient: Patient, grid: GridRule) -> PatientReport | None:
     try:
-        report = PatientReport.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        report = parse_model(PatientReport, path.read_bytes())
+    except (OSError, ValueError):
         return None
     same = report.version == VERSION and report.files == files_digest(patient.channels, grid)
     return report if same and report.patient == patient.id else None

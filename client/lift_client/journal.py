@@ -27,13 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lift.config.base import Settings
 from lift.config.card import DataCard
-from lift.config.plan import Digest
+from lift.config.plan import MOST_ROUNDS, Digest
 from lift.errors import RecordError
 from lift.files import write_atomically, write_json
+from lift.strict_json import parse_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,7 @@ class Entry(Settings):
 
     run: Digest | Literal[""]
     """The plan's SHA-256; empty in a note."""
-    round: int = Field(ge=0)
+    round: int = Field(ge=0, le=MOST_ROUNDS)
     kind: Literal["statistics", "train", "guard", "failure", "card", "note"]
     tensors: tuple[TensorNote, ...]
     bytes: int = Field(ge=0)
@@ -223,7 +224,7 @@ class Journal:
         body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         digest = hashlib.sha256(body).hexdigest()
         text = body[:-1] + f',"hash":"{digest}"}}'.encode()
-        return text + b"\n", Line.model_validate_json(text)
+        return text + b"\n", parse_model(Line, text)
 
     def _take(self, line: Line) -> None:
         self._count, self._last_hash = line.number, line.hash
@@ -331,8 +332,8 @@ def _parse(text: bytes, number: int, previous: str) -> Line | str:
     if hashlib.sha256(parts[1] + b"}").hexdigest().encode() != parts[2]:
         return "its content does not fit its hash: it was edited"
     try:
-        line = Line.model_validate_json(text)
-    except ValidationError:
+        line = parse_model(Line, text)
+    except ValueError:
         return "it does not have the form of a journal's line: it was edited or inserted"
     if line.number != number:
         return f"it calls itself line {line.number}: lines were deleted, inserted or reordered"
@@ -345,7 +346,7 @@ def _against_head(path: Path, lines: list[Line]) -> RecordError | None:
     count = len(lines)
     try:
         head = _read_head(path)
-    except ValidationError:
+    except ValueError:
         return _damage(path, count, "journal.head is not readable: it was edited")
     if head is None:
         # the crash between the very first line and its head
@@ -369,7 +370,7 @@ def _against_head(path: Path, lines: list[Line]) -> RecordError | None:
 
 def _read_head(path: Path) -> _Head | None:
     try:
-        return _Head.model_validate_json(_beside(path, "head").read_bytes())
+        return parse_model(_Head, _beside(path, "head").read_bytes())
     except FileNotFoundError:
         return None
 

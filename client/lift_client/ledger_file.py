@@ -26,13 +26,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lift.config.base import Settings
 from lift.config.plan import Digest
 from lift.errors import ConfigError, PrivacyError, RecordError
 from lift.files import write_atomically
 from lift.privacy.book import START, Book, Entry, Note, Opened, next_line, read_book
+from lift.strict_json import parse_model
 
 _MODE: Final = 0o600
 Clock = Callable[[], datetime]
@@ -202,13 +203,13 @@ def _checked(
         raise _damage(path, count + 1, problem)
     try:
         if head_text is not None:
-            head = _Head.model_validate_json(head_text)
+            head = parse_model(_Head, head_text)
         elif count == 1:
             # a crash between the very first line and its head
             head = _Head(count=1, last_hash=book.head)
         else:
             raise _damage(path, count, "ledger.head is missing")
-    except ValidationError:
+    except ValueError:
         raise _damage(path, count, "ledger.head is not readable: it was edited") from None
     if head.count > count:
         seen = f"it is cut off: ledger.head counts {head.count} lines, here are {count}"

@@ -7,7 +7,6 @@ line goes to the journal or the ledger, and a running `lift-client` is not distu
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -44,6 +43,7 @@ from lift.held_out import (
 from lift.local import OWN_MIXER_FILE, train_alone, with_own_mixer
 from lift.metrics.table import PatientMetrics, summarise
 from lift.mixer.z_filter import fit
+from lift.process import files_kept_private
 from lift.protocol.messages import GuardRequest
 from lift.randomness import derive_seed
 from lift.records.run import SITE_REPORT, GuardRecord, SiteRecord, as_json
@@ -65,9 +65,9 @@ logger = logging.getLogger(__name__)
 OUTPUT_FOLDER: Final = "report"
 _SHOWN: Final = 8
 _TAPS: Final = 6
-_PRIVATE: Final = 0o077
 
 
+@files_kept_private()
 def write_own_report(
     config: SiteConfig,
     *,
@@ -95,7 +95,6 @@ def write_own_report(
         GeneratorError: mixer and site have different generators.
         DataError: no patient is held out.
     """
-    os.umask(_PRIVATE)
     finished = finished_mixer(config, mixer)
     plan = finished.plan
     out = output or config.folder / OUTPUT_FOLDER

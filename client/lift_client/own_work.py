@@ -21,6 +21,7 @@ from lift.errors import ConfigError, GeneratorError
 from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
 from lift.release.check import is_release
+from lift.strict_json import parse_model
 from lift.unconditional.bundle import load_generator
 from lift_client.paired import PairedWork
 from lift_client.session import FINAL_MIXER_FILE
@@ -119,6 +120,6 @@ def _check_kind(kind: str) -> None:
 def _stored_kind(path: Path) -> str:
     """The kind of task of the last run; a paired one where there was none."""
     try:
-        return Plan.model_validate_json(path.read_bytes()).task.kind
+        return parse_model(Plan, path.read_bytes()).task.kind
     except (OSError, ValueError):
         return "paired"

@@ -48,6 +48,7 @@ from lift.protocol.messages import (
     TrainReply,
     TrainRequest,
 )
+from lift.strict_json import parse_model
 from lift.training import TrainedRound
 from lift.unconditional.bundle import AnyGenerator, check_public_files
 from lift.unconditional.decoder import FrozenDecoder
@@ -221,7 +222,7 @@ class SiteSession:
             return self._opened[plan_digest].plan
         stored = self._work / "plan.json"
         if stored.is_file():
-            plan = Plan.model_validate_json(stored.read_bytes())
+            plan = parse_model(Plan, stored.read_bytes())
             if plan.digest() == plan_digest:
                 return plan
         raise ProtocolError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.report.terms import method_term
+from lift.strict_json import parse_json
 from lift_simulation.shipped import shipped_settings
 
 PROGRAM = "few-patients"
@@ -97,8 +97,8 @@ def write_summary(folders: Sequence[Path], output: Path) -> None:
 
 
 def _cell(folder: Path) -> dict[str, Any]:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    metrics = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))
+    record = parse_json((folder / "run.json").read_text(encoding="utf-8"))
     training = [site["patients"]["train"] for site in record["sites"]]
     difference = metrics["comparisons"]["pooled"][f"{_MAIN} - {_REFERENCE}"]
     return {

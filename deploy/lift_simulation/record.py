@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from lift.randomness import derive_seed
 from lift.records.metrics import Measure
 from lift.records.rounds import RoundRecord
 from lift.records.run import GuardRecord, SiteRecord, as_json
+from lift.strict_json import parse_json
 from lift.unconditional.bundle import AnyGenerator
 from lift_client.unconditional import UnconditionalWork
 from lift_server.finished import FinishedRun
@@ -44,7 +44,7 @@ class RunRecord:
             digest = hashlib.sha256(both.encode()).hexdigest()
         if self._path.is_file():
             try:
-                self._data = json.loads(self._path.read_text(encoding="utf-8"))
+                self._data = parse_json(self._path.read_text(encoding="utf-8"))
                 found = self._data["settings_digest"]
             except (OSError, ValueError, KeyError, TypeError):
                 raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -12,11 +11,12 @@ from pydantic import Field
 
 from lift.audit.copies import CopyFigures
 from lift.audit.scores import FEWEST, AttackFigures
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, Name
 from lift.errors import ConfigError, PolicyError
 from lift.files import write_json
 from lift.keys import sign_text, signature_fits
+from lift.strict_json import parse_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _LARGEST: Final = 1_000_000
@@ -60,7 +60,7 @@ class CopyRow(Settings):
 class SiteAudit(Settings):
     """What one site found of its own patients in a released mixer; nothing of a single one."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     kind: Literal["membership", "copies"]
     site: Name
     mixer_digest: Digest
@@ -86,7 +86,7 @@ class SignedAudit(Settings):
 class TrainingAudit(Settings):
     """The canary audit of the training pipeline: no patient takes part in it."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     plan_digest: Digest
     audited: str
     """The pipeline with its numbers."""
@@ -121,7 +121,7 @@ def read_signed(path: Path) -> SignedAudit:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("larger than any audit")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not the JSON of an audit"
         raise ConfigError(

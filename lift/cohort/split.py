@@ -16,6 +16,7 @@ from lift.cohort.patients import Patient
 from lift.config.plan import SplitPlan
 from lift.errors import DataError
 from lift.files import write_json
+from lift.strict_json import parse_typed
 
 FEWEST_VALIDATION: Final = 2
 """With fewer validation patients the guard judges on training patients too, or not at all."""
@@ -133,7 +134,7 @@ def read_split(path: Path) -> Split:
         DataError: the file is missing or damaged, or lists a patient twice.
     """
     try:
-        split = _STORED.validate_json(path.read_bytes())
+        split: Split = parse_typed(_STORED, path.read_bytes())
         listed = [*split.train, *split.validation, *split.test]
         if len(set(listed)) != len(listed):
             raise ValueError("a patient is listed twice")

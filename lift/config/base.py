@@ -9,15 +9,28 @@ import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lift.errors import ConfigError
+from lift.strict_json import DEEPEST
 
 _MOST_SHOWN = 20
+_MOST_NODES: Final = 100_000
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
+
+
+def _number_of_a_version(value: object) -> object:
+    # true and 1.0 are equal to 1, and would pass
+    if type(value) is not int:
+        raise ValueError("a version is a whole number")
+    return value
+
+
+VERSION: Final = BeforeValidator(_number_of_a_version)
+"""For a field that names the version of a format: `Annotated[Literal[1], VERSION]`."""
 
 
 class Settings(BaseModel):
@@ -44,11 +57,11 @@ class Settings(BaseModel):
                 seen=_explanations(cls, error),
                 remedy="Correct the file; nothing was started or changed.",
             ) from None
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 "cannot use the settings",
                 where=where,
-                seen=f"a value is of a type that settings cannot hold: {error}",
+                seen=f"a value is of a kind that settings cannot hold: {error}",
                 remedy="Put the value in quotation marks; nothing was started or changed.",
             ) from None
 
@@ -100,8 +113,7 @@ def read_yaml(path: Path) -> object:
             remedy="Check the path given on the command line.",
         ) from None
     try:
-        # our loader derives from SafeLoader: plain data only
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+        data = _plain_data(text)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark is not None else ""
@@ -112,6 +124,53 @@ def read_yaml(path: Path) -> object:
             remedy="Correct the YAML; nothing was started or changed.",
         ) from None
     return _fill_variables({} if data is None else data, str(path))
+
+
+def _plain_data(text: str) -> object:
+    """What a YAML text holds, when it is not too large in the end (aliases are repetitions)."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse a graph of nodes that holds itself, is deep, or has many nodes when it is a tree."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in above:
+            raise _TooLargeError(
+                None, None, "an alias stands inside what it names", node.start_mark
+            )
+        if len(above) > DEEPEST:
+            raise _TooLargeError(None, None, f"nested deeper than {DEEPEST}", node.start_mark)
+        above.add(id(node))
+        total = 1
+        if isinstance(node, yaml.MappingNode):
+            total += sum(size(key) + size(value) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            total += sum(size(item) for item in node.value)
+        above.remove(id(node))
+        if total > _MOST_NODES:
+            problem = f"more than {_MOST_NODES} values, those that aliases repeat among them"
+            raise _TooLargeError(None, None, problem, node.start_mark)
+        sizes[id(node)] = total
+        return total
+
+    size(root)
+
+
+class _TooLargeError(yaml.MarkedYAMLError):
+    """A text that is more than settings can be."""
 
 
 def _fill_variables(data: object, where: str) -> object:

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.plan import Name
 
 Vendor = Literal[
@@ -79,7 +79,7 @@ class ChannelCard(Settings):
 class DataCard(Settings):
     """What one site tells of its cohort, when it chooses to."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     site: Name
     made: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     """Day on which the volumes were looked at last, UTC."""

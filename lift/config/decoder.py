@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.generator import PretrainCohort
 from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
 
@@ -100,7 +100,7 @@ class PublicFeaturesCard(Settings):
 class DecoderCard(Settings):
     """The content of a decoder bundle's `generator.json`."""
 
-    format_version: Literal[1, 2] = 2
+    format_version: Annotated[Literal[1, 2], VERSION] = 2
     """Version of the bundle's format."""
     kind: Literal["unconditional"]
     """Tells this card from that of a paired generator."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.cohort import CohortData
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
@@ -103,7 +103,7 @@ class TapShape(Settings):
 class GeneratorCard(Settings):
     """The content of a bundle's `generator.json`: what the weights are and where they are from."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     """Version of the bundle's format."""
     network: NetworkConfig
     """Architecture of the network."""

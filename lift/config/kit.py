@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, GridRule, Name, OwnGrid
 
 KIT_FILE: Final = "kit.json"
@@ -27,7 +27,7 @@ class TaskRule(Settings):
 class Kit(Settings):
     """The content of `kit.json`; the certificate authority's certificate lies beside it."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     """Version of the kit's format."""
     federation: Name
     """Name of the federation."""

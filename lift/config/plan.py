@@ -7,11 +7,11 @@ stores it. Its canonical JSON has one SHA-256, which every message and checkpoin
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.privacy import (
     NoPrivacy,
     PatientGradients,
@@ -25,6 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
 Spacing = Annotated[float, Field(ge=0.2, le=20)]
+MOST_ROUNDS: Final = 10**6
+"""No message, journal or ledger names a later round: a number of any length fills a disk."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MixerKind = Literal[
@@ -486,7 +488,7 @@ def derived_deadline_s(slowest_round_s: float) -> float:
 class FederationPlan(Settings):
     """Rounds, quorum and what travels."""
 
-    rounds: int = Field(default=6, ge=0)
+    rounds: int = Field(default=6, ge=0, le=MOST_ROUNDS)
     """Training rounds; round 0 gathers the statistics. 0 where these are all that is needed: an
     unconditional task whose trajectory is gaussian."""
     quorum_sites: int = Field(default=0, ge=0)
@@ -507,7 +509,7 @@ class FederationPlan(Settings):
 class Plan(Settings):
     """Everything that decides the result of one run."""
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], VERSION] = 1
     """Version of the plan's format."""
     task: TaskPlan
     """What is synthesised, and from what."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lift.drifting.digests import digest_of
 from lift.errors import ConfigError, DataError
 from lift.files import write_atomically
+from lift.strict_json import parse_json
 
 _ENTRY: Final = "lift"
 
@@ -45,7 +46,7 @@ def read_public(
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        described = json.loads(metadata[_ENTRY])
+        described = parse_json(metadata[_ENTRY])
         header = described["header"]
         found = digest_of(header, tensors)
         intact = header["kind"] == kind and found == described["digest"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +9,7 @@ from lift.config.decoder import DecoderCard
 from lift.config.generator import GeneratorCard, GeneratorChoice
 from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.errors import ConfigError, GeneratorError, VersionMismatchError
+from lift.strict_json import parse_json
 
 CARD_FILE: Final = "generator.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -28,14 +28,14 @@ def read_card(folder: Path) -> GeneratorCard | DecoderCard:
     """
     path = folder / CARD_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the file is not JSON"
         raise damaged_bundle(folder, f"{CARD_FILE}: {reason}") from None
     found = data.get("format_version") if isinstance(data, dict) else None
     unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
     readable = _DECODER_VERSIONS if unconditional else (_FORMAT_VERSION,)
-    if isinstance(found, int) and found not in readable:
+    if type(found) is int and found not in readable:
         raise VersionMismatchError(
             "cannot use the generator bundle: it comes from another version",
             where=str(folder),
@@ -134,7 +134,7 @@ def known_bundle(mixer: Path, fingerprint: str | None) -> Path:
     """
     folder = mixer if mixer.is_dir() else mixer.parent
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = parse_json((folder / "run.json").read_text(encoding="utf-8"))
         own = Path(record["bundle"])
         if read_card(own).fingerprint == fingerprint:
             return own

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from lift.config.base import Settings
-from lift.config.plan import Digest, Name
+from lift.config.plan import MOST_ROUNDS, Digest, Name
 from lift.privacy.accounting import SMALLEST_DELTA, Mechanism, epsilon
+from lift.strict_json import parse_typed
 
 START: Final = "0" * 64
 """What the first line names as the hash of the line before it."""
@@ -99,7 +100,7 @@ class Reserved(Settings):
 
     state: Literal["reserved"] = "reserved"
     run: Digest
-    round: int = Field(ge=0)
+    round: int = Field(ge=0, le=MOST_ROUNDS)
     purpose: Name
     mechanism: Literal["gaussian", "poisson-subsampled gaussian"]
     noise_multiplier: float = Field(ge=0)
@@ -299,8 +300,8 @@ def _take(book: Book, text: bytes) -> str | None:
     if hashlib.sha256(parts[1] + b"}").hexdigest().encode() != parts[2]:
         return "its content does not fit its hash: it was edited"
     try:
-        line = _LINE.validate_json(text)
-    except ValidationError:
+        line = parse_typed(_LINE, text)
+    except ValueError:
         return "it does not have the form of a ledger's line: it was edited or inserted"
     if line.seq != len(book.lines) + 1:
         return f"it calls itself line {line.seq}: lines were deleted, inserted or reordered"

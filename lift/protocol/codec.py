@@ -18,6 +18,7 @@ import safetensors.numpy
 from lift.config.base import Settings
 from lift.errors import ConfigError, ProtocolError, VersionMismatchError
 from lift.protocol.messages import PROTOCOL_VERSION, REPLIES, REQUESTS, Body, Kind, Parcel
+from lift.strict_json import is_version, parse_json
 
 LARGEST_BODY_BYTES: Final = 1 << 20
 LARGEST_TENSOR_BYTES: Final = 64 << 20
@@ -74,12 +75,12 @@ def _decode(encoded: Encoded, schemas: Mapping[Kind, type[Settings]]) -> Parcel:
             f"{LARGEST_BODY_BYTES} and {LARGEST_TENSOR_BYTES} are read"
         )
     try:
-        envelope = json.loads(encoded.text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise _refusal("the body is not JSON") from None
+        envelope = parse_json(encoded.text)
+    except ValueError as error:
+        raise _refusal(f"the body is not JSON as this side reads it: {error}") from None
     if not isinstance(envelope, dict) or set(envelope) != {"version", "kind", "body"}:
         raise _refusal("the envelope does not hold exactly version, kind and body")
-    if envelope["version"] != PROTOCOL_VERSION:
+    if not is_version(envelope["version"], PROTOCOL_VERSION):
         raise VersionMismatchError(
             "cannot read a message",
             seen=f"it follows another protocol version; this side speaks {PROTOCOL_VERSION}",
@@ -91,7 +92,7 @@ def _decode(encoded: Encoded, schemas: Mapping[Kind, type[Settings]]) -> Parcel:
         raise _refusal("the kind of message is unknown") from None
     try:
         body = schemas[kind].from_data(envelope["body"], "message")
-    except (ConfigError, RecursionError, ValueError) as error:
+    except (ConfigError, ValueError) as error:
         detail = error.seen if isinstance(error, ConfigError) else "it is not plain data"
         raise _refusal(f"the body does not fit its schema: {detail}") from None
     return Parcel(kind, cast("Body", body), _decode_tensors(encoded.block))
@@ -117,20 +118,16 @@ def _check_header(block: bytes) -> None:
     if len(block) < _LENGTH_BYTES or size > min(LARGEST_HEADER_BYTES, len(block) - _LENGTH_BYTES):
         raise _refusal(f"the tensors' header is not within {LARGEST_HEADER_BYTES} bytes")
     try:
-        header = json.loads(block[_LENGTH_BYTES : _LENGTH_BYTES + size])
+        header = parse_json(block[_LENGTH_BYTES : _LENGTH_BYTES + size])
         shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
         axes = max((len(shape) for shape in shapes), default=0)
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         raise _refusal("the tensors are not a safetensors block") from None
     if len(shapes) > MOST_TENSORS or axes > MOST_AXES:
         raise _refusal(
             f"{len(shapes)} tensors of up to {axes} axes; at most {MOST_TENSORS} of "
             f"{MOST_AXES} are read"
         )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)
 
 
 def _refusal(seen: str) -> ProtocolError:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from lift.config.base import Settings
 from lift.config.card import DataCard
-from lift.config.plan import Digest, Plan
+from lift.config.plan import MOST_ROUNDS, Digest, Plan
 from lift.guard import JudgedOn, Verdict
 
 PROTOCOL_VERSION: Final = 1
@@ -88,14 +88,14 @@ class TrainRequest(Settings):
     """One round of training from the mixer that travels beside it."""
 
     plan_digest: Digest
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
 
 
 class TrainReply(Settings):
     """How the local training went; the update travels beside it."""
 
     plan_digest: Digest
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=MOST_ROUNDS)
     loss: float | None
     """Mean over the round's steps; None under differential privacy, as is the next one."""
     validation_psnr_db: float | None

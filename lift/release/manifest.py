@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
 from lift.config.base import Settings
 from lift.config.plan import Digest, Name
 from lift.errors import ConfigError, VersionMismatchError
+from lift.strict_json import parse_json
 
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.json.sig"
@@ -100,31 +101,11 @@ def strict_json(content: bytes, where: str) -> object:
         ConfigError: it is something else.
     """
     try:
-        return json.loads(
-            content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number
-        )
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _NotStrictError) else "it is not JSON"
+        return cast("object", parse_json(content))
+    except ValueError as error:
         raise ConfigError(
             f"cannot read {where}",
             where=where,
-            seen=reason,
+            seen=str(error) if "twice" in str(error) else "it is not JSON",
             remedy="Ask whoever wrote it for the file as it was.",
         ) from None
-
-
-class _NotStrictError(ValueError):
-    """JSON that readers may read in different ways."""
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _NotStrictError(f"the key '{twice[:100]}' is given twice")
-    return data
-
-
-def _no_number(word: str) -> object:
-    raise _NotStrictError(f"{word} is no number of JSON")

@@ -24,6 +24,7 @@ from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.run import RUN_FILE, RunRecord
 from lift.report.terms import BETTER
 from lift.shipped import Shipped
+from lift.strict_json import parse_model
 
 Floats = NDArray[np.float32]
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -177,12 +178,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def _parse(model: type[Model], text: str | bytes, where: str) -> Model:
     try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'content'}: {item['msg']}"
-            for item in error.errors(include_input=False, include_url=False)
-        ]
+        return parse_model(model, text)
+    except ValueError as error:
+        problems = [str(error)]
+        if isinstance(error, ValidationError):
+            problems = [
+                f"{'.'.join(str(part) for part in item['loc']) or 'content'}: {item['msg']}"
+                for item in error.errors(include_input=False, include_url=False)
+            ]
         raise DataError(
             "cannot read the run",
             where=where,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from lift.preprocessing import to_output_units
 from lift.randomness import derive_seed
 from lift.ras_grid import ras_grid
 from lift.slices import from_slices
+from lift.strict_json import parse_json
 from lift.unconditional.decoder import FrozenDecoder
 from lift.unconditional.learning import Trajectory, load_trajectory, plan_mapper, settings_of
 from lift.unconditional.moments import body_length_mm
@@ -252,7 +252,7 @@ def write_series(
 def _claim(path: Path, series: dict[str, object]) -> None:
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_bytes())
         except (OSError, ValueError):
             found = None
         if found != series:

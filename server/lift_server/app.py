@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -20,7 +19,7 @@ from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
-from lift.files import held_alone, write_json
+from lift.files import close_folder, held_alone, write_json
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
 from lift.loss_trend import of_records
@@ -34,6 +33,7 @@ from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord, SiteStatistics
 from lift.records.run import SiteRecord, as_json
+from lift.strict_json import parse_json
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
@@ -70,6 +70,7 @@ def serve(config: ServerConfig, console: Console) -> None:
     """
     keep_loopback_direct()
     signal.signal(signal.SIGTERM, _stop)
+    close_folder(config.state)
     with (
         held_alone(config.state / "lock", _already_running(config.state)),
         log_to_file(config.state / "log.txt"),
@@ -319,7 +320,7 @@ def _read_record(out: Path, plan: Plan) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
         digest = record["plan_digest"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(

@@ -21,6 +21,7 @@ from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
 from lift.records.rounds import NO_ANSWER, ROUNDS_FILE, RoundRecord
 from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
+from lift.strict_json import parse_json, parse_model
 from lift_server.bundle_text import bundle_text
 from lift_server.heads import HEADS_FILE, LedgerHeads
 from lift_server.privacy_record import epsilon_by_site
@@ -62,7 +63,7 @@ def export_run(
     run = config.output
     _check_finished(run)
     _check_free(output)
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = parse_json((run / "run.json").read_text(encoding="utf-8"))
     rounds = _rounds(run)
     plan = Plan.from_data(record["plan"], "run.json")
     keys = Roster.read(config.sites)
@@ -264,7 +265,7 @@ def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
 def _rounds(run: Path) -> list[RoundRecord]:
     try:
         text = (run / ROUNDS_FILE).read_text(encoding="utf-8")
-        lines = [RoundRecord.model_validate_json(line) for line in text.splitlines()]
+        lines = [parse_model(RoundRecord, line) for line in text.splitlines()]
         if not lines:
             raise ValueError("no round")
     except (OSError, ValueError, KeyError, TypeError):
@@ -280,4 +281,4 @@ def _rounds(run: Path) -> list[RoundRecord]:
 
 def _metrics(run: Path) -> object:
     path = run / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return parse_json(path.read_bytes()) if path.is_file() else None

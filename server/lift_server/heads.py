@@ -7,7 +7,6 @@ the site refuses to compute when its ledger does not hold it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 from lift.errors import RecordError
 from lift.files import write_json
 from lift.protocol.messages import StatisticsReply, TrainReply
+from lift.strict_json import parse_json
 
 HEADS_FILE: Final = "ledger-heads.json"
 
@@ -34,7 +34,7 @@ class LedgerHeads:
         self._heads: dict[str, str] = {}
         if path.exists():
             try:
-                self._heads = {str(k): str(v) for k, v in json.loads(path.read_bytes()).items()}
+                self._heads = {str(k): str(v) for k, v in parse_json(path.read_bytes()).items()}
             except (OSError, ValueError, AttributeError):
                 raise RecordError(
                     "cannot read the hashes of the sites' privacy ledgers",

@@ -5,7 +5,6 @@ Admitting or removing one site changes no byte of another one's kit.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.kit import CA_FILE, KIT_FILE, Kit, TaskRule
 from lift.config.plan import Name
 from lift.config.server import ServerConfig
@@ -28,6 +27,7 @@ from lift.errors import ConfigError, GeneratorError
 from lift.files import write_atomically, write_json
 from lift.generator.card import bundle_folder, read_card
 from lift.keys import key_fingerprint
+from lift.strict_json import parse_json
 from lift_server.certificates import pem, read_certificate
 
 ROSTER_FILE: Final = "sites.json"
@@ -74,7 +74,7 @@ class SiteEntry(Settings):
 class Roster(Settings):
     """Who may take part, and who no longer may: the content of `sites.json`."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     sites: dict[Name, SiteEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -97,8 +97,8 @@ class Roster(Settings):
             ConfigError: it is missing, is not JSON or does not fit.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            data = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 "cannot read the roster of sites",
                 where=str(path),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from lift.errors import DataError
 from lift.privacy.rounding import rounded_up
 from lift.records.rounds import Outcome, RoundRecord, outcome, reason
+from lift.strict_json import parse_model
 
 ROUNDS_FILE: Final = "rounds.jsonl"
 
@@ -132,6 +133,4 @@ class RoundsFile:
 
 
 def _parsed(content: bytes) -> Rounds:
-    return Rounds(
-        tuple(RoundRecord.model_validate_json(line) for line in content.decode().splitlines())
-    )
+    return Rounds(tuple(parse_model(RoundRecord, line) for line in content.decode().splitlines()))

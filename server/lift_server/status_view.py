@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, DataError
 from lift.records.rounds import RoundRecord
+from lift.strict_json import parse_json, parse_model
 from lift_server.certificates import Notice, certificate_notices
 from lift_server.provisioning import CONFIG_FILE
 from lift_server.roster import Roster
@@ -87,15 +87,15 @@ def read_status(config: ServerConfig) -> ServerStatus | None:
     """What the running server last wrote; None when it never ran."""
     path = config.state / STATUS_FILE
     try:
-        return ServerStatus.model_validate_json(path.read_bytes())
+        return parse_model(ServerStatus, path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             seen = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         else:
-            seen = str(error.strerror)
+            seen = str(error.strerror) if isinstance(error, OSError) else str(error)
         raise DataError(
             "cannot read the server's status",
             where=str(path),
@@ -120,7 +120,7 @@ def is_alive(found: ServerStatus) -> bool:
 def is_complete(output: Path) -> bool:
     """Whether `run.json` says that the run came to its end."""
     try:
-        record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+        record = parse_json((output / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("complete") is True

@@ -20,6 +20,7 @@ from tests.federation.planting import PLANTED
 from tests.federation.world import Federation, run, until
 from tests.lift.event_files import read_events
 from tests.lift.tracking_world import expected, rounded
+from tests.opened_modes import open_to_others
 
 pytestmark = pytest.mark.timeout(300)
 PRIVATE = "ward7-MUELLER-19480311"
@@ -69,6 +70,15 @@ def test_every_round_stands_in_the_record(finished: Federation) -> None:
     run_record = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))
     assert run_record["complete"]
     assert set(run_record["guard"]) == set(finished.sites)
+
+
+def test_what_a_federation_leaves_is_its_users_alone(finished: Federation) -> None:
+    works = [finished.site(name) / "work" for name in finished.sites]
+    for folder in (finished.server / "state", finished.out, *works):
+        assert open_to_others(folder) == []
+    names = {path.name for work in works for path in work.rglob("*")}
+    assert {"split.json", "log.txt", "plan.json", "entry.json", "journal.jsonl"} <= names
+    assert (finished.server / "state" / "superlink.db").is_file()
 
 
 def test_the_event_file_holds_the_record_and_what_each_guard_said(finished: Federation) -> None:

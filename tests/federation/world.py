@@ -226,6 +226,8 @@ class Federation:
             self.processes[name] = subprocess.Popen(
                 line,
                 stdin=subprocess.DEVNULL,
+                # as on a machine whose users may read each other's files
+                umask=0o022,
                 stdout=output,
                 stderr=output,
                 cwd=PROJECT,

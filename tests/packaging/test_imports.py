@@ -26,6 +26,11 @@ def names():
 def loggers():
     return [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
 
+def umask():
+    found = os.umask(0)
+    os.umask(found)
+    return oct(found)
+
 def state():
     import torch
     return {
@@ -43,6 +48,7 @@ def state():
             torch.get_num_threads(), torch.get_default_dtype().itemsize,
             torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(),
         ],
+        "umask": umask(),
         "hooks": [repr(sys.excepthook), repr(threading.excepthook), sys.getrecursionlimit()],
     }
 

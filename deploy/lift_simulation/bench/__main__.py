@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lift.process import prepare_process
+from lift.process import keep_files_private, prepare_process
 
 _RESULT = Path("bench.json")
 _WIDTH = 110
@@ -21,6 +21,7 @@ _WIDTH = 110
 def main() -> None:
     """Measure, print the table, write bench.json."""
     prepare_process()
+    keep_files_private()
     # torch reads its environment when it is imported
     from lift.device import fix_threads
     from lift.files import write_json

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 
-from lift.process import prepare_process
+from lift.process import keep_files_private, prepare_process
 from lift_simulation.bench.figure import Figure
 
 
@@ -33,6 +33,7 @@ def _peak_gb() -> float:
 def main() -> None:
     """Measure in this process and print gigabytes."""
     prepare_process()
+    keep_files_private()
     # torch reads its environment when it is imported
     from lift.device import fix_threads
     from lift.synthesis import GeneratedStream, mix

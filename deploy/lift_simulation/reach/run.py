@@ -42,6 +42,7 @@ from lift.held_out import (
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
+from lift.strict_json import parse_json
 from lift_client.paired import rounded_up
 from lift_client.session import SiteSession
 from lift_simulation.progress import Reporter
@@ -175,7 +176,7 @@ def entry_file(folder: Path, entry: Entry) -> Path:
 def is_finished(path: Path, digest: str) -> bool:
     """Whether a file is whole and of these settings."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["digest"] == digest)
+        return bool(parse_json(path.read_bytes())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

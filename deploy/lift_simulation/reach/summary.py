@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lift.errors import ConfigError
 from lift.files import write_json
 from lift.metrics.table import PatientMetrics, summarise
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 from lift_simulation.reach.config import Entry, ReachConfig, list_entries, reference_row
 from lift_simulation.reach.run import PLAIN_ROWS, Digests, entry_file, is_finished
 
@@ -237,7 +237,7 @@ def show(console: Console, out: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    data: dict[str, Any] = parse_json(path.read_bytes())
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
@@ -40,6 +39,7 @@ from lift.privacy.noise import SecureStream
 from lift.privacy.start import fit_released, patient_equations_of, release_equations
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
+from lift.strict_json import parse_json
 from lift_client.session import SiteSession
 from lift_server.finished import FinishedRun
 from lift_server.rounds import run_rounds
@@ -116,7 +116,7 @@ def run_cell(config: UtilityConfig, cell: Cell, out: Path, reporter: Reporter) -
 
 def _finished(path: Path, digest: str) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["digest"] == digest)
+        return bool(parse_json(path.read_bytes())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

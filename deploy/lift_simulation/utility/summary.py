@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from rich.table import Table
 from lift.files import write_json
 from lift.metrics.intervals import Interval, bootstrap_mean, paired_difference
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 from lift_simulation.utility.cells import Cell, cell_order
 from lift_simulation.utility.figure import draw
 
@@ -52,7 +52,7 @@ def summarise_cells(out: Path) -> list[CellSummary]:
     """Every finished cell of a folder, in the table's order."""
     found: dict[Cell, dict[str, Any]] = {}
     for path in sorted((out / "cells").glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         found[Cell(data["patients"], data["mode"], data["epsilon"])] = data
     summaries: dict[Cell, CellSummary] = {}
     for cell in cell_order(list(found)):

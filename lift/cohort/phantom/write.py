@@ -30,6 +30,7 @@ from lift.config.phantom import PUBLIC, SCANNERS, PhantomCohortConfig, ScannerCo
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 
 _MARKER: Final = "PHANTOM.json"
 _STATEMENT: Final = (
@@ -261,6 +262,6 @@ def _card(config: PhantomCohortConfig) -> dict[str, object]:
 
 def _is_done(marker: Path, card: dict[str, object]) -> bool:
     try:
-        return bool(json.loads(marker.read_text(encoding="utf-8")) == json.loads(json.dumps(card)))
+        return bool(parse_json(marker.read_bytes()) == json.loads(json.dumps(card)))
     except (OSError, ValueError):
         return False

@@ -49,6 +49,7 @@ from lift.errors import ProtocolError
 from lift.protocol.flower.apps import Connected, make_server_app
 from lift.protocol.flower.children import end_child, start_child, write_secret
 from lift.protocol.flower.collecting import CollectingGrid
+from lift.protocol.flower.forgetting import forget_answers
 from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import SECRET_HEADER, SuperLinkSettings
 from lift.protocol.transport import Transport
@@ -90,11 +91,15 @@ class SuperLink:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The child answers inside the block; it is gone after it.
+        """The child answers inside the block; it is gone after it, and its database has forgotten.
+
+        What an earlier process left there, which was killed, is forgotten first.
 
         Raises:
             ProtocolError: it did not answer in time.
         """
+        database = Path(self._settings.database)
+        forget_answers(database)
         self._start()
         watcher = threading.Thread(target=self._watch, name="superlink-watch", daemon=True)
         try:
@@ -104,6 +109,11 @@ class SuperLink:
         finally:
             self._stopping.set()
             self._stop()
+            if watcher.is_alive():
+                watcher.join()
+                # it may have been starting the child again just then
+                self._stop()
+            forget_answers(database)
 
     def _start(self) -> None:
         settings = self._settings.to_json()

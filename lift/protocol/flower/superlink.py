@@ -17,10 +17,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from lift.process import prepare_process
-from lift.protocol.flower.children import end_with_parent, forbid_telemetry
+from lift.process import keep_files_private, prepare_process
+from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_telemetry
+from lift.protocol.flower.forgetting import overwrite_what_is_deleted
+
+if TYPE_CHECKING:
+    import uvicorn
 
 LARGEST_REQUEST_BYTES: Final = 32 << 20
 """A larger request is refused with 413 before it is read."""
@@ -235,8 +239,40 @@ def make_app(settings: SuperLinkSettings) -> App:
     )
     check_senders()
     spare_the_database()
+    overwrite_what_is_deleted()
     app: App = create_app(config, SuperLinkLifespan)
     return app
+
+
+def door_config(
+    settings: SuperLinkSettings, door: App, host: str, port: int, *, lifespan: bool
+) -> uvicorn.Config:
+    """How one door is served, over TLS.
+
+    Args:
+        settings: name the certificate and its key.
+        door: what answers.
+        host: where it listens.
+        port: likewise.
+        lifespan: whether the app starts and ends with this door.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        door,
+        host=host,
+        port=port,
+        lifespan="on" if lifespan else "off",
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        ssl_ciphers=TLS_CIPHERS,
+        timeout_graceful_shutdown=_GRACE_S,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        ws="none",
+        h11_max_incomplete_event_size=64 << 10,
+    )
 
 
 async def serve(settings: SuperLinkSettings) -> None:
@@ -246,26 +282,24 @@ async def serve(settings: SuperLinkSettings) -> None:
     app = make_app(settings)
     secret = Path(settings.secret).read_bytes()
 
-    def server(door: App, host: str, port: int, lifespan: str) -> uvicorn.Server:
-        return uvicorn.Server(
-            uvicorn.Config(
-                door,
-                host=host,
-                port=port,
-                lifespan="on" if lifespan == "on" else "off",
-                ssl_certfile=settings.certificate,
-                ssl_keyfile=settings.key,
-                timeout_graceful_shutdown=_GRACE_S,
-                access_log=False,
-                server_header=False,
-                log_level="warning",
-                ws="none",
-                h11_max_incomplete_event_size=64 << 10,
-            )
+    local = uvicorn.Server(
+        door_config(
+            settings,
+            Door(app, LOCAL_PATHS, secret=secret),
+            "127.0.0.1",
+            settings.control_port,
+            lifespan=True,
         )
-
-    local = server(Door(app, LOCAL_PATHS, secret=secret), "127.0.0.1", settings.control_port, "on")
-    public = server(Door(app, OPEN_PATHS), settings.listen_host, settings.listen_port, "off")
+    )
+    public = uvicorn.Server(
+        door_config(
+            settings,
+            Door(app, OPEN_PATHS),
+            settings.listen_host,
+            settings.listen_port,
+            lifespan=False,
+        )
+    )
 
     async def one(own: uvicorn.Server, other: uvicorn.Server) -> None:
         await own.serve()
@@ -278,6 +312,7 @@ async def serve(settings: SuperLinkSettings) -> None:
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
     prepare_process()
+    keep_files_private()
     end_with_parent()
     import uvloop
 

@@ -24,8 +24,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from lift.files import write_atomically
-from lift.process import prepare_process
-from lift.protocol.flower.children import end_with_parent, forbid_telemetry
+from lift.process import keep_files_private, prepare_process
+from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_telemetry
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.superlink import ChildSettings, Door
 
@@ -139,6 +139,7 @@ def run(settings: SuperNodeSettings) -> None:
         runtime_ssl_keyfile=settings.local_key,
     )
     close_local_paths()
+    take_sound_ciphers_alone(command)
     command._start_supernode_http_api(config, states)  # noqa: SLF001
     loop.start_client_internal(
         state_factory=states, runtime_api_address=f"127.0.0.1:{settings.local_port}", **common
@@ -155,6 +156,18 @@ def close_local_paths() -> None:
         return Door(plain(*args, **kwargs), CHILD_PATHS)
 
     module.__dict__["create_app"] = create_app
+
+
+def take_sound_ciphers_alone(command: Any) -> None:
+    """Let the API on 127.0.0.1 offer the suites of `TLS_CIPHERS` alone.
+
+    Args:
+        command: Flower's module that starts it.
+    """
+    import uvicorn
+
+    config = partial(uvicorn.Config, ssl_ciphers=TLS_CIPHERS)
+    command.uvicorn = SimpleNamespace(Config=config, Server=uvicorn.Server)
 
 
 class Handover:
@@ -304,6 +317,7 @@ def _retries() -> Any:
 def main() -> None:
     """Entry point of the child: settings as JSON in the first argument."""
     prepare_process()
+    keep_files_private()
     end_with_parent()
     logging.getLogger("flwr").setLevel(logging.INFO)
     run(SuperNodeSettings.from_command_line())

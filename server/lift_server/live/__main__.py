@@ -9,7 +9,7 @@ from typing import Final
 
 from lift.config.server import ServerConfig
 from lift.errors import LiftError
-from lift.process import prepare_process
+from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import end_with_parent
 from lift_server.live.app import serve_page
 
@@ -19,6 +19,7 @@ _NICENESS: Final = 10
 def main() -> int:
     """Serve until the parent ends; 2 when that is not possible."""
     prepare_process()
+    keep_files_private()
     end_with_parent()
     # what is looked at must not slow down what is looked at
     os.nice(_NICENESS)

@@ -16,6 +16,7 @@ from lift.config.kit import CA_FILE
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, LiftError
 from lift.records.rounds import RoundRecord, outcome
+from lift.strict_json import parse_json
 from lift_server.certificates import SERVER_FILE, read_certificate
 from lift_server.live.exposition import exposition
 from lift_server.rounds_file import RoundsFile
@@ -152,7 +153,7 @@ def _curve_point(line: RoundRecord) -> bytes:
 
 def _run_record(output: Path) -> Mapping[str, Any]:
     try:
-        record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+        record = parse_json((output / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
