@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from lift.errors import DataError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
 from lift.generator.networks import neighbour_channels
+from lift.strict_json import parse_json
 
 if TYPE_CHECKING:
     # reads volumes; a server trains nothing and has none
@@ -48,7 +49,7 @@ Box = tuple[slice, slice, slice]
 _BLOCK_VOXELS: Final = 100_000
 _LONGEST_BLOCK: Final = 8
 _CARD: Final = "entry.json"
-_LAYOUT: Final = 1
+_LAYOUT: Final = 2
 _UNFINISHED_S: Final = 86400.0
 
 
@@ -212,8 +213,16 @@ def feature_key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def files_name(digests: Iterable[str]) -> str:
+    """One name for a patient's files as they are now: SHA-256 of their digests."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
 class FeatureCache:
     """Entries on disk under one folder, at most `largest_gb` in all.
+
+    Each entry names its owner, a site, and the files that it is of: those of no current patient
+    go by :meth:`forget_all_but`.
 
     When the cap would be passed, the entries that were used longest ago go first; entries
     that this run uses are never removed. Several processes may share the folder.
@@ -242,8 +251,14 @@ class FeatureCache:
             os.utime(entry / _CARD, (time.time(), time.time()))
         return features
 
-    def write(self, key: str, features: Features) -> Features:
+    def write(self, key: str, features: Features, *, owner: str, files: str) -> Features:
         """Store one entry and return it as it will be read from now on.
+
+        Args:
+            key: its name.
+            features: its content.
+            owner: the site whose patient it is.
+            files: see :func:`files_name`.
 
         Raises:
             DataError: this run alone needs more than the cap, or the disk refuses.
@@ -256,7 +271,12 @@ class FeatureCache:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             shapes = {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()}
-            card = {"arrays": shapes, "slice_spacing_mm": features.slice_spacing_mm}
+            card = {
+                "arrays": shapes,
+                "slice_spacing_mm": features.slice_spacing_mm,
+                "owner": owner,
+                "files": files,
+            }
             write_json(temporary / _CARD, card)
             _place(temporary, self._folder / key)
         except OSError as error:
@@ -274,6 +294,29 @@ class FeatureCache:
         if stored is None:  # pragma: no cover  # removed by another process at this very moment
             return features
         return stored
+
+    def forget_all_but(self, files: Collection[str], *, owner: str | None) -> int:
+        """Remove the entries of files that are no longer there; the number of those removed.
+
+        An entry that names no owner comes from an earlier version, which this one cannot use.
+
+        Args:
+            files: by :func:`files_name`, those of every patient that is there.
+            owner: whose entries are looked at, where sites share the folder; None: all.
+        """
+        self._remove_unfinished()
+        removed = 0
+        for card in sorted(self._folder.glob(f"*/{_CARD}")):
+            if card.parent.name.startswith("."):
+                continue
+            found_owner, found_files = _belongs(card)
+            others = owner is not None and found_owner not in {owner, None}
+            if not others and (found_owner is None or found_files not in files):
+                shutil.rmtree(card.parent, ignore_errors=True)
+                removed += 1
+        if removed:
+            logger.info("event=cache_entries_forgotten entries=%d", removed)
+        return removed
 
     def _make_room(self, needed: int) -> None:
         self._remove_unfinished()
@@ -309,6 +352,15 @@ class FeatureCache:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _belongs(card: Path) -> tuple[str | None, str | None]:
+    """Owner and files of an entry; None where it does not say, or cannot be read."""
+    try:
+        told = parse_json(card.read_bytes())
+        return str(told["owner"]), str(told["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+
+
 def _place(temporary: Path, entry: Path) -> None:
     """Give a finished folder its name, unless another process was first with the same bytes."""
     try:
@@ -335,7 +387,7 @@ def _arrays(features: Features) -> dict[str, NDArray[np.generic]]:
 
 
 def _read_entry(entry: Path) -> Features:
-    card = json.loads((entry / _CARD).read_text(encoding="utf-8"))
+    card = parse_json((entry / _CARD).read_text(encoding="utf-8"))
     arrays: dict[str, NDArray[Any]] = {}
     for name, (dtype, shape) in card["arrays"].items():
         array = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)

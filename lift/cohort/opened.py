@@ -15,7 +15,7 @@ from lift.config.plan import Plan, SplitPlan
 from lift.config.site import SiteSettings
 from lift.device import feature_precision
 from lift.errors import DataError
-from lift.features import FeatureCache, Features, compute_features, feature_key
+from lift.features import FeatureCache, Features, compute_features, feature_key, files_name
 from lift.files import file_digest
 from lift.generator.networks import FrozenGenerator
 from lift.mixer.base import Mixer
@@ -86,7 +86,8 @@ def open_cohort(
     """List, check, split and cache a site's patients.
 
     A patient whose files cannot be used is refused by name and the rest go on, unless
-    `data.on_bad_file` says stop. The split is stored in the work folder.
+    `data.on_bad_file` says stop. The split is stored in the work folder. Cached features of files
+    that are no longer there are removed: a deleted patient's, and those of a changed volume.
 
     Args:
         settings: the site's settings.
@@ -103,10 +104,23 @@ def open_cohort(
         settings.cache.folder or work / "cache", largest_gb=settings.cache.largest_gb
     )
 
-    def read(patient: Patient) -> Features:
-        return _features_of(patient, plan, generator, mixer, cache, root=settings.data.root)
+    # a cache that was given a place of its own may be that of several sites
+    owner = None if settings.cache.folder is None else settings.name
+    present: set[str] = set()
 
-    usable = read_patients(settings, plan, read, report)
+    def read(patient: Patient) -> Features:
+        digests = file_digests(patient, plan, settings.data.root)
+        present.add(files_name(digests))
+        return _features_of(patient, digests, plan, generator, mixer, cache, settings)
+
+    try:
+        usable = read_patients(settings, plan, read, report)
+    except DataError:
+        if _is_empty(settings.data.root):
+            cache.forget_all_but((), owner=owner)
+        raise
+    # whoever was taken out of the data leaves the cache too
+    cache.forget_all_but(present, owner=owner)
     split = split_patients(
         list(usable.patients.values()),
         plan.split,
@@ -220,16 +234,23 @@ def file_digests(patient: Patient, plan: Plan, root: Path) -> tuple[str, ...]:
         ) from None
 
 
+def _is_empty(root: Path) -> bool:
+    """Whether the data folder is there and holds nothing."""
+    try:
+        return root.is_dir() and not any(root.iterdir())
+    except OSError:
+        return False
+
+
 def _features_of(
     patient: Patient,
+    digests: tuple[str, ...],
     plan: Plan,
     generator: FrozenGenerator,
     mixer: Mixer,
     cache: FeatureCache,
-    *,
-    root: Path,
+    settings: SiteSettings,
 ) -> Features:
-    digests = file_digests(patient, plan, root)
     key = feature_key(
         digests,
         generator.fingerprint,
@@ -241,6 +262,6 @@ def _features_of(
     cached = cache.read(key)
     if cached is not None:
         return cached
-    prepared = prepare(patient, plan, root=root, with_target=True)
+    prepared = prepare(patient, plan, root=settings.data.root, with_target=True)
     features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names)
-    return cache.write(key, features)
+    return cache.write(key, features, owner=settings.name, files=files_name(digests))

@@ -61,6 +61,10 @@ def features() -> Features:
     return features_of(small_prepared(), small_generator(), "pooled_bigru")
 
 
+EAST = {"owner": "east", "files": "e" * 64}
+"""Whose an entry is."""
+
+
 def cache_in(folder: Path, largest_gb: float = PLENTY_GB) -> FeatureCache:
     return FeatureCache(folder, largest_gb=largest_gb)
 
@@ -85,7 +89,7 @@ def only_whole_entries(folder: Path) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_hit_gives_the_bits_of_a_miss(tmp_path: Path, kind: MixerKind) -> None:
     fresh = features_of(small_prepared(), small_generator(), kind)
-    written = cache_in(tmp_path).write(KEY, fresh)
+    written = cache_in(tmp_path).write(KEY, fresh, **EAST)
     read = cache_in(tmp_path).read(KEY)
     assert read is not None
     assert same_features(written, fresh)
@@ -97,13 +101,13 @@ def test_a_cache_hit_gives_the_bits_of_a_miss(tmp_path: Path, kind: MixerKind) -
 def test_an_entry_without_target_has_none_when_it_is_read(tmp_path: Path) -> None:
     prepared = small_prepared(with_target=False)
     fresh = features_of(prepared, small_generator(), "zrefine_lite")
-    assert cache_in(tmp_path).write(KEY, fresh).target is None
+    assert cache_in(tmp_path).write(KEY, fresh, **EAST).target is None
 
 
 def test_an_entry_is_mapped_and_cannot_be_written_through(
     tmp_path: Path, features: Features
 ) -> None:
-    stored = cache_in(tmp_path).write(KEY, features)
+    stored = cache_in(tmp_path).write(KEY, features, **EAST)
     assert isinstance(stored.pred, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         stored.pred[0] = 1.0
@@ -212,10 +216,10 @@ def test_an_absent_entry_is_a_miss(tmp_path: Path) -> None:
 
 
 def test_a_left_over_unfinished_folder_is_not_an_entry(tmp_path: Path, features: Features) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     (tmp_path / KEY).rename(tmp_path / f".{KEY[:16]}.00000000.part")
     assert cache_in(tmp_path).read(KEY) is None
-    assert same_features(cache_in(tmp_path).write(KEY, features), features)
+    assert same_features(cache_in(tmp_path).write(KEY, features, **EAST), features)
 
 
 def test_what_crashed_writers_left_is_removed_once_nobody_can_be_writing_it(
@@ -225,7 +229,7 @@ def test_what_crashed_writers_left_is_removed_once_nobody_can_be_writing_it(
         (tmp_path / name).mkdir()
         (tmp_path / name / "pred.npy").write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age_s,) * 2)
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     assert {entry.name for entry in tmp_path.iterdir()} == {KEY, ".young.00000000.part"}
 
 
@@ -236,10 +240,10 @@ DAMAGED_CARDS = ["", "{", "[]", "null", "{}", '{"arrays": []}', '{"arrays": {"pr
 def test_a_damaged_card_leads_to_recomputation(
     tmp_path: Path, features: Features, text: str
 ) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     (tmp_path / KEY / ENTRY).write_text(text, encoding="utf-8")
     assert cache_in(tmp_path).read(KEY) is None
-    assert same_features(cache_in(tmp_path).write(KEY, features), features)
+    assert same_features(cache_in(tmp_path).write(KEY, features, **EAST), features)
     assert only_whole_entries(tmp_path)
 
 
@@ -248,7 +252,7 @@ def test_a_damaged_card_leads_to_recomputation(
 def test_a_damaged_array_leads_to_recomputation(
     tmp_path: Path, features: Features, name: str, damage: str
 ) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     path = tmp_path / KEY / f"{name}.npy"
     content = path.read_bytes()
     match damage:
@@ -269,15 +273,15 @@ def test_a_damaged_array_leads_to_recomputation(
             del card["arrays"]["pred"]
             (tmp_path / KEY / ENTRY).write_text(json.dumps(card), encoding="utf-8")
     assert cache_in(tmp_path).read(KEY) is None
-    assert same_features(cache_in(tmp_path).write(KEY, features), features)
+    assert same_features(cache_in(tmp_path).write(KEY, features, **EAST), features)
 
 
 def test_a_half_removed_entry_is_written_anew(tmp_path: Path, features: Features) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     # a removal that was interrupted after the card
     (tmp_path / KEY / ENTRY).unlink()
     assert cache_in(tmp_path).read(KEY) is None
-    assert same_features(cache_in(tmp_path).write(KEY, features), features)
+    assert same_features(cache_in(tmp_path).write(KEY, features, **EAST), features)
     assert only_whole_entries(tmp_path)
 
 
@@ -288,7 +292,7 @@ def _compute_and_write(folder: str) -> bytes:
     """In another process: what it reads of the entry after writing it, as bytes."""
     torch.set_num_threads(1)
     fresh = features_of(small_prepared(), small_generator(), "zrefine")
-    stored = cache_in(Path(folder)).write(KEY, fresh)
+    stored = cache_in(Path(folder)).write(KEY, fresh, **EAST)
     return stored.pred.tobytes() + stored.taps["feat"].tobytes()
 
 
@@ -305,7 +309,7 @@ def test_writers_at_the_same_moment_all_succeed(tmp_path: Path, features: Featur
 
     def write(_: int) -> bool:
         start.wait()
-        return same_features(cache_in(tmp_path).write(KEY, features), features)
+        return same_features(cache_in(tmp_path).write(KEY, features, **EAST), features)
 
     for _ in range(5):
         with ThreadPoolExecutor(4) as pool:
@@ -317,7 +321,7 @@ def test_writers_at_the_same_moment_all_succeed(tmp_path: Path, features: Featur
 def test_writers_of_different_entries_under_one_small_cap_all_succeed(
     tmp_path: Path, features: Features
 ) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     cap_gb = 2.5 * bytes_of(tmp_path) / 1e9
     start = Barrier(3)
 
@@ -326,7 +330,8 @@ def test_writers_of_different_entries_under_one_small_cap_all_succeed(
         keys = [f"{worker}{index}" * 32 for index in range(6)]
         # each its own run: what another one has written may go at any moment
         return all(
-            same_features(cache_in(tmp_path, cap_gb).write(key, features), features) for key in keys
+            same_features(cache_in(tmp_path, cap_gb).write(key, features, **EAST), features)
+            for key in keys
         )
 
     with ThreadPoolExecutor(3) as pool:
@@ -337,46 +342,46 @@ def test_writers_of_different_entries_under_one_small_cap_all_succeed(
 def test_an_entry_that_vanishes_while_room_is_counted_is_no_error(
     tmp_path: Path, features: Features
 ) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     # listed, yet gone when its size is asked for: what another process's removal looks like
     (tmp_path / KEY / "pred.npy").unlink()
     (tmp_path / KEY / "pred.npy").symlink_to(tmp_path / "nowhere")
-    assert same_features(cache_in(tmp_path).write(OTHER_KEY, features), features)
+    assert same_features(cache_in(tmp_path).write(OTHER_KEY, features, **EAST), features)
 
 
 # --- size
 
 
 def test_the_entry_used_longest_ago_goes_first(tmp_path: Path, features: Features) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     size_gb = bytes_of(tmp_path) / 1e9
-    cache_in(tmp_path).write(OTHER_KEY, features)
+    cache_in(tmp_path).write(OTHER_KEY, features, **EAST)
     used_at(tmp_path, KEY, 1000.0)
     used_at(tmp_path, OTHER_KEY, 2000.0)
     assert cache_in(tmp_path).read(KEY) is not None  # now the one that was used last
-    cache_in(tmp_path, 2.5 * size_gb).write(THIRD_KEY, features)
+    cache_in(tmp_path, 2.5 * size_gb).write(THIRD_KEY, features, **EAST)
     assert {entry.name for entry in tmp_path.iterdir()} == {KEY, THIRD_KEY}
 
 
 def test_nothing_goes_while_there_is_room(tmp_path: Path, features: Features) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     size_gb = bytes_of(tmp_path) / 1e9
-    cache_in(tmp_path, 2.1 * size_gb).write(OTHER_KEY, features)
+    cache_in(tmp_path, 2.1 * size_gb).write(OTHER_KEY, features, **EAST)
     assert {entry.name for entry in tmp_path.iterdir()} == {KEY, OTHER_KEY}
 
 
 def test_what_this_run_uses_never_goes(tmp_path: Path, features: Features) -> None:
-    cache_in(tmp_path).write(KEY, features)
+    cache_in(tmp_path).write(KEY, features, **EAST)
     size_gb = bytes_of(tmp_path) / 1e9
-    cache_in(tmp_path).write(OTHER_KEY, features)
+    cache_in(tmp_path).write(OTHER_KEY, features, **EAST)
     cache = cache_in(tmp_path, 2.5 * size_gb)
     assert cache.read(KEY) is not None
     used_at(tmp_path, KEY, 1000.0)
     used_at(tmp_path, OTHER_KEY, 2000.0)
-    cache.write(THIRD_KEY, features)
+    cache.write(THIRD_KEY, features, **EAST)
     assert {entry.name for entry in tmp_path.iterdir()} == {KEY, THIRD_KEY}
     with pytest.raises(DataError) as caught:
-        cache.write(OTHER_KEY, features)
+        cache.write(OTHER_KEY, features, **EAST)
     assert_four_parts(caught.value)
     assert caught.value.where == "cache.largest_gb"
     assert {entry.name for entry in tmp_path.iterdir()} == {KEY, THIRD_KEY}
@@ -384,7 +389,7 @@ def test_what_this_run_uses_never_goes(tmp_path: Path, features: Features) -> No
 
 def test_one_entry_larger_than_the_cap_is_refused(tmp_path: Path, features: Features) -> None:
     with pytest.raises(DataError) as caught:
-        cache_in(tmp_path, 1e-9).write(KEY, features)
+        cache_in(tmp_path, 1e-9).write(KEY, features, **EAST)
     assert_four_parts(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -401,7 +406,7 @@ def test_a_full_disk_is_a_data_error_and_leaves_nothing_half_written(
     tmp_path: Path, features: Features, monkeypatch: pytest.MonkeyPatch, refusal: OSError
 ) -> None:
     cache = cache_in(tmp_path)
-    cache.write(OTHER_KEY, features)
+    cache.write(OTHER_KEY, features, **EAST)
     save = np.save
 
     def full(path: Path, array: NDArray[Any], *, allow_pickle: bool) -> None:
@@ -412,13 +417,13 @@ def test_a_full_disk_is_a_data_error_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError) as caught:
-        cache.write(KEY, features)
+        cache.write(KEY, features, **EAST)
     assert_four_parts(caught.value)
     assert caught.value.where == "cache.folder"
     assert str(refusal.strerror or refusal) in caught.value.seen
     monkeypatch.undo()
     assert [entry.name for entry in tmp_path.iterdir()] == [OTHER_KEY]
-    assert same_features(cache.write(KEY, features), features)
+    assert same_features(cache.write(KEY, features, **EAST), features)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_a_data_error(
@@ -426,7 +431,7 @@ def test_a_cache_folder_that_cannot_be_made_is_a_data_error(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        cache_in(tmp_path / "file" / "cache").write(KEY, features)
+        cache_in(tmp_path / "file" / "cache").write(KEY, features, **EAST)
     assert_four_parts(caught.value)
 
 
