@@ -207,9 +207,9 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
         CheckpointError: the file is missing, damaged or not a finished mixer.
         VersionMismatchError: it comes from another version.
     """
-    path = mixer_file(path, ca=ca)
+    file = mixer_file(path, ca=ca)
     try:
-        with safetensors.safe_open(path, framework="pt") as stream:
+        with safetensors.safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         card = parse_json(metadata["lift"])
@@ -230,7 +230,7 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         # ValidationError is a ValueError: a plan of another version ends here too
         reason = "its plan does not fit" if isinstance(error, ValidationError) else ""
-        seen = reason or ("no such file" if not path.is_file() else "not a finished mixer")
+        seen = reason or ("no such file" if not file.is_file() else "not a finished mixer")
         raise CheckpointError(
             "cannot use the mixer",
             where=path.name,

@@ -122,17 +122,10 @@ def make_release_certificate(
     federation: str,
     now: datetime,
 ) -> x509.Certificate:
-    """A release key's certificate: for ten years, and no longer than its authority.
-
-    Args:
-        ca: the authority.
-        ca_key: its key.
-        public_key: of the release key.
-        federation: name of the federation.
-        now: the time at which the certificate is made.
+    """A release key's certificate: from `now` for ten years, and no longer than its authority.
 
     Raises:
-        ConfigError: the key is not that of the authority, or the authority has ended.
+        ConfigError: `ca_key` is not the key of `ca`, or `ca` has ended.
     """
     _check_authority(ca, ca_key, now, "cannot make a release key")
     # critical: who does not know this purpose takes the certificate for none of another
