@@ -394,6 +394,10 @@ def test_the_whole_experiment_and_its_resume(world: World, tmp_path: Path) -> No
     for name, found in data["comparisons"].items():
         a, b = name.split(" - ")
         assert found["value"] == pytest.approx(rows[a]["dice"]["value"] - rows[b]["dice"]["value"])
+        own = data["comparisons_own"][name]
+        assert own["n"] == 1
+        direct = rows[a]["dice_own"]["value"] - rows[b]["dice_own"]["value"]
+        assert own["value"] == pytest.approx(direct)
     assert data["comparisons"]["synthetic - shuffled"]["low"] > 0
     # no patient is named in what is shown
     for name in ("downstream.json", "downstream.md"):
