@@ -40,7 +40,7 @@ from lift_simulation.downstream.pairs import (
     signed_distances,
 )
 from lift_simulation.downstream.pictures import draw_pairs
-from lift_simulation.downstream.run import Volumes, sources_of
+from lift_simulation.downstream.run import sources_of
 from lift_simulation.downstream.segmenter import (
     Source,
     Stack,
@@ -51,6 +51,7 @@ from lift_simulation.downstream.segmenter import (
     train_segmenter,
 )
 from lift_simulation.downstream.summary import read_drawn
+from lift_simulation.downstream.volumes import Volumes
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SHAPE,

@@ -22,12 +22,12 @@ from lift_simulation.downstream.config import (
 )
 from lift_simulation.downstream.pictures import draw_dice
 from lift_simulation.downstream.run import (
-    PAIRS_FILE,
     Digests,
     check_data_set,
     entry_file,
     is_finished,
 )
+from lift_simulation.downstream.volumes import PAIRS_FILE
 
 SUMMARY_FILE: Final = "downstream.json"
 TABLE_FILE: Final = "downstream.md"
