@@ -40,7 +40,7 @@ from lift_simulation.downstream.pairs import (
     signed_distances,
 )
 from lift_simulation.downstream.pictures import draw_pairs
-from lift_simulation.downstream.run import Volumes, sources_of
+from lift_simulation.downstream.run import sources_of
 from lift_simulation.downstream.segmenter import (
     Source,
     Stack,
@@ -51,6 +51,7 @@ from lift_simulation.downstream.segmenter import (
     train_segmenter,
 )
 from lift_simulation.downstream.summary import read_drawn
+from lift_simulation.downstream.volumes import Volumes
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SHAPE,
@@ -394,6 +395,10 @@ def test_the_whole_experiment_and_its_resume(world: World, tmp_path: Path) -> No
     for name, found in data["comparisons"].items():
         a, b = name.split(" - ")
         assert found["value"] == pytest.approx(rows[a]["dice"]["value"] - rows[b]["dice"]["value"])
+        own = data["comparisons_own"][name]
+        assert own["n"] == 1
+        direct = rows[a]["dice_own"]["value"] - rows[b]["dice_own"]["value"]
+        assert own["value"] == pytest.approx(direct)
     assert data["comparisons"]["synthetic - shuffled"]["low"] > 0
     # no patient is named in what is shown
     for name in ("downstream.json", "downstream.md"):

@@ -22,12 +22,12 @@ from lift_simulation.downstream.config import (
 )
 from lift_simulation.downstream.pictures import draw_dice
 from lift_simulation.downstream.run import (
-    PAIRS_FILE,
     Digests,
     check_data_set,
     entry_file,
     is_finished,
 )
+from lift_simulation.downstream.volumes import PAIRS_FILE
 
 SUMMARY_FILE: Final = "downstream.json"
 TABLE_FILE: Final = "downstream.md"
@@ -85,6 +85,7 @@ def write_summary(
     rows = [_row(entries[cell], found, data.site) for cell, found in cells.items()]
     pairs = [pair for pair in _comparisons(sorted(data.few)) if set(pair) <= set(cells)]
     compared = {f"{a} - {b}": _compared(cells[a], cells[b]) for a, b in pairs}
+    own = {f"{a} - {b}": _compared(cells[a], cells[b], data.site) for a, b in pairs}
     about = {key: value for key, value in _read(facts).items() if key != "digest"}
     write_json(
         out / SUMMARY_FILE,
@@ -98,6 +99,7 @@ def write_summary(
             **about,
             "rows": rows,
             "comparisons": compared,
+            "comparisons_own": own,
             "control": _control(compared),
         },
     )
@@ -133,13 +135,21 @@ def _row(entry: Entry, seeds: Mapping[int, Patients], site: str) -> dict[str, An
     }
 
 
-def _compared(one: Mapping[int, Patients], other: Mapping[int, Patients]) -> dict[str, Any]:
+def _compared(
+    one: Mapping[int, Patients], other: Mapping[int, Patients], site: str | None = None
+) -> dict[str, Any]:
+    """The paired difference over all held-out patients, or those of one site; empty: none."""
     shared = sorted(set(one) & set(other))
     if not shared:
         return {}
     first, second = _means(one, shared), _means(other, shared)
+    patients = [patient for patient in first if site is None or patient[0] == site]
+    if not patients:
+        return {}
     found = paired_difference(
-        list(first.values()), [second[patient] for patient in first], seed=_SEED
+        [first[patient] for patient in patients],
+        [second[patient] for patient in patients],
+        seed=_SEED,
     )
     return {**asdict(found.interval), "wins": found.wins}
 
@@ -217,11 +227,20 @@ def table(data: Mapping[str, Any]) -> str:
         seeds = " ".join(f"{value:.3f}" for value in row["seeds"])
         own = _shown(row["dice_own"]) if row["dice_own"] else ""
         lines.append(f"| {row['row']} | {number} | {_shown(row['dice'])} | {own} | {seeds} |")
-    lines += ["", "| difference | Dice | patients better |", "|---|---|---|"]
+    lines += [
+        "",
+        f"| difference | all held out | better in | of `{data['site']}` | better in |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in data["comparisons"].items():
         if found:
-            lines.append(f"| {name} | {_shown(found, '+')} | {found['wins']} of {found['n']} |")
+            columns = f"{_difference(found)} | {_difference(data['comparisons_own'][name])}"
+            lines.append(f"| {name} | {columns} |")
     return "\n".join([*lines, ""])
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    return f"{_shown(found, '+')} | {found['wins']} of {found['n']}" if found else " | "
 
 
 def _counts(by_site: Mapping[str, int]) -> str:
