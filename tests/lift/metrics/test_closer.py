@@ -39,7 +39,7 @@ def striped(rng: np.random.Generator, rows: int) -> Sets:
 def both_wrong(rng: np.random.Generator, rows: int) -> Sets:
     """Each told from real ones, and as well as the other."""
     real, first, second = same(rng, rows)
-    return real, first + stripes(0.03), second + stripes(0.03)
+    return real, first + stripes(0.01), second + stripes(0.01)
 
 
 @pytest.mark.parametrize(("rows", "draw"), [(FEWEST_JUDGED, 1), (18, 2)])
