@@ -19,12 +19,14 @@ DRAWS = 15
 
 def source(rng: np.random.Generator, rows: int) -> Floats:
     spread = np.linspace(0.05, 0.015, COLUMNS)
-    return (0.5 + spread * rng.normal(size=(rows, COLUMNS))).astype(np.float64)
+    drawn: Floats = rng.normal(size=(rows, COLUMNS))
+    return 0.5 + spread * drawn
 
 
 def stripes(amount: float) -> Floats:
     """Up and down along the columns."""
-    return amount * (-1.0) ** np.arange(COLUMNS)
+    signs: Floats = np.where(np.arange(COLUMNS) % 2, -1.0, 1.0)
+    return amount * signs
 
 
 def same(rng: np.random.Generator, rows: int) -> Sets:
