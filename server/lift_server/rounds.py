@@ -328,6 +328,7 @@ class _Rounds:
                 Kind.GUARD,
                 epsilon=epsilon_after(self._plan, round_index),
                 joined={},
+                resumed=round_index == self._resumed_at,
                 verdicts=said,
                 shipped=shipped.source,
             ),
