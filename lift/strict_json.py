@@ -18,6 +18,7 @@ LARGEST_NUMBER: Final = 1 << 64
 """A whole number's size stays below it."""
 _LONGEST_NUMBER: Final = len(str(LARGEST_NUMBER)) + 1
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -58,7 +59,7 @@ def parse_model(model: type[Model], text: str | bytes) -> Model:
     return model.model_validate_json(text)
 
 
-def parse_typed(adapter: TypeAdapter[Any], text: str | bytes) -> Any:
+def parse_typed(adapter: TypeAdapter[Value], text: str | bytes) -> Value:
     """The same for what an adapter of pydantic describes."""
     parse_json(text)
     return adapter.validate_json(text)

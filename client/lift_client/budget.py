@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
-from lift.errors import ConfigError, LiftError
+from lift.errors import ConfigError
 from lift.files import write_atomically
 from lift.privacy.book import START as NO_HEAD
 from lift.privacy.book import PlannedRun
@@ -87,7 +87,7 @@ class Budget:
             purpose: of `lift.privacy.costs`.
             steps: noisy steps that `compute` takes.
             request: all that the result depends on beside the patients and the plan.
-            compute: the noisy result.
+            compute: the noisy result. When it fails it is paid for all the same.
 
         Raises:
             BudgetSpentError: it would pass the cap; `compute` was not called.
@@ -101,13 +101,10 @@ class Budget:
             if ledger.may_resend(run, round_index, hashlib.sha256(stored).hexdigest()):
                 return dict(safetensors.numpy.load(stored))
         reservation = ledger.reserve(run, round_index, purpose, steps)
-        try:
-            # a sorted order of names makes the bytes, and so their digest, those of the numbers
-            arrays = compute()
-            content = safetensors.numpy.save({n: _own(arrays[n]) for n in sorted(arrays)})
-        except LiftError as error:
-            ledger.released_nothing(reservation, f"failed: {error.label}")
-            raise
+        # that it fails may depend on one patient, and is known to the server: nothing is refunded
+        arrays = compute()
+        # a sorted order of names makes the bytes, and so their digest, those of the numbers
+        content = safetensors.numpy.save({n: _own(arrays[n]) for n in sorted(arrays)})
         write_atomically(path, content, mode=0o600)
         ledger.sent(reservation, hashlib.sha256(content).hexdigest())
         self._forget_old()

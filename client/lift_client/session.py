@@ -8,7 +8,8 @@ and names, stays in the site's log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -133,6 +134,14 @@ class SiteSession:
                 return self._train(body, request.tensors)
             if isinstance(body, GuardRequest):
                 return self._guard(body, request.tensors)
+        except _HiddenError as error:
+            logger.error(  # noqa: TRY400
+                "event=request_failed site=%s reason=%s",
+                self.settings.name,
+                error.__cause__,
+                exc_info=None if isinstance(error.__cause__, LiftError) else error.__cause__,
+            )
+            return Failure(FailureKind.INTERNAL)
         except (LiftError, torch.OutOfMemoryError) as error:
             told = error if isinstance(error, LiftError) else memory_error(self._generator.device)
             # no traceback: the message is the operator's, and names what to do
@@ -194,7 +203,8 @@ class SiteSession:
             fix_threads(plan.threads)
             if busy := busy_notice(plan.threads):
                 logger.warning("event=machine_busy %s", busy)
-            work = self._make(plan)
+            with _one_class(plan):
+                work = self._make(plan)
             write_atomically(self._work / "plan.json", plan.canonical_json().encode())
             self._opened[digest] = _Opened(plan, work)
         return self._opened[digest]
@@ -279,7 +289,7 @@ class SiteSession:
                 purpose=purpose,
                 steps=1,
                 request=b"",
-                compute=opened.work.statistics,
+                compute=_one_class(plan)(opened.work.statistics),
             )
         reply = StatisticsReply(
             plan_digest=plan.digest(),
@@ -358,7 +368,7 @@ class SiteSession:
             purpose=STEPS,
             steps=steps,
             request=described(tensors),
-            compute=compute,
+            compute=_one_class(plan)(compute),
         )
         reply = TrainReply(
             plan_digest=body.plan_digest,
@@ -402,6 +412,24 @@ class SiteSession:
         if report is None:
             return None
         return lambda done, total: report(f"{self.settings.name}: {what}", done, total)
+
+
+class _HiddenError(Exception):
+    """Something failed after a run under noise was admitted; the cause is for the site's log."""
+
+
+@contextmanager
+def _one_class(plan: Plan) -> Iterator[None]:
+    """Under noise the server learns of a failure inside the block, and not of which class.
+
+    The class may depend on one patient, and the server chooses much of what decides it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if plan.protects_patients:
+            raise _HiddenError from error
+        raise
 
 
 def _update(trained: TrainedRound, start: dict[str, Tensor], plan: Plan) -> dict[str, np.ndarray]:
