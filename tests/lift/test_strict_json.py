@@ -66,7 +66,6 @@ ALLOWED: Final = {
     "lift/protocol/flower/superlink.py": "a child's command line, from its parent",
     "server/lift_server/board.py": "what was just written from plain data",
     "server/lift_server/live/__main__.py": "a child's settings, from its parent",
-    "server/lift_server/store.py": "what was just written from a record",
 }
 READERS: Final = {"loads", "load", "JSONDecoder", "model_validate_json", "validate_json"}
 
