@@ -21,8 +21,9 @@ from lift.evaluation import (
     sum_of_equations,
 )
 from lift.features import Features
+from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
-from lift.metrics.table import MIXER_ROWS, PatientMetrics, patient_metrics
+from lift.metrics.table import PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
 from lift.preprocessing import Prepared, on_plan_grid, restore, to_output_units

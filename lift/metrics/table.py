@@ -17,6 +17,7 @@ from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
+from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
 from lift.randomness import derive_seed
@@ -66,9 +67,6 @@ BETTER: Final[Mapping[str, Better]] = {
     "ssim_crop": "higher",
 }
 """METRIC -> which of two figures wins."""
-
-MIXER_ROWS: Final = ("federated", "federated_curves")
-"""Rows of the mixer that a run trains: on the prediction as it is, or under a site's curves."""
 
 _REFERENCES: Final = (
     "no_mixer",

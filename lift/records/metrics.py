@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 
 METRICS_FILE: Final = "metrics.json"
 

@@ -106,6 +106,6 @@ def strict_json(content: bytes, where: str) -> object:
         raise ConfigError(
             f"cannot read {where}",
             where=where,
-            seen=str(error) if "twice" in str(error) else "it is not JSON",
+            seen=f"it is not the JSON that is read here: {error}",
             remedy="Ask whoever wrote it for the file as it was.",
         ) from None

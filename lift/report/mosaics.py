@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.through_plane import FEWEST_SLICE_VOXELS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run

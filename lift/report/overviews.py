@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 from lift.records.metrics import Measure, Table
 from lift.records.rounds import WORDS, Outcome, RoundRecord, mean_of, outcome
 from lift.report.figures import Picture, drawable, grid, svg, titled

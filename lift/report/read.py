@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 from lift.records.metrics import METRICS_FILE, Metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.run import RUN_FILE, RunRecord

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Final, Literal
 
 from lift.guard import OPTIMISM_DB
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 from lift.records.metrics import METRICS_FILE, Measure, Table
 from lift.records.rounds import ROUNDS_FILE, WORDS, Outcome, RoundRecord, reason
 from lift.records.rounds import outcome as became

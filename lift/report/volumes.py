@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from lift.metrics.table import MIXER_ROWS
+from lift.metrics.rows import MIXER_ROWS
 from lift.report.markup import escape, tag
 from lift.report.patients import in_turn
 from lift.report.read import PatientFolder, Plane, Run

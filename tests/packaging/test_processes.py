@@ -93,6 +93,16 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "flwr",
     ),
+    "lift_simulation.downstream": lambda folder: (
+        _module(
+            "lift_simulation.downstream",
+            "--config",
+            str(folder / NOWHERE),
+            "--output",
+            str(folder),
+        ),
+        "torch",
+    ),
     "lift_simulation.reach": lambda folder: (
         _module(
             "lift_simulation.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 
 from lift.config.server import ServerConfig
 from lift.files import write_json_lines
+from lift.records.rounds import RoundRecord
 from lift_server.live.app import make_app
 from lift_server.live.exposition import CONTENT_TYPE
 from lift_server.live.snapshot import Snapshots
@@ -316,7 +317,8 @@ def test_epsilon_is_that_of_the_rounds_in_which_a_site_was_asked(
     assert lines[9]["epsilon"] <= state["sites"]["valley"]["epsilon"] < lines[10]["epsilon"]
     assert all(site["loss"] is None for site in state["sites"].values())
     # the export's own count of the same lines, for a plan without noise: nothing
-    assert epsilon_by_site(config.plan, lines) == {}
+    read = [RoundRecord.model_validate(line) for line in lines]
+    assert epsilon_by_site(config.plan, read) == {}
 
 
 def test_hostile_names_reach_a_reader_as_they_are(tmp_path: Path, clock: Clock) -> None:

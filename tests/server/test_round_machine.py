@@ -158,8 +158,8 @@ class RoundMachine(RuleBasedStateMachine):
 
         def on_round(record: RoundRecord) -> None:
             witness.round_done()
-            seen_by_status.append(dict(record))
-            assert self.run.cards()[-1]["record"] == record, "seen before its checkpoint"
+            seen_by_status.append(record.line())
+            assert self.run.cards()[-1]["record"] == record.line(), "seen before its checkpoint"
 
         finished: FinishedRun | None = None
         ending = "finished"

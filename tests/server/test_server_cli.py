@@ -663,7 +663,7 @@ def test_a_release_is_signed_at_the_export_or_later_by_a_key_of_its_own(
     assert made.code == 0, made.stderr
     assert {path.name: path.stat().st_mode & 0o777 for path in keys.iterdir()} == {
         "release.key": 0o600,
-        "release.pem": 0o644,
+        "release.pem": 0o600,
     }
     tls = (folder / "certificates" / "server.key").read_bytes()
     assert (keys / "release.key").read_bytes() != tls

@@ -14,6 +14,7 @@ from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
 from lift.files import write_json
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 from lift_simulation.downstream.config import (
     DataSetSettings,
     DownstreamConfig,
@@ -83,7 +84,7 @@ def entry_file(out: Path, entry: Entry) -> Path:
 def is_finished(path: Path, digest: str) -> bool:
     """Whether a file is whole and of these settings."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["digest"] == digest)
+        return bool(parse_json(path.read_bytes())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

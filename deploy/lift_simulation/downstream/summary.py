@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.metrics.intervals import Interval, bootstrap_mean, paired_difference
 from lift.randomness import derive_seed
+from lift.strict_json import parse_json
 from lift_simulation.downstream.config import (
     BY_NUMBER,
     DownstreamConfig,
@@ -255,5 +255,5 @@ def _shown(found: Mapping[str, Any], sign: str = "") -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    data: dict[str, Any] = parse_json(path.read_bytes())
     return data

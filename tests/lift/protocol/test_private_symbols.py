@@ -78,6 +78,7 @@ PRIVATE: Final = {
     "flwr.supercore.runtime": {"RuntimeHttpClient"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
     "flwr.server.superlink.linkstate.sql_linkstate": {"SqlLinkState"},
+    "flwr.supercore": {"sql_mixin"},
     "flwr.superlink.cli.flower_superlink": {"SuperLinkLifespan"},
     "flwr.superlink.config_loader": {"SuperLinkLifespanConfig", "load_control_authn_plugin"},
     "flwr.superlink.grid.http_grid": {"HttpGrid"},

@@ -1,0 +1,8 @@
+"""Names of the rows of the mixer; a light module, for whoever reads a record alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIXER_ROWS: Final = ("federated", "federated_curves")
+"""Rows of the mixer that a run trains: on the prediction as it is, or under a site's curves."""
