@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from lift.config.tracking import TrackingSettings
 from lift.records.rounds import RoundRecord
-from lift.strict_json import parse_model
+from lift.strict_json import parse_json
 from lift.tracking.background import Background
 from lift.tracking.base import About, Tracker
 from lift.tracking.figures import final_figures, round_figures
@@ -196,7 +196,7 @@ def _recorded(path: Path) -> list[RoundRecord]:
         return records
     for line in lines:
         try:
-            records.append(parse_model(RoundRecord, line))
+            records.append(RoundRecord.model_validate(parse_json(line)))
         except ValueError:
             continue
     return records
