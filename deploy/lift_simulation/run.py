@@ -31,6 +31,7 @@ from lift.held_out import write_held_out
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.privacy.costs import describe_privacy, summary
 from lift.randomness import derive_seed
+from lift.records.rounds import ROUNDS_FILE
 from lift.report.page import write_report
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
@@ -111,7 +112,7 @@ def _simulate_paired(
             reporter.line(f"{folder}, {part.description}")
         tracking.begin(
             About(config.name, fold_plan.digest(), config.phantom),
-            out / folder / "rounds.jsonl",
+            out / folder / ROUNDS_FILE,
             part=f"fold-{Path(folder).name}" if config.several_runs else "",
         )
         fold = Fold(

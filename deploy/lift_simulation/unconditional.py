@@ -26,7 +26,7 @@ from lift.generator.card import CARD_FILE, bundle_folder, check_task
 from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
-from lift.records.rounds import RoundRecord
+from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.report.page import write_report
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
@@ -95,7 +95,7 @@ def simulate_unconditional(
             phantoms_of(config),
             ledgers=out / "ledgers",
         )
-    tracking.begin(About(config.name, plan.digest(), config.phantom), out / "rounds.jsonl")
+    tracking.begin(About(config.name, plan.digest(), config.phantom), out / ROUNDS_FILE)
     run = _Run(config, plan, decoder, out, reporter, tracking.round_done)
     with reporter.stage("features"):
         run.open(sites)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.curves import KNOTS
 from lift.drifting.release import compact_shapes
+from lift.mixer.differences import SHIFTS
 from lift.protocol.messages import Kind
 from lift.unconditional.bundle import AnyGenerator
 from lift.unconditional.decoder import FrozenDecoder
@@ -30,20 +30,21 @@ from lift.wire.groups import (
 )
 from lift.wire.names import CURVE_SUMS, Z_FILTER_SUMS
 
-_SHIFTS: Final = 6
-
-
 Forms = Callable[[Kind, Plan], AnswerForm | None]
 """The form of an answer to a kind of request under a plan; None: not around this generator."""
 
 
 def answer_forms(generator: AnyGenerator) -> Forms:
-    """The forms of all answers that a site with this generator gives."""
+    """The forms of all answers that a site with this generator gives; each is worked out once."""
+    known: dict[tuple[Kind, str], AnswerForm] = {}
 
     def form(kind: Kind, plan: Plan) -> AnswerForm | None:
         if plan.generator_fingerprint != generator.fingerprint:
             return None
-        return answer_form(kind, plan, generator)
+        key = kind, plan.digest()
+        if key not in known:
+            known[key] = answer_form(kind, plan, generator)
+        return known[key]
 
     return form
 
@@ -86,7 +87,7 @@ def paired_statistics_form(plan: Plan) -> AnswerForm:
     private = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
     if private is not None and private.start is None:
         return AnswerForm(Kind.STATISTICS, ())
-    parts = [Part(Z_FILTER, _equations(Z_FILTER_SUMS, _SHIFTS))]
+    parts = [Part(Z_FILTER, _equations(Z_FILTER_SUMS, len(SHIFTS)))]
     if plan.mixer.contrast != "none" and private is None:
         size = KNOTS * (1 + len(plan.task.source))
         parts.append(Part(CURVES, _equations(CURVE_SUMS, size), optional=True))

@@ -31,7 +31,7 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
-from lift.records.rounds import RoundRecord, SiteStatistics
+from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics
 from lift.records.run import SiteRecord, as_json
 from lift.strict_json import parse_json
 from lift.tracking.base import About
@@ -121,7 +121,7 @@ class _Server:
         record |= self._description(record)
         write_json(config.output / "run.json", record)
         self._tracking.begin(
-            About(config.name, plan.digest(), config.phantom), config.output / "rounds.jsonl"
+            About(config.name, plan.digest(), config.phantom), config.output / ROUNDS_FILE
         )
         self._say(f"{config.name}: {plan.federation.rounds} rounds; answers to {config.address}")
         self._say(summary(self._privacy()))

@@ -11,11 +11,8 @@ from pydantic import ValidationError
 
 from lift.errors import DataError
 from lift.privacy.rounding import rounded_up
-from lift.records.rounds import Outcome, RoundRecord, outcome, reason
+from lift.records.rounds import ROUNDS_FILE, Outcome, RoundRecord, outcome, reason
 from lift.strict_json import parse_model
-
-ROUNDS_FILE: Final = "rounds.jsonl"
-
 
 _MISSED: Final = frozenset({Outcome.REFUSED, Outcome.LATE, Outcome.UNCOUNTED})
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lift.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
 from lift.files import write_json_lines
-from lift.records.rounds import RoundRecord
+from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.wire.names import SERVER_STATE, grouped
 from lift_server.aggregation import ServerState
 
@@ -24,7 +24,7 @@ class RunStore:
     def __init__(self, folder: Path, plan_digest: str) -> None:
         self.folder = folder
         self._checkpoints = folder / "checkpoints"
-        self._rounds = folder / "rounds.jsonl"
+        self._rounds = folder / ROUNDS_FILE
         self._plan_digest = plan_digest
         self.records: list[RoundRecord] = []
         # a line that another version wrote is kept as it is
