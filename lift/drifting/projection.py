@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, Self, cast
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from lift.drifting.digests import digest_of
 from lift.drifting.groups import GroupLayout
-from lift.drifting.public_files import damaged, read_public, write_public
+from lift.drifting.public_files import PublicTensors, damaged, read_public
 from lift.drifting.standardise import RADIUS, Standardisation, clip_length
 from lift.errors import DataError
 
@@ -30,7 +29,7 @@ _LLOYD_STEPS: Final = 25
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class Projection(PublicTensors):
     """See the module.
 
     Attributes:
@@ -76,11 +75,6 @@ class Projection:
         """D: cosines and sines of one width."""
         return 2 * int(self.frequencies.shape[2])
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over everything above."""
-        return digest_of(self._header(), self._tensors())
-
     def phases(self, y: Tensor) -> Tensor:
         """Y W of every width, (T, n, D / 2), in the dtype of `y`."""
         return y @ self.frequencies.to(y)
@@ -89,11 +83,6 @@ class Projection:
         """sqrt(2 / D) [cos y W, sin y W] of every width, (T, n, D): rows of length 1."""
         phases = self.phases(y)
         return torch.cat([phases.cos(), phases.sin()], dim=2) * math.sqrt(2 / self.n_features)
-
-    def save(self, path: Path) -> str:
-        """Write the file and return the digest."""
-        write_public(path, self._header(), self._tensors())
-        return self.digest
 
     @classmethod
     def load(cls, path: Path, *, expected_digest: str | None) -> Self:

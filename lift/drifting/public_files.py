@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,26 @@ from lift.files import write_atomically
 from lift.strict_json import parse_json
 
 _ENTRY: Final = "lift"
+
+
+class PublicTensors:
+    """Public numbers with a file of their own: a description, tensors, and the digest of both."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that the file holds."""
+        return digest_of(self._header(), self._tensors())
+
+    def save(self, path: Path) -> str:
+        """Write the file and return the digest."""
+        write_public(path, self._header(), self._tensors())
+        return self.digest
+
+    def _header(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _tensors(self) -> dict[str, Tensor]:
+        raise NotImplementedError
 
 
 def write_public(path: Path, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Self, cast
 
 import torch
 from torch import Tensor
 
-from lift.drifting.digests import digest_of
 from lift.drifting.groups import GroupLayout
-from lift.drifting.public_files import damaged, read_public, write_public
+from lift.drifting.public_files import PublicTensors, damaged, read_public
 from lift.errors import DataError
 
 RADIUS: Final = 2.0
@@ -29,7 +27,7 @@ _MOST_STEPS: Final = 127
 
 
 @dataclass(frozen=True)
-class Standardisation:
+class Standardisation(PublicTensors):
     """y = (features - mean) @ axes, one mean and one matrix a group.
 
     Attributes:
@@ -52,20 +50,10 @@ class Standardisation:
         """d, the same for all groups."""
         return int(self.axes[0].shape[1])
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over everything above."""
-        return digest_of(self._header(), self._tensors())
-
     def transform(self, features: Tensor, group: int) -> Tensor:
         """Standardised features (n, d) of raw ones (n, f); differentiable, not clipped."""
         mean, axes, steps = self.means[group], self.axes[group], self.steps[group]
         return (features - mean.to(features)) @ axes.to(features) * steps.to(features)
-
-    def save(self, path: Path) -> str:
-        """Write the file and return the digest."""
-        write_public(path, self._header(), self._tensors())
-        return self.digest
 
     @classmethod
     def load(cls, path: Path, *, expected_digest: str | None) -> Self:

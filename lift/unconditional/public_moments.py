@@ -7,7 +7,6 @@ A small file beside the weights, as float16; the card names its digest. What is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Self, cast
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lift.drifting.digests import digest_of
-from lift.drifting.public_files import damaged, read_public, write_public
+from lift.drifting.public_files import PublicTensors, damaged, read_public
 
 _KIND: Final = "public moments"
 _VERSION: Final = 1
@@ -23,7 +22,7 @@ _PARTS: Final = ("mean", "within", "next", "tail_within", "tail_next")
 
 
 @dataclass(frozen=True)
-class PublicMoments:
+class PublicMoments(PublicTensors):
     """Moments over public patients at M positions along the body; a patient counts once.
 
     All tensors are float16. Latents are in the decoder's order, and the body's length (in the
@@ -57,16 +56,6 @@ class PublicMoments:
     def tail(self) -> tuple[int, ...]:
         """Places of the other latents."""
         return tuple(sorted(set(range(self.latent)) - set(self.joint)))
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all of it."""
-        return digest_of(self._header(), self._tensors())
-
-    def save(self, path: Path) -> str:
-        """Write the file and return the digest."""
-        write_public(path, self._header(), self._tensors())
-        return self.digest
 
     @classmethod
     def load(cls, path: Path, *, expected_digest: str | None) -> Self:
