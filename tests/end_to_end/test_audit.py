@@ -50,9 +50,10 @@ Export = Callable[..., Outcome]
 
 @dataclass(frozen=True)
 class Federation:
-    """A coordinator's folder with a finished run, and two sites' folders."""
+    """A coordinator's folder with a finished run, two sites' folders, and the simulated run."""
 
     folder: Path
+    simulated: Path
 
     @property
     def server(self) -> Path:
@@ -89,7 +90,9 @@ class Federation:
 
 def make_federation(tiny: TinyRun, folder: Path, privacy: dict[str, object]) -> Federation:
     """Two sites with keys and patients, and what a run of theirs leaves at the server."""
-    made = Federation(folder)
+    # the module's runs share one folder with those of other modules
+    out = f"audit-{folder.parent.name}-{folder.name}"
+    made = Federation(folder, tiny.folder / out)
     provisioning.init_folder(made.server, ["127.0.0.1"], "trial")
     settings = made.server / "server.yaml"
     config = ServerConfig.from_yaml(settings).under(made.server)
@@ -106,7 +109,7 @@ def make_federation(tiny: TinyRun, folder: Path, privacy: dict[str, object]) -> 
         data["data"] = {"layout": "brats", "root": "data"}
         enrolled.settings.write_text(yaml.safe_dump(data))
     done = tiny.simulate(
-        f"audit-{privacy['mode']}",
+        out,
         sites=[
             {"name": name, "data": {"layout": "brats", "root": str(made.site(name) / "data")}}
             for name in SITES
@@ -118,7 +121,7 @@ def make_federation(tiny: TinyRun, folder: Path, privacy: dict[str, object]) -> 
     assert done.code == 0, done
     made.run.mkdir()
     for name in ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json"):
-        shutil.copy(tiny.folder / f"audit-{privacy['mode']}" / name, made.run)
+        shutil.copy(made.simulated / name, made.run)
     # the server's generator is that of the run
     text = yaml.safe_load(settings.read_text())
     text["generator"] = {"bundle": str(tiny.bundle)}

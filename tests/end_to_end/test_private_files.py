@@ -92,7 +92,7 @@ def leave_everything(tiny: TinyRun, folder: Path) -> list[Path]:
 
     made = make_federation(tiny, folder / "made", {"mode": "none"})
     shutil.copytree(made.site(SITE), folder / "site")
-    site, run, server = folder / "site" / "site.yaml", tiny.folder / "audit-none", folder / "server"
+    site, run, server = folder / "site" / "site.yaml", made.simulated, folder / "server"
     mixer = made.run / "mixer.safetensors"
     command("lift-server", "init", server, "--host", "localhost", "--name", "trial")
     command("lift-client", "report", "--site", site, "--mixer", mixer, "-o", folder / "report")
