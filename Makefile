@@ -8,8 +8,8 @@ DOCS_STAMP := $(VENV)/.installed-docs
 RELEASE_STAMP := $(VENV)/.installed-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
-REACH := $(BIN)/python -m lift_simulation.reach
-DOWNSTREAM := $(BIN)/python -m lift_simulation.downstream
+REACH := $(BIN)/python -m lift_benchmarks.reach
+DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 
 .PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check clean help
 
@@ -29,7 +29,7 @@ demo-artefacts: $(STAMP)  ## phantom slices with strong faults, one in ten lost:
 	$(BIN)/lift-simulate --config configs/presets/demo-artefacts.yaml --output out/demo-artefacts
 
 few-patients: $(STAMP)  ## phantom: from how many patients a site on joining still pays; with a figure
-	$(BIN)/python -m lift_simulation.few_patients
+	$(BIN)/python -m lift_benchmarks.few_patients
 
 demo-left-out: $(STAMP)  ## phantom: every hospital left out once, then calibrated from three pairs
 	$(BIN)/lift-simulate --config configs/presets/demo-left-out.yaml --output out/demo-left-out
@@ -92,13 +92,13 @@ lint: $(STAMP)  ## style, types and import contracts alone
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table and bench.json
-	$(BIN)/python -m lift_simulation.bench
+	$(BIN)/python -m lift_benchmarks.bench
 
 bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
 	$(BIN)/python -m tests.federation.measure
 
 bench-privacy: $(STAMP)  ## gains by epsilon, mode and cohort, on phantoms; hours, resumable
-	$(BIN)/python -m lift_simulation.utility
+	$(BIN)/python -m lift_benchmarks.utility
 
 reach: $(STAMP)  ## PSNR against parameters, beside a plain 3D U-Net: demo and LIFT_TEST_DATA; resumable
 	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator

@@ -26,22 +26,24 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
-from lift.assembly import FinishedMixer, plan_mixer, start_values, write_mixer
-from lift.cohort.opened import SiteCohort, prepare_patient
-from lift.cohort.opened import open_cohort as _open_site
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteSettings
-from lift.contrast import SiteContrast, SiteModel, own_curves_view
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, DataError, GeneratorError
-from lift.evaluation import site_contrast, sum_of_equations
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
-from lift.held_out import (
+from lift.metrics.table import Entry, PatientMetrics, Protocol, metric_table
+from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.mixer.z_filter import fit
+from lift.randomness import derive_seed
+from lift.tasks.paired.building import plan_mixer, start_values
+from lift.tasks.paired.contrast import SiteContrast, SiteModel, own_curves_view
+from lift.tasks.paired.local import train_alone
+from lift.tasks.paired.methods import (
     HeldOut,
     Method,
     curve_methods,
@@ -51,12 +53,11 @@ from lift.held_out import (
     z_filter,
     z_median,
 )
-from lift.local import train_alone
-from lift.metrics.table import Entry, PatientMetrics, Protocol, metric_table
-from lift.mixer.z_filter import fit
-from lift.randomness import derive_seed
-from lift.translation import Translated
-from lift.translation import translate as _translate
+from lift.tasks.paired.predictions import site_contrast, sum_of_equations
+from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
+from lift.tasks.paired.site_cohort import open_cohort as _open_site
+from lift.tasks.paired.translation import Translated
+from lift.tasks.paired.translation import translate as _translate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done and their number."""

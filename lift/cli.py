@@ -21,9 +21,9 @@ from lift.errors import ConfigError
 from lift.release.command import verify_release
 
 if TYPE_CHECKING:
-    from lift.assembly import FinishedMixer
     from lift.config.decoder import DecoderCard
     from lift.config.generator import GeneratorCard
+    from lift.mixer.finished import FinishedMixer
 
 T = TypeVar("T")
 PROGRAM = "lift"
@@ -134,7 +134,7 @@ def pretrain(
         chosen = resolve_device(device)
         card: GeneratorCard | DecoderCard
         if isinstance(settings, DecoderPretrainConfig):
-            from lift.unconditional.pretraining import pretrain_decoder
+            from lift.tasks.unconditional.pretraining import pretrain_decoder
 
             card = pretrain_decoder(
                 settings, output, work=folder, device=chosen, report=report, progress=reading
@@ -207,13 +207,13 @@ def translate(
     device: DeviceOption = "auto",
 ) -> None:
     """Synthesise the missing channel of one patient, on the first input's own grid."""
-    from lift.assembly import read_mixer
-    from lift.contrast import read_site_model
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
-    from lift.local import OWN_MIXER_FILE, with_own_mixer
-    from lift.translation import translate as run
+    from lift.mixer.finished import read_mixer
+    from lift.tasks.paired.contrast import read_site_model
+    from lift.tasks.paired.local import OWN_MIXER_FILE, with_own_mixer
+    from lift.tasks.paired.translation import translate as run
 
     finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "paired", "generate")
@@ -280,14 +280,14 @@ def calibrate(
     closed form: nothing is trained, and nothing leaves. Each pair is left out in turn to choose
     what of the mixer is used. Without a pair the curves are those of all sites of the run.
     """
-    from lift.assembly import read_mixer
-    from lift.calibration import ENOUGH
-    from lift.calibration import calibrate as run
     from lift.config.site import SiteConfig, SiteSettings
-    from lift.contrast import POOLED_FILE
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import bundle_folder, known_bundle
+    from lift.mixer.finished import read_mixer
+    from lift.tasks.paired.calibration import ENOUGH
+    from lift.tasks.paired.calibration import calibrate as run
+    from lift.tasks.paired.contrast import POOLED_FILE
 
     beside = (mixer if mixer.is_dir() else mixer.parent) / POOLED_FILE
     if pooled is None and beside.is_file():
@@ -396,14 +396,14 @@ def generate(
 
     Volumes that are there already are kept: run the same command again to go on.
     """
-    from lift.assembly import read_mixer
     from lift.device import resolve_device
     from lift.generator.card import known_bundle
-    from lift.unconditional.bundle import load_decoder
-    from lift.unconditional.learning import settings_of
-    from lift.unconditional.sampling import MOST_OUTSIDE, latent_mapper, outside, write_series
-    from lift.unconditional.style import stated_style
-    from lift.unconditional.view import Wanted, parse_field_of_view, view_of
+    from lift.mixer.finished import read_mixer
+    from lift.tasks.unconditional.bundle import load_decoder
+    from lift.tasks.unconditional.learning import settings_of
+    from lift.tasks.unconditional.sampling import MOST_OUTSIDE, latent_mapper, outside, write_series
+    from lift.tasks.unconditional.style import stated_style
+    from lift.tasks.unconditional.view import Wanted, parse_field_of_view, view_of
 
     sides = None if field_of_view is None else parse_field_of_view(field_of_view)
     wanted = Wanted(slices, spacing, sides)

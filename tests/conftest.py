@@ -20,7 +20,7 @@ prepare_process()
 import torch  # noqa: E402
 
 if TYPE_CHECKING:
-    from lift.unconditional.decoder import FrozenDecoder
+    from lift.tasks.unconditional.decoder import FrozenDecoder
     from tests.end_to_end.tiny_run import TinyRun
 
 settings.register_profile(

@@ -33,12 +33,12 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import SiteHandler
 from lift.strict_json import parse_model
-from lift.unconditional.bundle import load_generator
-from lift.wire.answers import Forms, answer_forms
+from lift.tasks.answers import Forms, answer_forms
+from lift.tasks.registry import load_generator
 from lift.wire.form import AnswerForm
 from lift_client.enrolment import check_key, read_kit
-from lift_client.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
-from lift_client.policy import check_outgoing, check_plan
+from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
+from lift_client.gate.policy import check_outgoing, check_plan
 from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)

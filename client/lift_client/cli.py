@@ -18,8 +18,8 @@ from lift.errors import EXIT_CODES, ConfigError, RecordError
 
 if TYPE_CHECKING:
     from lift.config.site import SiteConfig
-    from lift_client.journal import Line, Reading
-    from lift_client.verdict import Verdict
+    from lift_client.check.verdict import Verdict
+    from lift_client.gate.journal import Line, Reading
 
 PROGRAM = "lift-client"
 app = typer.Typer(
@@ -112,7 +112,7 @@ def check(
     Reports stay in the work folder, and unchanged files are not looked at again. The data card
     counts what was seen, rounded; it leaves only after --share-card, and stands in the journal.
     """
-    from lift_client.preflight import run_checks
+    from lift_client.check.preflight import run_checks
 
     if share_card and not (yes or sys.stdin.isatty()):
         raise click.UsageError("--share-card asks at a terminal; in a script, add --yes")
@@ -126,7 +126,7 @@ def check(
             sys.stdout.flush()
     looked = None
     if images or share_card:
-        from lift_client import image_command
+        from lift_client.check import image_command
 
         looked = image_command.look(_settings(path), as_json=as_json)
     if looked is not None:
@@ -169,7 +169,7 @@ def journal(
 ) -> None:
     """Show what left this site, for what, and whether the journal is whole."""
     path = _site_file(site, ctx)
-    from lift_client.journal import JOURNAL_FILE, read_journal
+    from lift_client.gate.journal import JOURNAL_FILE, read_journal
 
     file = _settings(path).folder / JOURNAL_FILE
     reading = read_journal(file)
@@ -222,8 +222,8 @@ def report(
     """
     from rich.console import Console
 
-    from lift_client.own_progress import shown
-    from lift_client.own_report import write_own_report
+    from lift_client.own.progress import shown
+    from lift_client.own.report import write_own_report
 
     config = _settings(_site_file(site, ctx))
     with shown(Console(stderr=True)) as progress:
@@ -274,9 +274,9 @@ def choose(
     """
     from rich.console import Console
 
-    from lift_client.choice_view import show
-    from lift_client.choosing import choose_model
-    from lift_client.own_progress import shown
+    from lift_client.own.choice_view import show
+    from lift_client.own.choosing import choose_model
+    from lift_client.own.progress import shown
 
     config = _settings(_site_file(site, ctx))
     with shown(Console(stderr=True)) as progress:
@@ -309,7 +309,7 @@ def ledger(
     if sum([create, lower is not None, raise_ is not None]) > 1:
         raise click.UsageError("give one of --create, --lower and --raise")
     config = _settings(_site_file(site, ctx))
-    from lift_client import ledger_view
+    from lift_client.gate import ledger_view
 
     cap = lower if raise_ is None else raise_
     if create:

@@ -8,7 +8,7 @@ and names, stays in the site's log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.assembly import FinishedMixer, write_mixer
-from lift.cohort.opened import SiteCohort
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
@@ -37,6 +35,8 @@ from lift.errors import (
     VersionMismatchError,
 )
 from lift.files import write_atomically
+from lift.generator.base import Generator
+from lift.mixer.update import difference, is_finite
 from lift.privacy.costs import START, STATISTICS, STEPS, planned_releases
 from lift.protocol.messages import (
     Failure,
@@ -50,21 +50,17 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.strict_json import parse_model
-from lift.training import TrainedRound
-from lift.unconditional.bundle import AnyGenerator, check_public_files
-from lift.unconditional.decoder import FrozenDecoder
-from lift.update import difference, is_finite
-from lift.wire.names import MIXER, SHARED, TAPS, group, without
-from lift_client.budget import Budget, described
-from lift_client.data_card import shared_card
-from lift_client.paired import PairedWork, rounded_up
-from lift_client.received import received_values
-from lift_client.unconditional import UnconditionalWork
-from lift_client.work import SiteWork
+from lift.tasks.registry import task_of
+from lift.tasks.steps import TrainedRound
+from lift.wire.names import SHARED, group, without
+from lift_client.check.data_card import shared_card
+from lift_client.gate.budget import Budget, described
+from lift_client.gate.check_received import received_values
+from lift_client.tasks.paired import rounded_up
+from lift_client.tasks.registry import open_work
+from lift_client.tasks.work import SiteWork
 
 logger = logging.getLogger(__name__)
-FINAL_MIXER_FILE = "final-mixer.safetensors"
-"""In the work folder: the mixer of the last verdict."""
 _DRY_STEPS = 2
 _LONGEST_ROUND_S = 86_400.0
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
@@ -100,7 +96,7 @@ class SiteSession:
     def __init__(
         self,
         settings: SiteSettings,
-        generator: AnyGenerator,
+        generator: Generator,
         work: Path,
         *,
         report: StepReport | None = None,
@@ -171,23 +167,6 @@ class SiteSession:
         """The site's work under a plan (for the site's own reports and the simulation)."""
         return self._open(plan).work
 
-    def cohort(self, plan: Plan) -> SiteCohort:
-        """The site's cohort under a paired plan."""
-        return self._paired(plan).cohort
-
-    def site_curves(
-        self, plan: Plan, shared: Mapping[str, Tensor], *, without: Collection[str] = ()
-    ) -> Tensor | None:
-        """The curves that this site uses with what all sites together know; see `PairedWork`."""
-        arrays = {name: tensor.numpy() for name, tensor in shared.items()}
-        return self._paired(plan).curves(arrays, without=without).curves
-
-    def _paired(self, plan: Plan) -> PairedWork:
-        work = self._open(plan).work
-        if not isinstance(work, PairedWork):
-            raise TypeError(f"a plan of kind {plan.task.kind}")
-        return work
-
     def _open(self, plan: Plan) -> _Opened:
         digest = plan.digest()
         if digest not in self._opened:
@@ -199,32 +178,15 @@ class SiteSession:
                     f"here {self._generator.fingerprint[:12]}...",
                     remedy="Nothing was computed. Install the bundle that belongs to this plan.",
                 )
-            check_public_files(plan, self._generator)
+            task_of(plan).check(plan, self._generator)
             fix_threads(plan.threads)
             if busy := busy_notice(plan.threads):
                 logger.warning("event=machine_busy %s", busy)
             with _one_class(plan):
-                work = self._make(plan)
+                work = open_work(self.settings, plan, self._generator, self._work, self._told)
             write_atomically(self._work / "plan.json", plan.canonical_json().encode())
             self._opened[digest] = _Opened(plan, work)
         return self._opened[digest]
-
-    def _make(self, plan: Plan) -> SiteWork:
-        if isinstance(self._generator, FrozenDecoder):
-            return UnconditionalWork(
-                self.settings,
-                plan,
-                self._generator,
-                work=self._work,
-                report=self._step("volumes"),
-            )
-        return PairedWork(
-            self.settings,
-            plan,
-            self._generator,
-            work=self._work,
-            report=self._step("features"),
-        )
 
     def _known_plan(self, plan_digest: str) -> Plan:
         """The plan that the server sent before, maybe to an earlier process; reads no volume."""
@@ -391,27 +353,18 @@ class SiteSession:
         opened = self._find(body.plan_digest)
         fix_threads(opened.plan.threads)
         reply = opened.work.guard(body, tensors)
-        self._keep_final(opened, tensors)
+        opened.work.keep_final(tensors)
         return Parcel(Kind.GUARD, reply)
-
-    def _keep_final(self, opened: _Opened, tensors: Mapping[str, np.ndarray]) -> None:
-        """The mixer that was just judged stays here, for the site's own report."""
-        if not isinstance(opened.work, PairedWork):
-            return
-        numbers = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-        taps = numbers[TAPS].double()
-        finished = FinishedMixer(group(numbers, MIXER), taps, opened.plan, (), phantom=False)
-        try:
-            write_mixer(self._work / FINAL_MIXER_FILE, finished)
-        except OSError as error:
-            # the verdict is what the federation waits for
-            logger.warning("event=final_mixer_not_kept reason=%s", error.strerror)
 
     def _step(self, what: str) -> Callable[[int, int], None] | None:
         report = self._report
         if report is None:
             return None
         return lambda done, total: report(f"{self.settings.name}: {what}", done, total)
+
+    def _told(self, what: str, done: int, total: int) -> None:
+        if self._report is not None:
+            self._report(f"{self.settings.name}: {what}", done, total)
 
 
 class _HiddenError(Exception):

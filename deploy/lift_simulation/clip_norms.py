@@ -14,23 +14,23 @@ from typing import Final
 import numpy as np
 from torch import Tensor
 
-from lift.assembly import plan_mixer, start_values
 from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, PatientGradients
 from lift.config.simulation import SimulationConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError
-from lift.evaluation import patient_equations
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import NormalEquations, fit
-from lift.privacy.engines import PatientLoop
-from lift.privacy.start import equations_norm, patient_equations_of
-from lift.privacy.training import PatientVolumes, Windows, row_losses
-from lift.training import train_round
-from lift_client.paired import PairedWork
+from lift.tasks.paired.building import plan_mixer, start_values
+from lift.tasks.paired.predictions import patient_equations
+from lift.tasks.paired.private.engines import PatientLoop
+from lift.tasks.paired.private.start import equations_norm, patient_equations_of
+from lift.tasks.paired.private.training import PatientVolumes, Windows, row_losses
+from lift.tasks.paired.training import train_round
 from lift_client.session import SiteSession
+from lift_client.tasks.paired import PairedWork
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 

@@ -17,8 +17,8 @@ from rich.text import Text
 from lift.protocol.messages import Failure, Kind, Parcel
 from lift.protocol.transport import SiteHandler
 from lift.records.rounds import RoundRecord, mean_of
-from lift_server.board import board
-from lift_server.rounds_file import Rounds, SiteTally
+from lift_server.watch.board import board
+from lift_server.watch.rounds_file import Rounds, SiteTally
 
 SITE_LOGS: Final = "log.txt in the output folder"
 """Where simulated sites, which share one process, keep the text of their refusals."""

@@ -6,55 +6,50 @@ and a finished run is left as it is.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, Protocol
 
 from rich.console import Console
 
-from lift.assembly import describe_dry_run
-from lift.cohort.layouts import list_patients
-from lift.cohort.split import folds_of
-from lift.config.generator import GeneratorChoice
-from lift.config.plan import Plan, WindowRule
+from lift.config.plan import TaskKind
 from lift.config.simulation import SimulationConfig
-from lift.config.site import SiteSettings
-from lift.device import busy_notice, fix_threads, resolve_device
-from lift.errors import ConfigError
-from lift.files import write_json
-from lift.generator.bundle import load_bundle
-from lift.generator.card import bundle_folder, check_task
-from lift.generator.networks import FrozenGenerator
-from lift.held_out import write_held_out
-from lift.metrics.table import Protocol, metric_table, summarise
 from lift.privacy.costs import describe_privacy, summary
-from lift.randomness import derive_seed
-from lift.records.rounds import ROUNDS_FILE
-from lift.report.page import write_report
-from lift.tracking.base import About
 from lift.tracking.run import Tracking
-from lift_server.release import write_finished_mixer
-from lift_simulation.fold import Afterwards, Fold, FoldResult
-from lift_simulation.participation import Participation
 from lift_simulation.progress import Reporter
-from lift_simulation.record import RunRecord
-from lift_simulation.sites import open_sites, phantoms_of
-from lift_simulation.unconditional import dry_run_unconditional, simulate_unconditional
+from lift_simulation.tasks.paired import dry_run_paired, simulate_paired
+from lift_simulation.tasks.unconditional import dry_run_unconditional, simulate_unconditional
 
 
-def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
-    """Run (or resume) the simulation and return the path of its report.
+class _Simulate(Protocol):
+    def __call__(
+        self,
+        config: SimulationConfig,
+        out: Path,
+        reporter: Reporter,
+        tracking: Tracking,
+        *,
+        command: str,
+    ) -> Path: ...
 
-    Raises:
-        CheckpointError: the folder holds the run of other settings.
-        LiftError: see the message.
-    """
-    with Tracking(config.tracking, out, say=reporter.line) as tracking:
-        if config.plan.task.kind == "unconditional":
-            return simulate_unconditional(config, out, reporter, tracking, command=command)
-        return _simulate_paired(config, out, reporter, tracking, command=command)
+
+class _DryRun(Protocol):
+    def __call__(
+        self, config: SimulationConfig, *, epsilon: float | None = None
+    ) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True)
+class _SimulatedTask:
+    simulate: _Simulate
+    dry_run: _DryRun
+
+
+_TASKS: Final[Mapping[TaskKind, _SimulatedTask]] = {
+    "paired": _SimulatedTask(simulate_paired, dry_run_paired),
+    "unconditional": _SimulatedTask(simulate_unconditional, dry_run_unconditional),
+}
 
 
 def simulate_file(config: Path, out: Path) -> Path:
@@ -69,254 +64,23 @@ def simulate_file(config: Path, out: Path) -> Path:
     return simulate(settings, out, reporter, command=f"lift.simulate({config.name})")
 
 
-def _simulate_paired(
-    config: SimulationConfig, out: Path, reporter: Reporter, tracking: Tracking, *, command: str
-) -> Path:
-    record = RunRecord(out, config, command)
-    if record.complete:
-        reporter.line(f"this run is already complete: {out}")
-        return out / "report.html"
-    reporter.seconds.update(record.seconds)
-    bundle = bundle_folder(_generator_of(config))
-    generator = load_bundle(
-        bundle,
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device(config.device),
-    )
-    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
-    check_task(generator.card, plan.task, plan.preprocessing)
-    fix_threads(plan.threads)
-    if busy := busy_notice(plan.threads):
-        reporter.line(f"note: {busy}")
-    record.describe(plan, generator)
-    with reporter.stage("cohorts"):
-        sites = open_sites(
-            config,
-            out / "cache",
-            out / "cohorts",
-            reporter,
-            phantoms_of(config),
-            ledgers=out / "ledgers",
-        )
-    record.keep_seconds(reporter.seconds)
-
-    participation = (
-        Participation(config.participation, sorted(config.joined), plan.federation.rounds)
-        if config.participation is not None
-        else None
-    )
-    results: list[FoldResult] = []
-    for part in _parts(config, plan, sites):
-        folder, fold_plan = part.folder, part.plan
-        if config.several_runs:
-            reporter.line(f"{folder}, {part.description}")
-        tracking.begin(
-            About(config.name, fold_plan.digest(), config.phantom),
-            out / folder / ROUNDS_FILE,
-            part=f"fold-{Path(folder).name}" if config.several_runs else "",
-        )
-        fold = Fold(
-            sites,
-            fold_plan,
-            generator,
-            out / folder,
-            compare=config.compare,
-            reporter=reporter,
-            afterwards=Afterwards(part.late, config.calibration_pairs, config.leave_one_site_out),
-            participation=participation,
-            on_round=tracking.round_done,
-        )
-        count = 10**9 if config.leave_one_out else config.synthesis_patients
-        result = fold.run(synthesis_patients=count)
-        write_finished_mixer(
-            out / folder / "mixer.safetensors", fold_plan, result.finished, phantom=config.phantom
-        )
-        with reporter.stage("synthesis"):
-            for held_out, predictions in result.synthesis:
-                write_held_out(out / "synthesis", held_out, predictions, fold_plan)
-        # volumes are on disk now; a run of many folds must not keep them in memory
-        result.synthesis = []
-        results.append(result)
-        record.keep_seconds(reporter.seconds)
-    table: dict[str, object] = dict(_tables(results, plan, apart=config.late))
-    if config.clean_phantom is not None:
-        with reporter.stage("clean_phantom"):
-            second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
-            table["second_phantom"] = second["pooled"]
-            table["second_phantom_comparisons"] = second["comparisons"]
-    write_json(out / "metrics.json", table)
-    if config.several_runs:
-        # the tables are of all folds together
-        tracking.begin(About(config.name, plan.digest(), config.phantom))
-    tracking.finished(table)
-    record.finish(results, reporter.seconds)
-    with reporter.stage("report"):
-        report = write_report(out)
-    record.finish(results, reporter.seconds)
-    if config.cache.folder is None:
-        # everything that it held can be computed again, and it is large
-        shutil.rmtree(out / "cache", ignore_errors=True)
-        shutil.rmtree(out / "clean_phantom" / "cache", ignore_errors=True)
-    return report
-
-
 def privacy_line(config: SimulationConfig) -> str:
     """One line for the screen: who adds which noise, and what a patient is promised."""
     return summary(describe_privacy(config.plan, [site.name for site in config.sites]))
 
 
+def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command: str) -> Path:
+    """Run (or resume) the simulation and return the path of its report.
+
+    Raises:
+        CheckpointError: the folder holds the run of other settings.
+        LiftError: see the message.
+    """
+    task = _TASKS[config.plan.task.kind]
+    with Tracking(config.tracking, out, say=reporter.line) as tracking:
+        return task.simulate(config, out, reporter, tracking, command=command)
+
+
 def dry_run(config: SimulationConfig, *, epsilon: float | None = None) -> dict[str, object]:
     """The resolved plan and what a run would send and cost, without starting anything."""
-    if config.plan.task.kind == "unconditional":
-        return dry_run_unconditional(config, epsilon=epsilon)
-    bundle = bundle_folder(_generator_of(config))
-    generator = load_bundle(
-        bundle,
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
-    )
-    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
-    check_task(generator.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, generator, [site.name for site in config.sites], epsilon=epsilon)
-
-
-def _generator_of(config: SimulationConfig) -> GeneratorChoice:
-    if config.generator is None:
-        raise ValueError("a paired task has a generator")
-    return config.generator
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One federation of the run.
-
-    Attributes:
-        folder: below the run's.
-        plan: of this federation.
-        late: sites that join after it.
-    """
-
-    folder: str
-    plan: Plan
-    late: tuple[str, ...]
-
-    @property
-    def description(self) -> str:
-        """Who is left out, for the screen."""
-        names = ", ".join(self.plan.split.held_out)
-        left = f"left out: {', '.join(self.late)}" if self.late else ""
-        return "; ".join(text for text in (left, f"held out: {names}" if names else "") if text)
-
-
-def _parts(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]) -> list[_Part]:
-    """The run's federations: one, or one for every set of patients or site that is left out."""
-    plans = _plans(config, plan, sites) if config.in_folds else [plan]
-    if not config.leave_one_site_out:
-        runs = [(own, config.late) for own in plans]
-    else:
-        # a fold in which a site has no patient says nothing of it
-        runs = [
-            (own, (site,))
-            for site in sorted(sites)
-            for own in plans
-            if not config.in_folds or any(n.startswith(f"{site}/") for n in own.split.held_out)
-        ]
-    if not config.several_runs:
-        return [_Part(".", *runs[0])]
-    return [_Part(f"folds/{index:03d}", own, late) for index, (own, late) in enumerate(runs)]
-
-
-def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]) -> list[Plan]:
-    """The plan with every set of patients held out in turn."""
-    channels = [*plan.task.source, plan.task.target]
-    needs_mask = plan.preprocessing.mask == "file"
-    patients = {
-        name: list_patients(settings.data, channels, needs_mask=needs_mask)[0]
-        for name, settings in sorted(sites.items())
-    }
-    if config.leave_one_out:
-        tested: list[tuple[str, ...]] = [
-            (f"{name}/{one.id}",) for name, found in patients.items() for one in found
-        ]
-        asked, needed = "leave_one_out", 2
-    else:
-        tested = [names for names in folds_of(patients, plan.split.key, config.folds) if names]
-        asked, needed = "folds", config.folds
-    if len(tested) < needed:
-        raise ConfigError(
-            f"{asked} needs at least {needed} patients",
-            where=asked,
-            seen=f"{len(tested)} patients in all sites",
-            remedy=f"Add patients, or leave {asked} out.",
-        )
-    return [
-        plan.model_copy(update={"split": plan.split.model_copy(update={"held_out": names})})
-        for names in tested
-    ]
-
-
-def _tables(
-    results: list[FoldResult], plan: Plan, *, apart: Collection[str] = ()
-) -> Mapping[str, object]:
-    """metrics.json of all folds together; each held-out patient counts once.
-
-    The patients of sites `apart` have tables of their own and are not pooled.
-    """
-    merged: dict[str, dict[str, dict[str, Any]]] = {}
-    crossed: dict[str, dict[str, dict[str, Any]]] = {}
-    for result in results:
-        for target, source in ((merged, result.metrics), (crossed, result.cross_site)):
-            for first, inner in source.items():
-                for second, patients in inner.items():
-                    target.setdefault(first, {}).setdefault(second, {}).update(patients)
-    rule = plan.preprocessing.rule(plan.task.target)
-    protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
-    seed = derive_seed(plan.seed, "intervals")
-    table = dict(summarise(merged, seed=seed, protocol=protocol, apart=apart))
-    table["patients"] = {
-        site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
-        for site, methods in sorted(merged.items())
-    }
-    if crossed:
-        table["cross_site"] = {
-            trained_at: {
-                tested_at: metric_table(
-                    patients, seed=derive_seed(seed, trained_at, tested_at), protocol=protocol
-                )
-                for tested_at, patients in row.items()
-            }
-            for trained_at, row in sorted(crossed.items())
-        }
-    return table
-
-
-def _clean_phantom(
-    config: SimulationConfig, plan: Plan, generator: FrozenGenerator, out: Path, reporter: Reporter
-) -> Mapping[str, object]:
-    """The same sites without slice corruption, fewer patients and rounds: all methods pooled."""
-    clean = config.clean_phantom
-    if clean is None:
-        raise ValueError("clean_phantom is not set")
-    phantoms = {
-        name: phantom.model_copy(update={"corruption": False, "patients": clean.patients})
-        for name, phantom in phantoms_of(config).items()
-        if name in config.joined
-    }
-    joined = tuple(site for site in config.sites if site.name in config.joined)
-    own = config.model_copy(
-        update={"cache": config.cache.model_copy(update={"folder": None}), "sites": joined}
-    )
-    sites = open_sites(
-        own, out / "cache", out / "cohorts", reporter, phantoms, ledgers=out / "ledgers"
-    )
-    federation = plan.federation.model_copy(update={"rounds": clean.rounds})
-    quiet = Reporter(reporter.console, {}, quiet=True)
-    result = Fold(
-        sites,
-        plan.model_copy(update={"federation": federation}),
-        generator,
-        out,
-        compare=(),
-        reporter=quiet,
-    ).run(synthesis_patients=0)
-    return _tables([result], plan)
+    return _TASKS[config.plan.task.kind].dry_run(config, epsilon=epsilon)

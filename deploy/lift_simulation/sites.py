@@ -13,7 +13,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.config.site import BudgetSettings, SiteSettings
-from lift_client.ledger import LEDGER_FILE, create_ledger
+from lift_client.gate.ledger import LEDGER_FILE, create_ledger
 from lift_simulation.progress import Reporter
 
 _NO_CAP: Final = 1e6

@@ -32,7 +32,7 @@ from scipy.special import expit
 from scipy.stats import binom
 from torch import Tensor
 
-from lift.features import Features
+from lift.generator.features import Features
 from lift.privacy.noise import SecureStream, poisson_sample
 
 LARGEST_AUDITABLE_EPSILON: Final = 4.0

@@ -120,11 +120,11 @@ def training(
     Canaries take part or not by a coin; who sees what training releases guesses the coins. The
     more guesses are right, the larger the epsilon that the training must have had.
     """
-    from lift.assembly import read_mixer
     from lift.audit.training import training_audit
     from lift.errors import PrivacyError
     from lift.files import write_json
     from lift.generator.card import shipped_bundle
+    from lift.mixer.finished import read_mixer
 
     finished = read_mixer(mixer)
     bundle = generator or shipped_bundle(finished.plan.generator_fingerprint)

@@ -12,12 +12,12 @@ from torch import Tensor
 from lift.audit.canary import Canaries, flat
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
-from lift.features import Features
 from lift.generator.base import SliceGenerator
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
-from lift.privacy.engines import PatientLoop
-from lift.privacy.training import Windows, row_losses
 from lift.randomness import derive_seed
+from lift.tasks.paired.private.engines import PatientLoop
+from lift.tasks.paired.private.training import Windows, row_losses
 
 _SLICES: Final = 4
 _LEAST_SIDE: Final = 4

@@ -28,12 +28,12 @@ from lift.audit.scores import AttackFigures, attack_figures, require_enough
 from lift.config.plan import LossPlan, Plan
 from lift.config.privacy import NoPrivacy
 from lift.errors import ConfigError, DataError
-from lift.evaluation import mixed
-from lift.features import Features
-from lift.losses import paired_loss
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
 from lift.randomness import derive_seed
-from lift.training import train_round
+from lift.tasks.paired.losses import paired_loss
+from lift.tasks.paired.predictions import mixed
+from lift.tasks.paired.training import train_round
 
 Volumes = Sequence[Features]
 Cohort = Mapping[str, Volumes]

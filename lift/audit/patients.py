@@ -8,28 +8,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from lift.assembly import FinishedMixer, plan_mixer, read_mixer, start_values
 from lift.audit.copies import Patients, Volume, copy_figures
 from lift.audit.documents import AttackRow, CopyRow, SiteAudit
 from lift.audit.membership import REFERENCES, membership
 from lift.audit.scores import CAVEAT
-from lift.cohort.opened import Part, open_cohort, read_patients
 from lift.cohort.patients import Patient
-from lift.cohort.split import Split, read_split, split_patients
+from lift.cohort.preprocessing import prepare
+from lift.cohort.reading import read_patients
+from lift.cohort.split import Part, Split, read_split, split_patients
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import DataError
-from lift.evaluation import under_own_curves
 from lift.files import file_digest
 from lift.generator.card import bundle_folder
-from lift.preprocessing import prepare
+from lift.mixer.finished import FinishedMixer, read_mixer
 from lift.randomness import derive_seed
-from lift.unconditional.bundle import load_generator
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import body_volume
-from lift.unconditional.learning import settings_of
-from lift.unconditional.sampling import generate_volume, latent_mapper
+from lift.tasks.paired.building import plan_mixer, start_values
+from lift.tasks.paired.predictions import under_own_curves
+from lift.tasks.paired.site_cohort import open_cohort
+from lift.tasks.paired.task import slice_generator
+from lift.tasks.registry import load_generator
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.grid import body_volume
+from lift.tasks.unconditional.learning import settings_of
+from lift.tasks.unconditional.sampling import generate_volume, latent_mapper
+from lift.tasks.unconditional.task import decoder_of
 
 Report = Callable[[str, int, int], None]
 GENERATED: Final = 96
@@ -84,10 +88,11 @@ def audit_patients(
         device=resolve_device(site.device),
     )
     seed = derive_seed(plan.seed, "audit")
-    if isinstance(generator, FrozenDecoder):
-        searched = _Searched(site, plan, generator, report)
+    if plan.task.kind == "unconditional":
+        decoder = decoder_of(plan, generator)
+        searched = _Searched(site, plan, decoder, report)
         figures = copy_figures(
-            _volumes(finished, generator, generated, seed, report),
+            _volumes(finished, decoder, generated, seed, report),
             searched.persons("train"),
             searched.persons("validation", "test"),
             seed=seed,
@@ -95,14 +100,15 @@ def audit_patients(
         split, copies = searched.split, CopyRow.of(figures)
         attacks = {"nearest_generated": AttackRow.of(figures.attack)}
     else:
-        instance = plan_mixer(plan, generator)
+        frozen = slice_generator(plan, generator)
+        instance = plan_mixer(plan, frozen)
         cached = site.cache.model_copy(
             update={"folder": site.cache.folder or site.folder / "cache"}
         )
         cohort = open_cohort(
             site.model_copy(update={"cache": cached}),
             plan,
-            generator,
+            frozen,
             instance,
             work=site.folder / "audit",
             report=_named(report, "patients"),
@@ -119,7 +125,7 @@ def audit_patients(
             others,
             instance,
             finished.values,
-            start_values(plan, generator, finished.taps),
+            start_values(plan, frozen, finished.taps),
             plan,
             seed=seed,
             references=references,

@@ -10,7 +10,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lift.assembly import plan_mixer
 from lift.audit.canary import (
     LARGEST_AUDITABLE_EPSILON,
     CanaryAudit,
@@ -23,13 +22,14 @@ from lift.config.plan import LossPlan, Plan
 from lift.config.privacy import PatientGradients
 from lift.device import fix_threads
 from lift.errors import ConfigError
-from lift.features import Features
 from lift.generator.base import SliceGenerator
 from lift.generator.bundle import load_bundle
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
-from lift.privacy.training import clipped_sum, noisy_update, train_round_privately
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.private.training import clipped_sum, noisy_update, train_round_privately
 
 CPU: Final = torch.device("cpu")
 SITE: Final = "audit"

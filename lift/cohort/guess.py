@@ -11,7 +11,7 @@ from typing import Final
 from lift.cohort.patients import volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, KnownData, SynthradData, TableData
 from lift.errors import DataError
-from lift.volume import SUFFIXES
+from lift.volumes.volume import SUFFIXES
 
 _MOST_LOOKED_AT: Final = 2000
 _HEAD_CHANNELS: Final = ("mr", "ct")

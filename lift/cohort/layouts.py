@@ -13,7 +13,7 @@ from lift.cohort.guess import guess_layout
 from lift.cohort.patients import Patient, Refusal, volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
 from lift.errors import DataError
-from lift.volume import SUFFIXES
+from lift.volumes.volume import SUFFIXES
 
 _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lift.errors import DataError
-from lift.volume import SUFFIXES
+from lift.volumes.volume import SUFFIXES
 
 
 def volumes_called(folder: Path, stem: str) -> list[Path]:

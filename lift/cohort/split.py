@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import TypeAdapter
 
@@ -22,6 +22,9 @@ FEWEST_VALIDATION: Final = 2
 """With fewer validation patients the guard judges on training patients too, or not at all."""
 _FEWEST_FOR_ALL_PARTS: Final = 5
 _FEWEST_BESIDE_HELD_OUT: Final = 6
+
+Part = Literal["train", "validation", "test"]
+"""A part of the split."""
 
 
 @dataclass(frozen=True)

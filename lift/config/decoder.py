@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lift.config.base import VERSION, Settings
 from lift.config.generator import PretrainCohort
-from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
+from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan, TaskKind
 
 Side = Annotated[int, Field(ge=16, le=1024)]
 Hidden = Annotated[int, Field(ge=8, le=4096)]
@@ -99,6 +99,8 @@ class PublicFeaturesCard(Settings):
 
 class DecoderCard(Settings):
     """The content of a decoder bundle's `generator.json`."""
+
+    task_kind: ClassVar[TaskKind] = "unconditional"
 
     format_version: Annotated[Literal[1, 2], VERSION] = 2
     """Version of the bundle's format."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lift.config.base import VERSION, Settings
 from lift.config.cohort import CohortData
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan
+from lift.config.plan import Digest, Name, NormalisationRule, Positive, PreprocessingPlan, TaskKind
 
 ChannelCount = Annotated[int, Field(ge=1, le=2048)]
 
@@ -102,6 +102,8 @@ class TapShape(Settings):
 
 class GeneratorCard(Settings):
     """The content of a bundle's `generator.json`: what the weights are and where they are from."""
+
+    task_kind: ClassVar[TaskKind] = "paired"
 
     format_version: Annotated[Literal[1], VERSION] = 1
     """Version of the bundle's format."""

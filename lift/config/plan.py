@@ -147,10 +147,14 @@ AnyRule = PercentileRule | WhiteMatterRule | NyulRule | WindowRule
 NormalisationRule = Annotated[AnyRule, Field(discriminator="rule")]
 
 
+TaskKind = Literal["paired", "unconditional"]
+"""Kinds of task; each has an entry in `lift.tasks.registry`."""
+
+
 class TaskPlan(Settings):
     """Which channels go in and which one comes out."""
 
-    kind: Literal["paired", "unconditional"] = "paired"
+    kind: TaskKind = "paired"
     """paired: the target from its registered sources; unconditional: new volumes of the target."""
     source: tuple[Name, ...] = Field(default=(), max_length=8)
     """Channel names in the order in which the generator takes them; none when unconditional."""
@@ -293,7 +297,7 @@ class MixerPlan(Settings):
     ridge: float = Field(default=1e-3, gt=0)
     """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
     contrast: Literal["none", "affine", "curves"] = "curves"
-    """What brings the prediction to a patient's grey scale before the mixer (`lift.curves`).
+    """What brings the prediction to a patient's grey scale before the mixer (`lift.mixer.curves`).
 
     In training these are the patient's own curves; afterwards the site's, shrunk toward those of
     all sites as far as its patients want it. `affine` is a gain and an offset in place of curves;

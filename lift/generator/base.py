@@ -14,6 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lift.config.decoder import DecoderCard
+from lift.config.generator import GeneratorCard
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -21,6 +24,28 @@ class Tap:
 
     channels: int
     stride: int
+
+
+class Generator(Protocol):
+    """The frozen network of any task, as far as the programs look at it.
+
+    A task narrows it to its own class (`lift.tasks.base.Task`).
+    """
+
+    @property
+    def card(self) -> GeneratorCard | DecoderCard:
+        """What the weights are, and where they come from."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over architecture, names, dtypes, shapes and bytes of all that is frozen."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        ...
 
 
 class SliceGenerator(Protocol):

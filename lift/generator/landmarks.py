@@ -8,12 +8,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.cohort.normalisation import learn_landmarks
 from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import values_inside
 from lift.config.generator import PretrainConfig
 from lift.config.plan import NyulRule, Plan
 from lift.generator.pretraining import read_public
-from lift.normalisation import learn_landmarks
-from lift.preprocessing import values_inside
 
 PERCENTILES: Final[tuple[float, ...]] = NyulRule.model_fields["percentiles"].default
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient
 from lift.cohort.phantom.write import write_phantom_cohort
+from lift.cohort.preprocessing import prepare
 from lift.config.cohort import BratsData, CohortData, SynthradData
 from lift.config.generator import GeneratorCard, PretrainConfig
 from lift.config.phantom import PhantomCohortConfig
@@ -37,7 +38,6 @@ from lift.files import write_atomically
 from lift.generator.bundle import make_card, save_bundle
 from lift.generator.networks import SliceNetwork, build_network, neighbour_channels
 from lift.generator.training_slices import TrainingPatient, draw_batch, split_by_subject
-from lift.preprocessing import prepare
 from lift.randomness import derive_seed
 
 logger = logging.getLogger(__name__)

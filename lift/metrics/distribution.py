@@ -37,8 +37,6 @@ from typing import Final
 
 import numpy as np
 
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.groups import GroupLayout
 from lift.metrics.neighbours import nearest_figures
 from lift.metrics.point_sets import order_correlations
 from lift.metrics.reference import Reference, too_few
@@ -47,6 +45,8 @@ from lift.metrics.synthrad import Floats
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import Index, MeasuredSet
 from lift.randomness import derive_seed
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.groups import GroupLayout
 
 EVALUATION_SEED: Final = 9001
 """Of the evaluation's encoder; no training encoder may have it."""

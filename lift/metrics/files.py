@@ -15,8 +15,8 @@ from lift.config.plan import PercentileRule
 from lift.errors import DataError, VolumeError
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE, Floats, Mask
 from lift.metrics.table import Entry, Protocol, metric_table, patient_metrics
-from lift.slices import slice_spacing, to_slices
-from lift.volume import Volume, check_same_grid, read_volume
+from lift.volumes.slices import slice_spacing, to_slices
+from lift.volumes.volume import Volume, check_same_grid, read_volume
 
 SUFFIXES: Final = (".nii", ".nii.gz")
 

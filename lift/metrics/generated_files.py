@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lift.cohort.normalisation import scale_of
 from lift.config.plan import PercentileRule, WindowRule
 from lift.errors import DataError, SpacingError
 from lift.metrics.classifier import FEWEST
@@ -30,9 +31,8 @@ from lift.metrics.reference import FEWEST_REAL, Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED
 from lift.metrics.table import Entry, Protocol
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
-from lift.normalisation import scale_of
-from lift.slices import slice_spacing, to_slices
-from lift.volume import SUFFIXES, read_volume
+from lift.volumes.slices import slice_spacing, to_slices
+from lift.volumes.volume import SUFFIXES, read_volume
 
 LARGEST_SPACING_RATIO: Final = 2.0
 """Between two volumes, along one axis: roughness and features beyond it are not comparable."""

@@ -1,7 +1,8 @@
 """Distances between sets of points: Frechet, MMD, nearest neighbours, order.
 
 Everything is float64 and deterministic. A *point set* is (groups, volumes, windows, d): the
-standardised features of `lift.drifting`, whose mean distance is about 1 in every group.
+standardised features of `lift.tasks.unconditional.drifting`, whose mean distance is about 1 in
+every group.
 """
 
 from __future__ import annotations

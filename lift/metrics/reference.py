@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from lift.drifting.standardise import Standardisation, fit_standardisation
 from lift.errors import ConfigError, DataError
 from lift.metrics.synthrad import Floats
 from lift.metrics.volume_sets import MeasuredSet
+from lift.triplanar.standardise import Standardisation, fit_standardisation
 
 FEWEST_REAL: Final = 4
 """Two halves of a real set are compared with each other, and a half has two volumes."""

@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from lift.drifting.groups import Plane
 from lift.metrics.judge import same_spacing
 from lift.metrics.ms_ssim import ms_ssim
 from lift.metrics.neighbours import precision_recall
@@ -25,6 +24,7 @@ from lift.metrics.reference import Reference, fitted_on, standardised_in
 from lift.metrics.synthrad import Floats
 from lift.metrics.volume_sets import GRID, Index, MeasuredSet
 from lift.randomness import derive_seed
+from lift.triplanar.groups import Plane
 
 _PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
 FEWEST_GENERATED: Final = 2

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lift.drifting.encoder import Encoder
-from lift.drifting.features import raw_features
-from lift.drifting.groups import GroupLayout
 from lift.errors import VolumeError
 from lift.metrics.descriptors import depth_spectrum_db, texture, thumbnail
 from lift.metrics.synthrad import Floats
+from lift.triplanar.encoder import Encoder
+from lift.triplanar.features import raw_features
+from lift.triplanar.groups import GroupLayout
 
 Index = npt.NDArray[np.int64]
 
@@ -184,7 +184,7 @@ def _checked_extent(volume: ImageVolume, layout: GroupLayout) -> Tensor:
         raise ValueError(f"an extent is (3, 2), first and last index: {extent.tolist()}")
     if bool((last > whole[:, 1]).any()):
         raise ValueError(f"extent {extent.tolist()} is not within {tuple(voxels.shape)}")
-    # a pair of axial slices, rounded as `lift.drifting.groups.cut` does
+    # a pair of axial slices, rounded as `lift.triplanar.groups.cut` does
     step = max(1, round(layout.step_mm / volume.spacing_mm[0])) if layout.axial else 0
     fewest = layout.fewest_slices()
     needed = (max(fewest[0], step + 1), *fewest[1:])

@@ -1,9 +1,9 @@
 """The Gaussian trajectory: latents along the body from moments, and a residual that is learned.
 
-Volumes are drawn from a Markov chain over positions (`lift.unconditional.moments`); between two
-positions latents are interpolated. On top of it a small network may learn a residual from a
-position's latents and its place, which is 0 at first: at first this *is* the Gaussian, as a
-mixer at first is its z-filter.
+Volumes are drawn from a Markov chain over positions (`lift.tasks.unconditional.moments`); between
+two positions latents are interpolated. On top of it a small network may learn a residual from a
+position's latents and its place, which is 0 at first: at first this *is* the Gaussian, as a mixer
+at first is its z-filter.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class GaussianTrajectory(TrainedPart):
         return states
 
     def lengths(self, noise: GaussianNoise) -> Tensor:
-        """The length of each volume's body, in the units of `lift.unconditional.moments`, (b,)."""
+        """The length of each volume's body, (b,), in the units of the moments."""
         return self.states(noise)[:, 0, len(self.joint)]
 
     def gaussian(self, noise: GaussianNoise, position: Tensor) -> Tensor:

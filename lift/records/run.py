@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 from lift.guard import JudgedOn, Verdict
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.records.metrics import Measure, Record
-from lift.shipped import Said, Source
+from lift.records.shipped import Said, Source
 
 RUN_FILE: Final = "run.json"
 SITE_REPORT: Final = "site report"
@@ -87,7 +87,7 @@ class MixerRecord(Record):
 
 
 class LossRecord(Record):
-    """How the training loss went at the end; see `lift.loss_trend`."""
+    """How the training loss went at the end; see `lift.records.loss_trend`."""
 
     fall_percent: float
     still_falling: bool

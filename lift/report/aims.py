@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from lift.markup import Markup, foreign, number, pointer, table, tag
 from lift.records.metrics import METRICS_FILE, Measure, Table
-from lift.report.markup import Markup, foreign, number, pointer, table, tag
+from lift.records.shipped import Source
 from lift.report.read import Run
 from lift.report.terms import (
     GENERATED_METRICS,
@@ -19,7 +20,6 @@ from lift.report.terms import (
     SHIPPED_ROWS,
     method_term,
 )
-from lift.shipped import Source
 
 FRECHET: Final = ("frechet_axial", "frechet_coronal", "frechet_sagittal")
 CEILING: Final = "reconstruction"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lift.markup import Markup, escape, foreign, join, number, pointer, tag
 from lift.records.metrics import METRICS_FILE, Comparisons, Measure, Metrics, Table
 from lift.records.run import FEDERATION, RUN_FILE, LossRecord
-from lift.report.markup import Markup, escape, foreign, join, number, pointer, tag
 from lift.report.read import Run
 from lift.report.tables import interval, outcome
 from lift.report.terms import METHODS

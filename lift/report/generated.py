@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from lift.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.metrics.classifier import FEWEST
 from lift.records.metrics import METRICS_FILE, Table
 from lift.records.run import RUN_FILE
+from lift.records.shipped import Number, Shipped
 from lift.report.aims import FRECHET, aims_content, headline, warnings
 from lift.report.figures import Picture, titled
-from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.privacy import privacy_section
 from lift.report.read import SYNTHESIS_FOLDER, Run, read_voxels
 from lift.report.sections import (
@@ -38,7 +39,6 @@ from lift.report.spectra import spectra_figure
 from lift.report.styles import styles_picture
 from lift.report.tables import methods_table, sites_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
-from lift.shipped import Number, Shipped
 
 _JUDGED: Final = (
     "auc_content",

@@ -18,7 +18,7 @@ from lift.metrics.through_plane import FEWEST_SLICE_VOXELS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run
 from lift.report.terms import method_term
-from lift.slices import slice_spacing, to_slices
+from lift.volumes.slices import slice_spacing, to_slices
 
 _COLUMN_METHODS: Final = ("no_mixer", "z_median", *MIXER_ROWS)
 _ERROR_METHODS: Final = ("no_mixer", *MIXER_ROWS)

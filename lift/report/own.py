@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lift.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.records.run import RUN_FILE
-from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.privacy import figure
 from lift.report.read import Run
 from lift.report.sections import Section, lacking

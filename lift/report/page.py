@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lift.files import write_atomically
+from lift.markup import Markup, foreign, join, number, pointer, tag
 from lift.records.metrics import Metrics
 from lift.records.run import FEDERATION, RUN_FILE, SITE_REPORT
 from lift.report.figures import (
@@ -17,7 +18,6 @@ from lift.report.figures import (
 )
 from lift.report.findings import headline, smoothing
 from lift.report.generated import generated_page
-from lift.report.markup import Markup, foreign, join, number, pointer, tag
 from lift.report.overviews import MOST_PANELS, gains_figure
 from lift.report.own import left_section, own_banner
 from lift.report.patients import Pictures, held_out_pictures

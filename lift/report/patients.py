@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lift.markup import Markup, escape, foreign, join
 from lift.report.figures import Picture, Profile
-from lift.report.markup import Markup, escape, foreign, join
 from lift.report.mosaics import mosaic, profile
 from lift.report.read import SYNTHESIS_FOLDER, PatientFolder, Run, read_patient
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from lift.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.records.run import RUN_FILE
-from lift.report.markup import Markup, foreign, join, number, pointer, table, tag
 from lift.report.read import Run
 from lift.report.sections import Section, lacking
 

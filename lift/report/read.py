@@ -22,8 +22,8 @@ from lift.metrics.rows import MIXER_ROWS
 from lift.records.metrics import METRICS_FILE, Metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.run import RUN_FILE, RunRecord
+from lift.records.shipped import Shipped
 from lift.report.terms import BETTER
-from lift.shipped import Shipped
 from lift.strict_json import parse_model
 
 Floats = NDArray[np.float32]

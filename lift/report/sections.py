@@ -11,11 +11,11 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from lift.markup import Markup, foreign, join, table, tag
 from lift.records.metrics import METRICS_FILE
 from lift.records.rounds import ROUNDS_FILE
 from lift.records.run import RUN_FILE
 from lift.report.figures import Picture, curves_figure, seconds_figure
-from lift.report.markup import Markup, foreign, join, table, tag
 from lift.report.overviews import (
     MOST_PANELS,
     shared_curves_figure,

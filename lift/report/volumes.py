@@ -7,15 +7,15 @@ from typing import Final
 
 import numpy as np
 
+from lift.markup import escape, tag
 from lift.metrics.rows import MIXER_ROWS
-from lift.report.markup import escape, tag
 from lift.report.patients import in_turn
 from lift.report.read import PatientFolder, Plane, Run
 from lift.report.sections import Section, lacking
 from lift.report.terms import method_term
 from lift.viewer.embedded import ViewerSet, is_built, viewers
 from lift.viewer.volumes import COARSE, ViewerVolume, can_draw, viewer_volume
-from lift.volume import Volume, read_volume
+from lift.volumes.volume import Volume, read_volume
 
 MOST_SETS: Final = 3
 MOST_BYTES: Final = 2_000_000

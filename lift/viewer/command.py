@@ -14,7 +14,7 @@ from lift.viewer.embedded import niivue
 from lift.viewer.page import standalone_page
 from lift.viewer.served import serve
 from lift.viewer.volumes import viewer_volume
-from lift.volume import read_volume
+from lift.volumes.volume import read_volume
 
 
 def show_volumes(

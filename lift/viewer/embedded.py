@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Final
 
 from lift.errors import ConfigError
-from lift.report.markup import Markup, escape, foreign, join, tag
+from lift.markup import Markup, escape, foreign, join, tag
 from lift.viewer.volumes import ViewerVolume
 
 NIIVUE_FILE: Final = "niivue.js"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Final
 
-from lift.report.markup import Markup, foreign, join, tag
+from lift.markup import Markup, foreign, join, tag
 from lift.viewer.embedded import ViewerSet, content_policy, style, viewers
 from lift.viewer.volumes import ViewerVolume
 

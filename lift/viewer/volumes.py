@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lift.errors import VolumeError
-from lift.volume import Volume
+from lift.volumes.volume import Volume
 
 FINE: Final = 65_535
 COARSE: Final = 1_023

@@ -95,3 +95,8 @@ class AnswerForm:
         """Why an answer with these tensors leaves, for the journal."""
         sent = [p.group.purpose for p in self.parts if any(name in tensors for name in p.tensors)]
         return " ".join([PURPOSES[self.kind], *sent])
+
+
+def whole_numbers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorForm]:
+    """Tensors of sums in fixed point, by name."""
+    return {name: TensorForm("int64", shape) for name, shape in shapes.items()}

@@ -24,7 +24,7 @@ CURVES: Final = "curves/"
 """Prefix of what all sites together know of their curves."""
 POOLED_CURVES: Final = ("curves/a", "curves/b", "curves/patients", "curves/parts")
 """The sums of all sites' curves and their patients, float64, and of which answers they are the
-sum, int64 (`lift.contrast.fingerprint`)."""
+sum, int64 (`lift.tasks.paired.contrast.fingerprint`)."""
 DRIFTING_TOTAL: Final = "drifting/"
 """Prefix of the drifting statistics of all sites in a checkpoint."""
 GAUSSIAN: Final = "gaussian/"

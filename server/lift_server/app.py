@@ -14,15 +14,14 @@ from types import FrameType
 
 from rich.console import Console, RenderableType
 
-from lift.assembly import describe_run
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import close_folder, held_alone, write_json
+from lift.generator.base import Generator
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
-from lift.loss_trend import of_records
 from lift.privacy.costs import describe_privacy, summary
 from lift.protocol.flower.apps import Connected
 from lift.protocol.flower.children import keep_loopback_direct
@@ -31,32 +30,34 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
+from lift.records.loss_trend import of_records
 from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics
 from lift.records.run import SiteRecord, as_json
 from lift.strict_json import parse_json
+from lift.tasks.describe import describe_run
+from lift.tasks.registry import load_generator, task_of, with_generator
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
-from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
-from lift_server.board import board, live_board
-from lift_server.certificates import certificate_notices
-from lift_server.finished import FinishedRun
-from lift_server.heads import HEADS_FILE, LedgerHeads
-from lift_server.live.process import live_page
-from lift_server.privacy_record import epsilon_by_site
-from lift_server.release import (
+from lift_server.release.privacy_record import epsilon_by_site
+from lift_server.release.results import (
     most_bytes,
     shipped_record,
     site_metrics,
     verdicts,
     write_finished_mixer,
 )
-from lift_server.roster import Roster
-from lift_server.rounds import run_rounds
-from lift_server.rounds_file import RoundsFile
-from lift_server.status import STATUS_FILE, StatusFile
-from lift_server.status_view import describe
-from lift_server.store import RunStore
-from lift_server.tasks import run_task
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.sites.certificates import certificate_notices
+from lift_server.sites.roster import Roster
+from lift_server.tasks.registry import run_task
+from lift_server.watch.board import board, live_board
+from lift_server.watch.live.process import live_page
+from lift_server.watch.rounds_file import RoundsFile
+from lift_server.watch.status import STATUS_FILE, StatusFile
+from lift_server.watch.status_view import describe
 
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.3
@@ -96,7 +97,7 @@ class _Server:
         self,
         config: ServerConfig,
         plan: Plan,
-        generator: AnyGenerator,
+        generator: Generator,
         console: Console,
         tracking: Tracking,
     ) -> None:
@@ -275,7 +276,7 @@ class _Server:
             "complete": True,
             "guard": verdicts(run.guard),
             **shipped_record(run.shipped),
-            "loss_trend": of_records([run.records]) if self._plan.task.kind == "paired" else None,
+            "loss_trend": of_records([run.records]) if task_of(self._plan).loss_falls else None,
             "epsilon_met": epsilon_by_site(self._plan, run.records),
             "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),
             "update_bytes": most_bytes(run.records, "train"),

@@ -19,17 +19,17 @@ from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES
 from lift.generator.card import bundle_folder, check_task
-from lift_server import certificates, provisioning, roster
-from lift_server.board import show
-from lift_server.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from lift_server.preflight import Verdict, run_checks
-from lift_server.provisioning import CONFIG_FILE, load_settings
-from lift_server.rounds_file import RoundsFile
-from lift_server.status_view import describe
+from lift_server.sites import certificates, provisioning, roster
+from lift_server.sites.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
+from lift_server.sites.provisioning import CONFIG_FILE, load_settings
+from lift_server.watch.board import show
+from lift_server.watch.rounds_file import RoundsFile
+from lift_server.watch.status_view import describe
 
 if TYPE_CHECKING:
     from lift.audit.documents import TrainingAudit
-    from lift_server.release_key import ReleaseKey
+    from lift_server.release.key import ReleaseKey
 
 PROGRAM = "lift-server"
 # the first of these that a problem has is the one to mend first: it decides the exit code
@@ -222,8 +222,8 @@ def page(
 
     A running server serves its own page; this one reads the same files and changes none.
     """
-    from lift_server.live.app import serve_page
-    from lift_server.live.process import page_url
+    from lift_server.watch.live.app import serve_page
+    from lift_server.watch.live.process import page_url
 
     config = load_settings(folder)
     if port is not None:
@@ -263,11 +263,13 @@ def export(
     config = load_settings(folder)
     key = None
     if release_key is not None:
-        from lift_server.release_key import check_release_key, read_release_key
+        from lift_server.release.key import check_release_key, read_release_key
 
         key = read_release_key(release_key)
         check_release_key(key, config.certificates, datetime.now(UTC))
-    from lift_server.export import export_run  # torch takes seconds: a typo must not wait for it
+    from lift_server.release.export import (
+        export_run,  # torch takes seconds: a typo must not wait for it
+    )
 
     def audit_training(plan: Plan) -> TrainingAudit:
         from lift.audit.training import training_audit
@@ -289,7 +291,7 @@ def export(
             f"lift-server sign-release {_quoted(output)} --release-key KEYS"
         )
         return
-    from lift_server.release_key import sign_release
+    from lift_server.release.key import sign_release
 
     sign_release(output, key)
     _signed(output, key)
@@ -307,7 +309,7 @@ def make_key(
     It needs ca.key. Keep the folder on a medium that stays offline: `export` and `sign-release`
     need it, the server never does.
     """
-    from lift_server.release_key import RELEASE_KEY_FILE, make_release_key
+    from lift_server.release.key import RELEASE_KEY_FILE, make_release_key
 
     config = load_settings(folder)
     made = make_release_key(config.certificates, output, config.name)
@@ -327,7 +329,7 @@ def sign_release_folder(
     ],
 ) -> None:
     """Sign a release whose files fit its manifest; works on a machine without network."""
-    from lift_server.release_key import read_release_key, sign_release
+    from lift_server.release.key import read_release_key, sign_release
 
     key = read_release_key(release_key)
     sign_release(release, key)
@@ -341,9 +343,9 @@ def main() -> None:
 
 def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
     """The resolved plan and what a run would send, without starting anything."""
-    from lift.assembly import describe_dry_run
     from lift.device import resolve_device
-    from lift.unconditional.bundle import load_generator, with_generator
+    from lift.tasks.describe import describe_dry_run
+    from lift.tasks.registry import load_generator, with_generator
 
     generator = load_generator(
         bundle_folder(config.generator),

@@ -20,11 +20,11 @@ from lift.config.kit import CA_FILE
 from lift.config.server import ServerConfig
 from lift.errors import LiftError
 from lift.generator.card import WEIGHTS_FILE, bundle_folder, check_task, read_card
-from lift_server import certificates
-from lift_server.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
-from lift_server.provisioning import load_settings
-from lift_server.roster import Roster, plan_fingerprint
-from lift_server.status_view import is_alive, read_status
+from lift_server.sites import certificates
+from lift_server.sites.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
+from lift_server.sites.provisioning import load_settings
+from lift_server.sites.roster import Roster, plan_fingerprint
+from lift_server.watch.status_view import is_alive, read_status
 
 EXECUTOR_FILE: Final = "executor.secret"
 _LEAST_FREE_BYTES: Final = 200 << 20

@@ -13,8 +13,8 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StartRelease
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.errors import BudgetSpentError, ConfigError, DataError, RecordError
 from lift.privacy.costs import START, STEPS
-from lift_client.budget import Arrays, Budget
-from lift_client.ledger import create_ledger, verify
+from lift_client.gate.budget import Arrays, Budget
+from lift_client.gate.ledger import create_ledger, verify
 
 DELTA = 1e-4
 PLAN = Plan(

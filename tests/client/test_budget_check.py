@@ -9,9 +9,9 @@ import pytest
 from lift.config.privacy import PrivacyMode
 from lift.config.site import BudgetSettings, SiteConfig
 from lift.privacy.book import PlannedRun, Release
-from lift_client.budget_check import check_budget
-from lift_client.ledger import Ledger, create_ledger
-from lift_client.verdict import Verdict
+from lift_client.check.budget_check import check_budget
+from lift_client.check.verdict import Verdict
+from lift_client.gate.ledger import Ledger, create_ledger
 
 DELTA = 1e-4
 RUN = PlannedRun(

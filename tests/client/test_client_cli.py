@@ -17,7 +17,7 @@ from lift.protocol.messages import Kind
 from lift.wire.groups import PURPOSES
 from lift_client.cli import _KINDS, PROGRAM, main
 from lift_client.enrolment import enrol
-from lift_client.journal import Entry, Journal, TensorNote, verify
+from lift_client.gate.journal import Entry, Journal, TensorNote, verify
 from tests import wording
 
 
@@ -230,7 +230,7 @@ def test_a_command_that_needs_no_torch_imports_none(
 def test_a_quick_check_imports_no_torch(site: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from lift_client.preflight import run_checks\n"
+        "from lift_client.check.preflight import run_checks\n"
         "list(run_checks(Path(sys.argv[1]), quick=True))\n"
         "sys.exit(str({'torch', 'flwr', 'scipy'} & set(sys.modules) or '') or 0)\n"
     )

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from lift.config.card import DataCard, histograms
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
-from lift.imaging.finding import Verdict
-from lift.imaging.scanner import scanner_of
-from lift_client.data_card import CARD_FILE, make_card, share, shared_card
-from lift_client.examine import ChannelFacts, PatientReport, Remark
-from lift_client.journal import JOURNAL_FILE, verify
+from lift.inspection.finding import Verdict
+from lift.inspection.scanner import scanner_of
+from lift_client.check.data_card import CARD_FILE, make_card, share, shared_card
+from lift_client.check.inspect_data import ChannelFacts, PatientReport, Remark
+from lift_client.gate.journal import JOURNAL_FILE, verify
 
 FACTS = ChannelFacts(
     shape=(240, 256, 155), spacing_mm=(0.94, 0.94, 1.0), depth_axis=2, acquired_spacing_mm=1.0

@@ -17,11 +17,13 @@ from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import FirstSourceGrid, GridRule
 from lift.config.site import SiteConfig
-from lift.resampling import Grid, resample, with_spacing
-from lift_client import cli, examine, image_check, image_view
-from lift_client.examine import PatientReport
-from lift_client.image_check import CohortReport, examine_cohort
-from lift_client.journal import verify
+from lift.volumes.resampling import Grid, resample, with_spacing
+from lift_client import cli
+from lift_client.check import image_check, image_view
+from lift_client.check import inspect_data as examine
+from lift_client.check.image_check import CohortReport, examine_cohort
+from lift_client.check.inspect_data import PatientReport
+from lift_client.gate.journal import verify
 from tests.client.test_preflight import make_authority, pem
 
 CHANNELS = ["t1n", "t2w", "t2f"]

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from lift.errors import RecordError
 from lift.protocol.messages import Kind
 from lift.wire.groups import PURPOSES
-from lift_client import journal as module
-from lift_client.journal import (
+from lift_client.gate import journal as module
+from lift_client.gate.journal import (
     START,
     Entry,
     Journal,
@@ -319,7 +319,7 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from lift_client.journal import Entry, Journal\n"
+        "from lift_client.gate.journal import Entry, Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "for number in range(20):\n"
         "    journal.append(Entry(run='ab' * 32, round=number, kind='train', tensors=(), bytes=0,\n"

@@ -16,7 +16,7 @@ import pytest
 from lift.errors import BudgetSpentError, ConfigError, LiftError, PrivacyError, RecordError
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.book import PlannedRun, Release
-from lift_client.ledger import Ledger, create_ledger, verify
+from lift_client.gate.ledger import Ledger, create_ledger, verify
 from tests import wording
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -31,9 +31,9 @@ from scipy.stats import norm
 
 from lift.errors import BudgetSpentError, ConfigError, PrivacyError, RecordError
 from lift.privacy.book import START, Book, PlannedRun, Release
-from lift_client import ledger as module
-from lift_client.ledger import Ledger, create_ledger
-from lift_client.ledger_file import LedgerFile
+from lift_client.gate import ledger as module
+from lift_client.gate.ledger import Ledger, create_ledger
+from lift_client.gate.ledger_file import LedgerFile
 
 DELTA, CAP = 1e-4, 1.5
 NOISES = (8.0, 12.0, 8.0)

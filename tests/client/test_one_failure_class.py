@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lift.assembly import plan_mixer
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, PatientGradients
@@ -23,8 +22,9 @@ from lift.protocol.messages import (
     StatisticsRequest,
     TrainRequest,
 )
+from lift.tasks.paired.building import plan_mixer
 from lift_client import session as module
-from lift_client.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
 from lift_client.session import SiteSession
 from tests.lift.small_world import small_generator, small_plan, write_brats_patient
 

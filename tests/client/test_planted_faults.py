@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 
 from lift.config.site import SiteConfig
-from lift_client import image_view
-from lift_client.image_check import CohortReport, examine_cohort
+from lift_client.check import image_view
+from lift_client.check.image_check import CohortReport, examine_cohort
 from tests.client.planted import BRAIN_FAULTS, HEAD_FAULTS, Planted, plant
 from tests.scale import COHORT
 

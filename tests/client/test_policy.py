@@ -24,10 +24,10 @@ from lift.errors import NonFiniteUpdateError, PolicyError
 from lift.mixer.base import FrozenParts
 from lift.mixer.build import build_mixer
 from lift.protocol.messages import Kind
-from lift.wire.answers import update_form
 from lift.wire.form import AnswerForm, Part, TensorForm
 from lift.wire.groups import CURVES, UPDATE
-from lift_client.policy import check_outgoing, check_plan
+from lift.wire.update import update_form
+from lift_client.gate.policy import check_outgoing, check_plan
 
 KIT = Kit(
     federation="brains",

@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lift.errors import ProtocolError
+from lift_client.check.preflight import run_checks
+from lift_client.check.verdict import Verdict
 from lift_client.cli import exit_code
 from lift_client.enrolment import enrol
-from lift_client.preflight import run_checks
-from lift_client.verdict import Verdict
 from tests import wording
 
 NOW = datetime.now(UTC)

@@ -16,20 +16,21 @@ from torch import Tensor
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.site import BudgetSettings, SiteSettings
-from lift.drifting.release import from_arrays
-from lift.drifting.statistics import parts
-from lift.privacy import statistics, trajectories
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import SCALE, trajectory
-from lift.unconditional.public_gaussian import sent_form
-from lift.unconditional.review import moments_from_arrays
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.drifting.release import from_arrays
+from lift.tasks.unconditional.drifting.statistics import parts
+from lift.tasks.unconditional.moments import SCALE, trajectory
+from lift.tasks.unconditional.private import moments as trajectories
+from lift.tasks.unconditional.private import statistics
+from lift.tasks.unconditional.public_gaussian import sent_form
+from lift.tasks.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
-from lift_client import unconditional as module
-from lift_client.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
 from lift_client.session import SiteSession
+from lift_client.tasks import unconditional as module
 from tests.lift.privacy.streams import KnownStream
 from tests.lift.unconditional.tiny_decoder import tiny_plan, write_bodies
 

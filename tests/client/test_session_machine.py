@@ -27,7 +27,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lift.assembly import plan_mixer
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
@@ -43,10 +42,11 @@ from lift.protocol.messages import (
     StatisticsRequest,
     TrainRequest,
 )
-from lift.training import TrainedRound
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.steps import TrainedRound
 from lift_client import session as module
-from lift_client.budget import Budget
-from lift_client.ledger import LEDGER_FILE, Ledger, create_ledger
+from lift_client.gate.budget import Budget
+from lift_client.gate.ledger import LEDGER_FILE, Ledger, create_ledger
 from lift_client.session import SiteSession
 from tests.client.test_ledger_machine import true_epsilon
 from tests.lift.small_world import small_generator, small_plan

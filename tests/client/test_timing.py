@@ -9,7 +9,7 @@ import pytest
 
 from lift.config.kit import Kit
 from lift.config.site import SiteConfig
-from lift_client.timing import by_size, check_timing, time_one_patient
+from lift_client.check.timing import by_size, check_timing, time_one_patient
 from tests.end_to_end.tiny_run import (
     SOURCES,
     TARGET,

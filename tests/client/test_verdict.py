@@ -23,10 +23,10 @@ from lift.protocol.messages import (
     Parcel,
     StatisticsRequest,
 )
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import fit_gaussian
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.moments import fit_gaussian
 from lift_client.session import SiteSession
-from lift_client.unconditional import UnconditionalWork
+from lift_client.tasks.unconditional import UnconditionalWork
 from tests.lift.unconditional.planted_residual import (
     MEAN,
     gaussian_plan,

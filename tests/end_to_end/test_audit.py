@@ -21,7 +21,7 @@ import lift_server.cli
 from lift.config.server import ServerConfig
 from lift.files import file_digest
 from lift_client.enrolment import enrol
-from lift_server import provisioning, roster
+from lift_server.sites import provisioning, roster
 from tests import wording
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
@@ -322,7 +322,7 @@ def test_private_training_is_audited_before_it_is_released(
         del noise_std, stream
         return {name: values[name].float() for name in sorted(values)}
 
-    monkeypatch.setattr(sys.modules["lift.privacy.engines"], "add_noise", no_noise)
+    monkeypatch.setattr(sys.modules["lift.tasks.paired.private.engines"], "add_noise", no_noise)
     # once: tests/lift/audit/test_canary.py shows that it fails every time
     broken = private.export("broken", "--without-audit")
     check_refusal(broken, 7, names=["did not pass its audit", "canaries"])

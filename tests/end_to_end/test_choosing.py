@@ -14,16 +14,17 @@ import pytest
 import torch
 import yaml
 
-from lift.assembly import FinishedMixer, start_values, write_mixer
-from lift.choice import USES, Choice
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
-from lift.contrast import CURVES_FILE, read_site_model
 from lift.errors import EXIT_CODES, ConfigError
 from lift.generator.bundle import load_bundle
-from lift.local import OWN_MIXER_FILE
-from lift_client import choosing
-from lift_client.choosing import Chosen, choose_model
+from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.tasks.paired.building import start_values
+from lift.tasks.paired.choice import USES, Choice
+from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
+from lift.tasks.paired.local import OWN_MIXER_FILE
+from lift_client.own import choosing
+from lift_client.own.choosing import Chosen, choose_model
 from tests.end_to_end.test_contrast import CURVES
 from tests.end_to_end.test_privacy import LOCAL
 from tests.end_to_end.tiny_run import (

@@ -14,16 +14,14 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lift.assembly import read_mixer
-from lift.choice import USES
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import BudgetSettings, SiteSettings
-from lift.contrast import CURVES_FILE, read_site_model
-from lift.curves import KNOTS
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
+from lift.mixer.curves import KNOTS
+from lift.mixer.finished import read_mixer
 from lift.protocol.codec import encode
 from lift.protocol.messages import (
     GuardRequest,
@@ -33,11 +31,13 @@ from lift.protocol.messages import (
     StatisticsRequest,
     TrainRequest,
 )
+from lift.tasks.paired.choice import USES
+from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
 from lift.wire.names import CURVE_SUMS, SHARED
-from lift_client.ledger import create_ledger
-from lift_client.paired import PairedWork
+from lift_client.gate.ledger import create_ledger
 from lift_client.session import SiteSession
-from lift_server.tasks import run_task
+from lift_client.tasks.paired import PairedWork, paired_work
+from lift_server.tasks.registry import run_task
 from tests.end_to_end.test_privacy import DELTA, LOCAL
 from tests.end_to_end.tiny_run import (
     PATIENTS,
@@ -249,8 +249,8 @@ def test_a_site_of_few_patients_shares_nothing_and_takes_the_others(
     session = open_session(tiny.site(SILENT), SILENT, generator, tmp_path)
     reply = handled(session, Parcel(Kind.STATISTICS, StatisticsRequest(plan=crossing.plan)))
     assert set(reply.tensors) == {"z_filter_a", "z_filter_b"}
-    alone = session.site_curves(crossing.plan, {})
-    joined = session.site_curves(crossing.plan, crossing.shared)
+    alone = paired_work(session, crossing.plan).site_curves({})
+    joined = paired_work(session, crossing.plan).site_curves(crossing.shared)
     assert joined is not None
     assert alone is None or not torch.equal(alone, joined)
 

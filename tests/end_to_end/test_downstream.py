@@ -15,21 +15,21 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from torch import Tensor
 
-import lift_simulation.downstream.__main__ as program
+import lift_benchmarks.downstream.__main__ as program
 from lift.cohort.patients import Patient
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.simulation import SimulationConfig
 from lift.errors import AffineError, ConfigError, DataError, VolumeError
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import LARGEST
-from lift.unconditional.pretraining import pretrain_decoder
-from lift_simulation.downstream.config import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.moments import LARGEST
+from lift.tasks.unconditional.pretraining import pretrain_decoder
+from lift_benchmarks.downstream.config import (
     DownstreamConfig,
     Entry,
     SegmenterSettings,
     list_entries,
 )
-from lift_simulation.downstream.pairs import (
+from lift_benchmarks.downstream.pairs import (
     Pair,
     PairForm,
     joint_gaussian,
@@ -39,9 +39,9 @@ from lift_simulation.downstream.pairs import (
     read_pair,
     signed_distances,
 )
-from lift_simulation.downstream.pictures import draw_pairs
-from lift_simulation.downstream.run import sources_of
-from lift_simulation.downstream.segmenter import (
+from lift_benchmarks.downstream.pictures import draw_pairs
+from lift_benchmarks.downstream.run import sources_of
+from lift_benchmarks.downstream.segmenter import (
     Source,
     Stack,
     augmentation,
@@ -50,8 +50,8 @@ from lift_simulation.downstream.segmenter import (
     stack_of,
     train_segmenter,
 )
-from lift_simulation.downstream.summary import read_drawn
-from lift_simulation.downstream.volumes import Volumes
+from lift_benchmarks.downstream.summary import read_drawn
+from lift_benchmarks.downstream.volumes import Volumes
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SHAPE,

@@ -10,8 +10,8 @@ import pytest
 
 from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
-from lift_simulation import few_patients
-from lift_simulation.few_patients import FIGURE_FILE, SUMMARY_FILE, drawn, limited
+from lift_benchmarks import few_patients
+from lift_benchmarks.few_patients import FIGURE_FILE, SUMMARY_FILE, drawn, limited
 from tests.end_to_end.tiny_run import TinyRun
 
 CURVES = {"kind": "zrefine", "width": 4, "contrast": "curves"}

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from lift import evaluation
 from lift.config.plan import Plan
 from lift.config.site import BudgetSettings
-from lift.contrast import CURVES_FILE, read_site_model
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
 from lift.guard import OPTIMISM_DB
 from lift.protocol.messages import GuardReply, GuardRequest, Kind, Parcel
-from lift_client import paired
-from lift_client.ledger import create_ledger
-from lift_client.paired import PairedWork
+from lift.tasks.paired import predictions as evaluation
+from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
+from lift_client.gate.ledger import create_ledger
 from lift_client.session import SiteSession
-from lift_server.release import verdicts
+from lift_client.tasks import paired
+from lift_client.tasks.paired import PairedWork
+from lift_server.release.results import verdicts
 from tests.end_to_end.test_contrast import CURVES, open_session, plan_of
 from tests.end_to_end.test_privacy import DELTA, LOCAL
 from tests.end_to_end.tiny_run import SOURCES, TinyRun

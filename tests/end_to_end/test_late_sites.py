@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lift.choice import USES
-from lift.contrast import POOLED_FILE, read_site_model
+from lift.tasks.paired.choice import USES
+from lift.tasks.paired.contrast import POOLED_FILE, read_site_model
 from lift.wire.names import POOLED_CURVES
 from tests.end_to_end.tiny_run import (
     PATIENTS,

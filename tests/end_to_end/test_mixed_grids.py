@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lift.resampling import Grid, resample
+from lift.volumes.resampling import Grid, resample
 from tests import wording
 from tests.end_to_end.tiny_run import PATIENTS, SHAPE, SOURCES, SPACING_MM, TinyRun, run_here
 

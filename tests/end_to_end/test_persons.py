@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lift.assembly import plan_mixer
 from lift.cohort.split import Split
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
@@ -17,9 +16,10 @@ from lift.config.site import SiteSettings
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
 from lift.protocol.messages import GuardReply, GuardRequest
+from lift.tasks.paired.building import plan_mixer
 from lift.wire.names import MIXER, TAPS, grouped
-from lift_client.paired import PairedWork
 from lift_client.session import SiteSession
+from lift_client.tasks.paired import PairedWork
 from tests.end_to_end.tiny_run import TinyRun, make_patient, patient_name, write_nifti
 
 EXAMINATIONS = 8

@@ -23,7 +23,7 @@ from lift.protocol.messages import (
     Parcel,
     StatisticsRequest,
 )
-from lift_client.ledger import create_ledger, verify
+from lift_client.gate.ledger import create_ledger, verify
 from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import DROP, PATIENTS, TinyRun, check_refusal, run_here
 

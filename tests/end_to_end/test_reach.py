@@ -12,11 +12,11 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-import lift_simulation.reach.__main__ as reach
+import lift_benchmarks.reach.__main__ as reach
 from lift.config.simulation import SimulationConfig
-from lift_simulation.reach.config import ReachConfig, list_entries
-from lift_simulation.reach.figure import draw
-from lift_simulation.reach.summary import Drawn, read_drawn
+from lift_benchmarks.reach.config import ReachConfig, list_entries
+from lift_benchmarks.reach.figure import draw
+from lift_benchmarks.reach.summary import Drawn, read_drawn
 from tests.end_to_end.tiny_run import ENTRY_POINTS, TinyRun, bytes_under, check_refusal, run_here
 
 SHIPPED = Path(reach.__file__).parent / "settings.yaml"

@@ -23,13 +23,13 @@ import pytest
 import safetensors.numpy
 
 import lift_simulation.cli
-from lift.assembly import read_mixer
-from lift.choice import Use
 from lift.config.plan import MixerKind, Plan
 from lift.config.simulation import Comparison
-from lift.contrast import CURVES_FILE, read_site_model, write_site_curves
-from lift.curves import ChosenCurves
 from lift.generator.card import read_card
+from lift.mixer.curves import ChosenCurves
+from lift.mixer.finished import read_mixer
+from lift.tasks.paired.choice import Use
+from lift.tasks.paired.contrast import CURVES_FILE, read_site_model, write_site_curves
 from tests import wording
 from tests.end_to_end.tiny_run import (
     PATIENTS,

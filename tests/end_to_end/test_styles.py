@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lift.assembly import read_mixer
 from lift.config.cohort import BratsData
 from lift.config.site import SiteSettings
 from lift.files import file_digest
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import same_view
-from lift_client.unconditional import UnconditionalWork
+from lift.mixer.finished import read_mixer
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.grid import same_view
+from lift_client.tasks.unconditional import UnconditionalWork
 from tests.end_to_end.tiny_run import (
     check_refusal,
     make_patient,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lift_server.store import RunStore
+from lift_server.rounds.store import RunStore
 from tests.end_to_end.tiny_run import PATIENTS, TinyRun, run_outside
 from tests.lift.event_files import Events, read_events
 from tests.lift.tracking_world import expected, rounded

@@ -12,7 +12,7 @@ import pytest
 
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 from lift_client.enrolment import enrol
-from lift_client.ledger import verify
+from lift_client.gate.ledger import verify
 from tests import wording
 from tests.end_to_end.tiny_run import changed, check_refusal, run_here
 from tests.lift.event_files import read_events
@@ -180,7 +180,7 @@ def test_a_finished_run_is_left_alone_and_an_interrupted_one_ends_with_the_same_
     assert wording.ALREADY_COMPLETE in again.stderr
     out = world.folder / "killed"
 
-    from lift_server.store import RunStore
+    from lift_server.rounds.store import RunStore
 
     save = RunStore.save
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import lift_simulation.utility.__main__ as bench
+import lift_benchmarks.utility.__main__ as bench
 from lift.config.privacy import PatientGradients
 from lift.privacy.accounting import Mechanism, epsilon
-from lift_simulation.utility.cells import (
+from lift_benchmarks.utility.cells import (
     Cell,
     UtilityConfig,
     cell_config,
@@ -19,7 +19,7 @@ from lift_simulation.utility.cells import (
     public_delta,
     training_patients,
 )
-from lift_simulation.utility.summary import summarise_cells
+from lift_benchmarks.utility.summary import summarise_cells
 from tests.end_to_end.tiny_run import ENTRY_POINTS, bytes_under, run_here
 
 SHIPPED = Path(bench.__file__).parent / "settings.yaml"

@@ -45,7 +45,7 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.messages import Answer, Parcel
 from lift.protocol.transport import Transport
-from lift_server.provisioning import init_folder
+from lift_server.sites.provisioning import init_folder
 from tests.federation.world import until
 from tests.ports import free_port
 

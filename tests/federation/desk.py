@@ -14,7 +14,6 @@ from flwr.app import Context, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from flwr.supercore.task_identity import TaskIdentity
 
-from lift.assembly import plan_mixer
 from lift.config.cohort import BratsData
 from lift.config.generator import GeneratorChoice
 from lift.config.kit import Kit, TaskRule
@@ -34,9 +33,10 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
-from lift.wire.answers import Forms, answer_forms
+from lift.tasks.answers import Forms, answer_forms
+from lift.tasks.paired.building import plan_mixer
 from lift_client.app import Release
-from lift_client.journal import JOURNAL_FILE, Journal, verify
+from lift_client.gate.journal import JOURNAL_FILE, Journal, verify
 from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.parcels import F32, FINGERPRINT

@@ -53,7 +53,7 @@ def _strike(
 
 def _patch_site(schedule: Schedule) -> None:
     executor: Any = importlib.import_module("lift.protocol.flower.executor")
-    paired: Any = importlib.import_module("lift_client.paired")
+    paired: Any = importlib.import_module("lift_client.tasks.paired")
     training: Any = paired.train_round
     pushing: Any = executor.push_message
     current = {"round": 0}
@@ -84,8 +84,8 @@ def _patch_site(schedule: Schedule) -> None:
 
 
 def _patch_server(schedule: Schedule) -> None:
-    updates: Any = importlib.import_module("lift_server.updates")
-    store: Any = importlib.import_module("lift_server.store")
+    updates: Any = importlib.import_module("lift_server.rounds.updates")
+    store: Any = importlib.import_module("lift_server.rounds.store")
     reviewing: Any = updates.review_update
     averaging: Any = updates.mean_update
     writing: Any = store.write_checkpoint

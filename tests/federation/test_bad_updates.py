@@ -21,10 +21,10 @@ from lift.protocol.messages import (
     Parcel,
     TrainRequest,
 )
-from lift_server.finished import FinishedRun
-from lift_server.rounds import run_rounds
-from lift_server.store import RunStore
-from lift_server.tasks import PairedTask
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks.paired import PairedRun
 from tests.federation.parcels import F32, PATIENTS, honest_answer, make_plan
 
 pytestmark = [
@@ -68,7 +68,7 @@ def federate(plan: Plan, folder: Path, trick: Trick, *, in_round: int) -> Finish
         plan,
         ByHand(trick, in_round=in_round),
         RunStore(folder, plan.digest()),
-        PairedTask(plan, lambda taps: {"w": torch.zeros(3), "b": torch.zeros(1)}),
+        PairedRun(plan, lambda taps: {"w": torch.zeros(3), "b": torch.zeros(1)}),
         roster=lambda: sorted(PATIENTS),
     )
 

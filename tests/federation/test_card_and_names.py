@@ -16,17 +16,17 @@ from flwr.app import RecordDict
 from pydicom.dataset import Dataset
 from rich.console import Console
 
-from lift.card_view import show_card
 from lift.config.card import DataCard
 from lift.config.cohort import TableData
+from lift.inspection.card_view import show_card
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import decode_reply
 from lift.protocol.flower.records import unpack
 from lift.protocol.messages import StatisticsReply
-from lift_client import image_view
-from lift_client.data_card import make_card, share
-from lift_client.image_check import examine_cohort
-from lift_client.journal import JOURNAL_FILE, verify
+from lift_client.check import image_view
+from lift_client.check.data_card import make_card, share
+from lift_client.check.image_check import examine_cohort
+from lift_client.gate.journal import JOURNAL_FILE, verify
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.desk import POLICY, Real, asking, training
 from tests.lift.formats.cases import itk_image

@@ -18,8 +18,8 @@ import pytest
 from lift.protocol.flower.executor import SuperNode
 from lift.protocol.flower.supernode import SuperNodeSettings
 from lift_client.enrolment import enrol
-from lift_server.certificates import renew_server_certificate
-from lift_server.provisioning import init_folder
+from lift_server.sites.certificates import renew_server_certificate
+from lift_server.sites.provisioning import init_folder
 from tests.federation.local_child import (
     in_background,
     site_settings,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
-from lift_client.journal import JOURNAL_FILE, verify
+from lift_client.gate.journal import JOURNAL_FILE, verify
 from tests import wording
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.network import ConnectProxy, TlsTap

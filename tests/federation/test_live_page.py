@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lift_server.live.snapshot import Snapshots
+from lift_server.watch.live.snapshot import Snapshots
 from tests.federation.browsers import BROWSERS, PATHS, answers, open_pages, running_page
 from tests.federation.world import Federation, children, until
 from tests.ports import free_port
@@ -84,6 +84,6 @@ def page_of(server: int) -> int:
     (found,) = (
         child
         for child in children(server)
-        if b"lift_server.live" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"lift_server.watch.live" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     return found

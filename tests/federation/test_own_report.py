@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import yaml
 
-from lift.report.markup import pointer
+from lift.markup import pointer
 from tests import wording
 from tests.federation.world import Federation, run
 from tests.lift.report.test_report import Page, resolve

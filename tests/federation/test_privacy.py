@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lift_client.ledger import verify
+from lift_client.gate.ledger import verify
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.world import Federation, run
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lift.assembly import plan_mixer
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.plan import MixerKind, Plan
 from lift.config.privacy import PatientGradients
-from lift.privacy.training import clipped_sum, train_round_privately
-from lift.unconditional.pretraining import pretrain_decoder
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.private.training import clipped_sum, train_round_privately
+from lift.tasks.unconditional.pretraining import pretrain_decoder
 from tests.end_to_end.tiny_run import TinyRun
 from tests.gpu.checks import (
     LEAST_COSINE,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lift.errors import QuorumError
 from lift.mixer.trained import TrainedPart
-from lift.unconditional import bundle
+from lift.tasks import registry
 from tests.end_to_end.tiny_run import TinyRun
 from tests.gpu.checks import (
     check_features_of_both_precisions,
@@ -23,7 +23,7 @@ from tests.gpu.checks import (
 def test_a_tensor_left_on_the_cpu(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lift.windows.to_device", lambda tensor, device: tensor)
+    monkeypatch.setattr("lift.tasks.paired.windows.to_device", lambda tensor, device: tensor)
     with pytest.raises(QuorumError, match=r"east \(internal\)"):
         check_paired(tmp_path, tiny)
 
@@ -43,7 +43,7 @@ def test_a_numpy_view_of_a_tensor_on_the_device(
 def test_a_generator_on_the_wrong_device(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = bundle.load_generator
+    load = registry.load_generator
 
     def load_on_the_cpu(*args: Any, **options: Any) -> Any:
         return load(*args, **{**options, "device": torch.device("cpu")})
@@ -56,7 +56,7 @@ def test_a_generator_on_the_wrong_device(
 def test_a_cached_feature_of_another_precision(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lift.cohort.opened.feature_precision", lambda device: "float32")
+    monkeypatch.setattr("lift.tasks.paired.site_cohort.feature_precision", lambda device: "float32")
     with pytest.raises(AssertionError, match="stood for both"):
         check_features_of_both_precisions(tmp_path, tiny)
 
@@ -64,7 +64,7 @@ def test_a_cached_feature_of_another_precision(
 def test_a_number_read_in_the_loop_of_steps(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lift import training
+    from lift.tasks.paired import training
 
     loss_of = training.batch_loss
 

@@ -10,22 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.assembly import start_values
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.device import resolve_device
+from lift.generator.base import Generator
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord
-from lift.unconditional.bundle import AnyGenerator, load_generator, with_generator
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper
-from lift_client.ledger import LEDGER_FILE, create_ledger
+from lift.tasks.paired.building import start_values
+from lift.tasks.paired.task import slice_generator
+from lift.tasks.registry import load_generator, with_generator
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import plan_mapper
+from lift_client.gate.ledger import LEDGER_FILE, create_ledger
 from lift_client.session import SiteSession
-from lift_server.finished import FinishedRun
-from lift_server.rounds import run_rounds
-from lift_server.store import RunStore
-from lift_server.tasks import run_task
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks.registry import run_task
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,11 @@ def federate(
     return Ran(devices, _start(generator, whole, results[0]), results[0], tuple(store.records))
 
 
-def _of(generator: AnyGenerator, plan: Plan) -> Plan:
-    if isinstance(generator, FrozenDecoder):
-        return with_generator(plan, generator)
-    return plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
+def _of(generator: Generator, plan: Plan) -> Plan:
+    return with_generator(plan, generator)
 
 
-def _start(generator: AnyGenerator, plan: Plan, finished: FinishedRun) -> Mapping[str, Tensor]:
+def _start(generator: Generator, plan: Plan, finished: FinishedRun) -> Mapping[str, Tensor]:
     if isinstance(generator, FrozenDecoder):
         return plan_mapper(plan, generator).values()
-    return start_values(plan, generator, finished.taps)
+    return start_values(plan, slice_generator(plan, generator), finished.taps)

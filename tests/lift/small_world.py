@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lift.assembly import frozen_parts, plan_mixer
+from lift.cohort.preprocessing import CropBox, Prepared
 from lift.config.generator import GeneratorCard, TapShape, UNetConfig
 from lift.config.plan import MixerKind, MixerPlan, Plan
 from lift.errors import LiftError
-from lift.features import Features, compute_features
+from lift.generator.features import Features, compute_features
 from lift.generator.networks import FrozenGenerator, UNet, build_network, network_fingerprint
 from lift.mixer.base import Mixer
 from lift.mixer.build import mixer_needs
-from lift.preprocessing import CropBox, Prepared
-from lift.volume import FileGrid, Volume
+from lift.tasks.paired.building import frozen_parts, plan_mixer
+from lift.volumes.volume import FileGrid, Volume
 
 CPU: Final = torch.device("cpu")
 SOURCES: Final = ("t1n", "t2w")

@@ -12,18 +12,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lift.assembly import (
-    MIXER_FILE_VERSION,
-    FinishedMixer,
-    frozen_parts,
-    plan_mixer,
-    read_mixer,
-    start_values,
-    write_mixer,
-)
 from lift.config.plan import MixerKind
 from lift.errors import CheckpointError, VersionMismatchError
 from lift.guard import SiteProfile
+from lift.mixer.finished import MIXER_FILE_VERSION, FinishedMixer, read_mixer, write_mixer
+from lift.tasks.paired.building import frozen_parts, plan_mixer, start_values
 from tests.lift.mixer_cases import KINDS, TAPS
 from tests.lift.small_world import assert_four_parts, random_mixer, small_generator, small_plan
 

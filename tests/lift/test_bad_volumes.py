@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lift.errors import AffineError, VolumeError
-from lift.volume import read_volume
+from lift.volumes.volume import read_volume
 from tests import wording
 
 Array = NDArray[Any]

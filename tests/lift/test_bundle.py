@@ -35,7 +35,7 @@ from lift.generator.card import (
 )
 from lift.generator.importing import import_state_dict
 from lift.generator.networks import MonaiNetwork, SliceNetwork, build_network
-from lift.unconditional.bundle import load_generator
+from lift.tasks.registry import load_generator
 from tests import wording
 
 CPU = torch.device("cpu")

@@ -14,8 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift.checkpoint import CHECKPOINT_VERSION, Checkpoint, read_checkpoints, write_checkpoint
 from lift.errors import CheckpointError, VersionMismatchError
+from lift_server.rounds.checkpoint import (
+    CHECKPOINT_VERSION,
+    Checkpoint,
+    read_checkpoints,
+    write_checkpoint,
+)
 from tests.lift.small_world import assert_four_parts
 
 PLAN, OTHER_PLAN = "a" * 64, "b" * 64

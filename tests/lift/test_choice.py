@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.choice import Choice, choose
-from lift.held_out import blended, no_mixer
+from lift.tasks.paired.choice import Choice, choose
+from lift.tasks.paired.methods import blended, no_mixer
 from tests.lift.small_world import features_of, small_generator, small_prepared
 
 PSNR = st.floats(10, 40)

@@ -9,8 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.choice import Use
-from lift.contrast import (
+from lift.errors import DataError
+from lift.generator.features import Features
+from lift.mixer.curves import (
+    KNOTS,
+    ChosenCurves,
+    CurveEquations,
+    apply_curves,
+    choose_curves,
+    fit_curves,
+    total_equations,
+)
+from lift.mixer.z_filter import SCALE
+from lift.tasks.paired.choice import Use
+from lift.tasks.paired.contrast import (
     FEWEST_PATIENTS,
     SiteContrast,
     others_of,
@@ -21,22 +33,10 @@ from lift.contrast import (
     to_arrays,
     write_site_curves,
 )
-from lift.curves import (
-    KNOTS,
-    ChosenCurves,
-    CurveEquations,
-    apply_curves,
-    choose_curves,
-    fit_curves,
-    total_equations,
-)
-from lift.errors import DataError
-from lift.evaluation import filtered, mixed, patient_curves, patient_equations
-from lift.features import Features
-from lift.mixer.z_filter import SCALE
-from lift.synthesis import GeneratedStream, mix
-from lift.training import batch_loss
-from lift.windows import Window, make_batch
+from lift.tasks.paired.predictions import filtered, mixed, patient_curves, patient_equations
+from lift.tasks.paired.synthesis import GeneratedStream, mix
+from lift.tasks.paired.training import batch_loss
+from lift.tasks.paired.windows import Window, make_batch
 from lift.wire.names import CURVE_SUMS
 from tests.lift.small_world import (
     SOURCES,

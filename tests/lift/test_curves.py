@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.curves import (
+from lift.errors import DataError, VolumeError
+from lift.generator.features import Features
+from lift.mixer.curves import (
     ALONE,
     ENOUGH,
     KNOTS,
@@ -26,10 +28,8 @@ from lift.curves import (
     hats,
     mean_equations,
 )
-from lift.errors import DataError, VolumeError
-from lift.evaluation import patient_psnr_db
-from lift.features import Features
-from lift.held_out import curve_methods
+from lift.tasks.paired.methods import curve_methods
+from lift.tasks.paired.predictions import patient_psnr_db
 from tests.lift.small_world import (
     assert_four_parts,
     features_of,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lift.assembly import plan_mixer
-from lift.cohort.opened import SiteCohort, open_cohort
 from lift.config.cohort import BratsData
 from lift.config.site import CacheSettings, SiteSettings
 from lift.errors import DataError
-from lift.features import FeatureCache, files_name
 from lift.files import write_json
+from lift.generator.features import FeatureCache, files_name
 from lift.generator.networks import FrozenGenerator
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.site_cohort import SiteCohort, open_cohort
 from tests.lift.small_world import small_generator, small_plan, write_brats_patient
 
 PATIENTS = 3

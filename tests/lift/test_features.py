@@ -20,9 +20,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lift.cohort.preprocessing import preprocessing_digest
 from lift.config.plan import MixerKind
 from lift.errors import DataError
-from lift.features import (
+from lift.generator.features import (
     FeatureCache,
     Features,
     block_slices,
@@ -31,7 +32,6 @@ from lift.features import (
     generate_blocks,
 )
 from lift.generator.networks import neighbour_channels
-from lift.preprocessing import preprocessing_digest
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
     SIZE,

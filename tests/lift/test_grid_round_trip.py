@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lift.cohort.patients import Patient
-from lift.preprocessing import grid_of, prepare, restore
-from lift.resampling import Grid, resample, resample_labels, with_spacing
-from lift.volume import Volume, read_volume, write_volume
+from lift.cohort.preprocessing import grid_of, prepare, restore
+from lift.volumes.resampling import Grid, resample, resample_labels, with_spacing
+from lift.volumes.volume import Volume, read_volume, write_volume
 from tests.lift.formats.cases import check_places, itk_answer, meta_text, nrrd_text, stored
 from tests.lift.formats.test_real_odd_files import NOT_FOR_ITK, READ
 from tests.lift.small_world import SOURCES, small_plan

@@ -9,15 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from lift.assembly import FinishedMixer, plan_mixer, read_mixer, start_values, write_mixer
-from lift.choice import Use
 from lift.config.plan import Plan
-from lift.contrast import CURVES_FILE, read_site_model, write_site_curves
-from lift.curves import ChosenCurves
 from lift.errors import CheckpointError, DataError
 from lift.generator.networks import FrozenGenerator
-from lift.local import OWN_MIXER_FILE, local_steps, train_alone, with_own_mixer, write_own_mixer
-from lift.training import train_round
+from lift.mixer.curves import ChosenCurves
+from lift.mixer.finished import FinishedMixer, read_mixer, write_mixer
+from lift.tasks.paired.building import plan_mixer, start_values
+from lift.tasks.paired.choice import Use
+from lift.tasks.paired.contrast import CURVES_FILE, read_site_model, write_site_curves
+from lift.tasks.paired.local import (
+    OWN_MIXER_FILE,
+    local_steps,
+    train_alone,
+    with_own_mixer,
+    write_own_mixer,
+)
+from lift.tasks.paired.training import train_round
 from tests.lift.small_world import (
     SOURCES,
     assert_four_parts,

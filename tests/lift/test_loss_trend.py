@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lift.loss_trend import FEWEST_ROUNDS, Losses, loss_trend, of_records
+from lift.records.loss_trend import FEWEST_ROUNDS, Losses, loss_trend, of_records
 from lift.records.rounds import RoundRecord
 from lift.report.findings import headline
 from lift.report.read import read_run

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lift.config.plan import LossPlan
-from lift.losses import paired_loss
+from lift.tasks.paired.losses import paired_loss
 
 SHAPE = (4, 1, 5, 6)
 PLANS = [

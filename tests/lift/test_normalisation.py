@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lift.cohort.normalisation import Scale, learn_landmarks, looks_inside_the_mask, scale_of
 from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import prepare, preprocessing_digest, to_output_units, values_inside
 from lift.config.plan import AnyRule, NyulRule, PercentileRule, Plan, PreprocessingPlan
 from lift.config.plan import WhiteMatterRule as WhiteMatter
 from lift.errors import ConfigError, DataError, VolumeError
-from lift.normalisation import Scale, learn_landmarks, looks_inside_the_mask, scale_of
-from lift.preprocessing import prepare, preprocessing_digest, to_output_units, values_inside
 
 Array = NDArray[Any]
 SHAPE = (40, 40, 20)

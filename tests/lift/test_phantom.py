@@ -33,6 +33,7 @@ from lift.cohort.phantom.write import (
     write_phantom_cohort,
     write_truth,
 )
+from lift.cohort.preprocessing import prepare
 from lift.config.cohort import BratsData, SynthradData
 from lift.config.phantom import (
     MR_CHANNELS,
@@ -45,7 +46,6 @@ from lift.config.plan import Plan, PreprocessingPlan, TaskPlan
 from lift.config.privacy import NoPrivacy
 from lift.errors import ConfigError
 from lift.files import file_digest
-from lift.preprocessing import prepare
 
 Floats = NDArray[np.floating]
 sites = pytest.mark.parametrize("site", SCANNERS)

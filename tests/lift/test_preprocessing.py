@@ -10,19 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lift.cohort.normalisation import Scale, scale_of
 from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import prepare, preprocessing_digest, restore, to_output_units
 from lift.config.plan import PercentileRule, Plan, WindowRule
 from lift.errors import AffineError, SpacingError, VolumeError
-from lift.masks import body_mask, nonzero_mask
-from lift.normalisation import Scale, scale_of
-from lift.preprocessing import (
-    prepare,
-    preprocessing_digest,
-    restore,
-    to_output_units,
-)
-from lift.slices import to_slices
-from lift.volume import read_volume, write_volume
+from lift.volumes.masks import body_mask, nonzero_mask
+from lift.volumes.slices import to_slices
+from lift.volumes.volume import read_volume, write_volume
 
 Array = NDArray[Any]
 SHAPE = (30, 34, 12)

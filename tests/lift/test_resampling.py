@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import grid_of, on_plan_grid, prepare, preprocessing_digest, restore
 from lift.config.plan import Plan
 from lift.errors import AffineError, ConfigError, SpacingError, VolumeError
-from lift.preprocessing import grid_of, on_plan_grid, prepare, preprocessing_digest, restore
-from lift.resampling import Grid, resample, resample_labels, with_spacing
-from lift.volume import read_volume, write_volume
+from lift.volumes.resampling import Grid, resample, resample_labels, with_spacing
+from lift.volumes.volume import read_volume, write_volume
 from tests.lift.formats.cases import check_places, itk_answer, itk_image
 from tests.lift.formats.dicom_cases import series
 from tests.lift.formats.dicom_cases import write as write_series

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lift.guard import Verdict
+from lift.records.shipped import Said, Shipped, Source, count
 from lift.report.generated import shipped_markup
-from lift.shipped import Said, Shipped, Source, count
 
 
 @pytest.mark.parametrize(

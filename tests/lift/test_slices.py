@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.slices import from_slices, slice_spacing, to_slices
+from lift.volumes.slices import from_slices, slice_spacing, to_slices
 
 PLANES = ("axial", "coronal", "sagittal")
 

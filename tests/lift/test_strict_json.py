@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lift.assembly import read_mixer
 from lift.audit.documents import read_signed
 from lift.config.base import read_yaml
 from lift.config.kit import Kit
@@ -29,13 +28,14 @@ from lift.errors import (
     RecordError,
     VersionMismatchError,
 )
+from lift.mixer.finished import read_mixer
 from lift.protocol.codec import Encoded, decode_request, encode
 from lift.protocol.messages import PROTOCOL_VERSION, Kind, Parcel, TrainRequest
 from lift.strict_json import DEEPEST, LARGEST_NUMBER, is_version, parse_json
 from lift.tracking.run import _recorded
 from lift_client.enrolment import read_kit
-from lift_client.journal import Entry, Journal, verify
-from lift_server.roster import Roster
+from lift_client.gate.journal import Entry, Journal, verify
+from lift_server.sites.roster import Roster
 
 ROOT: Final = Path(__file__).parents[2]
 DEEP: Final = "[" * 200_000
@@ -58,14 +58,14 @@ REFUSED: Final = {
 ALLOWED: Final = {
     "lift/strict_json.py": "the reader itself",
     "lift/config/base.py": "what was just written from plain data; YAML in the one reader of YAML",
-    "lift/assembly.py": "what was just written from a plan",
+    "lift/mixer/finished.py": "what was just written from a plan",
     "lift/cohort/phantom/write.py": "what was just written from settings",
-    "lift/imaging/scanner.py": "hints beside a volume by others' converters, which write NaN; "
+    "lift/inspection/scanner.py": "hints beside a volume by others' converters, which write NaN; "
     "bounded, and what cannot be read is no hint",
     "lift/privacy/book.py": "a line that was just written",
     "lift/protocol/flower/superlink.py": "a child's command line, from its parent",
-    "server/lift_server/board.py": "what was just written from plain data",
-    "server/lift_server/live/__main__.py": "a child's settings, from its parent",
+    "server/lift_server/watch/board.py": "what was just written from plain data",
+    "server/lift_server/watch/live/__main__.py": "a child's settings, from its parent",
 }
 READERS: Final = {"loads", "load", "JSONDecoder", "model_validate_json", "validate_json"}
 

@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from lift.cohort.preprocessing import Prepared
 from lift.config.plan import MixerKind
-from lift.evaluation import filtered, median_filtered, mixed, patient_equations, patient_psnr_db
-from lift.features import Features, block_slices
+from lift.generator.features import Features, block_slices
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
-from lift.preprocessing import Prepared
-from lift.synthesis import CachedStream, GeneratedStream, chunk_slices, mix
-from lift.windows import Window, make_inputs
+from lift.tasks.paired.predictions import (
+    filtered,
+    median_filtered,
+    mixed,
+    patient_equations,
+    patient_psnr_db,
+)
+from lift.tasks.paired.synthesis import CachedStream, GeneratedStream, chunk_slices, mix
+from lift.tasks.paired.windows import Window, make_inputs
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
     SIZE,

@@ -12,19 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.assembly import plan_mixer
 from lift.config.plan import MixerKind, Plan, TrainingPlan
 from lift.errors import DataError
-from lift.features import Features
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
-from lift.training import (
-    TrainedRound,
-    batch_loss,
-    draw_batches,
-    learning_rate,
-    take_steps,
-    train_round,
-)
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.training import batch_loss, draw_batches, train_round
+from lift.tasks.steps import TrainedRound, learning_rate, take_steps
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
     SIZE,

@@ -13,19 +13,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lift.assembly import FinishedMixer
-from lift.choice import USES, Use
 from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import Prepared, prepare, restore
 from lift.config.plan import Plan
-from lift.contrast import SiteModel
-from lift.curves import KNOTS
 from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
-from lift.evaluation import filtered
-from lift.features import compute_features
+from lift.generator.features import compute_features
 from lift.guard import SiteProfile, hf_share
-from lift.preprocessing import Prepared, prepare, restore
-from lift.synthesis import CachedStream, mix
-from lift.translation import OnConcern, Translated, translate
+from lift.mixer.curves import KNOTS
+from lift.mixer.finished import FinishedMixer
+from lift.tasks.paired.choice import USES, Use
+from lift.tasks.paired.contrast import SiteModel
+from lift.tasks.paired.predictions import filtered
+from lift.tasks.paired.synthesis import CachedStream, mix
+from lift.tasks.paired.translation import OnConcern, Translated, translate
 from tests import wording
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (

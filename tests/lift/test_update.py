@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.errors import NonFiniteUpdateError
-from lift.update import add, check_same_form, difference, norm
+from lift.mixer.update import add, check_same_form, difference, norm
 
 
 @given(seed=st.integers(0, 2**16))

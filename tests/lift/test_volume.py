@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lift.errors import AffineError, VolumeError
-from lift.volume import Volume, check_same_grid, read_volume, write_volume
+from lift.volumes.volume import Volume, check_same_grid, read_volume, write_volume
 
 Array = NDArray[Any]
 SHAPE = (3, 4, 5)

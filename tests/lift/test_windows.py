@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.features import Features
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
-from lift.windows import Window, draw_window, make_batch, make_inputs
+from lift.tasks.paired.windows import Window, draw_window, make_batch, make_inputs
 from tests.lift.small_world import (
     SIZE,
     features_of,

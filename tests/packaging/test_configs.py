@@ -20,7 +20,7 @@ from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.config.simulation import SimulationConfig
 from lift.errors import EXIT_CODES, LiftError
 from lift.generator.card import builtin_bundle, check_task, list_builtin, read_card
-from lift.unconditional.bundle import load_generator
+from lift.tasks.registry import load_generator
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "lift_simulation" / "demo.yaml"

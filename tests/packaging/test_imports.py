@@ -93,5 +93,7 @@ def test_importing_every_module_of_ours_changes_nothing_of_the_process() -> None
     told = json.loads(done.stdout)
     sources = [*ROOT.glob("lift/**/*.py"), *ROOT.glob("*/lift_*/**/*.py")]
     assert len(told["modules"]) == len(sources)
-    assert {"lift.formats.dicom_image", "lift_server.live.__main__"} <= set(told["modules"])
+    assert {"lift.volumes.formats.dicom_image", "lift_server.watch.live.__main__"} <= set(
+        told["modules"]
+    )
     assert told["after"] == told["before"]

@@ -18,7 +18,7 @@ import pytest
 
 from lift.process import prepared_environment
 from lift_client.enrolment import enrol
-from lift_server.provisioning import init_folder
+from lift_server.sites.provisioning import init_folder
 
 ROOT: Final = Path(__file__).parents[2]
 PROMISED: Final = {
@@ -83,19 +83,19 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         _module("lift.protocol.flower.supernode", json.dumps(NODE)), "flwr",
     ),
     # it imports neither
-    "lift_server.live": lambda _: (_module("lift_server.live", NOWHERE), ""),
-    "lift_simulation.bench": lambda _: (_module("lift_simulation.bench"), "flwr"),
-    "lift_simulation.bench.memory": lambda _: (_module("lift_simulation.bench.memory"), "torch"),
-    "lift_simulation.few_patients": lambda folder: (
+    "lift_server.watch.live": lambda _: (_module("lift_server.watch.live", NOWHERE), ""),
+    "lift_benchmarks.bench": lambda _: (_module("lift_benchmarks.bench"), "flwr"),
+    "lift_benchmarks.bench.memory": lambda _: (_module("lift_benchmarks.bench.memory"), "torch"),
+    "lift_benchmarks.few_patients": lambda folder: (
         _module(
-            "lift_simulation.few_patients",
+            "lift_benchmarks.few_patients",
             "--config", str(ROOT / "configs/presets/few-patients.yaml"), "--output", str(folder),
         ),
         "flwr",
     ),
-    "lift_simulation.downstream": lambda folder: (
+    "lift_benchmarks.downstream": lambda folder: (
         _module(
-            "lift_simulation.downstream",
+            "lift_benchmarks.downstream",
             "--config",
             str(folder / NOWHERE),
             "--output",
@@ -103,13 +103,13 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "torch",
     ),
-    "lift_simulation.reach": lambda folder: (
+    "lift_benchmarks.reach": lambda folder: (
         _module(
-            "lift_simulation.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)
+            "lift_benchmarks.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)
         ),
         "torch",
     ),
-    "lift_simulation.utility": lambda _: (_module("lift_simulation.utility"), "flwr"),
+    "lift_benchmarks.utility": lambda _: (_module("lift_benchmarks.utility"), "flwr"),
 }  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from lift.release.manifest import (
     Manifest,
 )
 from lift_client.enrolment import enrol
-from lift_server import provisioning, roster
-from lift_server.provisioning import load_settings
-from lift_server.release_key import make_release_key, read_release_key, sign_release
+from lift_server.release.key import make_release_key, read_release_key, sign_release
+from lift_server.sites import provisioning, roster
+from lift_server.sites.provisioning import load_settings
 
 SITES: Final = ("east", "west")
 SUMS: Final = "SHA256SUMS"

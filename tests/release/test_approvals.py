@@ -17,8 +17,8 @@ from lift.release.approvals import Approval, read_roster_keys
 from lift.release.manifest import MANIFEST_FILE
 from lift_client.approval import approve
 from lift_client.enrolment import enrol
-from lift_server import roster
-from lift_server.release_key import read_release_key, sign_release
+from lift_server.release.key import read_release_key, sign_release
+from lift_server.sites import roster
 from tests.release.made import World, findings, list_files, looked_at, make_world
 from tests.release.test_forged import forge
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lift.errors import ReleaseError
 from lift.keys import read_key
 from lift.release.certificate import RELEASE_USAGE
-from lift_server.certificates import read_private_key, renew_server_certificate
-from lift_server.release_key import read_release_key, sign_release
+from lift_server.release.key import read_release_key, sign_release
+from lift_server.sites.certificates import read_private_key, renew_server_certificate
 from tests.release.made import (
     BANNER,
     SUMS,

@@ -236,7 +236,7 @@ def test_audits_and_the_viewer_refuse_it_too(
 
 
 def test_every_reader_of_a_mixer_comes_through_the_check(world: World, folder: Path) -> None:
-    from lift.assembly import read_mixer
+    from lift.mixer.finished import read_mixer
 
     (folder / "run.json").unlink()
     with pytest.raises(ReleaseError):
@@ -246,7 +246,7 @@ def test_every_reader_of_a_mixer_comes_through_the_check(world: World, folder: P
 def test_a_site_checks_a_release_by_its_kit_s_authority(
     world: World, folder: Path, tmp_path: Path
 ) -> None:
-    from lift_client.own_work import finished_mixer
+    from lift_client.own.work import finished_mixer
 
     list_files(folder)
     forge(folder)

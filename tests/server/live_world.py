@@ -12,7 +12,7 @@ from typing import Any
 from lift.config.server import ServerConfig
 from lift.files import write_json, write_json_lines
 from lift.keys import key_fingerprint
-from lift_server.provisioning import init_folder, load_settings
+from lift_server.sites.provisioning import init_folder, load_settings
 
 SCRIPT = "<script>alert('x')</script>"
 RIGHT_TO_LEFT = "\u05d0\u05d1\u05d2 \u202e \u4e2d"

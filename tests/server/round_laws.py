@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from lift.config.plan import AggregationPlan, Plan
 from lift.mixer.z_filter import SCALE
 from lift.protocol.messages import Failure, FailureKind, Kind, Parcel
-from lift_server.finished import FinishedRun
+from lift_server.rounds.finished import FinishedRun
 from tests.server.round_world import Exchange, ScriptedGrid
 from tests.server.scripted_sites import (
     ABSENT,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.config.plan import AggregationPlan
-from lift_server.aggregation import ServerState, mean_update, next_state, site_weights
+from lift_server.rounds.aggregation import ServerState, mean_update, next_state, site_weights
 
 counts = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=4), st.integers(1, 500), min_size=1, max_size=8

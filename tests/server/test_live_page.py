@@ -19,10 +19,10 @@ from starlette.applications import Starlette
 from lift.config.server import ServerConfig
 from lift.files import write_json_lines
 from lift.records.rounds import RoundRecord
-from lift_server.live.app import make_app
-from lift_server.live.exposition import CONTENT_TYPE
-from lift_server.live.snapshot import Snapshots
-from lift_server.privacy_record import epsilon_by_site
+from lift_server.release.privacy_record import epsilon_by_site
+from lift_server.watch.live.app import make_app
+from lift_server.watch.live.exposition import CONTENT_TYPE
+from lift_server.watch.live.snapshot import Snapshots
 from tests.opened_files import opened_files
 from tests.server.live_world import HOSTILE, SITES, make_live, round_line, write_status
 

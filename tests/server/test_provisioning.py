@@ -26,21 +26,16 @@ from lift.errors import ConfigError, GeneratorError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import builtin_bundle, bundle_folder, check_task, read_card
 from lift.keys import key_fingerprint
-from lift_server import provisioning
-from lift_server.certificates import (
+from lift_server.sites import provisioning
+from lift_server.sites.certificates import (
     certificate_hosts,
     certificate_notices,
     read_certificate,
     renew_server_certificate,
     write_new,
 )
-from lift_server.provisioning import init_folder
-from lift_server.roster import (
-    Roster,
-    add_site,
-    read_public_key,
-    remove_site,
-)
+from lift_server.sites.provisioning import init_folder
+from lift_server.sites.roster import Roster, add_site, read_public_key, remove_site
 from tests import wording
 
 HOSTS = ("lift.example.org", "192.0.2.7", "2001:db8::7")

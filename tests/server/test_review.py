@@ -6,13 +6,14 @@ import torch
 
 from lift.config.plan import Plan, TaskPlan
 from lift.config.privacy import NoPrivacy
-from lift.contrast import to_arrays
-from lift.curves import KNOTS, CurveEquations, curve_equations
 from lift.errors import UpdateRejectedError
+from lift.mixer.curves import KNOTS, CurveEquations, curve_equations
 from lift.mixer.z_filter import SCALE, NormalEquations
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
-from lift.wire.answers import paired_statistics_form, update_form
-from lift_server.review import (
+from lift.tasks.paired.contrast import to_arrays
+from lift.tasks.paired.wire import paired_statistics_form
+from lift.wire.update import update_form
+from lift_server.rounds.review import (
     check_form,
     review_curves,
     review_statistics,

@@ -39,11 +39,11 @@ from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import Kind, Parcel, TrainRequest
 from lift.protocol.transport import SiteHandler, Transport
 from lift.records.rounds import RoundRecord
-from lift_server.finished import FinishedRun
-from lift_server.rounds import run_rounds
-from lift_server.store import RunStore
-from lift_server.tasks import PairedTask
-from lift_simulation.participation import Participation
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks.paired import PairedRun
+from lift_simulation.tasks.participation import Participation
 from tests.scale import EXAMPLES, SHARDS
 from tests.server.round_laws import Record, RunFolder, assert_equal, known_patients
 from tests.server.round_world import Died, ScriptedGrid, Witness
@@ -169,7 +169,7 @@ class RoundMachine(RuleBasedStateMachine):
                     self.plan,
                     witness,
                     RunStore(self.run.path, self.plan.digest()),
-                    PairedTask(
+                    PairedRun(
                         self.plan,
                         lambda taps: {name: torch.tensor(value) for name, value in START.items()},
                     ),
@@ -265,7 +265,7 @@ class RoundMachine(RuleBasedStateMachine):
                     self.plan,
                     replayed,
                     store,
-                    PairedTask(self.plan, lambda taps: start),
+                    PairedRun(self.plan, lambda taps: start),
                     roster=lambda: participation.asked(next_round()),
                 )
             )

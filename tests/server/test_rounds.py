@@ -29,10 +29,10 @@ from lift.protocol.messages import (
 )
 from lift.protocol.transport import SiteHandler, Transport
 from lift.records.rounds import RoundRecord
-from lift_server.finished import FinishedRun
-from lift_server.rounds import run_rounds
-from lift_server.store import RunStore
-from lift_server.tasks import PairedTask
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks.paired import PairedRun
 from tests import wording
 
 PATIENTS = {"north": 12, "harbour": 6, "valley": 2}
@@ -127,7 +127,7 @@ def federate(
                 chosen,
                 Deadlines(transport, [] if seen is None else seen),
                 RunStore(folder, chosen.digest()),
-                PairedTask(chosen, lambda taps: {"w": torch.zeros(3)}),
+                PairedRun(chosen, lambda taps: {"w": torch.zeros(3)}),
                 roster=lambda: list(roster),
                 on_round=on_round,
             )

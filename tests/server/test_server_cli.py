@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lift.config.server import ServerConfig
 from lift.release.certificate import read_authority
 from lift.release.check import check_release
-from lift_server import cli, provisioning, roster
-from lift_server.certificates import ca_fingerprint
+from lift_server import cli
+from lift_server.sites import provisioning, roster
+from lift_server.sites.certificates import ca_fingerprint
 from tests import wording
 from tests.ports import free_ports
 

@@ -10,30 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.assembly import read_mixer
 from lift.config.cohort import BratsData
 from lift.config.plan import Plan
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.guard import Verdict
+from lift.mixer.finished import read_mixer
 from lift.mixer.gaussian import GaussianTrajectory
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.messages import Failure, FailureKind, GuardReply, Kind, Parcel
 from lift.protocol.transport import SiteHandler, Transport
 from lift.records.rounds import RoundRecord
-from lift.shipped import Said
-from lift.training import TrainedRound
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper
-from lift.unconditional.moments import fit_gaussian
-from lift_client import unconditional as site_module
-from lift_client.ledger import LEDGER_FILE, create_ledger
+from lift.records.shipped import Said
+from lift.tasks.steps import TrainedRound
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import plan_mapper
+from lift.tasks.unconditional.moments import fit_gaussian
+from lift_client.gate.ledger import LEDGER_FILE, create_ledger
 from lift_client.session import SiteSession
-from lift_server import tasks as server_module
-from lift_server.finished import FinishedRun
-from lift_server.release import write_finished_mixer
-from lift_server.rounds import run_rounds
-from lift_server.store import RunStore
-from lift_server.tasks import run_task
+from lift_client.tasks import unconditional as site_module
+from lift_server.release.results import write_finished_mixer
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks import unconditional as server_module
+from lift_server.tasks.registry import run_task
 from tests.lift.unconditional.planted_residual import (
     gaussian_plan,
     make_smooth_decoder,

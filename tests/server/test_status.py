@@ -12,10 +12,10 @@ from rich.console import Console
 
 from lift.protocol.messages import Kind
 from lift.records.rounds import RoundRecord
-from lift_server.board import show
-from lift_server.provisioning import init_folder, load_settings
-from lift_server.status import STATUS_FILE, ServerStatus, SiteStatus, StatusFile
-from lift_server.status_view import describe, is_alive, read_status
+from lift_server.sites.provisioning import init_folder, load_settings
+from lift_server.watch.board import show
+from lift_server.watch.status import STATUS_FILE, ServerStatus, SiteStatus, StatusFile
+from lift_server.watch.status_view import describe, is_alive, read_status
 
 
 @pytest.fixture

@@ -10,23 +10,24 @@ import torch
 
 from lift.config.plan import Plan
 from lift.config.privacy import StatisticsOnce
-from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
-from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import DataError, UpdateRejectedError
 from lift.privacy.noise import SecureStream
-from lift.privacy.trajectories import release_moments
 from lift.protocol.messages import Kind, Parcel, StatisticsReply
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.drifting.release import from_arrays, merge_small_cells, to_arrays
+from lift.tasks.unconditional.drifting.statistics import Sums, patient_sums
+from lift.tasks.unconditional.moments import (
     TrajectorySums,
     form_of,
     gaussian_shapes,
     moments_to_arrays,
     patient_moments,
 )
-from lift.unconditional.public_gaussian import fallback_of
+from lift.tasks.unconditional.private.moments import release_moments
+from lift.tasks.unconditional.public_gaussian import fallback_of
 from lift.wire.names import SHARED, TRAJECTORY
-from lift_server.tasks import UnconditionalSums, UnconditionalTask, run_task
+from lift_server.tasks.registry import run_task
+from lift_server.tasks.unconditional import UnconditionalRun, UnconditionalSums
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
@@ -71,7 +72,7 @@ def test_the_total_does_not_depend_on_the_order_and_reaches_every_site(
     decoder: FrozenDecoder, plan: Plan
 ) -> None:
     task = run_task(plan, decoder)
-    assert isinstance(task, UnconditionalTask)
+    assert isinstance(task, UnconditionalRun)
     sums = [site_sums(decoder, seed) for seed in (1, 2, 3)]
     reviewed = [
         task.review(answer(plan, to_arrays(s, data_version=3)), plan.digest())[1] for s in sums

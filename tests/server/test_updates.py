@@ -13,11 +13,11 @@ from torch import Tensor
 from lift.config.plan import FederationPlan, Plan, TaskPlan, TrainingPlan
 from lift.config.privacy import NoPrivacy, PatientGradients, SiteLevel
 from lift.errors import PrivacyError, RecordError, UpdateRejectedError
-from lift.privacy.training import UNITS
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
-from lift_server.aggregation import ServerState
-from lift_server.heads import LedgerHeads
-from lift_server.updates import (
+from lift.tasks.paired.private.training import UNITS
+from lift_server.rounds.aggregation import ServerState
+from lift_server.rounds.ledger_heads import LedgerHeads
+from lift_server.rounds.updates import (
     MeanOfUpdates,
     NoisySites,
     SumOfGradients,

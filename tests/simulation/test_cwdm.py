@@ -10,12 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lift.errors import ConfigError
-from lift_simulation.bench.cwdm import STEPS, CwdmUnet
-from lift_simulation.bench.flops import (
-    count_flops,
-    cwdm_flops_per_step,
-    unet2d_flops_per_slice,
-)
+from lift_benchmarks.bench.cwdm import STEPS, CwdmUnet
+from lift_benchmarks.bench.flops import count_flops, cwdm_flops_per_step, unet2d_flops_per_slice
 
 # Every residual block as (log2 of its grid's stride, channels in, channels out), written out
 # from the published settings and not from the module under test.

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from lift_simulation.reach.config import ReachConfig
-from lift_simulation.reach.training import Point, Values, averaged, is_plateau, train
+from lift_benchmarks.reach.config import ReachConfig
+from lift_benchmarks.reach.training import Point, Values, averaged, is_plateau, train
 
 GAIN_DB, FEWEST = 0.05, 300
 

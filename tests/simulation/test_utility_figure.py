@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from lift.metrics.intervals import Interval
-from lift_simulation.utility.figure import draw
+from lift_benchmarks.utility.figure import draw
 
 METRICS = ("psnr_db", "dz_corr")
 VALUES = {"no_mixer": 1.0, "z_median": 1.2, "z_filter": 1.5, "federated": 2.0}

@@ -18,7 +18,7 @@ from lift.config.generator import UNetConfig
 from lift.config.simulation import SimulationConfig
 from lift.metrics.table import metric_table, summarise
 from lift.privacy.costs import describe_privacy
-from lift.volume import read_volume, write_volume
+from lift.volumes.volume import read_volume, write_volume
 from tests.lift.report.example_run import QUALITY_DB, SHAPE, write_example_patient, write_json
 
 DEMO: Final = Path(__file__).parents[2] / "configs" / "presets" / "demo-artefacts.yaml"

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
-from lift.features import Features
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
-from lift.privacy.engines import PatientLoop
 from lift.privacy.noise import SecureStream, add_noise, poisson_sample
-from lift.privacy.training import Windows, row_losses
 from lift.randomness import derive_seed
+from lift.tasks.paired.private.engines import PatientLoop
+from lift.tasks.paired.private.training import Windows, row_losses
 
 Patients = Sequence[Sequence[Features]]
 Released = list[Mapping[str, Tensor]]

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from lift.assembly import plan_mixer
 from lift.audit.canary import Canaries, CanaryAudit, Pipeline, audit_pipeline
 from lift.audit.invented import invent_canaries, most_different, moved_values, window_of
 from lift.audit.training import (
@@ -30,6 +29,7 @@ from lift.config.plan import LossPlan, MixerKind, Plan
 from lift.config.privacy import PatientGradients
 from lift.errors import ConfigError
 from lift.privacy.accounting import Mechanism, epsilon
+from lift.tasks.paired.building import plan_mixer
 from tests.lift.audit import broken
 from tests.lift.audit.broken import World
 from tests.lift.privacy.streams import KnownStream

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.assembly import plan_mixer
 from lift.audit.membership import (
     Cohort,
     complementary_halves,
@@ -22,11 +21,12 @@ from lift.audit.membership import (
 from lift.audit.scores import CAVEAT, AttackFigures, attack_figures
 from lift.config.plan import Plan
 from lift.errors import ConfigError, DataError
-from lift.evaluation import mixed
-from lift.features import Features
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
 from lift.randomness import derive_seed
-from lift.training import train_round
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.predictions import mixed
+from lift.tasks.paired.training import train_round
 from tests import wording
 from tests.lift.small_world import (
     assert_four_parts,

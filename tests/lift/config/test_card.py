@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lift.card_view import show_card
 from lift.config.card import DataCard, vendor_of
 from lift.errors import ConfigError
+from lift.inspection.card_view import show_card
 
 CARD: dict[str, Any] = {
     "site": "north",

@@ -1,6 +1,7 @@
 """The official drift field once more, in numpy: from the equations, pair by pair, float64.
 
-Written apart from `lift.drifting.field`: sums over i and j stand as they do on paper.
+Written apart from `lift.tasks.unconditional.drifting.field`: sums over i and j stand as they do on
+paper.
 """
 
 from __future__ import annotations

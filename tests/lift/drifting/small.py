@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lift.drifting.groups import GroupLayout
-from lift.drifting.projection import KINDS, Projection, fit_projection
-from lift.drifting.standardise import Standardisation, clip_length, fit_standardisation
-from lift.drifting.statistics import Sums, group_units, patient_sums
+from lift.tasks.unconditional.drifting.statistics import Sums, group_units, patient_sums
+from lift.triplanar.groups import GroupLayout
+from lift.triplanar.projection import KINDS, Projection, fit_projection
+from lift.triplanar.standardise import Standardisation, clip_length, fit_standardisation
 
 LAYOUT = GroupLayout(axial=2, coronal=1, sagittal=1)
 GROUPS = len(LAYOUT.groups)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.drifting.attraction import (
+from lift.errors import ConfigError, DataError
+from lift.tasks.unconditional.drifting.attraction import (
     Anchors,
     Attraction,
     Moments,
@@ -20,10 +21,9 @@ from lift.drifting.attraction import (
     SampleQueue,
     StatisticsAttraction,
 )
-from lift.drifting.field import drift_field, mean_shift
-from lift.drifting.projection import KINDS, Projection, fit_projection
-from lift.drifting.statistics import Sums
-from lift.errors import ConfigError, DataError
+from lift.tasks.unconditional.drifting.field import drift_field, mean_shift
+from lift.tasks.unconditional.drifting.statistics import Sums
+from lift.triplanar.projection import KINDS, Projection, fit_projection
 from tests import wording
 from tests.lift.drifting.small import (
     GROUPS,

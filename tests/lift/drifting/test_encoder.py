@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lift.drifting.digests import digest_of
-from lift.drifting.encoder import Encoder, RandomPyramid, _halved
-from lift.drifting.user_encoder import _build, user_encoder
 from lift.errors import ConfigError
+from lift.tasks.unconditional.drifting.user_encoder import _build, user_encoder
+from lift.triplanar.digests import digest_of
+from lift.triplanar.encoder import Encoder, RandomPyramid, _halved
 from tests import wording
 
 SLOW = ("monai", "scipy", "sklearn", "flwr")
@@ -106,11 +106,13 @@ def slow_imports() -> Iterator[SlowImports]:
 
 def test_the_pyramid_needs_no_slow_import(slow_imports: SlowImports) -> None:
     for name in ("encoder", "user_encoder", "loss"):
-        importlib.import_module(f"lift.drifting.{name}")
+        importlib.import_module(f"lift.tasks.unconditional.drifting.{name}")
     assert slow_imports.asked == []
     # it would have been noticed: a user's encoder does need one
     with pytest.raises(ModuleNotFoundError):
-        sys.modules["lift.drifting.user_encoder"].__dict__["_build"]("resnet10_2d")
+        sys.modules["lift.tasks.unconditional.drifting.user_encoder"].__dict__["_build"](
+            "resnet10_2d"
+        )
     assert slow_imports.asked == ["monai"]
 
 

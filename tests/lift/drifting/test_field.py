@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.drifting.field import TEMPERATURES, drift_field, mean_shift, normalised_sum
+from lift.tasks.unconditional.drifting.field import (
+    TEMPERATURES,
+    drift_field,
+    mean_shift,
+    normalised_sum,
+)
 from tests.lift.drifting.official_field import official_force
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.drifting.groups import (
+from lift.errors import VolumeError
+from lift.triplanar.groups import (
     GroupLayout,
     RandomPlaces,
     body_extent,
@@ -18,7 +19,6 @@ from lift.drifting.groups import (
     cut,
     draw_groups,
 )
-from lift.errors import VolumeError
 from tests import wording
 
 ISOTROPIC = (1.0, 1.0, 1.0)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.drifting.attraction import Anchors, RandomFeatures, SampleQueue
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.features import generated_rows, patient_features, raw_features
-from lift.drifting.field import TEMPERATURES
-from lift.drifting.groups import GroupLayout, RandomPlaces, body_extent
-from lift.drifting.loss import DriftingLoss, LossKind, Rows, row_weights
-from lift.drifting.projection import fit_projection
-from lift.drifting.standardise import clip_length, fit_standardisation
-from lift.drifting.statistics import Sums, patient_sums
 from lift.errors import ConfigError
+from lift.tasks.unconditional.drifting.attraction import Anchors, RandomFeatures, SampleQueue
+from lift.tasks.unconditional.drifting.field import TEMPERATURES
+from lift.tasks.unconditional.drifting.loss import DriftingLoss, LossKind, row_weights
+from lift.tasks.unconditional.drifting.statistics import Sums, patient_sums
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.features import Rows, generated_rows, patient_features, raw_features
+from lift.triplanar.groups import GroupLayout, RandomPlaces, body_extent
+from lift.triplanar.projection import fit_projection
+from lift.triplanar.standardise import clip_length, fit_standardisation
 from tests.lift.drifting.small import GROUPS, features, patients, projection, stacked, summed
 
 KINDS = get_args(LossKind)

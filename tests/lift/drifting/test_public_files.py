@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.drifting.projection import Projection, fit_projection, k_means
-from lift.drifting.standardise import (
+from lift.errors import ConfigError, DataError
+from lift.triplanar.projection import Projection, fit_projection, k_means
+from lift.triplanar.standardise import (
     Standardisation,
     clip_length,
     fit_standardisation,
     mean_distance,
 )
-from lift.errors import ConfigError, DataError
 from tests import wording
 from tests.lift.drifting.small import (
     ENCODER,

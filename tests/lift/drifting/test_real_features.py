@@ -16,18 +16,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.drifting.attraction import Anchors, Moments, RandomFeatures, StatisticsAttraction
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.features import patient_features, raw_features
-from lift.drifting.field import mean_shift
-from lift.drifting.groups import GroupLayout, body_extent, check_extent
-from lift.drifting.projection import KINDS, Projection, fit_projection
-from lift.drifting.release import merge_small_cells, to_arrays
-from lift.drifting.review import review
-from lift.drifting.standardise import clip_length, fit_standardisation
-from lift.drifting.statistics import Sums
-from lift.slices import slice_spacing, to_slices
-from lift.volume import read_volume
+from lift.tasks.unconditional.drifting.attraction import (
+    Anchors,
+    Moments,
+    RandomFeatures,
+    StatisticsAttraction,
+)
+from lift.tasks.unconditional.drifting.field import mean_shift
+from lift.tasks.unconditional.drifting.release import merge_small_cells, to_arrays
+from lift.tasks.unconditional.drifting.review import review
+from lift.tasks.unconditional.drifting.statistics import Sums
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.features import patient_features, raw_features
+from lift.triplanar.groups import GroupLayout, body_extent, check_extent
+from lift.triplanar.projection import KINDS, Projection, fit_projection
+from lift.triplanar.standardise import clip_length, fit_standardisation
+from lift.volumes.slices import slice_spacing, to_slices
+from lift.volumes.volume import read_volume
 from tests.lift.drifting.small import at_once
 
 PROJECT: Final = Path(__file__).parents[3]

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift.drifting.groups import GroupLayout
-from lift.drifting.projection import KINDS, Kind, Projection
-from lift.drifting.release import from_arrays, merge_small_cells, to_arrays
-from lift.drifting.review import review
-from lift.drifting.statistics import LARGEST_COHORT, Sums, parts
 from lift.errors import ConfigError, DataError, UpdateRejectedError
+from lift.tasks.unconditional.drifting.release import from_arrays, merge_small_cells, to_arrays
+from lift.tasks.unconditional.drifting.review import review
+from lift.tasks.unconditional.drifting.statistics import LARGEST_COHORT, Sums, parts
+from lift.triplanar.groups import GroupLayout
+from lift.triplanar.projection import KINDS, Kind, Projection
 from tests import wording
 from tests.lift.drifting.small import GROUPS, at_once, patients, projection, summed
 

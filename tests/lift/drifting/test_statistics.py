@@ -13,9 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lift.drifting.projection import Projection, fit_projection
-from lift.drifting.statistics import LARGEST_COHORT, Sums, group_units, parts, patient_sums
 from lift.errors import ConfigError, DataError
+from lift.tasks.unconditional.drifting.statistics import (
+    LARGEST_COHORT,
+    Sums,
+    group_units,
+    parts,
+    patient_sums,
+)
+from lift.triplanar.projection import Projection, fit_projection
 from tests import wording
 from tests.lift.drifting.small import (
     GROUPS,

@@ -14,8 +14,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from lift.formats.checks import Decoded, Refusal
-from lift.formats.decode import decode
+from lift.volumes.formats.checks import Decoded, Refusal
+from lift.volumes.formats.decode import decode
 
 Array = NDArray[Any]
 SHAPE = (4, 5, 6)

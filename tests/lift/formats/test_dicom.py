@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from lift.errors import AffineError, VolumeError
-from lift.volume import read_volume, write_volume
+from lift.volumes.volume import read_volume, write_volume
 from tests import wording
 from tests.lift.formats.cases import (
     NAME,
@@ -399,7 +399,7 @@ def test_a_series_too_large_is_refused_before_its_pixels_are_asked_for(
 ) -> None:
     folder = write(series(change=set_at(None, Rows=60_000, Columns=60_000)), tmp_path / "s")
     assert "GiB" in refused(folder).seen
-    monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", 1000)
+    monkeypatch.setattr("lift.volumes.formats.checks.LARGEST_VOLUME_BYTES", 1000)
     assert "larger than" in refused(write(series(), tmp_path / "t")).seen
-    monkeypatch.setattr("lift.formats.dicom.MOST_FILES", 5)
+    monkeypatch.setattr("lift.volumes.formats.dicom.MOST_FILES", 5)
     assert "at most 5" in refused(tmp_path / "t").seen

@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 
 from lift.errors import LiftError, VolumeError
-from lift.volume import Volume, read_volume
+from lift.volumes.volume import Volume, read_volume
 from tests import wording
 from tests.lift.formats.cases import voxels
 from tests.lift.formats.dicom_cases import enhanced, header, series, to_bytes, write

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from lift.errors import LiftError
-from lift.formats.packed import GZIP
-from lift.volume import Volume, read_volume
+from lift.volumes.formats.packed import GZIP
+from lift.volumes.volume import Volume, read_volume
 from tests.lift.formats.cases import (
     NAME,
     Example,
@@ -85,7 +85,7 @@ def _used_before(tmp_path_factory: pytest.TempPathFactory) -> None:
 @contextmanager
 def tracing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small volumes are large, and memory is counted."""
-    monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", LIMIT)
+    monkeypatch.setattr("lift.volumes.formats.checks.LARGEST_VOLUME_BYTES", LIMIT)
     tracemalloc.start()
     yield
     tracemalloc.stop()
@@ -304,7 +304,7 @@ def test_a_volume_at_the_limit_is_in_memory_twice_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: dict[str, Example]
 ) -> None:
     limit = 2 << 20
-    monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", limit)
+    monkeypatch.setattr("lift.volumes.formats.checks.LARGEST_VOLUME_BYTES", limit)
     assert 0.95 * limit < 63**3 * 8 < limit
     path = large[name].write(tmp_path)
     tracemalloc.start()

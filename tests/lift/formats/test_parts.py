@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lift.errors import VolumeError
-from lift.formats.checks import TooLargeError
-from lift.volume import read_volume
+from lift.volumes.formats.checks import TooLargeError
+from lift.volumes.volume import read_volume
 from tests import wording
 from tests.lift.formats.cases import Array, check_places, examples, nifti, turned
 from tests.lift.formats.dicom_cases import series, write
@@ -39,7 +39,7 @@ def means(data: Array) -> Array:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lift.formats.checks.LARGEST_VOLUME_BYTES", LIMIT)
+    monkeypatch.setattr("lift.volumes.formats.checks.LARGEST_VOLUME_BYTES", LIMIT)
     assert np.prod(SHAPE) * 8 > 3 * LIMIT
 
 

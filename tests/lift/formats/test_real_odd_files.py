@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lift.errors import AffineError, VolumeError
-from lift.volume import check_same_grid, read_volume, write_volume
+from lift.volumes.volume import check_same_grid, read_volume, write_volume
 from tests import wording
 from tests.lift.formats.cases import check_places, decoded, itk_answer
 

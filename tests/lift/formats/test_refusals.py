@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lift.errors import AffineError, VolumeError
-from lift.volume import read_volume
+from lift.volumes.volume import read_volume
 from tests import wording
 from tests.lift.formats.cases import (
     NAME,

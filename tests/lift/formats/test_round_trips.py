@@ -14,7 +14,7 @@ import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.volume import check_same_grid, read_volume, write_volume
+from lift.volumes.volume import check_same_grid, read_volume, write_volume
 from tests.lift.formats.cases import (
     NAME,
     SHAPE,

@@ -1,4 +1,4 @@
-"""Volumes made for the tests of `lift.imaging`: bodies, series of thick slices, resampling."""
+"""Volumes made for the tests of `lift.inspection`: bodies, series of thick slices, resampling."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lift.imaging import body
-from lift.imaging.body import depth_axis, find_body, kept_signal
+from lift.inspection import body
+from lift.inspection.body import depth_axis, find_body, kept_signal
 from tests.lift.imaging.made import phantom
 
 

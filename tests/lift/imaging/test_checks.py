@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lift.imaging import checks
-from lift.imaging.checks import (
+from lift.inspection import checks
+from lift.inspection.checks import (
     check_ct,
     check_field_of_view,
     check_foreground,
     check_grid,
     check_mr,
 )
-from lift.imaging.finding import Finding, Verdict, worst
+from lift.inspection.finding import Finding, Verdict, worst
 from tests.lift.imaging.made import phantom
 
 Array = NDArray[Any]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lift.imaging import face
-from lift.imaging.face import has_face
+from lift.inspection import face
+from lift.inspection.face import has_face
 from tests.lift.imaging.made import Scan, phantom
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from lift.imaging.identifiers import identifying_fields
+from lift.inspection.identifiers import identifying_fields
 from tests.lift.formats.dicom_cases import enhanced, series
 from tests.lift.formats.dicom_cases import write as write_series
 

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lift.imaging import pairing as module
-from lift.imaging.pairing import Pairing, pairing
+from lift.inspection import pairing as module
+from lift.inspection.pairing import Pairing, pairing
 from tests.lift.imaging.made import Scan, phantom
 
 

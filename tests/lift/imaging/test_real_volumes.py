@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lift.imaging.checks import check_ct, check_grid, check_mr
-from lift.imaging.face import has_face
-from lift.imaging.pairing import pairing
-from lift.imaging.slice_profile import estimate_profiles, through_plane_axis
-from lift.volume import Volume, read_volume
+from lift.inspection.checks import check_ct, check_grid, check_mr
+from lift.inspection.face import has_face
+from lift.inspection.pairing import pairing
+from lift.inspection.slice_profile import estimate_profiles, through_plane_axis
+from lift.volumes.volume import Volume, read_volume
 
 pytestmark = pytest.mark.real_data
 MS = "open_ms_mni_4contrast"

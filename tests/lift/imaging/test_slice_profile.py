@@ -7,8 +7,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from lift.imaging import slice_profile
-from lift.imaging.slice_profile import (
+from lift.inspection import slice_profile
+from lift.inspection.slice_profile import (
     SliceProfile,
     check_profile,
     estimate_profile,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lift.imaging import traces
-from lift.imaging.traces import burnt_in_text, check_duplicates, content_digest
+from lift.inspection import traces
+from lift.inspection.traces import burnt_in_text, check_duplicates, content_digest
 from tests.lift.imaging.made import phantom
 
 Array = NDArray[Any]

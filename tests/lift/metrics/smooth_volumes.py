@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.groups import GroupLayout
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.groups import GroupLayout
 
 Array = NDArray[np.float64]
 Change = Callable[[Array, np.random.Generator], Array]

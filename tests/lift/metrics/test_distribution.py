@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.groups import GroupLayout
 from lift.errors import ConfigError, DataError, VolumeError
 from lift.metrics.distribution import (
     EVALUATION_SEED,
@@ -26,6 +24,8 @@ from lift.metrics.distribution import (
 from lift.metrics.reference import Reference, fitted_on
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.groups import GroupLayout
 from tests import wording
 from tests.lift.metrics.smooth_volumes import (
     LAYOUT,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import LossPlan
-from lift.losses import paired_loss
 from lift.mixer.base import Mixer
-from lift.privacy.engines import GradientEngine
-from lift.privacy.rows import PatientWindows
-from lift.windows import Batch
+from lift.tasks.paired.losses import paired_loss
+from lift.tasks.paired.private.engines import GradientEngine
+from lift.tasks.paired.private.patient_batches import PatientWindows
+from lift.tasks.paired.windows import Batch
 from tests.lift.mixer_cases import make_inputs
 
 C = 0.7

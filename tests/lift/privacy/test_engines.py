@@ -13,7 +13,8 @@ from scipy.stats import kstest, norm
 from lift.config.plan import MixerKind
 from lift.mixer.base import Mixer
 from lift.privacy.clipping import clip_gradient
-from lift.privacy.engines import (
+from lift.privacy.noise import SecureStream, add_noise, poisson_sample
+from lift.tasks.paired.private.engines import (
     ClippedSum,
     GradientEngine,
     HookedGradients,
@@ -22,10 +23,15 @@ from lift.privacy.engines import (
     noisy_mean_step,
     zero_gradient,
 )
-from lift.privacy.noise import SecureStream, add_noise, poisson_sample
-from lift.privacy.rows import PatientWindows, RowLosses, form, join_batches, one_row
-from lift.windows import Batch, draw_window
-from lift.windows import make_batch as make_windows
+from lift.tasks.paired.private.patient_batches import (
+    PatientWindows,
+    RowLosses,
+    form,
+    join_batches,
+    one_row,
+)
+from lift.tasks.paired.windows import Batch, draw_window
+from lift.tasks.paired.windows import make_batch as make_windows
 from tests.lift.mixer_cases import KINDS, make_mixer
 from tests.lift.privacy.patients import (
     C,

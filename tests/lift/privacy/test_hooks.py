@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lift.errors import ConfigError
 from lift.mixer.base import Mixer, MixerInputs
-from lift.privacy.engines import GradientEngine, HookedGradients, PatientLoop
-from lift.privacy.hooks import hooked_gradients
-from lift.privacy.rows import invented_batch
-from lift.windows import Batch
+from lift.tasks.paired.private.engines import GradientEngine, HookedGradients, PatientLoop
+from lift.tasks.paired.private.hooks import hooked_gradients
+from lift.tasks.paired.private.patient_batches import invented_batch
+from lift.tasks.paired.windows import Batch
 from tests.lift.mixer_cases import make_mixer
 from tests.lift.privacy.patients import (
     SLICES,

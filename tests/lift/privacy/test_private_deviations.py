@@ -15,11 +15,8 @@ from torch import Tensor
 
 from lift.config.privacy import StatisticsOnce, TrajectoryBounds
 from lift.errors import DataError
-from lift.privacy import trajectories
 from lift.privacy.noise import SecureStream
-from lift.privacy.noisy_deviations import fit_noisy_deviations, mean_noise
-from lift.privacy.trajectories import lengths_of, release_moments, sensitivity, units
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.moments import (
     LARGEST_UNITS,
     SCALE,
     TrajectoryForm,
@@ -27,7 +24,10 @@ from lift.unconditional.moments import (
     fit_gaussian,
     patient_moments,
 )
-from lift.unconditional.public_gaussian import (
+from lift.tasks.unconditional.private import moments as trajectories
+from lift.tasks.unconditional.private.deviations import fit_noisy_deviations, mean_noise
+from lift.tasks.unconditional.private.moments import lengths_of, release_moments, sensitivity, units
+from lift.tasks.unconditional.public_gaussian import (
     POSITIONS,
     PublicGaussian,
     fit_public_moments,

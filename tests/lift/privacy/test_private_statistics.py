@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.config.privacy import StatisticsOnce
-from lift.drifting.attraction import Anchors
-from lift.drifting.statistics import Sums, parts, patient_sums
-from lift.privacy.statistics import bounds, denoised, release_sums, sensitivity
+from lift.tasks.unconditional.drifting.attraction import Anchors
+from lift.tasks.unconditional.drifting.statistics import Sums, parts, patient_sums
+from lift.tasks.unconditional.private.statistics import bounds, denoised, release_sums, sensitivity
 from tests.lift.drifting.small import at_once, patients, projection, stacked
 from tests.lift.privacy.streams import KnownStream
 

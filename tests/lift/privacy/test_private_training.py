@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lift.assembly import plan_mixer
 from lift.config.plan import MixerKind, Plan
 from lift.config.privacy import PatientGradients
-from lift.features import Features
+from lift.generator.features import Features
+from lift.mixer.update import difference, norm
 from lift.privacy.noise import SecureStream
-from lift.privacy.training import (
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.private.training import (
     UNITS,
     clipped_sum,
     noisy_update,
     train_round_privately,
 )
-from lift.training import TrainedRound, batch_loss, draw_batches
-from lift.update import difference, norm
+from lift.tasks.paired.training import batch_loss, draw_batches
+from lift.tasks.steps import TrainedRound
 from tests.lift.mixer_cases import KINDS
 from tests.lift.privacy.streams import KnownStream
 from tests.lift.small_world import small_cohort, small_generator, small_plan

@@ -16,12 +16,9 @@ from torch import Tensor
 from lift.config.privacy import StatisticsOnce, TrajectoryBounds
 from lift.errors import DataError, UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory
-from lift.privacy import trajectories
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
-from lift.privacy.noisy_gaussian import fit_noisy_gaussian, noise_std
-from lift.privacy.trajectories import clipped, lengths_of, release_moments, sensitivity, units
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.moments import (
     LARGEST,
     LARGEST_UNITS,
     SCALE,
@@ -31,7 +28,16 @@ from lift.unconditional.moments import (
     moments_to_arrays,
     patient_moments,
 )
-from lift.unconditional.review import moments_from_arrays
+from lift.tasks.unconditional.private import moments as trajectories
+from lift.tasks.unconditional.private.gaussian import fit_noisy_gaussian, noise_std
+from lift.tasks.unconditional.private.moments import (
+    clipped,
+    lengths_of,
+    release_moments,
+    sensitivity,
+    units,
+)
+from lift.tasks.unconditional.review import moments_from_arrays
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.privacy.streams import KnownStream
 

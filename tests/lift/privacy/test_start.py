@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lift.config.privacy import StartRelease
 from lift.mixer.z_filter import NormalEquations, fit, normal_equations
-from lift.privacy.start import (
+from lift.tasks.paired.private.start import (
     equations_norm,
     fit_released,
     patient_equations_of,

@@ -30,8 +30,8 @@ from lift.protocol.flower.coordinator import Coordinator, SuperLink, make_secret
 from lift.protocol.flower.superlink import SuperLinkSettings
 from lift_client.cli import PROGRAM, main
 from lift_client.enrolment import enrol
-from lift_server.provisioning import init_folder, load_settings
-from lift_server.roster import add_site
+from lift_server.sites.provisioning import init_folder, load_settings
+from lift_server.sites.roster import add_site
 from tests import wording
 from tests.ports import free_ports
 

@@ -26,17 +26,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lift.errors import AffineError, DataError, LiftError, VolumeError
+from lift.markup import MINUS, foreign, number, tag
 from lift.report import volumes
 from lift.report.figures import house_style
 from lift.report.findings import headline, smoothing
-from lift.report.markup import MINUS, foreign, number, tag
 from lift.report.mosaics import _cut, mosaic, profile
 from lift.report.page import write_report
 from lift.report.patients import held_out_pictures
 from lift.report.read import PatientFolder, Run, read_patient, read_run
 from lift.report.tables import methods_table, rounds_table
 from lift.report.terms import METHODS
-from lift.volume import read_volume
+from lift.volumes.volume import read_volume
 from tests.lift.report.example_run import (
     QUALITY_DB,
     SHAPE,

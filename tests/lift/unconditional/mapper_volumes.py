@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from lift.assembly import read_mixer
 from lift.metrics.volume_sets import ImageVolume
-from lift.unconditional.bundle import load_decoder
-from lift.unconditional.learning import settings_of
-from lift.unconditional.sampling import generate_volume, latent_mapper
+from lift.mixer.finished import read_mixer
+from lift.tasks.unconditional.bundle import load_decoder
+from lift.tasks.unconditional.learning import settings_of
+from lift.tasks.unconditional.sampling import generate_volume, latent_mapper
 
 
 def mapper_volumes(mixer: Path, bundle: Path, *, count: int, seed: int = 0) -> list[ImageVolume]:

@@ -8,11 +8,7 @@ from torch import Tensor
 
 from lift.config.plan import MapperPlan
 from lift.mixer.gaussian import GaussianTrajectory
-from lift.unconditional.moments import (
-    TrajectoryForm,
-    TrajectorySums,
-    patient_moments,
-)
+from lift.tasks.unconditional.moments import TrajectoryForm, TrajectorySums, patient_moments
 from lift.wire.names import GAUSSIAN
 
 

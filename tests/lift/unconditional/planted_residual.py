@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.plan import Plan
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper, settings_of
-from lift.unconditional.pretraining import pretrain_decoder
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import plan_mapper, settings_of
+from lift.tasks.unconditional.pretraining import pretrain_decoder
 from tests.end_to_end.tiny_run import SHAPE, patient_name, write_nifti
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,

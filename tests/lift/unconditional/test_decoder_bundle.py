@@ -16,15 +16,15 @@ from lift.device import fix_threads
 from lift.errors import ConfigError, DataError, GeneratorError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import CARD_FILE, WEIGHTS_FILE, check_task, read_card
-from lift.unconditional.bundle import (
+from lift.tasks.registry import load_generator
+from lift.tasks.unconditional.bundle import (
     PROJECTION_FILE,
     STANDARDISATION_FILE,
     check_public_files,
     load_decoder,
-    load_generator,
 )
-from lift.unconditional.decoder import FrozenDecoder, SliceDecoder
-from lift.unconditional.pretraining import pretrain_decoder, read_public_volumes
+from lift.tasks.unconditional.decoder import FrozenDecoder, SliceDecoder
+from lift.tasks.unconditional.pretraining import pretrain_decoder, read_public_volumes
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import (
     CPU,

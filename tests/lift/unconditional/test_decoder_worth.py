@@ -16,17 +16,17 @@ from lift.errors import ConfigError, DataError, GeneratorError
 from lift.generator.card import CARD_FILE, WEIGHTS_FILE, read_card
 from lift.generator.pretraining import CHECKPOINT_FILE
 from lift.mixer.trajectory import slice_positions
-from lift.unconditional.bundle import PROJECTION_FILE, STANDARDISATION_FILE
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import (
+from lift.tasks.unconditional.bundle import PROJECTION_FILE, STANDARDISATION_FILE
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import (
     features_of,
     plan_mapper,
     statistics_loss,
     sums_of,
     train_mapper_round,
 )
-from lift.unconditional.pretraining import PublicVolume, pretrain_decoder, read_public_volumes
-from lift.unconditional.worth import MARGIN_DB, ceiling_psnr_db, check_worth
+from lift.tasks.unconditional.pretraining import PublicVolume, pretrain_decoder, read_public_volumes
+from lift.tasks.unconditional.public_worth import MARGIN_DB, ceiling_psnr_db, check_worth
 from tests.end_to_end.tiny_run import patient_name, write_nifti
 from tests.lift.unconditional.tiny_decoder import (
     CHANNEL,

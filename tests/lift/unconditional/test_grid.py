@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lift.cohort.preprocessing import CropBox, Prepared
 from lift.config.decoder import SliceDecoderConfig
-from lift.drifting.groups import GroupLayout
 from lift.errors import VolumeError
-from lift.preprocessing import CropBox, Prepared
-from lift.ras_grid import ras_grid
-from lift.unconditional.grid import BodyVolume, body_volume, same_view
+from lift.tasks.unconditional.grid import BodyVolume, body_volume, same_view
+from lift.triplanar.groups import GroupLayout
+from lift.volumes.grids import ras_grid
 from tests import wording
 
 LAYOUT = GroupLayout(2, 2, 2, windows=1)

@@ -16,18 +16,18 @@ import pytest
 import torch
 import yaml
 
-from lift.assembly import FinishedMixer, write_mixer
 from lift.config.decoder import DecoderPretrainConfig
-from lift.drifting.encoder import RandomPyramid
-from lift.drifting.groups import GroupLayout
 from lift.metrics.judge import classifier_figures
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
+from lift.mixer.finished import FinishedMixer, write_mixer
 from lift.records.metrics import Measure
 from lift.report.aims import aims_of
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import same_view
-from lift.unconditional.learning import plan_mapper
-from lift.unconditional.pretraining import read_public_volumes
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.grid import same_view
+from lift.tasks.unconditional.learning import plan_mapper
+from lift.tasks.unconditional.pretraining import read_public_volumes
+from lift.triplanar.encoder import RandomPyramid
+from lift.triplanar.groups import GroupLayout
 from tests.lift.unconditional.mapper_volumes import mapper_volumes
 from tests.lift.unconditional.tiny_decoder import pretrain_data, tiny_plan, write_bodies
 

@@ -8,14 +8,13 @@ import torch
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.plan import Plan
 from lift.device import fix_threads
-from lift.drifting.attraction import Anchors, RandomFeatures
-from lift.drifting.features import generated_rows
-from lift.drifting.statistics import Sums
 from lift.errors import ConfigError, DataError
 from lift.mixer.trajectory import slice_positions
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import whole_extent
-from lift.unconditional.learning import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.drifting.attraction import Anchors, RandomFeatures
+from lift.tasks.unconditional.drifting.statistics import Sums
+from lift.tasks.unconditional.grid import whole_extent
+from lift.tasks.unconditional.learning import (
     PatientFeatures,
     features_of,
     plan_mapper,
@@ -25,7 +24,8 @@ from lift.unconditional.learning import (
     sums_of,
     train_mapper_round,
 )
-from lift.unconditional.pretraining import read_public_volumes
+from lift.tasks.unconditional.pretraining import read_public_volumes
+from lift.triplanar.features import generated_rows
 from tests import wording
 from tests.lift.unconditional.tiny_decoder import (
     pretrain_data,

@@ -12,9 +12,9 @@ from torch import Tensor
 from lift.config.plan import GaussianPlan, MapperPlan, Plan
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory, held_inside
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.grid import BodyVolume
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.grid import BodyVolume
+from lift.tasks.unconditional.moments import (
     LARGEST,
     SCALE,
     TrajectoryForm,
@@ -27,7 +27,7 @@ from lift.unconditional.moments import (
     patient_moments,
     trajectory,
 )
-from lift.unconditional.review import moments_from_arrays
+from lift.tasks.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
 from tests.lift.unconditional import moment_cases as cases
 from tests.lift.unconditional.tiny_decoder import plan_data

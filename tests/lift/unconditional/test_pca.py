@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lift.config.decoder import PcaDecoderConfig
 from lift.errors import DataError
-from lift.unconditional.decoder import build_decoder, decoder_fingerprint
-from lift.unconditional.pca import PcaDecoder, fit_pca, inward_clip
+from lift.tasks.unconditional.decoder import build_decoder, decoder_fingerprint
+from lift.tasks.unconditional.pca import PcaDecoder, fit_pca, inward_clip
 
 HEIGHT, WIDTH = 20, 16
 

@@ -14,12 +14,13 @@ from lift.config.decoder import DecoderCard
 from lift.config.plan import Plan
 from lift.errors import ConfigError, GeneratorError
 from lift.generator.card import CARD_FILE, builtin_bundle, read_card
-from lift.privacy.worth import noise_warnings
-from lift.unconditional.bundle import MOMENTS_FILE, check_public_files, load_decoder, with_generator
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import TrajectoryForm, form_of, gaussian_shapes
-from lift.unconditional.public_gaussian import fallback_of, public_gaussian, stretched
-from lift.unconditional.public_moments import PublicMoments
+from lift.tasks.registry import with_generator
+from lift.tasks.unconditional.bundle import MOMENTS_FILE, check_public_files, load_decoder
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.moments import TrajectoryForm, form_of, gaussian_shapes
+from lift.tasks.unconditional.private.worth import noise_warnings
+from lift.tasks.unconditional.public_gaussian import fallback_of, public_gaussian, stretched
+from lift.tasks.unconditional.public_moments import PublicMoments
 from tests.lift.unconditional.tiny_decoder import CPU, plan_data, tiny_decoder
 
 NOISE = {"mode": "stats-once", "delta": 1e-3, "public_patients": 60, "noise_multiplier": 2.0}

@@ -11,10 +11,9 @@ import torch
 
 from lift.config.plan import Plan
 from lift.errors import ConfigError
-from lift.slices import to_slices
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper
-from lift.unconditional.sampling import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import plan_mapper
+from lift.tasks.unconditional.sampling import (
     generate_volume,
     latent_mapper,
     outside,
@@ -22,8 +21,9 @@ from lift.unconditional.sampling import (
     write_generated,
     write_series,
 )
-from lift.unconditional.view import Wanted
-from lift.volume import read_volume
+from lift.tasks.unconditional.view import Wanted
+from lift.volumes.slices import to_slices
+from lift.volumes.volume import read_volume
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from lift.config.plan import GaussianPlan
 from lift.errors import DataError, UpdateRejectedError
 from lift.mixer.gaussian import GaussianTrajectory
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.moments import (
     LARGEST,
     TrajectoryForm,
     TrajectorySums,
@@ -21,8 +21,8 @@ from lift.unconditional.moments import (
     gaussian_shapes,
     moments_to_arrays,
 )
-from lift.unconditional.review import moments_from_arrays
-from lift.unconditional.sketch import FEWEST_SKETCHED, public_columns
+from lift.tasks.unconditional.review import moments_from_arrays
+from lift.tasks.unconditional.sketch import FEWEST_SKETCHED, public_columns
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.unconditional import moment_cases as cases
 

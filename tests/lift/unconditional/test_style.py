@@ -13,17 +13,12 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.errors import ConfigError
 from lift.mixer.gaussian import GaussianNoise, GaussianTrajectory
-from lift.unconditional.bundle import with_generator
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.learning import plan_mapper, settings_of
-from lift.unconditional.moments import (
-    TrajectorySums,
-    fit_gaussian,
-    form_of,
-    patient_moments,
-)
-from lift.unconditional.sampling import latent_mapper, volume_latents, write_series
-from lift.unconditional.style import (
+from lift.tasks.registry import with_generator
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.learning import plan_mapper, settings_of
+from lift.tasks.unconditional.moments import TrajectorySums, fit_gaussian, form_of, patient_moments
+from lift.tasks.unconditional.sampling import latent_mapper, volume_latents, write_series
+from lift.tasks.unconditional.style import (
     RIDGE,
     named_styles,
     site_style,
@@ -31,7 +26,7 @@ from lift.unconditional.style import (
     styles_of,
     under_style,
 )
-from lift.unconditional.view import Wanted
+from lift.tasks.unconditional.view import Wanted
 from tests.lift.unconditional.tiny_decoder import plan_data, tiny_plan
 
 FORMS = {

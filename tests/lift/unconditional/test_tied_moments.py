@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lift.config.plan import GaussianPlan, MapperPlan
 from lift.errors import UpdateRejectedError
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.moments import (
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.moments import (
     TrajectoryForm,
     TrajectorySums,
     fit_gaussian,
@@ -20,8 +20,8 @@ from lift.unconditional.moments import (
     gaussian_shapes,
     moments_to_arrays,
 )
-from lift.unconditional.review import moments_from_arrays
-from lift.unconditional.stationary import stationary_chain, steady_share
+from lift.tasks.unconditional.review import moments_from_arrays
+from lift.tasks.unconditional.stationary import stationary_chain, steady_share
 from lift.wire.names import GAUSSIAN, TRAJECTORY
 from tests.lift.unconditional import moment_cases as cases
 from tests.lift.unconditional.moment_cases import mapper_of

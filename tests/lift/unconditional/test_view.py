@@ -10,11 +10,11 @@ import pytest
 from lift.config.decoder import PcaDecoderConfig
 from lift.config.plan import UnconditionalPlan
 from lift.errors import ConfigError
-from lift.slices import to_slices
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.sampling import write_generated
-from lift.unconditional.view import View, Wanted, parse_field_of_view, view_of
-from lift.volume import read_volume
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.sampling import write_generated
+from lift.tasks.unconditional.view import View, Wanted, parse_field_of_view, view_of
+from lift.volumes.slices import to_slices
+from lift.volumes.volume import read_volume
 from tests.lift.unconditional.tiny_decoder import tiny_plan
 
 PLAN = UnconditionalPlan(slices=36, slice_spacing_mm=1.5)

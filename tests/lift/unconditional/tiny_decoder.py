@@ -11,9 +11,10 @@ import yaml
 
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.plan import Plan
-from lift.unconditional.bundle import load_decoder, with_generator
-from lift.unconditional.decoder import FrozenDecoder
-from lift.unconditional.pretraining import pretrain_decoder
+from lift.tasks.registry import with_generator
+from lift.tasks.unconditional.bundle import load_decoder
+from lift.tasks.unconditional.decoder import FrozenDecoder
+from lift.tasks.unconditional.pretraining import pretrain_decoder
 from tests.cache import cached
 from tests.end_to_end import tiny_run
 from tests.end_to_end.tiny_run import changed, make_patient, patient_name, write_nifti

@@ -27,7 +27,7 @@ from lift.viewer.embedded import ViewerSet, content_policy, is_built, viewers
 from lift.viewer.page import standalone_page
 from lift.viewer.served import make_app
 from lift.viewer.volumes import COARSE, FINE, ViewerVolume, viewer_volume
-from lift.volume import Volume, read_volume
+from lift.volumes.volume import Volume, read_volume
 from tests.end_to_end.tiny_run import check_refusal, run_here
 
 SHAPE = (12, 10, 6)

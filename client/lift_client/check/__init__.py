@@ -1,0 +1,1 @@
+"""The preflight checks of a site."""

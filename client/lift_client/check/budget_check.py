@@ -1,0 +1,56 @@
+"""`lift-client check` on the privacy budget: is there one, is its ledger whole, what is left?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lift.config.site import SiteConfig
+from lift.errors import LiftError
+from lift_client.check.verdict import Verdict, problem
+from lift_client.gate.budget import ledger_path
+
+_NEEDS_BUDGET = {"patient-local", "patient-central", "stats-once"}
+_CHECK = "privacy budget"
+
+
+def check_budget(config: SiteConfig) -> Iterator[Verdict]:
+    """One verdict; none for a site that has no budget and lets no private plan run."""
+    private = sorted(_NEEDS_BUDGET & set(config.policy.privacy_modes))
+    if config.budget is None:
+        if private:
+            yield Verdict(
+                _CHECK,
+                "warning",
+                f"none is set; the policy allows {', '.join(private)}",
+                "A plan with such a mode will be refused. Set `budget` in the site's settings, "
+                "then run `lift-client ledger --create`.",
+            )
+        return
+    path = ledger_path(config, config.folder)
+    if not path.exists():
+        yield Verdict(
+            _CHECK,
+            "problem" if private else "warning",
+            f"there is no ledger at {path}",
+            "For a new cohort run `lift-client ledger --create`. If there was one, put it back "
+            "from a backup: without it nobody knows what was spent.",
+            "record" if private else "",
+        )
+        return
+    from lift_client.gate.ledger import verify  # accounting takes a second to load
+
+    try:
+        book = verify(path)
+        spent = book.epsilon()
+    except LiftError as error:
+        yield problem(_CHECK, error)
+        return
+    left = "; nothing is left" if spent >= book.cap else ""
+    yield Verdict(
+        _CHECK,
+        "warning" if left else "ok",
+        f"epsilon {spent:.3f} of {book.cap:g} spent at delta {book.delta:g}{left}",
+        "Private plans will be refused. `lift-client ledger` shows what was spent on."
+        if left
+        else "",
+    )

@@ -1,0 +1,1 @@
+"""What leaves a site: policy, journal, privacy ledger and budget."""

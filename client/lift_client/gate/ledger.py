@@ -1,0 +1,358 @@
+"""The privacy ledger of one site and cohort: every release is paid for before it is computed.
+
+Order of a block of steps: :meth:`Ledger.reserve` (on the disk when it returns), compute,
+:meth:`Ledger.sent` with the digest of the result (on the disk when it returns), send. Whatever
+goes wrong in between, the reservation counts in full; only the process that made it can take it
+back, and only while nothing of it has left (:meth:`Ledger.released_nothing`).
+
+Every refusal comes before the data are touched. The file itself:
+:mod:`lift_client.gate.ledger_file`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from lift.errors import BudgetSpentError, ConfigError, PrivacyError
+from lift.privacy.book import (
+    START,
+    Book,
+    CapChanged,
+    Opened,
+    Planned,
+    PlannedRun,
+    Release,
+    ReleasedNothing,
+    Sent,
+)
+from lift_client.gate.ledger_file import Clock, LedgerFile, begin_file, read_file
+
+LEDGER_FILE: Final = "ledger.jsonl"
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Epsilon at the ledger's delta, before a run and after all of it."""
+
+    before: float
+    after: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reservation, for a table."""
+
+    line: int
+    time: str
+    run: str
+    round: int
+    purpose: str
+    mechanism: str
+    noise_multiplier: float
+    q: float
+    steps: int
+    state: str
+
+
+def create_ledger(
+    path: Path, *, cohort: str, delta: float, cap: float, clock: Clock = _utc_now
+) -> None:
+    """Begin a ledger; the file appears whole, with its first line, readable by its owner alone.
+
+    Args:
+        path: `ledger.jsonl`; the folder is made when missing.
+        cohort: name of the cohort whose patients it protects.
+        delta: of (epsilon, delta)-DP, add or remove one patient; never changes.
+        cap: epsilon that all releases together never pass.
+        clock: gives the present time, with its zone.
+
+    Raises:
+        ConfigError: a value is out of range.
+        RecordError: there is a ledger already, or a part of one; nothing was changed.
+    """
+    opened = Opened.from_data({"cohort": cohort, "delta": delta, "cap": cap}, str(path))
+    begin_file(path, opened, clock)
+
+
+def verify(path: Path, *, expected_head: str = START) -> Book:
+    """The book, if no line was edited, deleted, reordered, cut off or rolled back; reads alone.
+
+    May run beside a trainer. Bytes after the last complete line are passed over.
+
+    Args:
+        path: `ledger.jsonl`.
+        expected_head: a hash that must be in the chain, such as the last one the server knows.
+
+    Raises:
+        RecordError: names the first line that is wrong, and what is wrong with it.
+    """
+    return read_file(path, expected_head)
+
+
+def rows_of(book: Book) -> list[Row]:
+    """All reservations of a book, oldest first."""
+    return [
+        Row(
+            line=seq,
+            time=book.lines[seq - 1].time,
+            run=item.run,
+            round=item.round,
+            purpose=item.purpose,
+            mechanism=item.mechanism,
+            noise_multiplier=item.noise_multiplier,
+            q=item.q,
+            steps=item.count,
+            state=book.state(seq),
+        )
+        for seq, item in book.reservations.items()
+    ]
+
+
+class Ledger:
+    """A ledger held by one trainer; close it, or use it as a context manager.
+
+    Every method writes to the disk before it returns. When one raises because the disk failed or
+    the files were changed from outside, the ledger takes nothing more: open it again.
+
+    Args:
+        path: `ledger.jsonl`.
+        cohort: the cohort that is going to be read; must be the ledger's own.
+        expected_head: the last hash that the server knows; START when it knows none.
+        clock: gives the present time, with its zone.
+
+    Raises:
+        RecordError: missing, damaged, cut off or rolled back; nothing was changed.
+        ConfigError: another process holds it, or it belongs to another cohort.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cohort: str,
+        expected_head: str = START,
+        clock: Clock = _utc_now,
+    ) -> None:
+        self._file = LedgerFile(path, expected_head, clock)
+        self._book = self._file.book
+        self._path = path
+        # reservations of this process: only of these it is known whether something left
+        self._mine: set[int] = set()
+        if self._book.cohort != cohort:
+            self.close()
+            raise ConfigError(
+                "this privacy ledger belongs to another cohort",
+                where=str(path),
+                seen=f"it protects '{self._book.cohort}', not '{cohort}'",
+                remedy="Each cohort has a ledger of its own. Nothing was computed.",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the next trainer in. Reservations that are still open stay, and count."""
+        self._file.close()
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line: tell it to the server with everything that is sent."""
+        return self._book.head
+
+    @property
+    def cap(self) -> float:
+        """Epsilon that all releases together may cost."""
+        return self._book.cap
+
+    @property
+    def delta(self) -> float:
+        """The one delta at which all releases are counted."""
+        return self._book.delta
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of everything that was reserved and not taken back."""
+        return self._book.epsilon()
+
+    def rows(self) -> list[Row]:
+        """All reservations, oldest first."""
+        return rows_of(self._book)
+
+    def planned_cost(self, run: PlannedRun) -> Cost:
+        """Epsilon now, and after all that the run has not reserved yet; nothing is written.
+
+        Raises:
+            PrivacyError: the run began with other settings.
+        """
+        self._same_settings(run)
+        after = self._book.epsilon(self._book.still_planned(run))
+        return Cost(before=self.epsilon, after=after, cap=self.cap)
+
+    def begin(self, run: PlannedRun) -> Cost:
+        """Admit a whole run before its first step, or go on with one after a restart.
+
+        Raises:
+            BudgetSpentError: the whole run, with all that was released before, passes the cap.
+            PrivacyError: the run began with other settings.
+        """
+        cost = self.planned_cost(run)
+        self._check_cap(cost.after, f"the whole run {run.run[:12]}")
+        if run.run not in self._book.runs:
+            self._file.append(Planned(run=run.run, releases=run.releases))
+        return cost
+
+    def reserve(self, run: str, round_: int, purpose: str, steps: int) -> int:
+        """Pay for a block of steps before its first one; returns the reservation's line number.
+
+        Args:
+            run: the plan's SHA-256, as given to :meth:`begin`.
+            round_: the round that the block belongs to.
+            purpose: one of the purposes that the run planned.
+            steps: steps of the block, at least 1; empty Poisson batches count as well.
+
+        Raises:
+            BudgetSpentError: the block would pass the cap; no data may be touched.
+            PrivacyError: the run has not begun, or did not plan this purpose.
+        """
+        if steps < 1:
+            raise ValueError(f"a block has at least one step (seen: {steps})")
+        entry = self._book.reservation(run, round_, purpose, steps)
+        if entry is None:
+            planned = ", ".join(item.purpose for item in self._plan(run)) or "nothing"
+            raise PrivacyError(
+                f"the run {run[:12]} may not release for '{purpose}'",
+                where=str(self._path),
+                seen=f"its admitted plan releases for: {planned}",
+                remedy="Nothing was computed. What a run releases is fixed at its start.",
+            )
+        after = self._book.epsilon([(self._book.runs[run], purpose, steps)])
+        self._check_cap(after, f"round {round_} of the run {run[:12]}")
+        seq = self._file.append(entry)
+        self._mine.add(seq)
+        return seq
+
+    def sent(self, reservation: int, content: str) -> None:
+        """Note the one result of a reservation; call it before the first byte leaves.
+
+        The same content again is free and adds no line, also after a restart.
+
+        Args:
+            reservation: what :meth:`reserve` returned.
+            content: SHA-256 of what is sent.
+
+        Raises:
+            PrivacyError: other content was sent for it, it was taken back, or another process
+                made it: reserve again.
+        """
+        self._file.check_usable()
+        if self._book.sent.get(reservation) == content:
+            return
+        self._check_open(reservation, "send")
+        self._file.append(Sent(reservation=reservation, content=content))
+
+    def may_resend(self, run: str, round_: int, content: str) -> bool:
+        """Whether exactly these bytes were sent for this round, so that a repetition is free."""
+        return any(
+            digest == content and (item.run, item.round) == (run, round_)
+            for seq, digest in self._book.sent.items()
+            if (item := self._book.reservations[seq])
+        )
+
+    def released_nothing(self, reservation: int, reason: str) -> None:
+        """Take a reservation's cost back: nothing of it has left this process, nor will.
+
+        Raises:
+            PrivacyError: it was sent or taken back before, or another process made it; after a
+                crash nobody knows what left, and it counts in full.
+        """
+        self._check_open(reservation, "take back")
+        self._file.append(ReleasedNothing(reservation=reservation, reason=reason))
+
+    def lower_cap(self, cap: float, reason: str) -> None:
+        """Allow less from now on; below what is spent, nothing more is released.
+
+        Raises:
+            PrivacyError: `cap` is above the present one.
+        """
+        if cap > self.cap:
+            raise PrivacyError(
+                "the cap was not changed",
+                where=str(self._path),
+                seen=f"{cap} is above the present cap {self.cap}",
+                remedy="Raising it is a decision of its own, with its own command and reason.",
+            )
+        self._file.append(CapChanged.from_data({"cap": cap, "reason": reason}, str(self._path)))
+
+    def raise_cap(self, cap: float, reason: str) -> None:
+        """Allow more from now on: a decision of the hospital, on record with its reason.
+
+        Raises:
+            PrivacyError: `cap` is not above the present one.
+        """
+        if not cap > self.cap:
+            raise PrivacyError(
+                "the cap was not raised",
+                where=str(self._path),
+                seen=f"{cap} is not above the present cap {self.cap}",
+                remedy="Nothing was changed.",
+            )
+        self._file.append(CapChanged.from_data({"cap": cap, "reason": reason}, str(self._path)))
+
+    def _plan(self, run: str) -> tuple[Release, ...]:
+        return self._book.runs[run].releases if run in self._book.runs else ()
+
+    def _same_settings(self, run: PlannedRun) -> None:
+        begun = self._book.runs.get(run.run)
+        if begun is not None and begun.releases != run.releases:
+            raise PrivacyError(
+                f"the run {run.run[:12]} began with other privacy settings",
+                where=str(self._path),
+                seen=f"on record: {_told(begun.releases)}\nnow: {_told(run.releases)}",
+                remedy="Nothing was computed. New settings need a new run.",
+            )
+
+    def _check_cap(self, after: float, what: str) -> None:
+        if not after <= self.cap:
+            raise BudgetSpentError(
+                f"the privacy budget does not cover {what}",
+                where=str(self._path),
+                seen=f"epsilon would be {after:.4f} at delta {self.delta:g}; "
+                f"the cap is {self.cap:.4f}, and {self.epsilon:.4f} is spent",
+                remedy="Nothing was computed. Plan more noise or fewer steps; only the hospital "
+                "can raise the cap.",
+            )
+
+    def _check_open(self, reservation: int, action: str) -> None:
+        self._file.check_usable()
+        if reservation in self._book.reservations:
+            state: str = self._book.state(reservation)
+            if state == "reserved" and reservation in self._mine:
+                return
+            seen = "another process made it" if state == "reserved" else f"it is closed: {state}"
+        else:
+            seen = "there is no such reservation"
+        raise PrivacyError(
+            f"cannot {action} reservation {reservation}",
+            where=str(self._path),
+            seen=seen,
+            remedy="Its cost stays as it was. Reserve again for another result.",
+        )
+
+
+def _told(releases: tuple[Release, ...]) -> str:
+    return "; ".join(
+        f"{item.purpose}: noise multiplier {item.noise_multiplier}, q {item.q}, "
+        f"clip norm {item.clip_norm}, {item.steps} steps"
+        for item in releases
+    )

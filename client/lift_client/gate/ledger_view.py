@@ -1,0 +1,155 @@
+"""`lift-client ledger`: what was told about the patients, what is left, what a run would cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from lift.config.base import read_yaml
+from lift.config.plan import Plan
+from lift.config.site import SiteConfig
+from lift.errors import ConfigError
+from lift.privacy.book import Book, PlannedRun
+from lift.privacy.costs import planned_releases
+from lift_client.gate.budget import ledger_path
+from lift_client.gate.ledger import Ledger, Row, create_ledger, rows_of, verify
+
+_PIPE_WIDTH: Final = 140
+
+
+def create(config: SiteConfig) -> str:
+    """Make the site's ledger, once, and say where.
+
+    Raises:
+        ConfigError: the settings have no budget.
+        RecordError: there is a ledger already.
+    """
+    if config.budget is None:
+        raise _no_budget()
+    path = ledger_path(config, config.folder)
+    budget = config.budget
+    create_ledger(path, cohort=config.name, delta=budget.delta, cap=budget.epsilon)
+    return f"made: {path}  (epsilon at most {budget.epsilon:g} at delta {budget.delta:g})\n"
+
+
+def change_cap(config: SiteConfig, cap: float, reason: str, *, upwards: bool) -> str:
+    """Raise or lower the cap, with the reason on record.
+
+    Raises:
+        PrivacyError: it is no change in that direction.
+        ConfigError: a training holds the ledger.
+    """
+    path = ledger_path(config, config.folder)
+    with Ledger(path, cohort=config.name) as ledger:
+        if upwards:
+            ledger.raise_cap(cap, reason)
+        else:
+            ledger.lower_cap(cap, reason)
+        return f"cap: {ledger.cap:g}; spent: {ledger.epsilon:.4f} at delta {ledger.delta:g}\n"
+
+
+def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | None) -> None:
+    """Print the ledger as a table or JSON, or only whether it is whole; and a plan's cost.
+
+    Raises:
+        RecordError: missing or damaged: says which line.
+        ConfigError: the plan cannot be read, or spends nothing.
+    """
+    path = ledger_path(config, config.folder)
+    book = verify(path)
+    spent = book.epsilon()
+    cost = None if plan is None else _cost(book, plan)
+    if as_json:
+        sys.stdout.write(json.dumps(_as_json(book, spent, cost), indent=2) + "\n")
+        return
+    if not only_verify:
+        _table(rows_of(book))
+    sys.stdout.write(
+        f"epsilon {spent:.4f} of {book.cap:g} spent, at delta {book.delta:g} (patient, add or "
+        f"remove one)\nwhole: {len(book.lines)} lines, none changed or missing; last hash "
+        f"{book.head}\n"
+    )
+    if cost is not None:
+        verdict = "fits" if cost <= book.cap else "DOES NOT FIT"
+        sys.stdout.write(f"after this plan: epsilon {cost:.4f} of {book.cap:g}: {verdict}\n")
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan by itself, or the section `plan` of any settings or dry run, YAML or JSON.
+
+    Raises:
+        ConfigError: the file cannot be read or does not fit.
+    """
+    data = read_yaml(path)
+    inner = data.get("plan") if isinstance(data, dict) else None
+    return Plan.from_data(inner if isinstance(inner, dict) else data, str(path))
+
+
+def _cost(book: Book, path: Path) -> float:
+    plan = read_plan(path)
+    releases = planned_releases(plan)
+    if not releases:
+        raise ConfigError(
+            "this plan spends nothing that a ledger counts",
+            where="privacy.mode",
+            seen=plan.privacy.mode,
+            remedy="Ask with a plan that adds noise.",
+        )
+    return book.epsilon(book.still_planned(PlannedRun(run=plan.digest(), releases=releases)))
+
+
+def _as_json(book: Book, spent: float, cost: float | None) -> dict[str, object]:
+    return {
+        "cohort": book.cohort,
+        "epsilon": spent,
+        "cap": book.cap,
+        "delta": book.delta,
+        "unit": "patient",
+        "relation": "add or remove one",
+        "epsilon_after_plan": cost,
+        "last_hash": book.head,
+        "reservations": [vars(row) for row in rows_of(book)],
+    }
+
+
+def _table(rows: Sequence[Row]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        sys.stdout.write("nothing has been told about this cohort's patients yet\n")
+        return
+    table = Table(box=SIMPLE, title="What was told about this cohort's patients")
+    right = {"line", "round", "noise", "q", "steps"}
+    for heading in ("line", "when (UTC)", "run", "round", "for", "noise", "q", "steps", "state"):
+        table.add_column(heading, justify="right" if heading in right else "left")
+    for row in rows:
+        cells = (
+            str(row.line),
+            row.time[:19].replace("T", " "),
+            row.run[:12],
+            str(row.round),
+            row.purpose,
+            f"{row.noise_multiplier:g}",
+            f"{row.q:g}",
+            str(row.steps),
+            row.state,
+        )
+        table.add_row(*map(Text, cells))
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    console.print(table)
+
+
+def _no_budget() -> ConfigError:
+    return ConfigError(
+        "the site has no privacy budget",
+        where="budget",
+        seen="no such section in the site's settings",
+        remedy="Decide with the data protection officer, and write `budget: {epsilon: ..., delta: "
+        "...}` into the settings.",
+    )

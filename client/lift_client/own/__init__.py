@@ -1,0 +1,1 @@
+"""What a hospital computes for itself: report, choice of method, their progress."""

@@ -1,0 +1,1 @@
+"""What a site computes under a plan, by the kind of its task."""

@@ -1,0 +1,1 @@
+"""Measurements around the product; they are not part of the wheel."""

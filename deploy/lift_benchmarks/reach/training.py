@@ -1,0 +1,175 @@
+"""A training that goes on until its curve is flat or its budget is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import process_time
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from lift.config.plan import Plan
+from lift.generator.features import Features
+from lift.mixer.base import Mixer
+from lift.tasks.paired.training import train_round
+from lift_benchmarks.reach.config import Mode, ReachConfig
+from lift_server.rounds.aggregation import mean_update, site_weights
+
+_ENDLESS: Final = 1_000_000
+"""Rounds of a plan whose learning rate does not fall: nobody knows yet where training ends."""
+
+Values = dict[str, Tensor]
+Advance = Callable[[int, Values], tuple[Values, int]]
+"""Round (from 1) and numbers -> numbers after it, and the steps that it took."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement of a curve: steps of all sites together, and a PSNR."""
+
+    steps: int
+    psnr_db: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        values: the kept checkpoint's numbers.
+        kept: its steps.
+        curve: every checkpoint.
+        stopped: by a plateau, or by the budget of steps.
+        core_s: processor seconds of training and measuring the curve.
+    """
+
+    values: Values
+    kept: int
+    curve: tuple[Point, ...]
+    stopped: Literal["plateau", "budget"]
+    core_s: float
+
+
+def is_plateau(curve: Sequence[Point], gain_db: float, fewest: float) -> bool:
+    """Whether the best figure rose by less than `gain_db` over the last third of the steps.
+
+    Args:
+        curve: checkpoints by rising steps.
+        gain_db: what counts as a gain.
+        fewest: steps before which a flat curve says nothing.
+    """
+    if not curve or curve[-1].steps < fewest:
+        return False
+    before = [point.psnr_db for point in curve if 3 * point.steps <= 2 * curve[-1].steps]
+    if not before:
+        return False
+    return max(point.psnr_db for point in curve) - max(before) < gain_db
+
+
+def averaged(average: Values | None, values: Values, index: int, sharpness: float) -> Values:
+    """A running average of a training's states that forgets its beginning at any length.
+
+    State i of n counts in proportion to about i ** sharpness: a rate that does not fall leaves a
+    noise in the numbers that this takes away.
+
+    Args:
+        average: over the states before; None at first.
+        values: the newest state.
+        index: its number, from 1.
+        sharpness: 3 is about the last quarter of the states.
+
+    Source: Karras et al. 2024, arXiv:2312.02696, section 3.1.
+    """
+    if average is None:
+        return values
+    kept = (1 - 1 / index) ** (sharpness + 1)
+    return {name: kept * average[name] + (1 - kept) * values[name] for name in values}
+
+
+def train(
+    advance: Advance,
+    start: Values,
+    measure: Callable[[Values], float],
+    config: ReachConfig,
+    *,
+    most_steps: int,
+    keep_best: bool,
+    report: Callable[[int], None] | None = None,
+) -> Trained:
+    """Advance until the curve of the averaged states is flat, or `most_steps` are taken.
+
+    Args:
+        advance: one round.
+        start: numbers at first.
+        measure: numbers -> PSNR of the patients that the curve is of, dB.
+        config: checkpoints and plateau.
+        most_steps: the budget.
+        keep_best: keep the best checkpoint, as validation patients allow; else the last.
+        report: called after each round with the steps taken.
+    """
+    began = process_time()
+    values, average = start, None
+    curve: list[Point] = []
+    checkpoints: list[Values] = []
+    steps = index = 0
+    stopped: Literal["plateau", "budget"] = "budget"
+    while steps < most_steps:
+        index += 1
+        values, taken = advance(index, values)
+        steps += taken
+        average = averaged(average, values, index, config.sharpness)
+        if report is not None:
+            report(steps)
+        last = curve[-1].steps if curve else 0
+        if steps < most_steps and steps - last < config.checkpoint_steps:
+            continue
+        curve.append(Point(steps, measure(average)))
+        checkpoints.append(average)
+        if is_plateau(curve, config.plateau_db, config.fewest_share * most_steps):
+            stopped = "plateau"
+            break
+    best = max(range(len(curve)), key=lambda i: curve[i].psnr_db) if keep_best else len(curve) - 1
+    return Trained(
+        checkpoints[best], curve[best].steps, tuple(curve), stopped, process_time() - began
+    )
+
+
+def rounds_of(
+    mode: Mode,
+    network: Mixer,
+    patients: Mapping[str, Sequence[Features]],
+    plan: Plan,
+    config: ReachConfig,
+) -> Advance:
+    """How a network advances: on all patients at once, or as an average of sites' trainings.
+
+    Args:
+        mode: which.
+        network: trained in; its numbers are overwritten.
+        patients: site -> training patients, as the network sees them; a site may have none.
+        plan: of the model.
+        config: steps of a round.
+    """
+    joined = {site: list(found) for site, found in sorted(patients.items()) if found}
+    if mode == "pooled":
+        joined = {"pooled": [features for found in joined.values() for features in found]}
+    steps = config.pooled_steps if mode == "pooled" else config.local_steps
+    training = plan.training.model_copy(update={"steps": steps})
+    federation = plan.federation.model_copy(update={"rounds": _ENDLESS})
+    endless = plan.model_copy(update={"training": training, "federation": federation})
+    weights = site_weights({site: len(found) for site, found in joined.items()}, plan.aggregation)
+
+    def advance(index: int, values: Values) -> tuple[Values, int]:
+        ends = {
+            site: train_round(network, values, found, endless, round_index=index, site=site).values
+            for site, found in joined.items()
+        }
+        if mode == "pooled":
+            return ends["pooled"], steps
+        # weights add up to 1: the mean of the ends is the start and the mean of the updates
+        mean = mean_update(ends, weights)
+        return {name: tensor.to(torch.float32) for name, tensor in mean.items()}, steps * len(ends)
+
+    return advance

@@ -1,0 +1,1 @@
+"""A simulated run by the kind of its task."""

@@ -1,0 +1,500 @@
+"""One federation with its baselines, and every method's numbers on the held-out patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from lift.cohort.preprocessing import Prepared
+from lift.config.plan import Plan
+from lift.config.site import SiteSettings
+from lift.generator.networks import FrozenGenerator
+from lift.metrics.table import PatientMetrics
+from lift.mixer.base import Mixer
+from lift.mixer.curves import ChosenCurves
+from lift.mixer.z_filter import NormalEquations, fit
+from lift.protocol.flower.in_process import run_in_process
+from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
+from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.calibration import Calibration, calibrated
+from lift.tasks.paired.choice import STRENGTHS, USES, Choice, choose
+from lift.tasks.paired.contrast import SiteContrast, others_of
+from lift.tasks.paired.methods import (
+    Floats,
+    HeldOut,
+    Method,
+    blended,
+    main_row,
+    measure,
+    no_mixer,
+    with_curves,
+    with_mixer,
+    z_filter,
+    z_median,
+)
+from lift.tasks.paired.predictions import mixed, patient_equations, patient_psnr_db, site_contrast
+from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
+from lift_client.session import SiteSession
+from lift_client.tasks.paired import PairedWork, paired_work
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.store import RunStore
+from lift_server.tasks.registry import run_task
+from lift_simulation.progress import SITE_LOGS, Reporter
+from lift_simulation.tasks.participation import Participation
+from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values, as_is, fitted
+
+SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
+"""Rows that are written as volumes, beside the run's own mixer."""
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """Sites that join after the training.
+
+    Attributes:
+        sites: their names.
+        pairs: training patients to whom each fits its curves.
+        alone: no other site's patients are measured.
+    """
+
+    sites: Collection[str] = ()
+    pairs: int = 3
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What a site has without any other site, in closed form; None where nobody asked.
+
+    Attributes:
+        contrast: its patients' curve equations.
+        taps: of a z-filter fitted there, (6,).
+        taps_under_curves: likewise on the prediction under the site's curves.
+    """
+
+    contrast: SiteContrast | None
+    taps: Tensor | None
+    taps_under_curves: Tensor | None
+
+
+@dataclass
+class FoldResult:
+    """What one federation gives to the run's tables.
+
+    Attributes:
+        metrics: site -> method -> patient -> figures.
+        cross_site: trained at -> tested at -> patient -> figures of local-only mixers.
+        finished: the federated run.
+        cohorts: site -> cohort.
+        local_gain_db: site -> federated minus local-only PSNR of each validation patient.
+        choices: site -> what it uses.
+        calibrated_from: site that joined afterwards -> patients to whom its curves were fitted.
+        synthesis: predictions to be written, by held-out patient and method.
+    """
+
+    metrics: dict[str, dict[str, dict[str, PatientMetrics]]]
+    cross_site: dict[str, dict[str, dict[str, PatientMetrics]]]
+    finished: FinishedRun
+    cohorts: dict[str, SiteCohort]
+    local_gain_db: dict[str, list[float]]
+    choices: dict[str, Choice] = field(default_factory=dict)
+    calibrated_from: dict[str, int] = field(default_factory=dict)
+    synthesis: list[tuple[HeldOut, dict[str, Floats]]] = field(default_factory=list)
+
+
+class Fold:
+    """Runs one federation and its baselines in `folder`, resuming what is already there."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, SiteSettings],
+        plan: Plan,
+        generator: FrozenGenerator,
+        folder: Path,
+        *,
+        compare: tuple[str, ...],
+        reporter: Reporter,
+        afterwards: Afterwards = Afterwards(),
+        participation: Participation | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        self._late = afterwards
+        self._participation = participation
+        self._on_round = on_round
+        self._sites = dict(sorted(sites.items()))
+        self._joined = [name for name in self._sites if name not in afterwards.sites]
+        self._measured = [
+            name for name in self._sites if name in afterwards.sites or not afterwards.alone
+        ]
+        self._plan = plan
+        self._main = main_row(plan)
+        self._generator = generator
+        self._folder = folder
+        self._compare = compare
+        self._reporter = reporter
+        self._sessions = {
+            name: SiteSession(settings, generator, folder / "sites" / name, report=reporter.step)
+            for name, settings in self._sites.items()
+        }
+
+    def run(self, *, synthesis_patients: int) -> FoldResult:
+        """Train every method, measure all of them on the held-out patients."""
+        for name in self._joined:
+            # a budget that does not cover the run is known before any data is read
+            self._sessions[name].admit(self._plan)
+        with self._reporter.stage("features"):
+            cohorts = {
+                name: paired_work(session, self._plan).cohort
+                for name, session in self._sessions.items()
+            }
+        for name, cohort in cohorts.items():
+            for refusal in cohort.refusals:
+                self._reporter.line(refusal.reason.render(f"site {name}"))
+        with self._reporter.stage("federated"):
+            finished = self._federate(self._plan, self._folder)
+        control: FinishedRun | None = None
+        control_plan = _with_mixer(self._plan, "control_2d")
+        if "control_2d" in self._compare and self._plan.mixer.kind == "pyramid":
+            # it has zrefine's reach in the plane and at most its size: no rival of this one
+            self._reporter.line("control_2d is sized beside zrefine: left out beside pyramid")
+        elif "control_2d" in self._compare:
+            with self._reporter.stage("control_2d"):
+                control = self._federate(control_plan, self._folder / "control_2d", guard=False)
+        rivals = RivalTraining(
+            self._plan,
+            self._generator,
+            self._folder / "baselines",
+            compare=self._compare,
+            measured=self._measured,
+            joined=self._joined,
+            reporter=self._reporter,
+        ).train(cohorts, finished.mixer)
+        for session in self._sessions.values():
+            session.close()
+        with self._reporter.stage("evaluation"):
+            return self._evaluate(
+                cohorts, finished, control, control_plan, rivals, synthesis_patients
+            )
+
+    def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
+        results: list[FinishedRun] = []
+        store = RunStore(folder, plan.digest())
+        repeated = self._participation
+
+        def next_round() -> int:
+            return len(store.records)
+
+        def round_done(record: RoundRecord) -> None:
+            self._reporter.round_done(record)
+            # the control's rounds are no part of the federation's record
+            if self._on_round is not None and plan is self._plan:
+                self._on_round(record)
+
+        def main(transport: Transport) -> None:
+            results.append(
+                run_rounds(
+                    plan,
+                    transport if repeated is None else repeated.replayed(transport, next_round),
+                    store,
+                    run_task(plan, self._generator),
+                    roster=lambda: (
+                        list(self._joined) if repeated is None else repeated.asked(next_round())
+                    ),
+                    on_round=round_done,
+                    with_guard=guard,
+                    site_logs=SITE_LOGS,
+                )
+            )
+
+        handlers = {name: self._sessions[name].handle for name in self._joined}
+        with self._reporter.federation(
+            handlers, plan.federation.rounds, lambda: store.records
+        ) as watched:
+            run_in_process(main, watched)
+        return results[0]
+
+    def _evaluate(
+        self,
+        cohorts: Mapping[str, SiteCohort],
+        finished: FinishedRun,
+        control: FinishedRun | None,
+        control_plan: Plan,
+        rivals: Rivals,
+        synthesis_patients: int,
+    ) -> FoldResult:
+        mixer = plan_mixer(self._plan, self._generator)
+        # the control takes other features than most mixers
+        flats = {}
+        flat, refit = mixer, finished.taps
+        if control is not None:
+            flats = {
+                name: paired_work(session, control_plan).cohort
+                for name, session in self._sessions.items()
+            }
+            flat = plan_mixer(control_plan, self._generator)
+            refit = self._refit(flats, flat, control.mixer)
+        result = FoldResult({}, {}, finished, dict(cohorts), {})
+        total = sum(len(cohorts[name].split.test) for name in self._measured)
+        done = 0
+        for name in self._measured:
+            cohort = cohorts[name]
+            alone = self._alone_at(cohort)
+            calibration = None
+            if name in self._late.sites:
+                calibration = self._calibrate(cohort, mixer, finished)
+                result.calibrated_from[name] = calibration.patients
+                curves = calibration.chosen.curves
+            else:
+                curves = self._work(name).site_curves(finished.shared)
+            own = self._at_site(cohort, alone, mixer, finished, rivals, curves=curves)
+            if calibration is None:
+                options = _options(own, self._main)
+                choice = self._choose(cohort, alone, mixer, finished, rivals)
+            else:
+                options = self._uses(own, curves, finished.taps)
+                choice = _named(calibration.choice, list(options))
+            result.choices[name] = choice
+            methods = {
+                "z_median": z_median,
+                # on what the mixer is given: what a network adds to such a filter
+                "z_filter": with_curves(curves, then=finished.taps),
+                **own,
+                "chosen": options[choice.method],
+            }
+            controls: dict[str, Method] = {}
+            if control is not None:
+                controls["control_2d"] = with_mixer(flat, control.mixer, curves=curves)
+                controls["control_2d_z_filter"] = with_mixer(
+                    flat, control.mixer, curves=curves, then=refit
+                )
+            if rivals.centralised is not None:
+                methods["centralised"] = with_mixer(mixer, rivals.centralised, curves=curves)
+            if name in rivals.local_only and calibration is None:
+                result.local_gain_db[name] = self._gain_over(
+                    cohort, mixer, finished, rivals.local_only[name]
+                )
+            for patient in cohort.split.test:
+                held_out = HeldOut(
+                    name, patient, cohort.features[patient], self._prepared(cohort, patient)
+                )
+                predictions = {m: method(held_out.features) for m, method in methods.items()}
+                for m, method in controls.items():
+                    predictions[m] = method(flats[name].features[patient])
+                for m, figures in self._measured_all(held_out, predictions).items():
+                    result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
+                if "cross_site" in self._compare:
+                    self._cross(result, held_out, mixer, rivals.local_only)
+                kept = sum(h.site == name for h, _ in result.synthesis)
+                if kept < synthesis_patients:
+                    rows = {m: predictions[m] for m in (*SYNTHESIS_ROWS, self._main)}
+                    result.synthesis.append((held_out, rows))
+                done += 1
+                self._reporter.step("held-out patients", done, total)
+        return result
+
+    def _measured_all(
+        self, held_out: HeldOut, predictions: Mapping[str, Floats]
+    ) -> dict[str, PatientMetrics]:
+        """The figures of every method on one patient; methods are measured side by side."""
+        with ThreadPoolExecutor(self._plan.threads) as pool:
+            found = pool.map(lambda p: measure(held_out, p, self._plan), predictions.values())
+            return dict(zip(predictions, found, strict=True))
+
+    def _alone_at(self, cohort: SiteCohort) -> _Alone:
+        """What a site has by itself, in closed form."""
+        training = cohort.part("train")
+        taps = under_curves = None
+        contrast = None
+        if "curves" in self._compare and cohort.persons("train", "validation"):
+            contrast = site_contrast(cohort)
+        if training and "z_filter_local" in self._compare:
+            taps = fitted(as_is(training), self._plan)
+        if training and contrast is not None:
+            curves = contrast.chosen(None).curves
+            seen = [features.seen_with(curves) for features in training]
+            under_curves = fitted(seen, self._plan)
+        return _Alone(contrast, taps, under_curves)
+
+    def _at_site(
+        self,
+        cohort: SiteCohort,
+        alone: _Alone,
+        mixer: Mixer,
+        finished: FinishedRun,
+        rivals: Rivals,
+        *,
+        curves: Tensor | None,
+        without: Collection[str] = (),
+    ) -> dict[str, Method]:
+        """The rows of what a site could use, simplest first.
+
+        Args:
+            cohort: the site's.
+            alone: what it has by itself.
+            mixer: an instance of the plan's.
+            finished: the federated run.
+            rivals: what was trained beside the federation.
+            curves: the site's under the run's mixer.
+            without: validation patients whom no curves may be fitted to.
+        """
+        name = cohort.site
+        methods: dict[str, Method] = {"no_mixer": no_mixer}
+        if alone.taps is not None:
+            methods["z_filter_local"] = z_filter(alone.taps)
+        if alone.contrast is not None:
+            by_itself = alone.contrast.chosen(None, without=without).curves
+            methods["curves"] = with_curves(by_itself)
+            if alone.taps_under_curves is not None:
+                methods["curves_z_filter"] = with_curves(by_itself, then=alone.taps_under_curves)
+        methods[self._main] = with_mixer(mixer, finished.mixer, curves=curves)
+        if name in rivals.local_steps:
+            methods["local_steps"] = with_mixer(mixer, rivals.local_steps[name], curves=curves)
+        if name in rivals.local_only:
+            methods["local_only"] = with_mixer(mixer, rivals.local_only[name])
+        if name in rivals.local_curves:
+            own = self._work(name).site_curves({}, without=without)
+            methods["local_curves"] = with_mixer(mixer, rivals.local_curves[name], curves=own)
+            if name in rivals.local_longer:
+                longer = rivals.local_longer[name]
+                methods["local_longer"] = with_mixer(mixer, longer, curves=own)
+        return methods
+
+    def _choose(
+        self,
+        cohort: SiteCohort,
+        alone: _Alone,
+        mixer: Mixer,
+        finished: FinishedRun,
+        rivals: Rivals,
+    ) -> Choice:
+        """What a site uses, by its validation patients: curves are fitted without each of them.
+
+        Where there are too few it is the run's mixer, which nothing speaks against.
+        """
+        figures: dict[str, list[float]] = {}
+        for patient in cohort.split.validation:
+            features = cohort.features[patient]
+            left_out = {cohort.patients[patient].subject}
+            curves = self._work(cohort.site).site_curves(finished.shared, without=left_out)
+            own = self._at_site(
+                cohort, alone, mixer, finished, rivals, curves=curves, without=left_out
+            )
+            for name, method in _options(own, self._main).items():
+                psnr_db = patient_psnr_db(features, method(features))
+                figures.setdefault(name, []).append(psnr_db)
+        return choose(figures, otherwise=self._main)
+
+    def _calibrate(self, cohort: SiteCohort, mixer: Mixer, finished: FinishedRun) -> Calibration:
+        """As `lift calibrate` does at a hospital that took no part, from its first patients."""
+        persons = dict(list(cohort.persons("train").items())[: self._late.pairs])
+        mixer.load_values(finished.mixer)
+        if self._plan.mixer.contrast == "none":
+            return Calibration(ChosenCurves(None, None, {}), Choice("mixer", {}, 0), len(persons))
+        shared = {name: tensor.numpy() for name, tensor in finished.shared.items()}
+        return calibrated(
+            {name: as_is(volumes) for name, volumes in persons.items()},
+            mixer,
+            finished.taps,
+            others_of(shared, None, len(self._plan.task.source)),
+            affine=self._plan.mixer.contrast == "affine",
+        )
+
+    def _uses(
+        self, rows: Mapping[str, Method], curves: Tensor | None, taps: Tensor
+    ) -> dict[str, Method]:
+        """What a site that joined afterwards may use, in the order of `USES`."""
+        main = rows[self._main]
+        return {
+            "no_mixer": no_mixer,
+            "calibrated curves": with_curves(curves),
+            "calibrated curves + z_filter": with_curves(curves, then=taps),
+            self._main: main,
+            **{f"{self._main} x {part:g}": blended(main, part) for part in STRENGTHS},
+        }
+
+    def _cross(
+        self,
+        result: FoldResult,
+        held_out: HeldOut,
+        mixer: Mixer,
+        trained: Mapping[str, Values],
+    ) -> None:
+        for trained_at in self._sites:
+            if trained_at not in trained:
+                continue
+            row = result.cross_site.setdefault(trained_at, {}).setdefault(held_out.site, {})
+            if trained_at == held_out.site:
+                own = result.metrics[held_out.site]["local_only"][held_out.patient]
+                row[held_out.patient] = {m: own[m] for m in ("psnr_db", "dz_corr") if m in own}
+                continue
+            prediction = with_mixer(mixer, trained[trained_at])(held_out.features)
+            row[held_out.patient] = measure(held_out, prediction, self._plan, brief=True)
+
+    def _gain_over(
+        self,
+        cohort: SiteCohort,
+        mixer: Mixer,
+        finished: FinishedRun,
+        reference: Mapping[str, Tensor],
+    ) -> list[float]:
+        gains = []
+        for patient in cohort.split.validation:
+            features = cohort.features[patient]
+            # curves that this patient had no part in
+            curves = self._work(cohort.site).site_curves(
+                finished.shared, without={cohort.patients[patient].subject}
+            )
+            ours = with_mixer(mixer, finished.mixer, curves=curves)
+            theirs = with_mixer(mixer, reference)
+            psnr = [patient_psnr_db(features, method(features)) for method in (ours, theirs)]
+            gains.append(psnr[0] - psnr[1])
+        return gains
+
+    def _refit(
+        self, cohorts: Mapping[str, SiteCohort], flat: Mixer, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The z-filter fitted on top of the 2D control, on the training patients."""
+        flat.load_values(values)
+        total = NormalEquations.zero()
+        for cohort in cohorts.values():
+            for features in cohort.part("train"):
+                total = total + patient_equations(features, mixed(flat, features))
+        return fit(total, self._plan.mixer.ridge)
+
+    def _work(self, site: str) -> PairedWork:
+        return paired_work(self._sessions[site], self._plan)
+
+    def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:
+        return prepare_patient(cohort, patient, self._plan, self._sites[cohort.site].data.root)
+
+
+def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
+    """The rows of a site, simplest first, and after the run's mixer its steps toward no mixer.
+
+    A step costs as much as the mixer: it is taken where the mixer itself is clearly too much.
+    """
+    options: dict[str, Method] = {}
+    for name, method in rows.items():
+        options[name] = method
+        if name == main:
+            options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
+    return options
+
+
+def _named(choice: Choice, names: Sequence[str]) -> Choice:
+    """A choice among `lift.tasks.paired.choice.USES` under the names of the run's rows."""
+    names_of = dict(zip((use.name for use in USES), names, strict=True))
+    figures = {names_of[name]: value for name, value in choice.psnr_db.items()}
+    return Choice(names_of[choice.method], figures, choice.patients)
+
+
+def _with_mixer(plan: Plan, kind: str) -> Plan:
+    mixer = plan.mixer.model_copy(update={"kind": kind})
+    return plan.model_copy(update={"mixer": mixer})

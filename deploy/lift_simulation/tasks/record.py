@@ -1,0 +1,215 @@
+"""`run.json` of a simulation: what the run is, what it ran on, and how far it came."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lift.config.plan import Plan
+from lift.config.simulation import SimulatedSite, SimulationConfig
+from lift.errors import CheckpointError
+from lift.files import file_digest, write_json
+from lift.generator.base import Generator
+from lift.metrics.intervals import bootstrap_mean
+from lift.privacy.costs import describe_privacy
+from lift.randomness import derive_seed
+from lift.records.loss_trend import of_records
+from lift.records.metrics import Measure
+from lift.records.rounds import RoundRecord
+from lift.records.run import GuardRecord, SiteRecord, as_json
+from lift.strict_json import parse_json
+from lift.tasks.describe import describe_run
+from lift_client.tasks.unconditional import UnconditionalWork
+from lift_server.release.privacy_record import epsilon_by_site
+from lift_server.release.results import most_bytes, shipped_record, verdicts
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
+from lift_simulation.tasks.fold import FoldResult
+
+
+class RunRecord:
+    """`run.json`: what the run is, what it ran on, and how far it came."""
+
+    def __init__(self, out: Path, config: SimulationConfig, command: str) -> None:
+        self._path = out / "run.json"
+        self._config = config
+        self._data: dict[str, Any] = {}
+        digest = config.digest()
+        if config.participation is not None and config.participation.is_file():
+            both = f"{digest} {file_digest(config.participation)}"
+            digest = hashlib.sha256(both.encode()).hexdigest()
+        if self._path.is_file():
+            try:
+                self._data = parse_json(self._path.read_text(encoding="utf-8"))
+                found = self._data["settings_digest"]
+            except (OSError, ValueError, KeyError, TypeError):
+                raise CheckpointError(
+                    "cannot resume: run.json is damaged",
+                    where=str(out),
+                    seen="it is not the JSON that a run writes",
+                    remedy="Choose another output folder, or move this one away.",
+                ) from None
+            if found != digest:
+                raise CheckpointError(
+                    "the output folder holds a run of other settings",
+                    where=str(out),
+                    seen=f"settings {str(found)[:12]}... there, {digest[:12]}... now",
+                    remedy="Nothing was changed. Choose another --output, or restore the settings.",
+                )
+        else:
+            self._data = {
+                "started": _now(),
+                "finished": None,
+                "settings_digest": digest,
+                "complete": False,
+            }
+        self._data |= {
+            "name": config.name,
+            "kind": "simulation",
+            "phantom": config.phantom,
+            "data_statement": config.data_statement,
+            "runs_tried": list(config.runs_tried),
+            "command": command,
+            "budget_s": dict(config.budget_s),
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end, report included."""
+        # the report is written last: without it a run killed there would never get one
+        return bool(self._data.get("complete")) and (self._path.parent / "report.html").is_file()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, of this start and those before."""
+        return dict(self._data.get("seconds", {}))
+
+    def describe(self, plan: Plan, generator: Generator) -> None:
+        """Plan, digests, versions: known before anything is computed."""
+        self._data |= describe_run(plan, generator)
+        choice = self._config.generator
+        if choice is not None and choice.bundle is not None:
+            # so that a translation finds it again
+            self._data["bundle"] = str(choice.bundle.resolve())
+        write_json(self._path, self._data)
+
+    def keep_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Write the seconds so far: a resumed run adds to them."""
+        self._data["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
+        write_json(self._path, self._data)
+
+    def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
+        """Sites, guard and seconds; the run is complete once the report is there too."""
+        self._data |= {
+            "finished": _now(),
+            "complete": True,
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "sites": [as_json(self._site(site, results)) for site in self._config.sites],
+            "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
+            "folds": [_guard([result], self._config.plan.seed) for result in results]
+            if len(results) > 1
+            else [],
+            **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
+            "chosen": [_choices(result) for result in results],
+            "loss_trend": of_records([result.finished.records for result in results]),
+            "update_bytes": _update_bytes(results),
+            "privacy": describe_privacy(
+                self._config.plan, [site.name for site in self._config.sites]
+            ),
+        }
+        write_json(self._path, self._data)
+
+    def finish_unconditional(
+        self,
+        works: Mapping[str, UnconditionalWork],
+        runs: Mapping[str, FinishedRun],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """As `finish`, of a run that makes new volumes."""
+        described = {site.name: site.description for site in self._config.sites}
+        records = runs["federated"].records
+        self._data |= {
+            "finished": _now(),
+            "complete": True,
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "sites": [
+                as_json(_new_volumes_site(name, described[name], work))
+                for name, work in sorted(works.items())
+            ],
+            "guard": verdicts(runs["federated"].guard),
+            **shipped_record(runs["federated"].shipped),
+            **_ledgers(records, self._config.plan, self._path.parent),
+            "update_bytes": most_bytes(records, "train"),
+            "statistics_bytes": most_bytes(records, "statistics"),
+            "privacy": describe_privacy(
+                self._config.plan, [site.name for site in self._config.sites]
+            ),
+        }
+        write_json(self._path, self._data)
+
+    def _site(self, site: SimulatedSite, results: list[FoldResult]) -> SiteRecord:
+        cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
+        last = cohorts[-1]
+        pairs = [r.calibrated_from[site.name] for r in results if site.name in r.calibrated_from]
+        return SiteRecord.of(
+            site.name,
+            description=site.description,
+            train=max(len(cohort.split.train) for cohort in cohorts),
+            validation=max(len(cohort.split.validation) for cohort in cohorts),
+            test=len({p for cohort in cohorts for p in cohort.split.test}),
+            refused=len(last.refusals),
+            spacings_mm=last.slice_spacings_mm,
+            calibration_patients=max(pairs, default=None),
+        )
+
+
+def _new_volumes_site(name: str, description: str, work: UnconditionalWork) -> SiteRecord:
+    counts = work.counts
+    return SiteRecord.of(
+        name,
+        description=description,
+        train=counts.train,
+        validation=counts.validation,
+        test=counts.test,
+        refused=counts.refused,
+        spacings_mm=counts.slice_spacings_mm,
+    )
+
+
+def _choices(result: FoldResult) -> dict[str, object]:
+    """By site what it uses, and the figures of its validation patients that decided."""
+    return {site: asdict(choice) for site, choice in sorted(result.choices.items())}
+
+
+def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
+    (result,) = results
+    verdicts: dict[str, GuardRecord] = {}
+    for site, reply in sorted(result.finished.guard.items()):
+        gains = result.local_gain_db.get(site, [])
+        local = None
+        if gains:
+            mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
+            local = Measure(value=mean.value, low=mean.low, high=mean.high, n=mean.n)
+        verdicts[site] = GuardRecord.of(reply, against_local_only=local)
+    return {site: as_json(verdict) for site, verdict in verdicts.items()}
+
+
+def _update_bytes(results: list[FoldResult]) -> int:
+    """The largest message of one site in one training round, as it crossed the wire."""
+    return max((most_bytes(result.finished.records, "train") for result in results), default=0)
+
+
+def _ledgers(
+    records: Sequence[RoundRecord], plan: Plan, out: Path
+) -> dict[str, dict[str, float] | dict[str, str]]:
+    """What each site's patients have met, and the last hash that its ledger told."""
+    met = epsilon_by_site(plan, records)
+    return {"epsilon_met": met, "ledger_heads": LedgerHeads(out / HEADS_FILE).known(met)}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

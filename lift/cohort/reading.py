@@ -1,0 +1,120 @@
+"""Every patient of a site read once; those that cannot be used are refused by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from lift.cohort.layouts import list_patients
+from lift.cohort.patients import Patient, Refusal
+from lift.config.plan import Plan, SplitPlan
+from lift.config.site import SiteSettings
+from lift.errors import DataError
+from lift.files import file_digest
+from lift.volumes.volume import stored_files
+
+logger = logging.getLogger(__name__)
+
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class Usable(Generic[Content]):
+    """The patients of a site that can be used, and those that cannot.
+
+    Attributes:
+        patients: id -> files, in the order of the ids.
+        content: id -> what was read of the patient.
+        refusals: what could not be used, by name, with reason and remedy.
+    """
+
+    patients: dict[str, Patient]
+    content: dict[str, Content]
+    refusals: list[Refusal]
+
+
+def read_patients(
+    settings: SiteSettings,
+    plan: Plan,
+    read: Callable[[Patient], Content],
+    report: Callable[[int, int], None] | None = None,
+) -> Usable[Content]:
+    """Read every patient of a site; one that cannot be used is refused by name.
+
+    Args:
+        settings: the site's settings.
+        plan: names the channels.
+        read: one patient's files -> what is kept of them.
+        report: called after each patient with the number done and the number of all.
+
+    Raises:
+        DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
+            plan holds out somebody whom the site does not have.
+    """
+    needs_mask = plan.preprocessing.mask == "file"
+    found, refusals = list_patients(settings.data, plan.task.channels, needs_mask=needs_mask)
+    known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
+    _check_held_out(plan.split, settings.name, known)
+    usable: Usable[Content] = Usable({}, {}, refusals)
+    for done, patient in enumerate(found, start=1):
+        try:
+            usable.content[patient.id] = read(patient)
+            usable.patients[patient.id] = patient
+        except DataError as error:
+            if settings.data.on_bad_file == "stop" or error.where.startswith("cache."):
+                raise
+            refusals.append(Refusal(patient.id, error))
+        if report is not None:
+            report(done, len(found))
+    for refusal in refusals:
+        # the operator's own log, at the site: names of files are its business
+        logger.warning("event=patient_refused site=%s reason=%s", settings.name, refusal.reason)
+    if not usable.patients:
+        first = refusals[0].reason if refusals else None
+        raise DataError(
+            "no patient can be used",
+            where=str(settings.data.root),
+            seen=f"{len(refusals)} refused; the first: {first}" if first else "the folder is empty",
+            remedy="Mend or remove the named files and run the same command again.",
+        )
+    return usable
+
+
+def _check_held_out(rule: SplitPlan, site: str, known: Collection[str]) -> None:
+    """Refuse names of this site's patients that nobody has: they would be dropped in silence."""
+    prefix = f"{site}/"
+    named = [name for name in rule.held_out if name.startswith(prefix)]
+    unknown = [name for name in named if name.removeprefix(prefix) not in known]
+    if unknown:
+        raise DataError(
+            "the plan holds out patients that this site does not have",
+            where="split.held_out",
+            seen=f"{', '.join(unknown)} ({len(unknown)} of {len(named)} names); the site has "
+            f"{len(known)} patients",
+            remedy="Nothing was read. Correct the names, SITE/PATIENT as the data folder calls "
+            "them.",
+        )
+
+
+def file_digests(patient: Patient, plan: Plan, root: Path) -> tuple[str, ...]:
+    """SHA-256 of every file of a patient that the plan uses.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    paths: Sequence[Path] = [patient.channels[channel] for channel in plan.task.channels]
+    if patient.mask is not None:
+        paths = [*paths, patient.mask]
+    try:
+        return tuple(file_digest(file) for path in paths for file in stored_files(path, root=root))
+    except OSError as error:
+        raise DataError(
+            f"cannot read the files of patient '{patient.id}'",
+            where=str(root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Check that the files exist and may be read, then run again.",
+        ) from None

@@ -1,0 +1,1 @@
+"""What the sites and the server compute together: a task by its kind."""

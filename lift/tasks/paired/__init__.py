@@ -1,0 +1,1 @@
+"""The paired task: a missing channel from registered source channels."""

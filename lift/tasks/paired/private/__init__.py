@@ -1,0 +1,1 @@
+"""Patient-level privacy of the paired task: per-patient gradients and noisy start sums."""

@@ -1,0 +1,185 @@
+"""A whole volume through the mixer, a chunk of slices at a time.
+
+Cached and streamed features run the same code over the same chunks, so the results are
+equal by construction. Peak memory depends on the chunk, never on the number of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lift.cohort.preprocessing import Prepared
+from lift.device import AtOnce, inference_autocast, to_device
+from lift.generator.base import SliceGenerator
+from lift.generator.features import Features, SliceBlock, generate_blocks
+from lift.mixer.base import Mixer, MixerInputs
+from lift.mixer.curves import apply_curves
+
+_CHUNK_VOXELS: Final = 250_000
+_LONGEST_CHUNK: Final = 64
+_ALL: Final = slice(None)
+Floats = NDArray[np.float32]
+
+
+class SliceStream(Protocol):
+    """Where a chunk's slices come from; asked for in increasing order."""
+
+    depth: int
+    slice_shape: tuple[int, int]
+    slice_spacing_mm: float
+
+    @property
+    def pooled(self) -> Mapping[str, Tensor]:
+        """In-plane means of all slices by tap, (z, c); empty for most mixers."""
+        ...
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU."""
+        ...
+
+
+def mix(
+    mixer: Mixer,
+    stream: SliceStream,
+    *,
+    chunk: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """The mixed prediction of a whole volume, (z, 1, h, w), float32.
+
+    Args:
+        mixer: the trained mixer; its device is where everything runs.
+        stream: the volume's slices.
+        chunk: slices by chunk, by default :func:`chunk_slices` of the slice's shape; another
+            size may differ by float kernels (1e-4 at most).
+        report: called after each chunk with the slices done and their number.
+    """
+    mixer.eval()
+    device = mixer.device
+    depth = stream.depth
+    at_once = AtOnce(chunk or chunk_slices(stream.slice_shape), device)
+    pooled = {name: to_device(vectors[None], device) for name, vectors in stream.pooled.items()}
+    done = 0
+
+    def mix_chunk(slices: int) -> Floats:
+        low, high = done, min(done + slices, depth)
+        first, last = max(0, low - mixer.halo), min(depth, high + mixer.halo)
+        source, pred, mask, taps = stream.window(first, last)
+        inputs = MixerInputs(
+            source=to_device(source[None], device),
+            pred=to_device(pred[None], device),
+            mask=to_device(mask[None], device),
+            depth=torch.tensor([last - first]),
+            start=torch.tensor([first], device=device),
+            slice_spacing_mm=torch.tensor([stream.slice_spacing_mm], device=device),
+            taps={name: to_device(tap[None], device) for name, tap in taps.items()},
+            pooled=pooled,
+            pooled_depth=torch.tensor([depth], device=device) if pooled else None,
+        )
+        with torch.no_grad(), inference_autocast(device):
+            mixed: Floats = mixer(inputs)[0, low - first : high - first].float().cpu().numpy()
+        return mixed
+
+    if depth == 0:
+        raise ValueError("the volume has no slices")
+    result = np.empty((depth, 1, *stream.slice_shape), dtype=np.float32)
+    while done < depth:
+        mixed = at_once.attempt(mix_chunk)
+        result[done : done + len(mixed)] = mixed
+        done += len(mixed)
+        if report is not None:
+            report(done, depth)
+    return result
+
+
+def chunk_slices(slice_shape: tuple[int, int]) -> int:
+    """Slices that one chunk adds to the result: 4 of 240 x 240, more of smaller ones.
+
+    The halo comes on top, so a short chunk of small slices would mostly compute its halo.
+    """
+    height, width = slice_shape
+    return max(1, min(_LONGEST_CHUNK, _CHUNK_VOXELS // (height * width)))
+
+
+class CachedStream:
+    """Slices whose features are already on disk or in memory."""
+
+    def __init__(self, features: Features, mixer: Mixer) -> None:
+        self._features = features
+        self._tap_names = mixer.tap_names
+        self.depth = features.depth
+        self.slice_shape = (features.pred.shape[2], features.pred.shape[3])
+        self.slice_spacing_mm = features.slice_spacing_mm
+        self.pooled = {
+            name: torch.from_numpy(np.array(features.pooled[name])) for name in mixer.pooled_names
+        }
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Slices low..high-1 as tensors of their own (a memory map is never written to)."""
+        part = self._features
+
+        def cut(array: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(np.array(array[low:high]))
+
+        taps = {name: cut(part.taps[name]) for name in self._tap_names}
+        pred = torch.from_numpy(np.array(part.prediction((slice(low, high), _ALL, _ALL))))
+        return cut(part.source), pred, cut(part.mask).float(), taps
+
+
+class GeneratedStream:
+    """Slices whose features are computed when they are asked for, and forgotten behind.
+
+    The prediction is given under `curves` (None: as it is).
+    A mixer that sees the whole volume costs a first pass that keeps one vector by slice.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        generator: SliceGenerator,
+        mixer: Mixer,
+        curves: Tensor | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._curves = curves
+        self._tap_names = mixer.tap_names
+        self.depth = int(prepared.source.shape[0])
+        self.slice_shape = (prepared.source.shape[2], prepared.source.shape[3])
+        self.slice_spacing_mm = prepared.spacing_mm[0]
+        self.pooled: dict[str, Tensor] = {}
+        if mixer.pooled_names:
+            vectors: dict[str, list[Tensor]] = {name: [] for name in mixer.pooled_names}
+            for _, block in generate_blocks(generator, prepared.source, mixer.pooled_names):
+                for name in mixer.pooled_names:
+                    vectors[name].append(block.taps[name].float().mean((2, 3)))
+            self.pooled = {name: torch.cat(parts) for name, parts in vectors.items()}
+        self._blocks = generate_blocks(generator, prepared.source, self._tap_names)
+        self._kept: dict[int, SliceBlock] = {}
+        self._done = 0
+
+    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Slices low..high-1; slices before `low` are forgotten."""
+        while self._done < high:
+            start, block = next(self._blocks)
+            self._kept[start] = block
+            self._done = start + block.pred.shape[0]
+        for start in [s for s, kept in self._kept.items() if s + kept.pred.shape[0] <= low]:
+            del self._kept[start]
+        starts = sorted(self._kept)
+        cut = slice(low - starts[0], high - starts[0])
+        taps = {
+            name: torch.cat([self._kept[s].taps[name] for s in starts])[cut]
+            for name in self._tap_names
+        }
+        pred = torch.cat([self._kept[s].pred for s in starts])[cut]
+        source = torch.from_numpy(np.array(self._prepared.source[low:high]))
+        mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
+        if self._curves is not None:
+            pred = apply_curves(pred, source, mask, self._curves)
+        return source, pred, mask, taps

@@ -1,0 +1,135 @@
+"""Source volumes in, one synthetic volume out, on the input's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lift.cohort.patients import Patient
+from lift.cohort.preprocessing import Prepared, prepare, restore, to_output_units
+from lift.device import fix_threads
+from lift.errors import ConfigError
+from lift.generator.networks import FrozenGenerator
+from lift.guard import concerns, hf_share
+from lift.mixer.base import Mixer
+from lift.mixer.finished import FinishedMixer
+from lift.tasks.paired.building import check_generator, loaded_mixer, start_values
+from lift.tasks.paired.choice import Use, blend
+from lift.tasks.paired.contrast import SiteModel
+from lift.tasks.paired.synthesis import Floats, GeneratedStream, mix
+from lift.volumes.volume import write_volume
+
+logger = logging.getLogger(__name__)
+OnConcern = Literal["warn", "fall_back"]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What was written, and what the guard thinks of it.
+
+    Attributes:
+        method: `mixer`, or `no_mixer` where the guard fell back.
+        concern: why the mixer may not help on this volume, or None.
+    """
+
+    method: Literal["mixer", "no_mixer"]
+    concern: str | None
+
+
+def translate(
+    inputs: Mapping[str, Path],
+    output: Path,
+    finished: FinishedMixer,
+    generator: FrozenGenerator,
+    *,
+    mask: Path | None,
+    site: SiteModel | None = None,
+    on_concern: OnConcern,
+    report: Callable[[int, int], None] | None = None,
+) -> Translated:
+    """Synthesise the plan's target channel of one patient, streamed over depth.
+
+    The output has the first source's grid, orientation and spacing. CT is written in HU
+    (int16); MR, which has no unit, as float32 with the plan's `written_maximum`.
+
+    Args:
+        inputs: channel name -> file, exactly the plan's sources.
+        output: where to write (.nii or .nii.gz).
+        finished: the trained mixer.
+        generator: the frozen generator that it was trained around.
+        mask: the patient's mask, where the plan's rule is `file`.
+        site: its own curves, and what of the mixer it uses; None: the generator's contrast stays.
+        on_concern: what to do when the guard has a concern: warn, or leave the mixer out.
+        report: called after each chunk with the slices done and their number.
+
+    Raises:
+        ConfigError: a source is missing or extra, or the mask is.
+        GeneratorError: another generator than the mixer's.
+        VolumeError: an input cannot be used.
+    """
+    plan = finished.plan
+    check_generator(plan, generator)
+    if set(inputs) != set(plan.task.source):
+        raise ConfigError(
+            "the inputs do not fit the mixer",
+            where="inputs",
+            seen=f"given: {', '.join(inputs)}; needed: {', '.join(plan.task.source)}",
+            remedy="Give one file for each source, as NAME=FILE or in this order.",
+        )
+    if (plan.preprocessing.mask == "file") != (mask is not None):
+        needed = plan.preprocessing.mask == "file"
+        raise ConfigError(
+            "a mask is needed" if needed else "a mask was given that the plan does not use",
+            where="--mask",
+            seen=f"the plan's mask rule is '{plan.preprocessing.mask}'",
+            remedy="Give the patient's mask." if needed else "Leave --mask out.",
+        )
+    has_curves = plan.mixer.contrast != "none"
+    if site is not None and not has_curves:
+        raise ConfigError(
+            "this mixer has no use for a site's curves",
+            where="--curves",
+            seen="its plan says mixer.contrast: none",
+            remedy="Nothing was written. Leave --curves out.",
+        )
+    fix_threads(plan.threads)
+    patient = Patient(id=output.name, subject=output.name, channels=dict(inputs), mask=mask)
+    prepared = prepare(patient, plan, root=Path(), with_target=False)
+    concern = concerns(
+        finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
+    )
+    if has_curves and site is None:
+        reason = "no site's curves were given (--curves), so its contrast is the generator's"
+        concern = reason if concern is None else f"{concern}; {reason}"
+    use = Use() if site is None else site.use
+    mixer = loaded_mixer(finished, generator)
+    fell_back = concern is not None and on_concern == "fall_back"
+    if fell_back or use.base == "no_mixer":
+        result = _generated(prepared, generator, mixer)
+    else:
+        if use.base != "mixer":
+            # at its start a mixer is the z-filter; with taps of 0 it is what it is given
+            taps = finished.taps if use.base == "z_filter" else torch.zeros_like(finished.taps)
+            mixer.load_values(start_values(plan, generator, taps))
+        curves = None if site is None else site.curves
+        result = mix(mixer, GeneratedStream(prepared, generator, mixer, curves), report=report)
+        if use.strength < 1:
+            result = blend(_generated(prepared, generator, mixer), result, use.strength)
+    inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
+    voxels, dtype = to_output_units(
+        restore(prepared, inside, background=0.0), plan, plan.task.target
+    )
+    write_volume(output, voxels, prepared.reference, dtype=dtype)
+    return Translated("no_mixer" if fell_back or use.base == "no_mixer" else "mixer", concern)
+
+
+def _generated(prepared: Prepared, generator: FrozenGenerator, mixer: Mixer) -> Floats:
+    """The frozen generator's own prediction, (z, 1, h, w)."""
+    stream = GeneratedStream(prepared, generator, mixer)
+    return torch.cat([stream.window(d, d + 1)[1] for d in range(stream.depth)]).numpy()

@@ -1,0 +1,1 @@
+"""Noise on the statistics of the unconditional task."""

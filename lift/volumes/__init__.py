@@ -1,0 +1,1 @@
+"""Volumes on disk and in memory: formats, grids, masks, slices, resampling."""

@@ -1,0 +1,178 @@
+"""Which reader takes a file: its first bytes say so, and its name only where they cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from lift.volumes.formats import dicom, metaimage, mgh, nifti, nrrd
+from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal
+from lift.volumes.formats.dicom_image import is_dicom
+from lift.volumes.formats.packed import GZIP, Content, read_file
+from lift.volumes.formats.texts import LONGEST_HEADER, Beside
+
+READ_SUFFIXES: Final = (
+    ".dcm",
+    ".hdr.gz",
+    ".hdr",
+    ".mhd",
+    ".mha",
+    ".nhdr",
+    ".nrrd",
+    ".mgh",
+    ".mgz",
+    ".nii",
+    ".nii.gz",
+)
+"""What volumes are called, once each: a pair by its header. The last ones are looked for first."""
+_PACKED: Final = ".gz"
+_HEADERS: Final = (".hdr", ".hdr.gz")
+_VOXELS: Final = (".img", ".img.gz")
+_TEXT_HEADERS: Final = (".nhdr", ".mhd")
+
+
+def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
+    """What a volume's file holds, and its digest.
+
+    Formats: NIfTI-1 and NIfTI-2, in one file or as a pair, of which either may be named; MGH and
+    MGZ; NRRD and MetaImage, attached, or detached with the voxels in the header's folder; DICOM, as
+    the folder of a series or as one enhanced multi-frame file.
+
+    The digest is SHA-256 of the file's bytes; of two files, of the header's and then of the
+    other's; of a series, of its files' sorted digests.
+
+    Raises:
+        VolumeError: a file is missing, empty, truncated or damaged, is of no format that is read,
+            is too large, 4D, colour or complex, or is thinner than 2 voxels.
+        AffineError: it does not say where its voxels lie.
+    """
+    if path.is_dir():
+        _check_whole(refuse)
+        return dicom.decode_series(path, refuse)
+    # voxels alone have no mark: of a pair, the names decide
+    header = _partner(path, _VOXELS, _HEADERS, refuse) or path
+    missing = refuse("there is no such file", "Restore it, or take the patient out.")
+    stored = read_file(header, refuse, missing=missing)
+    digest = hashlib.sha256(stored)
+
+    def beside(name: str) -> bytes:
+        gone = refuse(
+            "the file of its voxels is not beside its header",
+            "Restore it: both files are needed, in one folder.",
+        )
+        other = read_file(header.with_name(name), refuse, missing=gone)
+        digest.update(other)
+        return other
+
+    decoded = _decoded(header, stored, beside, refuse)
+    return decoded, digest.hexdigest()
+
+
+def files_of(path: Path, refuse: Refusal) -> list[Path]:
+    """Every file that a volume is stored in: of a series its folder's files, sorted by name.
+
+    Raises:
+        VolumeError: the file, or the other half of two, is missing or cannot be read.
+    """
+    if path.is_dir():
+        return dicom.series_files(path, refuse)
+    header = _partner(path, _VOXELS, _HEADERS, refuse) or path
+    if not _is_file(header):
+        raise refuse("there is no such file", "Restore it, or take the patient out.")
+    voxels = _partner(header, _HEADERS, _VOXELS, refuse)
+    if voxels is not None:
+        return [header, voxels]
+    return [header, *_named_in(header, refuse)]
+
+
+def _named_in(header: Path, refuse: Refusal) -> list[Path]:
+    """The file that a text header names, if there is one."""
+    found: list[Path] = []
+
+    def beside(name: str) -> bytes:
+        found.append(header.with_name(name))
+        raise _FoundError
+
+    if not header.name.lower().endswith(_TEXT_HEADERS):
+        return []
+    missing = refuse("there is no such file", "Restore it, or take the patient out.")
+    stored = read_file(header, refuse, missing=missing)
+    with contextlib.suppress(_FoundError):
+        if nrrd.is_nrrd(stored[:16]):
+            nrrd.decode(stored, beside, refuse)
+        elif metaimage.is_metaimage(stored[:64]):
+            metaimage.decode(stored, beside, refuse)
+    return found
+
+
+class _FoundError(Exception):
+    """Ends the reading of a header where its voxels would be asked for."""
+
+
+def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
+    if not stored:
+        raise refuse("the file is empty", COPY_AGAIN)
+    if is_dicom(stored[:132]):
+        _check_whole(refuse)
+        return dicom.decode_file(stored, refuse)
+    if nrrd.is_nrrd(stored[:16]):
+        return nrrd.decode(stored, beside, refuse)
+    if metaimage.is_metaimage(stored[:64]):
+        return metaimage.decode(stored, beside, refuse)
+    content = Content(stored, refuse, packed=stored[:2] == GZIP)
+    if nifti.is_single(content.start):
+        return nifti.decode_single(content, refuse)
+    if mgh.is_mgh(content.start):
+        return mgh.decode(content, refuse)
+    if nifti.is_header(content.start):
+        voxels = _partner(path, _HEADERS, _VOXELS, refuse)
+        if voxels is None:
+            # of a header alone the older format is the first thing to say
+            nifti.check_mark(content.start, refuse)
+            raise refuse("the file of its voxels (.img) is not beside it", "Restore it.")
+        if len(stored) > LONGEST_HEADER:
+            raise refuse("its header is far too long", COPY_AGAIN)
+        packed = voxels.name.lower().endswith(_PACKED)
+        other = Content(beside(voxels.name), refuse, packed=packed)
+        return nifti.decode_pair(content, other, refuse)
+    if path.name.endswith(_PACKED) and stored[:2] != GZIP:
+        raise refuse("it is damaged: its name ends in .gz, its content is no gzip", COPY_AGAIN)
+    raise refuse(
+        "it is not an image of a format that is read",
+        "Convert it to NIfTI; of two files, name the header (.hdr, .nhdr, .mhd).",
+    )
+
+
+def _check_whole(refuse: Refusal) -> None:
+    if refuse.in_parts:
+        raise refuse.too_large(
+            "it is larger than memory, and DICOM is not read in parts",
+            "Convert it to an uncompressed NIfTI file (.nii).",
+        )
+
+
+def _partner(
+    path: Path, own: tuple[str, ...], others: tuple[str, ...], refuse: Refusal
+) -> Path | None:
+    """The one other file of a pair, or None (VolumeError: there are two)."""
+    for suffix in own:
+        if path.name.lower().endswith(suffix):
+            stem = path.name[: -len(suffix)]
+            names = [stem + form for other in others for form in (other, other.upper())]
+            found = [place for name in names if _is_file(place := path.with_name(name))]
+            if len(found) > 1 and not found[0].samefile(found[-1]):
+                raise refuse(
+                    "two files beside it could be its other half", "Take one of them away."
+                )
+            return found[0] if found else None
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # a name too long, a folder that is not ours to read
+        return False

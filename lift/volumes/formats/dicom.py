@@ -1,0 +1,341 @@
+"""DICOM: a folder with the slices of one series, or one enhanced multi-frame file.
+
+Slices are put in order by their place along the normal of the slice plane, never by the names of
+the files or their numbers. A stack that is not whole and regular is refused, and what is wrong with
+it is named in mm. Slices that are shifted in their plane from one to the next (gantry tilt) keep
+their true, sheared places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lift.volumes.formats import checks
+from lift.volumes.formats.checks import (
+    COPY_AGAIN,
+    Decoded,
+    Refusal,
+    check_shape,
+    check_size,
+    with_fresh_header,
+)
+from lift.volumes.formats.dicom_image import (
+    Frame,
+    Image,
+    describe,
+    is_dicom,
+    is_directory,
+    read_dataset,
+    read_pixels,
+)
+from lift.volumes.formats.packed import read_file
+
+MOST_FILES: Final = 20_000
+_NO_SLICES: Final = frozenset(
+    f".{name}"
+    for name in (
+        *("txt", "csv", "tsv", "json", "xml", "yaml", "html", "htm", "md", "log", "ini", "inf"),
+        *("pdf", "doc", "docx", "jpg", "jpeg", "png", "gif", "bmp", "zip", "db", "exe"),
+        *("bval", "bvec"),
+    )
+)
+"""Endings of what lies beside slices. A slice's own name may end in anything, as a UID does."""
+_SAME_MM: Final = 0.01
+"""Places that lie this close together are one place: headers round to 0.001 mm or so."""
+_SAME_DIRECTION: Final = 1e-3
+_EVEN: Final = 0.05
+_ROUNDED_MM: Final = 0.11
+_MOST_UNEVEN: Final = 0.2
+"""A step that is off by more than 5% of the regular one, or what positions rounded to 0.1 mm make,
+is irregular; by more than a fifth in any case."""
+_MOST_NAMED: Final = 12
+_TAKE_ONE: Final = "Put each series into a folder of its own, and give the one that is meant."
+
+
+@dataclass(frozen=True)
+class _Slice:
+    path: Path
+    image: Image
+    frame: Frame
+
+
+def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
+    """The volume of one series, and its digest.
+
+    Files without DICOM's mark are passed over when their names end as those of other things do
+    (.txt, .json, .jpg ...), and so are folders and a DICOMDIR.
+
+    Returns:
+        What the series holds, and SHA-256 over the sorted digests of its files: whatever they are
+        called.
+
+    Raises:
+        VolumeError: a file is damaged or no MR or CT image; files of several series, slices that
+            are missing, doubled or irregular; several images at each place (4D); too large.
+        AffineError: it does not say where its pixels lie.
+    """
+    found: list[_Slice] = []
+    digests: list[str] = []
+    for path in series_files(folder, refuse):
+        stored = _stored(path, refuse)
+        if not _is_slice(path, stored, refuse):
+            continue
+        dataset = read_dataset(stored, refuse)
+        if is_directory(dataset, refuse):
+            continue
+        digests.append(hashlib.sha256(stored).hexdigest())
+        image = describe(dataset, refuse)
+        found += [_Slice(path, image, frame) for frame in image.frames]
+    if not found:
+        raise refuse("the folder holds no DICOM image", "Give the folder of one series.")
+    digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    if any(one.image.enhanced for one in found):
+        if len(digests) > 1:
+            raise refuse("a multi-frame image lies beside other images", _TAKE_ONE)
+        return decode_file(_stored(found[0].path, refuse), refuse), digest
+    _check_one_series([one.image for one in found], refuse)
+    order, affine = _stack([one.frame for one in found], refuse)
+    _check_alike([one.image for one in found], refuse)
+    slices = [found[index] for index in order]
+
+    def pixels(index: int) -> NDArray[Any]:
+        one = slices[index]
+        dataset = read_dataset(_stored(one.path, refuse), refuse, pixels=True)
+        plane: NDArray[Any] = read_pixels(dataset, one.image, refuse)[0]
+        return plane
+
+    return _assembled([one.image for one in slices], slices, affine, pixels, refuse), digest
+
+
+def decode_file(stored: bytes, refuse: Refusal) -> Decoded:
+    """What one enhanced multi-frame file holds.
+
+    Raises:
+        VolumeError: as `decode_series`, or it holds one slice.
+        AffineError: it does not say where its pixels lie.
+    """
+    image = describe(read_dataset(stored, refuse), refuse)
+    if not image.enhanced:
+        raise refuse(
+            "it is one slice of a series; a volume has at least 2", "Give the series' folder."
+        )
+    order, affine = _stack(image.frames, refuse)
+    slices = [_Slice(Path(), image, image.frames[index]) for index in order]
+    _shape_and_size(image, len(slices), refuse)
+    whole = read_pixels(read_dataset(stored, refuse, pixels=True), image, refuse)
+    return _assembled([image], slices, affine, lambda index: whole[order[index]], refuse)
+
+
+def series_files(folder: Path, refuse: Refusal) -> list[Path]:
+    """The files of a folder, sorted by name; none of its own folders, no hidden ones.
+
+    Raises:
+        VolumeError: it cannot be read, or holds more files or bytes than any series.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        files = [path for path in paths if not path.is_dir()]
+        size = sum(path.stat().st_size for path in files[:MOST_FILES])
+    except OSError as error:
+        raise refuse(
+            error.strerror or type(error).__name__, "Check the folder's permissions."
+        ) from None
+    if len(files) > MOST_FILES:
+        raise refuse(
+            f"the folder holds {len(files)} files; at most {MOST_FILES} are read as one series",
+            "Give the folder of one series.",
+        )
+    if size > checks.LARGEST_VOLUME_BYTES:
+        raise refuse.too_large(
+            f"the folder's files are larger than {checks.LARGEST_VOLUME_BYTES >> 30} GiB, the most "
+            "that is read as one series",
+            "Give the folder of one series.",
+        )
+    return files
+
+
+def _stored(path: Path, refuse: Refusal) -> bytes:
+    return read_file(path, refuse, missing=refuse("a file of it is no longer there", COPY_AGAIN))
+
+
+def _is_slice(path: Path, stored: bytes, refuse: Refusal) -> bool:
+    if is_dicom(stored[:132]):
+        return True
+    if path.suffix.lower() in _NO_SLICES:
+        return False
+    # passed over it would be missing, and at an end of the stack nobody would notice
+    raise refuse("a file in its folder is no DICOM file", "Take it out, or copy it again.")
+
+
+def _check_one_series(images: Sequence[Image], refuse: Refusal) -> None:
+    series = Counter(image.series for image in images)
+    if len(series) > 1:
+        sizes = ", ".join(str(count) for _, count in series.most_common(_MOST_NAMED))
+        raise refuse(f"files of {len(series)} series lie in one folder ({sizes} each)", _TAKE_ONE)
+    if len({image.modality for image in images}) > 1:
+        raise refuse("MR and CT images lie in one folder", _TAKE_ONE)
+    sizes_seen = {(image.columns, image.rows) for image in images}
+    if len(sizes_seen) > 1:
+        shown = ", ".join(f"{x} x {y}" for x, y in sorted(sizes_seen)[:_MOST_NAMED])
+        raise refuse(f"its slices have several sizes: {shown} pixels", _TAKE_ONE)
+    if len({image.dtype for image in images}) > 1:
+        raise refuse("its slices have several number formats", _TAKE_ONE)
+
+
+def _check_alike(images: Sequence[Image], refuse: Refusal) -> None:
+    """Nothing, when slices with a place each are of one scan (else VolumeError)."""
+    if len({image.frame_of_reference for image in images}) > 1:
+        raise refuse("its slices have several frames of reference: the patient moved", _TAKE_ONE)
+    if len({image.contrast for image in images}) > 1:
+        raise refuse(
+            "its slices have several echo times, or are magnitude and phase images", _TAKE_ONE
+        )
+
+
+def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
+    """The order of the slices along their normal, and voxel -> mm in RAS+, (4, 4)."""
+    if len(frames) < 2:
+        raise refuse("it is one slice; a volume has at least 2", "Give the folder of a series.")
+    first = frames[0]
+    for frame in frames:
+        turned = max(
+            float(np.abs(frame.along_row - first.along_row).max()),
+            float(np.abs(frame.along_column - first.along_column).max()),
+        )
+        if turned > _SAME_DIRECTION:
+            raise refuse("its slices lie in several directions", _TAKE_ONE)
+        if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3, atol=0):
+            raise refuse("its slices have several pixel spacings", _TAKE_ONE)
+    normal = np.cross(first.along_row, first.along_column)
+    places = np.array([frame.position @ normal for frame in frames])
+    order = [int(index) for index in np.argsort(places, kind="stable")]
+    ordered = places[order]
+    if not np.isfinite(ordered).all():
+        raise refuse.of_place("its positions are not finite", COPY_AGAIN)
+    _check_steps(ordered, first, refuse)
+    positions = np.array([frames[index].position for index in order])
+    step = (positions[-1] - positions[0]) / (len(order) - 1)
+    line = positions[0] + np.arange(len(order))[:, None] * step
+    astray = float(np.linalg.norm(positions - line, axis=1).max())
+    if astray > _uneven_mm(float(np.linalg.norm(step))):
+        raise refuse(
+            f"its slices do not lie one above the other: one is {astray:.2f} mm off their line",
+            _TAKE_ONE,
+        )
+    affine = np.eye(4)
+    affine[:3, 0] = first.along_row * first.spacing_mm[0]
+    affine[:3, 1] = first.along_column * first.spacing_mm[1]
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0]
+    return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _check_steps(places: NDArray[np.float64], frame: Frame, refuse: Refusal) -> None:
+    """Nothing, when slices at these places along the normal, sorted, are whole and regular."""
+    steps = np.diff(places)
+    same = steps <= _SAME_MM
+    if same.any():
+        _refuse_doubled(places, same, refuse)
+    regular = _regular_step(steps, frame)
+    counts = np.rint(steps / regular)
+    uneven = np.abs(steps - counts * regular) > _uneven_mm(regular)
+    missing = [
+        place + regular * (number + 1)
+        for place, count in zip(places, counts, strict=False)
+        for number in range(min(int(count) - 1, _MOST_NAMED))
+    ]
+    if uneven.any() and not missing:
+        where = float(places[int(np.argmax(uneven))])
+        raise refuse(
+            f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm, first "
+            f"after {where:.1f} mm along their normal",
+            "Resample it to even slices, or take the patient out.",
+        )
+    if missing:
+        total = int((counts - 1).sum())
+        shown = ", ".join(f"{place:.1f}" for place in missing[:_MOST_NAMED])
+        raise refuse(
+            f"{total} slices are missing: there are {len(places)}, {regular:.2f} mm apart, and "
+            f"none at {shown}{' ...' if total > _MOST_NAMED else ''} mm along their normal",
+            "Export the whole series again from the archive.",
+        )
+
+
+def _uneven_mm(step: float) -> float:
+    return min(max(_EVEN * step, _ROUNDED_MM), _MOST_UNEVEN * step)
+
+
+def _regular_step(steps: NDArray[np.float64], frame: Frame) -> float:
+    """The distance of slices: the smallest seen, or a smaller one by the header's word.
+
+    Where the others are no multiples of the smallest one, it is the one that is seen most.
+    Spacing Between Slices is a distance of centres by the standard; some scanners write the gap
+    between slices instead, which then adds up with the thickness to what is seen.
+    """
+    smallest = float(steps.min())
+    if np.abs(steps - np.rint(steps / smallest) * smallest).max() > _EVEN * smallest:
+        return float(np.median(steps))
+    said = frame.step_mm
+    if said is None or said >= smallest / (1 + _EVEN):
+        return smallest
+    thickness = frame.thickness_mm or 0.0
+    if said < thickness and abs(said + thickness - smallest) <= _EVEN * smallest:
+        return smallest
+    # a word that does not fit the places at all is no word
+    ratio = smallest / said
+    return said if ratio >= 1.5 and abs(ratio - round(ratio)) <= _EVEN * ratio else smallest
+
+
+def _refuse_doubled(places: NDArray[np.float64], same: NDArray[np.bool_], refuse: Refusal) -> None:
+    groups = np.concatenate([[0], np.cumsum(~same)])
+    counts = np.bincount(groups)
+    if len(set(counts.tolist())) == 1:
+        raise refuse(
+            f"each of its {len(counts)} places has {counts[0]} images (echoes, time points or "
+            "diffusion weightings); one volume is needed",
+            "Export one of them as a series of its own.",
+        )
+    doubled = [float(places[int(np.argmax(groups == g))]) for g in np.flatnonzero(counts > 1)]
+    shown = ", ".join(f"{place:.1f}" for place in doubled[:_MOST_NAMED])
+    raise refuse(
+        f"{len(doubled)} places have several images, at {shown}"
+        f"{' ...' if len(doubled) > _MOST_NAMED else ''} mm along the slices' normal",
+        "Take the doubles out, or put each series into a folder of its own.",
+    )
+
+
+def _shape_and_size(image: Image, count: int, refuse: Refusal) -> tuple[int, int, int]:
+    shape = check_shape((image.columns, image.rows, count), refuse)
+    check_size(shape, image.dtype, refuse)
+    return shape
+
+
+def _assembled(
+    images: Sequence[Image],
+    slices: Sequence[_Slice],
+    affine: NDArray[np.float64],
+    pixels: Callable[[int], NDArray[Any]],
+    refuse: Refusal,
+) -> Decoded:
+    """The slices as one array, (column, row, slice), unscaled where one scale is that of all."""
+    shape = _shape_and_size(images[0], len(slices), refuse)
+    scales = {(one.frame.slope, one.frame.inter) for one in slices}
+    dtype = images[0].dtype if len(scales) == 1 else np.dtype(np.float64)
+    data = np.empty(shape, dtype=dtype, order="F")
+    for index, one in enumerate(slices):
+        found = pixels(index).T
+        if len(scales) == 1:
+            data[:, :, index] = found
+        else:
+            data[:, :, index] = found * one.frame.slope + one.frame.inter
+    slope, inter = scales.pop() if len(scales) == 1 else (1.0, 0.0)
+    decoded = with_fresh_header(data, affine, refuse)
+    return replace(decoded, slope=slope, inter=inter)

@@ -1,0 +1,143 @@
+"""NIfTI-1 and NIfTI-2, in one file or as a pair, decoded: the header, the voxels, their place.
+
+Of a header's texts nothing is looked at, and extensions are passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal, check_shape, check_size
+from lift.volumes.formats.packed import Content
+
+_TEXTS: Final = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+_UNIT_OF_SPACE: Final = 0b111
+_MILLIMETRES: Final = frozenset({0, 2})
+"""Codes of NIfTI's xyzt_units: not said, or mm."""
+_UNHEARD: Final = logging.Logger("unheard", logging.CRITICAL + 1)
+_SINGLE: Final = {b"n+1\0": nibabel.Nifti1Header, b"n+2\0": nibabel.Nifti2Header}
+_PAIR: Final = {b"ni1\0": nibabel.Nifti1Header, b"ni2\0": nibabel.Nifti2Header}
+
+
+def is_single(start: bytes) -> bool:
+    """Whether a file begins as a NIfTI image that holds its voxels itself."""
+    return _header_class(start, _SINGLE) is not None
+
+
+def is_header(start: bytes) -> bool:
+    """Whether a file begins as the header of a pair: NIfTI, or the older Analyze 7.5."""
+    return _size_is(start, nibabel.Nifti1Header) or _header_class(start, _PAIR) is not None
+
+
+def decode_single(content: Content, refuse: Refusal) -> Decoded:
+    """What a file holds that begins as NIfTI.
+
+    Raises:
+        VolumeError: truncated, damaged, too large, 4D, colour or complex, thinner than 2 voxels.
+        AffineError: its affine cannot be read.
+    """
+    return _decode(content, _SINGLE, content, refuse)
+
+
+def decode_pair(header: Content, voxels: Content, refuse: Refusal) -> Decoded:
+    """What a pair of files holds, one with the header and one with the voxels.
+
+    Raises:
+        VolumeError: as `decode_single`, or the header is of Analyze 7.5.
+        AffineError: its affine cannot be read.
+    """
+    check_mark(header.start, refuse)
+    return _decode(header, _PAIR, voxels, refuse)
+
+
+def check_mark(start: bytes, refuse: Refusal) -> None:
+    """Nothing, when the header of a pair is NIfTI (AffineError: it is Analyze 7.5)."""
+    if _header_class(start, _PAIR) is None:
+        raise refuse.of_place(
+            "its header has no NIfTI mark: it is of Analyze 7.5, which does not say how the "
+            "patient lies, or it is damaged; left and right cannot be told apart",
+            "Convert the patient's DICOM series to NIfTI.",
+        )
+
+
+def _decode(content: Content, kinds: dict[bytes, Any], voxels: Content, refuse: Refusal) -> Decoded:
+    kind = _header_class(content.start, kinds)
+    try:
+        with np.errstate(all="ignore"):
+            # the fixed block alone: extensions may hold anything about the patient
+            header = _checked(kind(content.start[: kind.sizeof_hdr], check=False))
+            shape = check_shape(header.get_data_shape(), refuse)
+            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            size = check_size(shape, dtype, refuse)
+            slope, inter = _scaling(header, refuse)
+            affine = _affine(header, refuse)
+    except (HeaderDataError, ValueError, OverflowError):
+        raise refuse("it ends early or is damaged inside", COPY_AGAIN) from None
+    if offset < 0:
+        raise refuse("its voxels start before the file", COPY_AGAIN)
+    if voxels is not content:
+        # a packed header's checksum is at its end
+        content.up_to(kind.sizeof_hdr)
+    whole = voxels.up_to(offset + size)
+    data = np.frombuffer(whole, dtype, size // dtype.itemsize, offset).reshape(shape, order="F")
+    for field in _TEXTS:
+        if field in header:
+            header[field] = b""
+    return Decoded(data, affine, slope, inter, header)
+
+
+def _header_class(start: bytes, kinds: dict[bytes, Any]) -> Any:
+    """The NIfTI version that the first bytes claim, or None."""
+    for magic, kind in kinds.items():
+        place = 4 if kind is nibabel.Nifti2Header else 344
+        if _size_is(start, kind) and start[place : place + 4] == magic:
+            return kind
+    return None
+
+
+def _size_is(start: bytes, kind: Any) -> bool:
+    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    return kind.sizeof_hdr in size and len(start) >= kind.sizeof_hdr
+
+
+def _checked(header: Any) -> Any:
+    """The header, its fields within NIfTI's rules (HeaderDataError: they cannot be).
+
+    Mended in silence: nibabel's log has a line for each field, which says nothing to an operator.
+    """
+    header.check_fix(logger=_UNHEARD)
+    return header
+
+
+def _affine(header: Any, refuse: Refusal) -> NDArray[np.float64]:
+    # NIfTI-1 standard, method 1: no code, no orientation
+    if not (header["sform_code"] or header["qform_code"]):
+        raise refuse.of_place(
+            "its header does not say how the patient lies (sform_code and qform_code are 0); left "
+            "and right cannot be told apart",
+            "Convert the patient's DICOM series to NIfTI again, with its orientation.",
+        )
+    if int(header["xyzt_units"]) & _UNIT_OF_SPACE not in _MILLIMETRES:
+        raise refuse.of_place("its lengths are not in mm", "Export it again in mm.")
+    try:
+        return np.asarray(header.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        raise refuse.of_place(
+            "its affine is singular or not finite; voxels have no place in the patient",
+            "Mend the header (qform or sform), or take the patient out.",
+        ) from None
+
+
+def _scaling(header: Any, refuse: Refusal) -> tuple[float, float]:
+    """Scale factor and offset, 1 and 0 when the file has none (VolumeError: not finite)."""
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError:
+        raise refuse("its scale factor is not finite", COPY_AGAIN) from None
+    return (1.0, 0.0) if slope is None else (float(slope), float(inter))

@@ -1,0 +1,1 @@
+"""What leaves the coordinator: the finished mixer, its record and its signature."""

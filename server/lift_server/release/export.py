@@ -1,0 +1,284 @@
+"""`lift-server export`: the release of a finished run, with a manifest of every file.
+
+The gate: a mixer is released with audits of every site that it learned from, and under
+patient-level gradients with one of the training itself; or without, in so many words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from lift.audit.documents import SiteAudit, TrainingAudit, check_signature, read_signed
+from lift.config.plan import Plan
+from lift.config.privacy import NoPrivacy, PatientGradients
+from lift.config.server import ServerConfig
+from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
+from lift.files import file_digest, write_atomically
+from lift.records.rounds import NO_ANSWER, ROUNDS_FILE, RoundRecord
+from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
+from lift.strict_json import parse_json, parse_model
+from lift_server.release.bundle_text import bundle_text
+from lift_server.release.privacy_record import epsilon_by_site
+from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
+from lift_server.sites.roster import Roster
+from lift_server.watch.status_view import is_complete
+
+RELEASED: Final = ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json")
+SUMS_FILE: Final = "SHA256SUMS"
+WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
+_THE_TRAINING: Final = "the training"
+
+
+def export_run(
+    config: ServerConfig,
+    output: Path,
+    *,
+    audits: Sequence[Path],
+    without_audit: bool,
+    audit_training: Callable[[Plan], TrainingAudit],
+) -> list[str]:
+    """Write the release bundle of a finished run into a new folder; the lines of its SHA256SUMS.
+
+    Its manifest lists every file; it is still to be signed with the release key.
+
+    Args:
+        config: the coordinator's settings, paths from its folder.
+        output: is made; it must not exist, or be empty.
+        audits: files that sites handed over.
+        without_audit: release without the audits that are missing, and say so.
+        audit_training: audits the plan's private training; asked where the plan has some.
+
+    Raises:
+        CheckpointError: the run is not complete.
+        ConfigError: the folder is in use, or an audit's file cannot be read.
+        PolicyError: an audit is missing, not of this mixer, not signed by its site, or the
+            training did not pass its own. Nothing is written in any of these cases.
+        DataError: a copy came back with other bytes.
+    """
+    run = config.output
+    _check_finished(run)
+    _check_free(output)
+    record = parse_json((run / "run.json").read_text(encoding="utf-8"))
+    rounds = _rounds(run)
+    plan = Plan.from_data(record["plan"], "run.json")
+    keys = Roster.read(config.sites)
+    mixer_digest = file_digest(run / RELEASED[0])
+    sites = read_audits(audits, keys, mixer_digest)
+    learned_from = sorted({site for line in rounds[1:] for site in line.counted})
+    missing = [site for site in learned_from if site not in sites]
+    if missing and not without_audit:
+        raise _not_audited(missing, run)
+    training = None
+    if isinstance(plan.privacy, PatientGradients):
+        try:
+            training = audit_training(plan)
+        except ConfigError:
+            # with too little noise, or too small a mixer, no audit can tell anything
+            if not without_audit:
+                raise
+            missing.append(_THE_TRAINING)
+    if training is not None and not training.passed:
+        raise PolicyError(
+            "the training did not pass its audit",
+            where=str(run),
+            seen=f"epsilon is at least {training.epsilon_lower_bound:.2f} by the canaries; "
+            f"{training.claimed_epsilon:.2f} was claimed ({training.audited})",
+            remedy="Nothing was written, and nothing should be released: noise, sampling or "
+            "clipping do less than they say. Please report it. A right pipeline fails once in "
+            f"{1 / (1 - training.confidence):.0f} times: run the same command again.",
+        )
+    bundle = {
+        "format_version": 1,
+        "federation": config.name,
+        "released": datetime.now(UTC).isoformat(timespec="seconds"),
+        "audited": not missing,
+        "audit_statement": f"{WITHOUT_AUDIT}: {', '.join(missing)}" if missing else "audited",
+        "phantom": config.phantom,
+        "data_statement": config.data_statement,
+        "mixer": {**record["mixer"], "file": RELEASED[0], "sha256": mixer_digest},
+        "generator": record["generator"],
+        "plan": record["plan"],
+        "plan_digest": record["plan_digest"],
+        "rounds": {"trained": len(rounds) - 1, "by_site": participation(rounds)},
+        "sites": record.get("sites", []),
+        "privacy": {
+            **record["privacy"],
+            "epsilon_spent_by_site": epsilon_by_site(plan, rounds),
+            "ledger_heads": LedgerHeads(config.state / HEADS_FILE).known(learned_from)
+            if not isinstance(plan.privacy, NoPrivacy)
+            else {},
+        },
+        "audits": {
+            "training": None if training is None else training.model_dump(mode="json"),
+            "sites": {site: audit.model_dump(mode="json") for site, audit in sites.items()},
+            "missing": missing,
+        },
+        "metrics": _metrics(run),
+        "versions": record["versions"],
+    }
+    return _write(config, output, bundle, keys.admitted_keys)
+
+
+def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """Of each site: training rounds that counted it, and why others did not, with their number.
+
+    Args:
+        rounds: lines of `rounds.jsonl`, round 0 first.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in rounds[1:]:
+        for site in sorted({*line.asked, *line.counted}):
+            own = found.setdefault(site, {"counted": 0, "not_counted": {}})
+            if site in line.counted:
+                own["counted"] += 1
+            else:
+                reason = line.refused.get(site, NO_ANSWER)
+                own["not_counted"][reason] = own["not_counted"].get(reason, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dict[str, SiteAudit]:
+    """The sites' audits, each signed by its site and of this mixer; by site.
+
+    Raises:
+        ConfigError: a file cannot be read.
+        PolicyError: an audit is of another mixer, of nobody in the roster, or not signed by its
+            site, or a site has two.
+    """
+    found: dict[str, SiteAudit] = {}
+    for path in paths:
+        signed = read_signed(path)
+        site = signed.audit.site
+        entry = roster.sites.get(site)
+        if entry is None:
+            raise PolicyError(
+                f"the audit is of a site that was never admitted: '{site}'",
+                where=str(path),
+                seen=f"admitted: {', '.join(sorted(roster.sites)) or 'nobody'}",
+                remedy="Nothing was written. Leave the file out.",
+            )
+        # a site that was removed since may still speak of what it took part in
+        check_signature(signed, entry.public_key)
+        if signed.audit.mixer_digest != mixer_digest:
+            raise PolicyError(
+                f"the audit of site '{site}' is of another mixer",
+                where=str(path),
+                seen=f"SHA-256 {signed.audit.mixer_digest[:12]}... there, "
+                f"{mixer_digest[:12]}... here",
+                remedy="Nothing was written. Ask the site to audit this run's mixer.safetensors.",
+            )
+        if site in found:
+            raise PolicyError(
+                f"two audits of site '{site}' were given",
+                where=str(path),
+                seen="which one counts is not for the coordinator to choose",
+                remedy="Nothing was written. Give one.",
+            )
+        found[site] = signed.audit
+    return dict(sorted(found.items()))
+
+
+def _write(
+    config: ServerConfig, output: Path, bundle: dict[str, Any], site_keys: Mapping[str, str]
+) -> list[str]:
+    files = {
+        name: (config.output / name).read_bytes()
+        for name in RELEASED
+        if (config.output / name).is_file()
+    }
+    # pictures take a second to load, and only here
+    from lift.report.page import REPORT_FILE, render_report
+
+    files[REPORT_FILE] = render_report(config.output, bundle["audits"])
+    files[RECORD_FILE] = (
+        json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    ).encode()
+    files[TEXT_FILE] = bundle_text(bundle).encode()
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    sums = [f"{digest}  {name}" for name, digest in digests.items()]
+    files[SUMS_FILE] = "".join(f"{line}\n" for line in sums).encode()
+    manifest = Manifest(
+        federation=config.name,
+        made=bundle["released"],
+        sites=dict(site_keys),
+        files={
+            name: ListedFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in files.items()
+        },
+    )
+    # the manifest last: with it the folder is complete
+    files[MANIFEST_FILE] = manifest.content()
+    for name, data in files.items():
+        write_atomically(output / name, data)
+        # of what the disk gives back, against what was read: a bad copy is found here
+        if file_digest(output / name) != hashlib.sha256(data).hexdigest():
+            raise DataError(
+                "a copy differs from its source",
+                where=str(output / name),
+                seen="other bytes came back from the disk",
+                remedy="Check the disk, remove the folder and run the same command again.",
+            )
+    return sums
+
+
+def _check_finished(run: Path) -> None:
+    mixer = run / RELEASED[0]
+    if mixer.is_file() and is_complete(run):
+        return
+    raise CheckpointError(
+        "the run has no finished mixer",
+        where=str(run),
+        seen="run.json does not say that the run is complete"
+        if mixer.is_file()
+        else f"there is no {RELEASED[0]}",
+        remedy="Nothing was written. Let `lift-server` run to its end: a partial run is "
+        "never shipped.",
+    )
+
+
+def _check_free(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            "the folder is in use",
+            where=str(output),
+            seen="it exists and is not empty",
+            remedy="Nothing was changed. Choose another folder.",
+        )
+
+
+def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
+    return PolicyError(
+        "the mixer was not audited",
+        where=str(run),
+        seen=f"no audit of: {', '.join(missing)}",
+        remedy=f"Nothing was written. Send {RELEASED[0]} to these sites, let each run `lift audit "
+        "patients` and give the files with --audit; or release it with --without-audit, which the "
+        "bundle then says.",
+    )
+
+
+def _rounds(run: Path) -> list[RoundRecord]:
+    try:
+        text = (run / ROUNDS_FILE).read_text(encoding="utf-8")
+        lines = [parse_model(RoundRecord, line) for line in text.splitlines()]
+        if not lines:
+            raise ValueError("no round")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            "the run's record of rounds cannot be read",
+            where=str(run / ROUNDS_FILE),
+            seen="it is missing or damaged",
+            remedy="Nothing was written. Start `lift-server` once: it writes the record again "
+            "from its checkpoints.",
+        ) from None
+    return lines
+
+
+def _metrics(run: Path) -> object:
+    path = run / "metrics.json"
+    return parse_json(path.read_bytes()) if path.is_file() else None

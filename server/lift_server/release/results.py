@@ -1,0 +1,95 @@
+"""The finished mixer as a file, and what the sites said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lift.config.plan import Plan
+from lift.guard import SiteProfile
+from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.rounds import RoundRecord, SiteStatistics
+from lift.records.run import GuardRecord, as_json
+from lift.records.shipped import Shipped
+from lift.tasks.paired.contrast import POOLED_FILE, write_pooled_curves
+from lift.tasks.unconditional.style import kept_with_mixer
+from lift_server.rounds.finished import FinishedRun
+
+
+def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: bool) -> None:
+    """`mixer.safetensors` of a run, with the guard's verdicts and no site's name.
+
+    Under a plan with `unconditional.site_styles` the sites' styles are there, by their names.
+    Beside it lie the pooled curves, where sites shared theirs.
+    """
+    statistics = run.records[0].statistics
+    # under differential privacy no site tells its spacing, and none is asked for a verdict
+    known = [site for site in sorted(statistics) if statistics[site].lowest_slice_spacing_mm]
+    # a verdict on a mapper that is not released says nothing of what is
+    kept_back = run.shipped is not None and run.shipped.source == "gaussian"
+    guard = {} if kept_back else run.guard
+    profiles = [_profile(guard.get(site), statistics[site]) for site in known]
+    values = run.mixer | kept_with_mixer(run.shared)
+    write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
+    write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
+
+
+def site_metrics(run: FinishedRun) -> dict[str, object]:
+    """`metrics.json` of a run whose server has no patient: what each site's guard answered.
+
+    The metrics are paired differences on each site's validation patients (where these are fewer
+    than two, with its training patients), with n and their 95% interval; every row in absolute
+    numbers needs patients and exists in a simulation, or in a site's own report. Of new volumes
+    there is the verdict alone.
+    """
+    known = run.records[0].statistics
+    sites: dict[str, object] = {}
+    for site, reply in sorted(run.guard.items()):
+        rows = {
+            "psnr_over_no_mixer_db": _metric(reply.against_no_mixer),
+            "psnr_over_z_filter_db": _metric(reply.against_z_filter),
+        }
+        found = {name: row for name, row in rows.items() if row is not None}
+        patients = known[site].validation_patients if site in known else 0
+        sites[site] = {
+            "patients": patients,
+            "verdict": reply.verdict,
+            "judged_on": reply.judged_on,
+            "methods": {"federated": found} if found else {},
+        }
+    return {"sites": sites, "pooled": {}}
+
+
+def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
+    """The guard's answers for `run.json`, in the form that a simulation writes."""
+    return {site: as_json(GuardRecord.of(reply)) for site, reply in sorted(guard.items())}
+
+
+def shipped_record(shipped: Shipped | None) -> dict[str, object]:
+    """What ships and what the sites said of it, for `run.json`; empty where there is no choice."""
+    if shipped is None:
+        return {}
+    said = None if shipped.said is None else asdict(shipped.said)
+    return {"shipped": shipped.source, "said": said}
+
+
+def most_bytes(records: Sequence[RoundRecord], kind: str) -> int:
+    """The largest answer of one site in exchanges of this kind, as it crossed the wire."""
+    sizes = [size for line in records if line.kind == kind for size in line.bytes.values()]
+    return max(sizes, default=0)
+
+
+def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:
+    return None if difference is None else {**difference.model_dump(), "unit": "dB"}
+
+
+def _profile(guard: GuardReply | None, said: SiteStatistics) -> SiteProfile:
+    return SiteProfile(
+        verdict="undecided" if guard is None else guard.verdict,
+        lowest_slice_spacing_mm=said.lowest_slice_spacing_mm or 0.0,
+        highest_slice_spacing_mm=said.highest_slice_spacing_mm or 0.0,
+        lowest_hf_share=None if guard is None else guard.lowest_hf_share,
+        highest_hf_share=None if guard is None else guard.highest_hf_share,
+    )

@@ -1,0 +1,1 @@
+"""The round loop: requests, review, aggregation, checkpoints."""

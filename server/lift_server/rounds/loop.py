@@ -1,0 +1,398 @@
+"""LiFT's own round loop: statistics, training rounds, the guard.
+
+Nothing is silent: no round counts fewer sites, or a smaller share of the patients, than the
+quorum; who was asked, who answered, who counted with which weight and who was refused why
+is in the record of every round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from torch import Tensor
+
+from lift.config.plan import Plan, derived_deadline_s
+from lift.errors import UpdateRejectedError
+from lift.privacy.costs import epsilon_after
+from lift.privacy.noise import SecureStream
+from lift.protocol.messages import (
+    Answer,
+    Failure,
+    FailureKind,
+    GuardReply,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsReply,
+    StatisticsRequest,
+    TrainReply,
+    TrainRequest,
+)
+from lift.protocol.transport import Transport
+from lift.records.rounds import RoundRecord
+from lift.records.shipped import Shipped
+from lift.wire.names import MIXER, grouped
+from lift_server.rounds.aggregation import ServerState
+from lift_server.rounds.exchange import Tally, patients_of, slowest_round_s
+from lift_server.rounds.finished import FinishedRun
+from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
+from lift_server.rounds.quorum import check_quorum
+from lift_server.rounds.store import RunStore
+from lift_server.rounds.task import Contribution, RunTask
+from lift_server.rounds.updates import Contents, round_aggregation
+from lift_server.rounds.verdicts import recorded, reviewed
+
+logger = logging.getLogger(__name__)
+_STATISTICS_DEADLINE_S = 86_400.0
+_REMINDER_S = 60.0
+SITE_LOGS: Final = "log.txt in each of these sites' own work folder"
+"""Where the sites of a real federation keep the text of their refusals."""
+
+
+def run_rounds(
+    plan: Plan,
+    transport: Transport,
+    store: RunStore,
+    task: RunTask,
+    *,
+    roster: Callable[[], Sequence[str]],
+    on_round: Callable[[RoundRecord], None] | None = None,
+    on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
+    with_guard: bool = True,
+    heads_file: Path | None = None,
+    site_logs: str = SITE_LOGS,
+) -> FinishedRun:
+    """Run the federation to its end, or from its last checkpoint to its end.
+
+    Args:
+        plan: the run's plan.
+        transport: the way to the sites.
+        store: the run's folder.
+        task: what the sums of round 0 become, and where training starts.
+        roster: gives the names of all admitted sites, what a quorum is counted against; asked
+            anew before each round, so that a removed site is out from the next one on.
+        on_round: called with each round's record, after its checkpoint is on disk.
+        on_ask: called before each exchange with the round, its kind, the sites and the deadline in
+            s.
+        with_guard: ask the sites for their verdict at the end. Without it what was trained is
+            released as it is: for a comparison.
+        heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
+            the run's folder by default.
+        site_logs: where a reader finds what a site does not tell: the text of its refusals.
+
+    Raises:
+        QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
+            same command resumes from the round before.
+    """
+    heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
+    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads, site_logs)
+    return loop.run(with_guard=with_guard)
+
+
+class _Rounds:
+    def __init__(
+        self,
+        plan: Plan,
+        transport: Transport,
+        store: RunStore,
+        task: RunTask,
+        roster: Callable[[], Sequence[str]],
+        on_round: Callable[[RoundRecord], None] | None,
+        on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
+        heads: LedgerHeads,
+        site_logs: str,
+    ) -> None:
+        self._plan = plan
+        self._digest = plan.digest()
+        self._transport = transport
+        self._store = store
+        self._task = task
+        self._read_roster = roster
+        self._roster = sorted(roster())
+        self._heads = heads
+        self._site_logs = site_logs
+        # sites that said that their privacy budget is spent; asked again after a restart
+        self._spent: set[str] = set()
+        self._aggregation = round_aggregation(plan, len(self._roster), SecureStream())
+        self._on_round = on_round
+        self._on_ask = on_ask
+        self._patients: dict[str, int] = {}
+        self._slowest_round_s = 0.0
+        self._resumed_at: int | None = None
+
+    def run(self, *, with_guard: bool) -> FinishedRun:
+        resumed = self._store.resume()
+        if resumed is None:
+            state, shared = self._statistics()
+            done = 0
+        else:
+            done, state, shared = resumed
+            self._patients = patients_of(self._store.records)
+            self._slowest_round_s = slowest_round_s(self._store.records)
+            logger.info("event=resumed round=%d", done)
+            self._resumed_at = done + 1
+            if recorded(self._store.records, self._digest) is None:
+                self._inform(done + 1)
+        for round_index in range(done + 1, self._plan.federation.rounds + 1):
+            self._roster = sorted(self._read_roster())
+            joined = self._let_in(round_index)
+            state = self._train(round_index, state, shared, joined)
+        trained = mixer = state.released
+        guard, shipped = self._verdicts(state, shared) if with_guard else ({}, None)
+        if shipped is not None and shipped.source == "gaussian":
+            mixer = self._task.start(shared)
+        return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped)
+
+    def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
+        answers, tally = self._ask(0, self._statistics_request())
+        contributions: dict[str, Contribution] = {}
+        replies: dict[str, StatisticsReply] = {}
+        for site, parcel in answers.items():
+            try:
+                reply, sums = self._task.review(parcel, self._digest)
+            except UpdateRejectedError as error:
+                tally.refused[site] = error.seen
+                continue
+            replies[site] = reply
+            contributions[site] = sums
+        # a site without training patients still takes part in the guard
+        self._patients = {site: reply.train_patients for site, reply in replies.items()}
+        self._note_estimates(replies)
+        self._check_quorum(0, list(replies), tally)
+        tally.counted = {site: float(n) for site, n in self._patients.items()}
+        shared = self._task.combine(list(contributions.values()))
+        shared |= self._task.by_site(contributions)
+        state = ServerState(self._task.start(shared))
+        self._finish(
+            0,
+            state,
+            shared,
+            tally.record(
+                0,
+                Kind.STATISTICS,
+                epsilon=epsilon_after(self._plan, 0),
+                statistics={site: reply.model_dump(mode="json") for site, reply in replies.items()},
+            ),
+        )
+        return state, shared
+
+    def _statistics_request(self) -> Parcel:
+        heads = self._heads.known(self._roster)
+        return Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan, ledger_heads=heads))
+
+    def _inform(self, round_index: int) -> None:
+        """After a resume the sites get the plan again: they may have lost it meanwhile.
+
+        Nobody waits long for the answers, which are known already.
+        """
+        request = self._statistics_request()
+        self._ask(
+            round_index,
+            request,
+            sorted(set(self._roster) & set(self._patients)),
+            deadline_s=min(_REMINDER_S, self._deadline_s(Kind.TRAIN)),
+        )
+
+    def _let_in(self, round_index: int) -> dict[str, int]:
+        """Training patients of sites that are connected for the first time since round 0.
+
+        They take part from this round on. The sums stay those of round 0: they are where the
+        mixer started, or what it is drawn to. Who needs longer than a round for its statistics
+        is asked again before the next one: it has gone on with them.
+        """
+        connected = set(self._transport.sites())
+        late = [
+            site
+            for site in self._roster
+            if site not in self._patients and site in connected and site not in self._spent
+        ]
+        if not late:
+            return {}
+        request = self._statistics_request()
+        deadline_s = self._deadline_s(Kind.TRAIN)
+        answers, _ = self._ask(round_index, request, late, deadline_s=deadline_s)
+        replies = self._reviewed(answers)
+        self._note_estimates(replies)
+        joined = {site: reply.train_patients for site, reply in replies.items()}
+        self._patients |= joined
+        logger.info("event=late_joiners round=%d sites=%s", round_index, ",".join(joined) or "none")
+        return joined
+
+    def _reviewed(self, answers: Mapping[str, Parcel]) -> dict[str, StatisticsReply]:
+        replies = {}
+        for site, parcel in answers.items():
+            try:
+                replies[site], _ = self._task.review(parcel, self._digest)
+            except UpdateRejectedError:
+                logger.warning("event=statistics_refused site=%s", site)
+        return replies
+
+    def _note_estimates(self, replies: Mapping[str, StatisticsReply]) -> None:
+        estimates = [reply.round_estimate_s for reply in replies.values()]
+        self._slowest_round_s = max([self._slowest_round_s, *estimates])
+
+    def _deadline_s(self, kind: Kind) -> float:
+        fixed = self._plan.federation.deadline_s
+        if fixed is not None:
+            return fixed
+        if kind is Kind.STATISTICS:
+            return _STATISTICS_DEADLINE_S
+        return derived_deadline_s(self._slowest_round_s)
+
+    def _train(
+        self,
+        round_index: int,
+        state: ServerState,
+        shared: dict[str, Tensor],
+        joined: Mapping[str, int],
+    ) -> ServerState:
+        request = Parcel(
+            Kind.TRAIN,
+            TrainRequest(plan_digest=self._digest, round=round_index),
+            {name: tensor.numpy() for name, tensor in state.mixer.items()}
+            | self._task.sent(shared),
+        )
+        trainers = [
+            site
+            for site in self._roster
+            if self._patients.get(site, 0) > 0 and site not in self._spent
+        ]
+        answers, tally = self._ask(round_index, request, trainers)
+        replies: dict[str, TrainReply] = {}
+        sent: dict[str, Contents] = {}
+        for site, parcel in answers.items():
+            try:
+                replies[site], sent[site] = self._aggregation.review(
+                    site, parcel, state.mixer, round_index
+                )
+            except UpdateRejectedError as error:
+                tally.refused[site] = error.seen
+        self._check_quorum(round_index, list(sent), tally)
+        after, tally.counted = self._aggregation.next_state(state, sent, self._patients)
+        self._finish(
+            round_index,
+            after,
+            shared,
+            tally.record(
+                round_index,
+                Kind.TRAIN,
+                epsilon=epsilon_after(self._plan, round_index),
+                loss={site: reply.loss for site, reply in replies.items()},
+                validation_psnr_db={
+                    site: reply.validation_psnr_db for site, reply in replies.items()
+                },
+                joined=dict(joined),
+                resumed=round_index == self._resumed_at,
+            ),
+        )
+        return after
+
+    def _verdicts(
+        self, state: ServerState, shared: dict[str, Tensor]
+    ) -> tuple[dict[str, GuardReply], Shipped | None]:
+        """What the sites say of what was trained, and what therefore ships.
+
+        Where something hangs on it, it is on record like a round: whoever resumes asks nobody
+        again. No site can stop the run here: one without a readable answer has said nothing.
+        """
+        before = recorded(self._store.records, self._digest)
+        if before is not None:
+            guard, asked = before
+            return guard, self._task.shipped(guard, asked=asked)
+        if not self._task.has_guard:
+            return {}, self._task.shipped({}, asked=0)
+        tensors = grouped({n: t.numpy() for n, t in state.released.items()}, MIXER)
+        request = Parcel(
+            Kind.GUARD,
+            GuardRequest(plan_digest=self._digest),
+            tensors | self._task.judged_with(shared),
+        )
+        round_index = self._plan.federation.rounds + 1
+        answers, tally = self._ask(round_index, request)
+        guard = reviewed(answers, self._digest)
+        shipped = self._task.shipped(guard, asked=len(tally.asked))
+        if shipped is None:
+            return guard, None
+        tally.counted = dict.fromkeys(guard, 1.0)
+        said = {site: reply.verdict for site, reply in guard.items()}
+        self._finish(
+            round_index,
+            state,
+            shared,
+            tally.record(
+                round_index,
+                Kind.GUARD,
+                epsilon=epsilon_after(self._plan, round_index),
+                joined={},
+                resumed=round_index == self._resumed_at,
+                verdicts=said,
+                shipped=shipped.source,
+            ),
+        )
+        # from the record, so that a resumed run has the same
+        kept = recorded(self._store.records, self._digest)
+        return (guard if kept is None else kept[0]), shipped
+
+    def _ask(
+        self,
+        round_index: int,
+        request: Parcel,
+        sites: Sequence[str] | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> tuple[dict[str, Parcel], Tally]:
+        asked = sorted(self._roster if sites is None else sites)
+        if deadline_s is None:
+            deadline_s = self._deadline_s(request.kind)
+        if self._on_ask is not None:
+            self._on_ask(round_index, request.kind, asked, deadline_s)
+        began = monotonic()
+        answers: dict[str, Answer] = self._transport.exchange(
+            dict.fromkeys(asked, request), deadline_s=deadline_s
+        )
+        tally = Tally(asked, seconds=monotonic() - began)
+        parcels: dict[str, Parcel] = {}
+        for site in sorted(answers):
+            answer = answers[site]
+            tally.size_bytes[site] = answer.size_bytes
+            if answer.sent > 1:
+                tally.sent_again[site] = answer.sent - 1
+            if isinstance(answer.content, Failure):
+                tally.refused[site] = answer.content.kind.value
+                if answer.content.kind is FailureKind.BUDGET:
+                    # it stops: whoever asked it again would wait for the deadline
+                    self._spent.add(site)
+                if answer.content.kind is not FailureKind.NO_ANSWER:
+                    tally.answered.append(site)
+                continue
+            tally.answered.append(site)
+            parcels[site] = answer.content
+            self._heads.note(site, answer.content.body)
+        return parcels, tally
+
+    def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
+        check_quorum(
+            self._plan.federation,
+            round_index,
+            present,
+            tally,
+            roster=self._roster,
+            patients=self._patients,
+            site_logs=self._site_logs,
+        )
+
+    def _finish(
+        self,
+        round_index: int,
+        state: ServerState,
+        shared: dict[str, Tensor],
+        record: RoundRecord,
+    ) -> None:
+        self._store.save(round_index, state, shared, record)
+        logger.info("event=round_done round=%d", round_index)
+        if self._on_round is not None:
+            self._on_round(self._store.records[-1])

@@ -1,0 +1,61 @@
+"""The quorum: how many sites, with how many patients, a round needs to count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lift.config.plan import FederationPlan
+from lift.errors import QuorumError
+from lift.records.rounds import NO_ANSWER, reason_words
+from lift_server.rounds.exchange import Tally
+
+
+def check_quorum(
+    plan: FederationPlan,
+    round_index: int,
+    present: Sequence[str],
+    tally: Tally,
+    *,
+    roster: Sequence[str],
+    patients: Mapping[str, int],
+    site_logs: str,
+) -> None:
+    """By sites, and by the share of all training patients that the roster's sites told of.
+
+    Args:
+        plan: what is needed.
+        round_index: 0 for the statistics.
+        present: sites whose answer is fit to count.
+        tally: who was asked and refused.
+        roster: admitted sites.
+        patients: training patients by site, as far as they are known.
+        site_logs: where a reader finds what a site does not tell.
+
+    Raises:
+        QuorumError: too few; nothing of the round may be aggregated.
+    """
+    trained = [site for site in present if patients.get(site, 0) > 0]
+    known = [site for site in roster if patients.get(site, 0) > 0]
+    everyone = roster if round_index == 0 else known
+    needed = plan.quorum_sites or len(everyone)
+    # a removed site's patients are nobody's to wait for
+    total = sum(patients[site] for site in known)
+    share = sum(patients[site] for site in trained) / total if total else 0.0
+    enough_patients = share >= plan.quorum_patients - 1e-9
+    if len(present) >= needed and trained and enough_patients:
+        return
+    missing = [site for site in tally.asked if site not in present]
+    reasons = {site: tally.refused.get(site, NO_ANSWER) for site in missing}
+    told = "\n".join(f"{site} ({why}): {reason_words(why)}" for site, why in reasons.items())
+    raise QuorumError(
+        f"the quorum of round {round_index} was missed"
+        if present
+        else f"round {round_index} failed at every site",
+        where="federation.quorum_sites, federation.quorum_patients",
+        seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
+        f"patients counted; needed: {needed} sites and {plan.quorum_patients:.0%}"
+        + (f"\nmissing:\n{told}" if told else ""),
+        remedy=f"A site tells the class of its reason alone; the text is in {site_logs}. "
+        "Nothing of this round was aggregated. Mend the sites and run the same command again: "
+        "it goes on from the round before.",
+    )

@@ -1,0 +1,1 @@
+"""The sites of a federation: roster, certificates, enrolment kit."""
