@@ -109,7 +109,7 @@ class Site(RuleBasedStateMachine):
         self.answers: dict[tuple[int, int, int], bytes] = {}
         self.heads: dict[str, str] = {}
         Work.touched, Work.fault, Work.made = 0, None, 0
-        self.patch = mock.patch.object(module, "PairedWork", Work)
+        self.patch = mock.patch.object(module, "open_work", Work)
         self.patch.start()
         self.open()
 

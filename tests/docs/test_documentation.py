@@ -108,7 +108,7 @@ def test_the_page_of_files_names_every_file_that_code_names() -> None:
     page = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
     pattern = re.compile(r"[a-z][a-z-]*\.(json|jsonl|safetensors|pem|key|pub|secret|db|log|html)")
     found: set[str] = set()
-    for package in ("lift", "server/lift_server", "client/lift_client", "deploy/lift_simulation"):
+    for package in ("lift", "server/lift_server", "client/lift_client", "deploy"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 value = node.value if isinstance(node, ast.Constant) else None

@@ -37,7 +37,7 @@ FILES = [
     *(
         path
         for path in sorted(DEPLOY.rglob("*"))
-        if path.is_file() and path.relative_to(DEPLOY).parts[0] != "lift_simulation"
+        if path.is_file() and not path.relative_to(DEPLOY).parts[0].startswith("lift_")
     ),
     *GUIDES,
 ]

@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parents[2]
 SCRIPT: Final = """
 import importlib, json, logging, os, pkgutil, sys, threading, warnings
 
-OURS = ("lift", "lift_server", "lift_client", "lift_simulation")
+OURS = ("lift", "lift_server", "lift_client", "lift_simulation", "lift_benchmarks")
 
 def names():
     for package in map(importlib.import_module, OURS):

@@ -9,7 +9,7 @@ from typing import Final
 from lift.records.rounds import RoundRecord
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("lift", "server/lift_server", "client/lift_client", "deploy/lift_simulation")
+PACKAGES: Final = ("lift", "server/lift_server", "client/lift_client", "deploy")
 # names that other records have too
 SHARED: Final = {"round", "kind", "bytes", "seconds", "loss", "validation_psnr_db", "epsilon"}
 SHARED_TOO: Final = {"statistics", "resumed", "shipped", "counted"}

@@ -11,7 +11,7 @@ import pytest
 from lift.wire import names
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("lift", "server/lift_server", "client/lift_client", "deploy/lift_simulation")
+PACKAGES: Final = ("lift", "server/lift_server", "client/lift_client", "deploy")
 WIRE: Final = ROOT / "lift" / "wire"
 
 
