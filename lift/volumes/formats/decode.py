@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Final
 
 from lift.volumes.formats import dicom, metaimage, mgh, nifti, nrrd
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal
-from lift.volumes.formats.dicom_image import is_dicom
-from lift.volumes.formats.packed import GZIP, Content, read_file
-from lift.volumes.formats.texts import LONGEST_HEADER, Beside
+from lift.volumes.formats.packed import GZIP, LONGEST_START, Content, read_file
+from lift.volumes.formats.texts import Beside
 
-READ_SUFFIXES: Final = (
-    ".dcm",
-    ".hdr.gz",
-    ".hdr",
-    ".mhd",
-    ".mha",
-    ".nhdr",
-    ".nrrd",
-    ".mgh",
-    ".mgz",
-    ".nii",
-    ".nii.gz",
+FORMATS: Final = (
+    dicom.FORMAT,
+    nifti.PAIR,
+    metaimage.FORMAT,
+    nrrd.FORMAT,
+    mgh.FORMAT,
+    nifti.SINGLE,
 )
+"""Every format that is read; no two claim the same file."""
+READ_SUFFIXES: Final = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 """What volumes are called, once each: a pair by its header. The last ones are looked for first."""
 _PACKED: Final = ".gz"
 _HEADERS: Final = (".hdr", ".hdr.gz")
@@ -49,7 +46,7 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
         AffineError: it does not say where its voxels lie.
     """
     if path.is_dir():
-        _check_whole(refuse)
+        dicom.check_whole(refuse)
         return dicom.decode_series(path, refuse)
     # voxels alone have no mark: of a pair, the names decide
     header = _partner(path, _VOXELS, _HEADERS, refuse) or path
@@ -111,46 +108,31 @@ class _FoundError(Exception):
     """Ends the reading of a header where its voxels would be asked for."""
 
 
+def format_of(whole: bytes, inside: bytes) -> Format | None:
+    """The format of a file; None where none claims it.
+
+    Args:
+        whole: its first bytes as they are stored.
+        inside: what gzip packed, where it packed the whole file; else the same.
+    """
+    claimed = (one for one in FORMATS if one.claims(inside if one.packed else whole))
+    return next(claimed, None)
+
+
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
-    if is_dicom(stored[:132]):
-        _check_whole(refuse)
-        return dicom.decode_file(stored, refuse)
-    if nrrd.is_nrrd(stored[:16]):
-        return nrrd.decode(stored, beside, refuse)
-    if metaimage.is_metaimage(stored[:64]):
-        return metaimage.decode(stored, beside, refuse)
     content = Content(stored, refuse, packed=stored[:2] == GZIP)
-    if nifti.is_single(content.start):
-        return nifti.decode_single(content, refuse)
-    if mgh.is_mgh(content.start):
-        return mgh.decode(content, refuse)
-    if nifti.is_header(content.start):
+    found = format_of(stored[:LONGEST_START], content.start)
+    if found is not None:
         voxels = _partner(path, _HEADERS, _VOXELS, refuse)
-        if voxels is None:
-            # of a header alone the older format is the first thing to say
-            nifti.check_mark(content.start, refuse)
-            raise refuse("the file of its voxels (.img) is not beside it", "Restore it.")
-        if len(stored) > LONGEST_HEADER:
-            raise refuse("its header is far too long", COPY_AGAIN)
-        packed = voxels.name.lower().endswith(_PACKED)
-        other = Content(beside(voxels.name), refuse, packed=packed)
-        return nifti.decode_pair(content, other, refuse)
+        return found.decode(Stored(path, stored, content, beside, voxels, refuse))
     if path.name.endswith(_PACKED) and stored[:2] != GZIP:
         raise refuse("it is damaged: its name ends in .gz, its content is no gzip", COPY_AGAIN)
     raise refuse(
         "it is not an image of a format that is read",
         "Convert it to NIfTI; of two files, name the header (.hdr, .nhdr, .mhd).",
     )
-
-
-def _check_whole(refuse: Refusal) -> None:
-    if refuse.in_parts:
-        raise refuse.too_large(
-            "it is larger than memory, and DICOM is not read in parts",
-            "Convert it to an uncompressed NIfTI file (.nii).",
-        )
 
 
 def _partner(

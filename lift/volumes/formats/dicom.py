@@ -18,7 +18,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.errors import VolumeError
 from lift.volumes.formats import checks
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import (
     COPY_AGAIN,
     Decoded,
@@ -33,6 +35,7 @@ from lift.volumes.formats.dicom_image import (
     describe,
     is_dicom,
     is_directory,
+    parsing,
     read_dataset,
     read_pixels,
 )
@@ -339,3 +342,53 @@ def _assembled(
     slope, inter = scales.pop() if len(scales) == 1 else (1.0, 0.0)
     decoded = with_fresh_header(data, affine, refuse)
     return replace(decoded, slope=slope, inter=inter)
+
+
+_DICOM_NAMES: Final = (
+    *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthDate"),
+    *("PatientBirthTime", "PatientAddress", "PatientTelephoneNumbers", "PatientComments"),
+    *("PatientMotherBirthName", "MilitaryRank", "EthnicGroup", "Occupation", "AccessionNumber"),
+    *("AdditionalPatientHistory", "MedicalRecordLocator", "IssuerOfPatientID", "StudyID"),
+    *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName"),
+    *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord"),
+    *("RequestingPhysician", "NameOfPhysiciansReadingStudy", "ResponsiblePerson"),
+    *("DeviceSerialNumber", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
+    *("AcquisitionDateTime", "StudyDescription", "SeriesDescription", "ProtocolName"),
+    *("ImageComments", "RequestedProcedureDescription", "PerformedProcedureStepDescription"),
+)
+
+
+def _identifying(start: bytes, path: Path) -> set[str]:
+    del start
+    refuse = Refusal(path.name, None)
+    missing = refuse("there is no such file", "Restore it.")
+    try:
+        stored = read_file(path, refuse, missing=missing)
+        if not is_dicom(stored[:132]):
+            return set()
+        dataset = read_dataset(stored, refuse)
+        with parsing(refuse):
+            found = {name for name in _DICOM_NAMES if str(dataset.get(name, "") or "").strip()}
+            tags = list(dataset.keys())
+            if any(tag.is_private and not tag.is_private_creator for tag in tags):
+                found.add("private tags")
+    except VolumeError:
+        return set()
+    return found
+
+
+def check_whole(refuse: Refusal) -> None:
+    """Raise TooLargeError where a volume is read in parts, which DICOM is not."""
+    if refuse.in_parts:
+        raise refuse.too_large(
+            "it is larger than memory, and DICOM is not read in parts",
+            "Convert it to an uncompressed NIfTI file (.nii).",
+        )
+
+
+def _decode(file: Stored) -> Decoded:
+    check_whole(file.refuse)
+    return decode_file(file.whole, file.refuse)
+
+
+FORMAT: Final = Format((".dcm",), is_dicom, _decode, _identifying, packed=False)

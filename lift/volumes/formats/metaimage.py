@@ -6,11 +6,13 @@ Source: MetaIO's documentation, and ITK, which writes the directions of the axes
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import (
     COPY_AGAIN,
     Decoded,
@@ -198,3 +200,28 @@ def _voxels(stored: memoryview, size: int, fields: Fields, refuse: Refusal) -> m
         raise fields.wrong("CompressedDataSize")
     check_length(len(stored), length, refuse)
     return unpacked(stored[:length], size, refuse)
+
+
+_NUMBERS: Final = frozenset(
+    name.encode()
+    for name in (*KNOWN, *SYNONYMS, "AnatomicalOrientation", "CenterOfRotation", "Modality")
+)
+
+
+def _identifying(start: bytes, path: Path) -> set[str]:
+    del path
+    found = set()
+    for line in start.splitlines():
+        name, _, text = (part.strip() for part in line.partition(b"="))
+        if name == b"ElementDataFile":
+            break
+        if text and name not in _NUMBERS:
+            found.add("Comment" if name == b"Comment" else "fields beside the image's own")
+    return found
+
+
+def _decode(file: Stored) -> Decoded:
+    return decode(file.whole, file.beside, file.refuse)
+
+
+FORMAT: Final = Format((".mhd", ".mha"), is_metaimage, _decode, _identifying, packed=False)

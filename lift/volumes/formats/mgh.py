@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from nibabel.freesurfer import MGHImage
 from nibabel.spatialimages import HeaderDataError
 
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import (
     COPY_AGAIN,
     Decoded,
@@ -59,3 +61,16 @@ def decode(content: Content, refuse: Refusal) -> Decoded:
     whole = content.up_to(_DATA_OFFSET + size)
     data = np.frombuffer(whole, dtype, size // dtype.itemsize, _DATA_OFFSET)
     return with_fresh_header(data.reshape(shape, order="F"), affine, refuse)
+
+
+def _decode(file: Stored) -> Decoded:
+    return decode(file.content, file.refuse)
+
+
+def _identifying(start: bytes, path: Path) -> tuple[str, ...]:
+    # the footer's texts are commands that common software fills in: they are not looked at
+    del start, path
+    return ()
+
+
+FORMAT: Final = Format((".mgh", ".mgz"), is_mgh, _decode, _identifying, packed=True)

@@ -6,6 +6,9 @@ Of a header's texts nothing is looked at, and extensions are passed over.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import nibabel
@@ -13,8 +16,10 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal, check_shape, check_size
 from lift.volumes.formats.packed import Content
+from lift.volumes.formats.texts import LONGEST_HEADER
 
 _TEXTS: Final = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 _UNIT_OF_SPACE: Final = 0b111
@@ -141,3 +146,71 @@ def _scaling(header: Any, refuse: Refusal) -> tuple[float, float]:
     except HeaderDataError:
         raise refuse("its scale factor is not finite", COPY_AGAIN) from None
     return (1.0, 0.0) if slope is None else (float(slope), float(inter))
+
+
+_EXTENSIONS: Final = "header extensions"
+
+
+_SIGNATURES: Final = re.compile(
+    r"(FSL\d[\w.]*|\d+(\.\d+)+:[0-9a-f]+|spm ?-? ?[\w. -]{0,20}|SPM[\w .-]{0,20}"
+    r"|FreeSurfer [A-Z][a-z]{2} \d{1,2} \d{4}|ITK[\w .-]{0,20}|AFNI[\w .-]{0,20}|NIfTI[\w .-]{0,20}"
+    r"|TE=[\d.]+|PHANTOM, simulated, no patient|none|MNI152|affine transform)"
+)
+
+
+def _texts(header: nibabel.Nifti1Header) -> Iterator[str]:
+    for field in _TEXTS:
+        if field not in header.structarr.dtype.names:
+            continue
+        text = bytes(np.asarray(header[field]).item() or b"").split(b"\0")[0]
+        said = text.decode("latin-1").strip()
+        if said and not _SIGNATURES.fullmatch(said):
+            yield field
+
+
+def _header(start: bytes) -> nibabel.Nifti1Header | None:
+    for kind, magic, place in (
+        (nibabel.Nifti1Header, (b"n+1\0", b"ni1\0"), 344),
+        (nibabel.Nifti2Header, (b"n+2\0", b"ni2\0"), 4),
+    ):
+        if len(start) >= kind.sizeof_hdr and start[place : place + 4] in magic:
+            try:
+                return kind(start[: kind.sizeof_hdr], check=False)
+            except (nibabel.spatialimages.HeaderDataError, ValueError):
+                return None
+    return None
+
+
+def _identifying(start: bytes, path: Path) -> tuple[str, ...]:
+    del path
+    header = _header(start)
+    if header is None:
+        return ()
+    flag = start[header.sizeof_hdr : header.sizeof_hdr + 4]
+    extended = len(flag) == 4 and flag[0] != 0
+    return (*_texts(header), *((_EXTENSIONS,) if extended else ()))
+
+
+def _is_pair(start: bytes) -> bool:
+    return is_header(start) and not is_single(start)
+
+
+def _decode_single(file: Stored) -> Decoded:
+    return decode_single(file.content, file.refuse)
+
+
+def _decode_pair(file: Stored) -> Decoded:
+    refuse = file.refuse
+    if file.voxels is None:
+        # of a header alone the older format is the first thing to say
+        check_mark(file.content.start, refuse)
+        raise refuse("the file of its voxels (.img) is not beside it", "Restore it.")
+    if len(file.whole) > LONGEST_HEADER:
+        raise refuse("its header is far too long", COPY_AGAIN)
+    packed = file.voxels.name.lower().endswith(".gz")
+    other = Content(file.beside(file.voxels.name), refuse, packed=packed)
+    return decode_pair(file.content, other, refuse)
+
+
+SINGLE: Final = Format((".nii", ".nii.gz"), is_single, _decode_single, _identifying, packed=True)
+PAIR: Final = Format((".hdr.gz", ".hdr"), _is_pair, _decode_pair, _identifying, packed=True)

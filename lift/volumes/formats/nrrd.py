@@ -6,11 +6,13 @@ Source: the format's definition, teem.sourceforge.net/nrrd/format.html.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import (
     COPY_AGAIN,
     Decoded,
@@ -221,3 +223,33 @@ def _voxels(stored: bytes, place: int, size: int, fields: Fields, refuse: Refusa
     if encoding != "raw":
         return unpacked(rest, byte_skip + size, refuse)[byte_skip:]
     return plain(rest, size, refuse, skip=byte_skip)
+
+
+_OWN_COMMENT: Final = re.compile(
+    rb"# (Complete NRRD file format specification at:|http://teem\.sourceforge\.net/nrrd/format\.html)"
+)
+
+
+_FREE_TEXTS: Final = frozenset({b"content", b"labels", b"sample units"})
+
+
+def _identifying(start: bytes, path: Path) -> set[str]:
+    del path
+    found = set()
+    for line in start.partition(b"\n\n")[0].splitlines()[1:]:
+        if line.startswith(b"#"):
+            # the two lines that the format's own software writes
+            if not _OWN_COMMENT.fullmatch(line):
+                found.add("comments")
+        elif b":=" in line:
+            found.add("key/value pairs")
+        elif line.partition(b":")[0].strip().lower() in _FREE_TEXTS:
+            found.add("content")
+    return found
+
+
+def _decode(file: Stored) -> Decoded:
+    return decode(file.whole, file.beside, file.refuse)
+
+
+FORMAT: Final = Format((".nhdr", ".nrrd"), is_nrrd, _decode, _identifying, packed=False)

@@ -20,7 +20,7 @@ _TOO_MANY: Final = "it holds more voxels than its header claims"
 _MOST_TIMES: Final = 1032
 """Deflate cannot make more bytes than this of one."""
 _FREE_MEMBERS: Final = 64
-_START: Final = 540
+LONGEST_START: Final = 540
 """The longest header of fixed size: that of NIfTI-2."""
 _MOST_EXTRA: Final = 64 << 20
 """Bytes after the voxels that a format may have put there (a history, a footer)."""
@@ -69,9 +69,9 @@ class Content:
             check_may_unpack(refuse)
         self._inflater = Inflater(memoryview(stored), refuse) if packed else None
         if self._inflater is None:
-            self.start = stored[:_START]
+            self.start = stored[:LONGEST_START]
         else:
-            start = bytearray(_START)
+            start = bytearray(LONGEST_START)
             self.start = bytes(start[: self._inflater.fill(memoryview(start))])
 
     def up_to(self, end: int) -> memoryview:
