@@ -150,7 +150,7 @@ def curves_figure(run: Run) -> Picture | None:
     if not sites:
         return None
     # new volumes have no target: such a run has a loss alone
-    columns = 1 if _makes_new_volumes(run) else 2
+    columns = 2 if run.has_targets else 1
     figure, axes = grid(len(sites), columns, 1.9)
     term = METHODS["federated"]
     for row, site in enumerate(sites):
@@ -191,10 +191,6 @@ def curves_figure(run: Run) -> Picture | None:
         "Training loss and validation PSNR by round for each site.",
         "Each site has its own scales. PSNR is of the site's own validation patients.",
     )
-
-
-def _makes_new_volumes(run: Run) -> bool:
-    return run.setting("task", "kind") == "unconditional"
 
 
 def smoothing_figure(run: Run) -> Picture | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,23 +47,11 @@ from lift.report.tables import (
     sites_table,
     smoothing_table,
 )
-from lift.report.terms import METHODS, METRICS
+from lift.report.terms import MAIN_METRICS, METHODS, METRICS
 from lift.report.volumes import viewer_section
 from lift.viewer.embedded import content_policy, style
 
 REPORT_FILE: Final = "report.html"
-_MAIN_METRICS: Final = (
-    "psnr_db",
-    "psnr_invariant_db",
-    "ssim",
-    "mae",
-    "dz_mae",
-    "dz_corr",
-    "hf_error",
-    "hf_coherence",
-    "hf_ratio",
-    "slice_gain",
-)
 
 
 def write_report(run: Path) -> Path:
@@ -90,16 +78,25 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
         VolumeError: a volume under `synthesis/` is damaged or does not fit its neighbours.
     """
     record = read_run(run)
+    page = _PAGES[str(record.setting("task", "kind") or "paired")]
     with house_style():
-        if record.setting("task", "kind") == "unconditional":
-            page = generated_page(record, run / SYNTHESIS_FOLDER, audits)
-        elif record.record.kind == SITE_REPORT:
-            page = _page(record, held_out_pictures(record), audits, own=True)
-        elif record.record.kind == FEDERATION:
-            page = shell(record, _opening(record), _of_a_server(record, audits))
-        else:
-            page = _page(record, held_out_pictures(record), audits)
-    return page.encode()
+        return page(record, run / SYNTHESIS_FOLDER, audits).encode()
+
+
+def _paired_page(run: Run, synthesis: Path, audits: Mapping[str, Any] | None) -> str:
+    del synthesis  # `held_out_pictures` knows where its volumes are
+    if run.record.kind == SITE_REPORT:
+        return _page(run, held_out_pictures(run), audits, own=True)
+    if run.record.kind == FEDERATION:
+        return shell(run, _opening(run), _of_a_server(run, audits))
+    return _page(run, held_out_pictures(run), audits)
+
+
+_PAGES: Final[Mapping[str, Callable[[Run, Path, Mapping[str, Any] | None], str]]] = {
+    "paired": _paired_page,
+    "unconditional": generated_page,
+}
+"""The page of a run by the kind of its task."""
 
 
 def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, ...]:
@@ -242,7 +239,7 @@ def _pooled(run: Run) -> Section:
     caption = "Test patients of all sites, each counting once."
     if any(site.calibration_patients is not None for site in run.record.sites):
         caption = f"{caption} A site that joined after the training of others is not among them."
-    content = [methods_table(metrics.pooled, ("pooled",), caption, only=_MAIN_METRICS)]
+    content = [methods_table(metrics.pooled, ("pooled",), caption, only=MAIN_METRICS)]
     if metrics.comparisons.pooled:
         content.append(
             differences_table(
@@ -257,7 +254,7 @@ def _pooled(run: Run) -> Section:
         else gains_figure(run, metrics.comparisons.sites)
     )
     present = {metric for figures in metrics.pooled.values() for metric in figures}
-    if further := present - set(_MAIN_METRICS):
+    if further := present - set(MAIN_METRICS):
         content.append(
             methods_table(metrics.pooled, ("pooled",), "Further figures.", only=tuple(further))
         )
@@ -266,7 +263,7 @@ def _pooled(run: Run) -> Section:
         content.append(tag("h3", "On a phantom without slice corruption"))
         caption = "A second phantom, whose slices were not corrupted."
         content.append(
-            methods_table(metrics.second_phantom, ("second_phantom",), caption, only=_MAIN_METRICS)
+            methods_table(metrics.second_phantom, ("second_phantom",), caption, only=MAIN_METRICS)
         )
     elif run.record.phantom:
         content.append(lacking("This run has no second phantom without slice corruption."))
@@ -326,7 +323,7 @@ def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
         return [lacking("No test patient of this site was measured.")]
     path = ("sites", site, "methods")
     caption = "This site's test patients."
-    tables = [methods_table(metrics.sites[site].methods, path, caption, only=_MAIN_METRICS)]
+    tables = [methods_table(metrics.sites[site].methods, path, caption, only=MAIN_METRICS)]
     # of what the site would use alone: other pairs stand in the table of all sites
     own = (f"{metrics.main} - ", "chosen - ")
     differences = {

@@ -80,6 +80,11 @@ class Run:
         return part.get(key) if isinstance(part, dict) else None
 
     @property
+    def has_targets(self) -> bool:
+        """Whether the task predicts a channel that patients have, and not new volumes."""
+        return bool(self.setting("task", "source"))
+
+    @property
     def shipped(self) -> Shipped | None:
         """What the run ships, where it had a choice and made it."""
         source = self.record.shipped

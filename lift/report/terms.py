@@ -22,12 +22,16 @@ class MethodTerm:
 
 @dataclass(frozen=True)
 class MetricTerm:
-    """One column of the tables: its heading, what it measures, its decimals, its ideal value."""
+    """One column of the tables: its heading, what it measures, its decimals, its ideal value.
+
+    Further ones stand below the main table, where there is room for them.
+    """
 
     label: str
     meaning: str
     decimals: int
     ideal: float | None
+    further: bool = False
 
 
 # Okabe and Ito's palette, with Tol's indigo, wine and teal where it has no dark colour left
@@ -213,15 +217,30 @@ METRICS: Final[dict[str, MetricTerm]] = {
         "slice gain", "flicker of the slices' mean brightness over the target's", 2, 1.0
     ),
     "tpr": MetricTerm(
-        "TPR", "through-plane over in-plane roughness, relative to the target's", 3, 1.0
+        "TPR",
+        "through-plane over in-plane roughness, relative to the target's",
+        3,
+        1.0,
+        further=True,
     ),
     "psnr_crop_db": MetricTerm(
-        "PSNR, crop", "PSNR of the whole BraTS crop, background included", 2, None
+        "PSNR, crop",
+        "PSNR of the whole BraTS crop, background included",
+        2,
+        None,
+        further=True,
     ),
     "ssim_crop": MetricTerm(
-        "SSIM, crop", "SSIM of the whole BraTS crop, background included", 3, None
+        "SSIM, crop",
+        "SSIM of the whole BraTS crop, background included",
+        3,
+        None,
+        further=True,
     ),
 }
+
+MAIN_METRICS: Final = tuple(name for name, term in METRICS.items() if not term.further)
+"""Columns of the main table of a paired task."""
 
 GENERATED_METRICS: Final[dict[str, MetricTerm]] = {
     "frechet_axial": MetricTerm(
