@@ -225,7 +225,7 @@ def train(cohort: Cohort, *, progress: Progress | None = None) -> Trained:
     """
     plan, generator = cohort.plan, cohort.generator
     fix_threads(plan.threads)
-    patients = cohort.site.part("train")
+    patients = cohort.site.by_person("train")
     if not patients:
         raise DataError(
             "cannot train a mixer",
@@ -291,7 +291,7 @@ def evaluate(
         progress: see `Progress`.
 
     Returns:
-        ROW -> METRIC -> mean over patients with its 95% interval, number and unit.
+        ROW -> METRIC -> mean over persons with its 95% interval, number and unit.
 
     Raises:
         DataError: nobody was held out.
@@ -306,7 +306,7 @@ def evaluate(
             seen="no test patient",
             remedy="Add patients, or raise the test share of the plan's split.",
         )
-    plain = [features.seen_with(None) for features in site.part("train")]
+    plain = [[one.seen_with(None) for one in person] for person in site.by_person("train")]
     curves = None if trained.model is None else trained.model.curves
     methods: dict[str, Method] = {
         "no_mixer": no_mixer,
@@ -328,7 +328,12 @@ def evaluate(
     is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
     protocol: Protocol = "ct" if is_ct else "mr"
     return {
-        name: metric_table(rows, seed=derive_seed(plan.seed, name), protocol=protocol)
+        name: metric_table(
+            rows,
+            seed=derive_seed(plan.seed, name),
+            persons=site.subject_of,
+            protocol=protocol,
+        )
         for name, rows in found.items()
     }
 

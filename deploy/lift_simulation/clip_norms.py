@@ -102,10 +102,9 @@ def measure_clip_norms(
     values = start_values(plan, generator, fit(total, plan.mixer.ridge))
     mixer = plan_mixer(plan, generator)
     stages = {"start": _gradient_norms(mixer, values, patients, plan, privacy)}
-    volumes = [volume for several in patients for volume in several]
     for round_index in range(1, plan.federation.rounds + 1):
         values = train_round(
-            mixer, values, volumes, plan, round_index=round_index, site="phantoms"
+            mixer, values, patients, plan, round_index=round_index, site="phantoms"
         ).values
         stages[f"round {round_index}"] = _gradient_norms(mixer, values, patients, plan, privacy)
         reporter.step("rounds", round_index, plan.federation.rounds)

@@ -100,7 +100,7 @@ def membership(
         values = _train_reference(
             mixer,
             start,
-            [features for i in half for features in cohort[i]],
+            [cohort[i] for i in half],
             alone.model_copy(update={"seed": derive_seed(seed, "reference", index)}),
             _counted(report, index * alone.total_steps, references * alone.total_steps),
         )
@@ -177,7 +177,7 @@ def reference_plan(plan: Plan) -> Plan:
 def _train_reference(
     mixer: Mixer,
     start: Mapping[str, Tensor],
-    volumes: Sequence[Features],
+    patients: Sequence[Volumes],
     plan: Plan,
     report: Callable[[int], None],
 ) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def _train_reference(
         values = train_round(
             mixer,
             values,
-            volumes,
+            patients,
             plan,
             round_index=round_index,
             site="reference",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,10 @@ def volumes_called(folder: Path, stem: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Patient:
-    """One volume set of one patient.
+    """One examination: a volume set of one person.
 
     Attributes:
-        id: its name in the cohort; it never leaves the site.
+        id: the examination's name in the cohort; it never leaves the site.
         subject: the person: several time points of one person share it, and a split never
             tears them apart.
         channels: channel name -> file.
@@ -37,9 +37,14 @@ class Patient:
     problem: str = ""
 
 
+def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]:
+    """The persons behind some examinations."""
+    return {patients[one].subject for one in ids}
+
+
 @dataclass(frozen=True)
 class Refusal:
-    """A patient that cannot be used, and why, for the site's own operator."""
+    """An examination that cannot be used, and why, for the site's own operator."""
 
     patient: str
     reason: DataError

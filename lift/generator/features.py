@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,6 +107,15 @@ class Features:
             self.curves,
         )
         return curved.numpy()
+
+
+Person = Features | Sequence[Features]
+"""What counts as one: a person with all examinations, or with the only one."""
+
+
+def examinations(person: Person) -> Sequence[Features]:
+    """All volumes of a person."""
+    return [person] if isinstance(person, Features) else person
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """From volumes to the figures of `metrics.json`: per patient, per site, pooled and compared.
 
+A patient is a person. Figures are measured on examinations; means, intervals and counts are over
+persons, each of whom counts once.
+
 No patient's name is in what :func:`summarise` returns: means, intervals and counts. Over a
 single patient the mean is that patient's own figure, and `n` says so.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Final, Literal, TypedDict, TypeVar
 
 import numpy.typing as npt
@@ -26,13 +30,16 @@ Key = TypeVar("Key", bound=Hashable)
 Protocol = Literal["mr", "ct"]
 
 PatientMetrics = Mapping[str, float]
-"""METRIC -> figure of one patient; a figure that does not exist is left out."""
+"""METRIC -> figure of one examination; a figure that does not exist is left out."""
 
 Entry = dict[str, float | int | str | None]
 """A :class:`MetricValue` or :class:`ComparisonValue` as JSON."""
 
 Methods = Mapping[str, Mapping[str, PatientMetrics]]
-"""METHOD -> patient -> figures, of one site."""
+"""METHOD -> examination -> figures, of one site."""
+
+Persons = Mapping[Key, Hashable]
+"""Examination -> person; one that is not named is a person of its own."""
 
 UNITS: Final[Mapping[str, str]] = {
     "psnr_db": "dB",
@@ -99,7 +106,7 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
 
 @dataclass(frozen=True)
 class MetricValue:
-    """Mean over `n` patients with its 95% interval; no interval for a single patient."""
+    """Mean over `n` persons with its 95% interval; no interval for a single one."""
 
     value: float
     n: int
@@ -110,7 +117,7 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class ComparisonValue:
-    """Mean paired difference, its 95% interval, and the patients (of `n`) who came out better."""
+    """Mean paired difference, its 95% interval, and the persons (of `n`) who came out better."""
 
     value: float
     low: float | None
@@ -121,9 +128,10 @@ class ComparisonValue:
 
 
 class SiteTable(TypedDict):
-    """One site of `metrics.json`."""
+    """One site of `metrics.json`: persons, and their examinations that were measured."""
 
     patients: int
+    examinations: int
     methods: dict[str, dict[str, Entry]]
 
 
@@ -220,16 +228,25 @@ def summarise(
     per_site: Mapping[str, Methods],
     *,
     seed: int,
+    persons: Mapping[str, Persons[str]] = MappingProxyType({}),
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     protocol: Protocol = "mr",
     apart: Collection[str] = (),
 ) -> MetricsTable:
     """The content of `metrics.json`: means with intervals by site and pooled, and comparisons.
 
-    Pooled means are over all patients but those of the sites `apart`, each counting once. A
-    comparison is over the patients that have the figure under both methods, and its value is
+    Pooled means are over all persons but those of the sites `apart`, each counting once. A
+    comparison is over the examinations that have the figure under both methods, and its value is
     method minus reference. The result depends on neither the order of sites or patients nor the
     patients' names.
+
+    Args:
+        per_site: site -> figures of its examinations.
+        seed: of the intervals.
+        persons: site -> whose examinations they are.
+        comparisons: (method, reference) pairs.
+        protocol: `mr` or `ct`.
+        apart: sites that are not pooled.
 
     Raises:
         ValueError: a metric is unknown or a figure is not finite.
@@ -242,13 +259,24 @@ def summarise(
             pooled.setdefault(method, {}).update(
                 {(site, patient): figures for patient, figures in patients.items()}
             )
+    people = {
+        (site, patient): (site, person)
+        for site, own in persons.items()
+        for patient, person in own.items()
+    }
     return {
         "sites": {
             site: {
-                "patients": len(set().union(*methods.values())),
+                "patients": len(
+                    {_person(one, persons.get(site, {})) for one in set().union(*methods.values())}
+                ),
+                "examinations": len(set().union(*methods.values())),
                 "methods": {
                     method: metric_table(
-                        patients, seed=derive_seed(seed, "site", site, method), protocol=protocol
+                        patients,
+                        seed=derive_seed(seed, "site", site, method),
+                        persons=persons.get(site, {}),
+                        protocol=protocol,
                     )
                     for method, patients in methods.items()
                 },
@@ -257,26 +285,62 @@ def summarise(
         },
         "pooled": {
             method: metric_table(
-                patients, seed=derive_seed(seed, "pooled", method), protocol=protocol
+                patients,
+                seed=derive_seed(seed, "pooled", method),
+                persons=people,
+                protocol=protocol,
             )
             for method, patients in pooled.items()
         },
         "comparisons": {
-            "pooled": _compare(pooled, comparisons, derive_seed(seed, "pooled"), protocol),
+            "pooled": _compare(pooled, comparisons, derive_seed(seed, "pooled"), people, protocol),
             "sites": {
-                site: _compare(methods, comparisons, derive_seed(seed, "site", site), protocol)
+                site: _compare(
+                    methods,
+                    comparisons,
+                    derive_seed(seed, "site", site),
+                    persons.get(site, {}),
+                    protocol,
+                )
                 for site, methods in sorted(per_site.items())
             },
         },
     }
 
 
-def metric_table(
-    patients: Mapping[Key, PatientMetrics], *, seed: int, protocol: Protocol = "mr"
-) -> dict[str, Entry]:
-    """METRIC -> mean over the patients that have the figure, with its interval, as JSON.
+def by_person(
+    patients: Mapping[Key, PatientMetrics], persons: Mapping[Key, str]
+) -> dict[str, PatientMetrics]:
+    """PERSON -> METRIC -> mean over the person's examinations that have the figure.
 
-    A figure that no patient has is left out.
+    Args:
+        patients: examination -> figures.
+        persons: examination -> person, of every one.
+    """
+    found: dict[str, PatientMetrics] = {}
+    for person in dict.fromkeys(persons[one] for one in patients):
+        own = [figures for one, figures in patients.items() if persons[one] == person]
+        values = {m: [one[m] for one in own if m in one] for m in _metrics_in(own)}
+        found[person] = {m: math.fsum(each) / len(each) for m, each in values.items()}
+    return found
+
+
+def metric_table(
+    patients: Mapping[Key, PatientMetrics],
+    *,
+    seed: int,
+    persons: Persons[Key] = MappingProxyType({}),
+    protocol: Protocol = "mr",
+) -> dict[str, Entry]:
+    """METRIC -> mean over the persons that have the figure, with its interval, as JSON.
+
+    A figure that nobody has is left out.
+
+    Args:
+        patients: examination -> figures.
+        seed: of the intervals.
+        persons: whose examinations they are; `n` and the intervals are of persons.
+        protocol: `mr` or `ct`.
 
     Raises:
         ValueError: a metric is unknown or a figure is not finite.
@@ -285,8 +349,12 @@ def metric_table(
     table: dict[str, Entry] = {}
     for metric in _metrics_in(everyone):
         unit = unit_of(metric, protocol)
-        values = [figures[metric] for figures in everyone if metric in figures]
-        mean = bootstrap_mean(values, seed=derive_seed(seed, metric))
+        having = {one: figures[metric] for one, figures in patients.items() if metric in figures}
+        mean = bootstrap_mean(
+            list(having.values()),
+            seed=derive_seed(seed, metric),
+            persons=[_person(one, persons) for one in having],
+        )
         table[metric] = asdict(
             MetricValue(value=mean.value, n=mean.n, low=mean.low, high=mean.high, unit=unit)
         )
@@ -321,6 +389,7 @@ def _compare(
     methods: Mapping[str, Mapping[Key, PatientMetrics]],
     comparisons: Sequence[tuple[str, str]],
     seed: int,
+    persons: Persons[Key],
     protocol: Protocol,
 ) -> dict[str, dict[str, Entry]]:
     tables: dict[str, dict[str, Entry]] = {}
@@ -328,7 +397,11 @@ def _compare(
         if method not in methods or reference not in methods:
             continue
         own, other = methods[method], methods[reference]
-        pairs = [(own[patient], other[patient]) for patient in own if patient in other]
+        pairs = [
+            (own[patient], other[patient], _person(patient, persons))
+            for patient in own
+            if patient in other
+        ]
         name = f"{method} - {reference}"
         if table := _paired_table(pairs, derive_seed(seed, name), protocol):
             tables[name] = table
@@ -336,16 +409,22 @@ def _compare(
 
 
 def _paired_table(
-    pairs: Sequence[tuple[PatientMetrics, PatientMetrics]], seed: int, protocol: Protocol
+    pairs: Sequence[tuple[PatientMetrics, PatientMetrics, Hashable]], seed: int, protocol: Protocol
 ) -> dict[str, Entry]:
     table: dict[str, Entry] = {}
-    for metric in _metrics_in([figures for figures, _ in pairs]):
+    for metric in _metrics_in([figures for figures, *_ in pairs]):
         unit = unit_of(metric, protocol)
-        both = [(own[metric], ref[metric]) for own, ref in pairs if metric in own and metric in ref]
+        both = [
+            (own[metric], ref[metric], person)
+            for own, ref, person in pairs
+            if metric in own and metric in ref
+        ]
         if not both:
             continue
-        a, b = zip(*both, strict=True)
-        paired = paired_difference(a, b, seed=derive_seed(seed, metric), better=BETTER[metric])
+        a, b, people = zip(*both, strict=True)
+        paired = paired_difference(
+            a, b, seed=derive_seed(seed, metric), persons=people, better=BETTER[metric]
+        )
         mean = paired.interval
         table[metric] = asdict(
             ComparisonValue(
@@ -358,6 +437,11 @@ def _paired_table(
             )
         )
     return table
+
+
+def _person(examination: Key, persons: Persons[Key]) -> Hashable:
+    """Whose an examination is; an unnamed one is never taken for a named person's."""
+    return ("person", persons[examination]) if examination in persons else ("alone", examination)
 
 
 def _metrics_in(everyone: Sequence[PatientMetrics]) -> list[str]:

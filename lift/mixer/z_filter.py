@@ -12,6 +12,7 @@ units, which is enough for 8192 patients with values in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -129,6 +130,27 @@ def normal_equations(pred: Tensor, target: Tensor, mask: Tensor) -> NormalEquati
     a, b = (a + a.T).cpu() / (2 * max(voxels, 1)), b.cpu() / max(voxels, 1)
     return NormalEquations.from_fixed_point(
         _to_units(a, SCALE), _to_units(b, SCALE), voxels=voxels, patients=1
+    )
+
+
+def person_equations(volumes: Sequence[NormalEquations]) -> NormalEquations:
+    """One person's equations: the mean over the person's volumes, in whole units like a volume's.
+
+    A person counts once, however many examinations there are. Of one volume it is that volume's.
+
+    Args:
+        volumes: of one person, at least one.
+
+    Raises:
+        DataError: as :meth:`NormalEquations.to_fixed_point`.
+    """
+    total = sum(volumes, start=NormalEquations.zero())
+    count = len(volumes)
+    return NormalEquations.from_fixed_point(
+        _to_units(total.a / count, SCALE),
+        _to_units(total.b / count, SCALE),
+        voxels=total.voxels,
+        patients=1,
     )
 
 

@@ -15,11 +15,21 @@ from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
-from lift.protocol.messages import GuardReply, GuardRequest
+from lift.protocol.messages import (
+    GuardReply,
+    GuardRequest,
+    Kind,
+    Parcel,
+    StatisticsReply,
+    StatisticsRequest,
+)
 from lift.tasks.paired.building import plan_mixer
+from lift.tasks.paired.predictions import patient_equations, sum_of_equations
 from lift.wire.names import MIXER, TAPS, grouped
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork
+from lift_server.tasks.paired import PairedSums
+from lift_server.tasks.registry import run_task
 from tests.end_to_end.tiny_run import TinyRun, make_patient, patient_name, write_nifti
 
 EXAMINATIONS = 8
@@ -102,3 +112,62 @@ def test_a_person_counts_once_however_many_examinations_there_are(
     assert reply.against_no_mixer is not None
     step = work._plan.federation.patient_count_step
     assert reply.against_no_mixer.n == -(-3 // step) * step
+
+
+@pytest.fixture(scope="module")
+def several(
+    generator: FrozenGenerator, plan: Plan, tmp_path_factory: pytest.TempPathFactory
+) -> SiteSession:
+    """A site with five persons: one has four examinations, the others one each."""
+    folder = tmp_path_factory.mktemp("several")
+    names = [*(f"BraTS-TST-00000-{i:03d}" for i in range(4)), *map(patient_name, range(1, 5))]
+    for index, name in enumerate(names):
+        for channel, voxels in make_patient(np.random.default_rng([7, index])).items():
+            write_nifti(folder / name / f"{name}-{channel}.nii.gz", voxels)
+    settings = SiteSettings(name="east", data=BratsData(root=folder), device="cpu")
+    return SiteSession(settings, generator, tmp_path_factory.mktemp("several-work"))
+
+
+def exact(plan: Plan, **split: object) -> Plan:
+    """A plan that rounds no number, with other shares."""
+    federation = plan.federation.model_copy(update={"patient_count_step": 1})
+    changed = plan.split.model_copy(update=split)
+    return plan.model_copy(update={"federation": federation, "split": changed})
+
+
+@pytest.mark.parametrize("key", ["a", "b", "c", "d"])
+def test_the_numbers_that_become_weights_are_of_persons(
+    several: SiteSession, plan: Plan, generator: FrozenGenerator, key: str
+) -> None:
+    plan = exact(plan, key=key)
+    reply = several.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+    assert isinstance(reply, Parcel)
+    body = reply.body
+    assert isinstance(body, StatisticsReply)
+    told = (body.train_patients, body.validation_patients, body.test_patients)
+    cohort = several.cohort(plan)
+    assert told == tuple(len(cohort.subjects(p)) for p in ("train", "validation", "test"))
+    assert sum(told) == 5
+    # the sums are of as many: the server refuses larger ones
+    _, sums = run_task(plan, generator).review(reply, plan.digest())
+    assert isinstance(sums, PairedSums)
+    assert sums.z_filter is not None
+    assert sums.z_filter.patients == body.train_patients
+
+
+def test_a_person_weighs_in_the_z_filter_like_everybody(several: SiteSession, plan: Plan) -> None:
+    cohort = several.cohort(exact(plan, train=1.0, validation=0.0))
+    people = cohort.by_person("train")
+    assert sorted(map(len, people)) == [1, 1, 1, 1, 4]
+    total = sum_of_equations(people)
+    assert total.patients == 5
+    by_hand = sum(
+        (torch.stack([patient_equations(one).a for one in person]).mean(0) for person in people),
+        start=torch.zeros(6, 6, dtype=torch.float64),
+    )
+    torch.testing.assert_close(total.a, by_hand, rtol=0, atol=1e-11)
+    flat = sum_of_equations(cohort.part("train"))
+    assert flat.patients == 8
+    # whole units, so that sums over sites stay exact
+    units, _ = total.to_fixed_point()
+    assert torch.equal(units.double() / 2**40, total.a)

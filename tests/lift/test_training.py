@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lift.config.plan import MixerKind, Plan, TrainingPlan
 from lift.errors import DataError
-from lift.generator.features import Features
+from lift.generator.features import Features, Person
 from lift.mixer.base import Mixer
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.training import batch_loss, draw_batches, train_round
@@ -47,7 +47,7 @@ def patients() -> list[Features]:
 
 def one_round(
     plan: Plan,
-    patients: list[Features],
+    patients: Sequence[Person],
     *,
     start: dict[str, Tensor] | None = None,
     round_index: int = 1,
@@ -168,6 +168,33 @@ def test_every_patient_is_drawn_as_often(patients: list[Features]) -> None:
     ]
     # 80 expected of each, standard deviation 7.3
     assert np.abs(np.bincount(drawn, minlength=3) - 80).max() < 30
+
+
+def test_a_person_with_many_examinations_is_drawn_no_more_often(patients: list[Features]) -> None:
+    plan = small_plan(training={"patients_per_step": 1})
+    mixer = plan_mixer(plan, GENERATOR)
+    first, second, third = marked(patients)
+    people: list[Person] = [[first, second], third]
+    drawn = [
+        int(batch.inputs.slice_spacing_mm[0])
+        for step in range(240)
+        for batch in draw_batches(mixer, people, plan.training, (1, 1, "a", step))
+    ]
+    counts = np.bincount(drawn, minlength=3)
+    # 120 expected of the other person and 60 of each examination, standard deviation 7.7 and less
+    assert abs(counts[2] - 120) < 31
+    assert np.abs(counts[:2] - 60).max() < 31
+    # a step of both persons holds both
+    plan = small_plan(training={"patients_per_step": 2})
+    for step in range(10):
+        (batch,) = draw_batches(mixer, people, plan.training, (1, 1, "a", step))
+        assert 2 in batch.inputs.slice_spacing_mm.tolist()
+
+
+def test_a_persons_only_examination_changes_no_bit_of_training(patients: list[Features]) -> None:
+    plan = small_plan()
+    alone = one_round(plan, patients)
+    assert same(one_round(plan, [[features] for features in patients]).values, alone.values)
 
 
 def test_a_mixer_with_pooled_context_gets_whole_slices_one_patient_at_a_time() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.generator.networks import FrozenGenerator
+from lift.metrics.intervals import person_means
 from lift.mixer.finished import FinishedMixer
 from lift.mixer.z_filter import fit
 from lift.process import files_kept_private
@@ -170,7 +171,7 @@ def _trained_here(
     plan = finished.plan
     mixer = plan_mixer(plan, generator)
     # each under its own curves, as the run has trained
-    patients = work.cohort.part("train")
+    patients = work.cohort.by_person("train")
     trained: dict[str, dict[str, Tensor]] = {}
     if steps:
         trained[f"{_MIXER} + {steps} local steps"] = local_steps(
@@ -214,8 +215,9 @@ def _figures(
     taps = finished.taps if finished.taps.numel() == _TAPS else None
     figures: dict[str, list[float]] = {}
     patients = cohort.split.validation
+    people = [cohort.patients[patient].subject for patient in patients]
     for done, patient in enumerate(patients, 1):
-        left_out = {cohort.patients[patient].subject}
+        left_out = {people[done - 1]}
         curves = work.curves(shared, without=left_out).curves
         features = cohort.features[patient].seen_with(curves)
         mixer.load_values(finished.values)
@@ -225,8 +227,8 @@ def _figures(
             volumes[name] = mixed(mixer, features)
         for name, volume in volumes.items():
             figures.setdefault(name, []).append(patient_psnr_db(features, volume))
-        progress("validation patients", done, len(patients))
-    return figures
+        progress("validation examinations", done, len(patients))
+    return {name: person_means(found, people) for name, found in figures.items()}
 
 
 def _rows(figures: Mapping[str, list[float]], chosen: str) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
 from lift.errors import DataError
 from lift.files import file_digest, write_json
-from lift.generator.features import Features
+from lift.generator.features import Person
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import PatientMetrics, summarise
 from lift.mixer.finished import FinishedMixer
@@ -111,7 +111,13 @@ def write_own_report(
         progress("held-out patients", done, len(patients))
     is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
     seed = derive_seed(plan.seed, "intervals")
-    table = summarise({config.name: metrics}, seed=seed, protocol="ct" if is_ct else "mr")
+    people = work.cohort.subject_of
+    table = summarise(
+        {config.name: metrics},
+        seed=seed,
+        persons={config.name: people},
+        protocol="ct" if is_ct else "mr",
+    )
     write_json(out / "metrics.json", table)
     write_json(
         out / "run.json",
@@ -120,7 +126,7 @@ def write_own_report(
             "name": config.name,
             "kind": SITE_REPORT,
             "phantom": phantom or finished.phantom,
-            "data_statement": _statement(part, len(patients)),
+            "data_statement": _statement(part, len({people[patient] for patient in patients})),
             "started": None,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "complete": True,
@@ -147,7 +153,8 @@ def _held_out(work: PairedWork) -> tuple[str, tuple[str, ...]]:
     raise DataError(
         "no patient of this site was held out",
         where="split",
-        seen=f"{len(split.train)} training patients, no validation and no test patient",
+        seen=f"{len(work.cohort.subjects('train'))} training patients, no validation and no test "
+        "patient",
         remedy="A report of training patients would flatter the mixer: there is none. Add "
         "patients to the next run.",
     )
@@ -165,7 +172,8 @@ def _methods(
 ) -> dict[str, Method]:
     plan = finished.plan
     mixer = plan_mixer(plan, generator)
-    training = [features.seen_with(None) for features in work.cohort.part("train")]
+    people = work.cohort.by_person("train")
+    training = [[features.seen_with(None) for features in person] for person in people]
     own = fit(sum_of_equations(training), plan.mixer.ridge)
     # who is shown must not have been fitted to
     fitted = work.cohort.persons("validation") if part == "test" else {}
@@ -203,7 +211,7 @@ def _methods(
 
 def _trained_alone(
     config: SiteConfig,
-    patients: Sequence[Features],
+    patients: Sequence[Person],
     plan: Plan,
     generator: FrozenGenerator,
     taps: Tensor,

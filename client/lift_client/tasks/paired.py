@@ -96,7 +96,7 @@ class PairedWork:
             self.cohort = self.cohort.seen_in_training(
                 own_curves_view(self.cohort.persons("train"), self.contrast)
             )
-        self.z_filter_sums = sum_of_equations(self.cohort.part("train"))
+        self.z_filter_sums = sum_of_equations(self.cohort.by_person("train"))
 
     @property
     def part(self) -> Mixer:
@@ -111,11 +111,10 @@ class PairedWork:
     @property
     def counts(self) -> Counts:
         """See `SiteWork`."""
-        split = self.cohort.split
         return Counts(
-            len(split.train),
-            len(split.validation),
-            len(split.test),
+            len(self.cohort.subjects("train")),
+            len(self.cohort.subjects("validation")),
+            len(self.cohort.subjects("test")),
             len(self.cohort.refusals),
             tuple(self.cohort.slice_spacings_mm),
         )
@@ -149,7 +148,7 @@ class PairedWork:
         """What this site has shared: nothing under privacy, or of too few patients."""
         if self.contrast is None or self._privacy is not None:
             return None
-        return self.contrast.shared(rounded_up(len(self.cohort.split.train), self._plan))
+        return self.contrast.shared(rounded_up(len(self.cohort.subjects("train")), self._plan))
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The normal equations of z-filter and curves; under privacy the z-filter's alone,
@@ -187,7 +186,7 @@ class PairedWork:
             return train_round(
                 self._mixer,
                 start,
-                self.cohort.part("train"),
+                self.cohort.by_person("train"),
                 plan,
                 round_index=round_index,
                 site=self._site,
@@ -225,12 +224,11 @@ class PairedWork:
         For the curve alone. It leaves the site, so one patient's figure is never given: None
         below two validation patients, and under differential privacy.
         """
-        patients = self.cohort.part("validation")
-        persons = self.cohort.persons("validation")
+        persons = self.cohort.by_person("validation")
         if self._privacy is not None or len(persons) < _FEWEST_CURVE_PATIENTS:
             return None
         curves = self.curves(shared).curves
-        patients = [features.seen_with(curves) for features in patients]
+        patients = [[features.seen_with(curves) for features in person] for person in persons]
         self._mixer.load_values(values)
         plan = self._plan
         count = max(_CURVE_WINDOWS, len(patients))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.cohort.patients import Patient
+from lift.cohort.patients import Patient, subjects_of
 from lift.cohort.preprocessing import Prepared, prepare
 from lift.cohort.reading import file_digests, read_patients
 from lift.cohort.split import split_patients, write_split
@@ -122,9 +122,9 @@ class UnconditionalWork:
     def counts(self) -> Counts:
         """See `SiteWork`."""
         return Counts(
-            len(self.split.train),
-            len(self.split.validation),
-            len(self.split.test),
+            len(subjects_of(self.split.train, self.patients)),
+            len(subjects_of(self.split.validation, self.patients)),
+            len(subjects_of(self.split.test, self.patients)),
             len(self.refusals),
             tuple(self._content[p].slice_spacing_mm for p in sorted(self._content)),
             self._version,

@@ -21,8 +21,9 @@ class Counts:
     """What the site's cohort holds; numbers are rounded before they leave.
 
     Attributes:
-        train: training patients; likewise `validation` and `test`.
-        refused: volumes that could not be used.
+        train: persons in training, however many examinations each has; likewise `validation`
+            and `test`.
+        refused: examinations that could not be used.
         slice_spacings_mm: through-plane spacing of every usable volume.
         data_version: how often the training data changed.
     """

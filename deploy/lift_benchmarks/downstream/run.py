@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from time import process_time
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from lift_benchmarks.downstream.segmenter import Source, dice, predict, train_se
 from lift_benchmarks.downstream.volumes import PAIRS_FILE, Volumes, prepare_volumes
 from lift_simulation.progress import Reporter
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 Digests = dict[Path, str]
 """File of results -> what it must depend on to be of these settings."""
 
@@ -157,10 +158,10 @@ def _run_entry(
     )
     figures = {
         site: {
-            patient: dice(predict(network, stack), stack.label)
-            for patient, stack in patients.items()
+            person: fmean(dice(predict(network, stack), stack.label) for stack in stacks)
+            for person, stacks in people.items()
         }
-        for site, patients in volumes.test.items()
+        for site, people in volumes.test.items()
     }
     record: dict[str, Any] = {
         "digest": digest,

@@ -63,10 +63,17 @@ class Cohort:
 
     def persons(self) -> list[list[str]]:
         """Ids of the training patients by person."""
+        return [ids for _, ids in sorted(self._by_person(self.train).items())]
+
+    def held_out(self) -> dict[str, list[str]]:
+        """Person -> ids of the person's volumes that no training sees."""
+        return self._by_person(self.test)
+
+    def _by_person(self, ids: Sequence[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for patient in self.train:
-            found.setdefault(self.subjects[patient], []).append(patient)
-        return [found[person] for person in sorted(found)]
+        for one in ids:
+            found.setdefault(self.subjects[one], []).append(one)
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,14 @@ class Volumes:
         everyone: training volumes of all sites.
         generated: of new pairs.
         shuffled: the same images, each with the label of the next one.
-        test: site -> patient -> volume.
+        test: site -> person -> volumes.
     """
 
     own: Sequence[Sequence[Stack]]
     everyone: Sequence[Stack]
     generated: Sequence[Stack]
     shuffled: Sequence[Stack]
-    test: Mapping[str, Mapping[str, Stack]]
+    test: Mapping[str, Mapping[str, Sequence[Stack]]]
 
 
 def prepare_volumes(
@@ -142,7 +149,13 @@ def prepare_volumes(
         shuffled=[
             stack_of(pair.voxels, other.label) for pair, other in zip(made, following, strict=True)
         ],
-        test={s: {p: _stack(c.pairs[p]) for p in c.test} for s, c in sorted(cohorts.items())},
+        test={
+            site: {
+                person: [_stack(cohort.pairs[one]) for one in ids]
+                for person, ids in cohort.held_out().items()
+            }
+            for site, cohort in sorted(cohorts.items())
+        },
     )
 
 
@@ -246,8 +259,8 @@ def _describe(
         {
             "digest": digest,
             "in_gaussian": dict(counted),
-            "training": {site: len(c.train) for site, c in sorted(cohorts.items())},
-            "held_out": {site: len(c.test) for site, c in sorted(cohorts.items())},
+            "training": {site: len(c.persons()) for site, c in sorted(cohorts.items())},
+            "held_out": {site: len(c.held_out()) for site, c in sorted(cohorts.items())},
             "pairs": len(made),
             "label_share": sizes,
             "nearest_distance": {"generated": near, "held_out": held_out},

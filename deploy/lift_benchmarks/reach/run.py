@@ -25,7 +25,7 @@ from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.features import Features
 from lift.generator.networks import FrozenGenerator
-from lift.metrics.table import PatientMetrics
+from lift.metrics.table import PatientMetrics, by_person
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
 from lift.strict_json import parse_json
@@ -42,7 +42,7 @@ from lift.tasks.paired.methods import (
     z_filter,
 )
 from lift.tasks.paired.predictions import mixed, patient_psnr_db, site_contrast, sum_of_equations
-from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
+from lift.tasks.paired.site_cohort import Part, SiteCohort, prepare_patient
 from lift_benchmarks.reach.config import (
     RIVAL,
     DataSetSettings,
@@ -62,9 +62,10 @@ from lift_simulation.sites import open_sites, phantoms_of
 
 PLAIN_ROWS: Final = "plain-rows"
 """Of the file with the rows that train no network."""
-_VERSION: Final = 1
+_VERSION: Final = 2
+_PARTS: Final[tuple[Part, ...]] = ("train", "validation", "test")
 Figures = dict[str, dict[str, PatientMetrics]]
-"""SITE -> patient -> figures."""
+"""SITE -> person -> figures: the mean over the person's examinations."""
 Digests = dict[Path, str]
 """File of results -> what it must depend on to be of these settings."""
 
@@ -255,7 +256,7 @@ def _open(
     with reporter.stage(f"{folder.name} features"):
         cohorts = {name: paired_work(session, plan).cohort for name, session in sessions.items()}
     shared = [
-        site_contrast(cohort).shared(rounded_up(len(cohort.split.train), plan))
+        site_contrast(cohort).shared(rounded_up(len(cohort.subjects("train")), plan))
         for cohort in cohorts.values()
     ]
     sums = pooled_arrays([sum_ for sum_ in shared if sum_ is not None])
@@ -267,9 +268,9 @@ def _write_plain_rows(division: _Division, path: Path, digest: str) -> None:
     """No mixer, one z-filter for all sites, and each site's own curves, without and with one."""
     plan = division.plan
     everyone = [
-        features.seen_with(None)
+        [features.seen_with(None) for features in person]
         for cohort in division.cohorts.values()
-        for features in cohort.part("train")
+        for person in cohort.by_person("train")
     ]
     taps = fit(sum_of_equations(everyone), plan.mixer.ridge)
     rows: dict[str, Figures] = {}
@@ -285,15 +286,16 @@ def _write_plain_rows(division: _Division, path: Path, digest: str) -> None:
         for name, method in methods.items():
             rows.setdefault(name, {})[site] = _measured(division, site, method)
     people = {
-        part: sum(len(getattr(c.split, part)) for c in division.cohorts.values())
-        for part in ("train", "validation", "test")
+        part: sum(len(cohort.subjects(part)) for cohort in division.cohorts.values())
+        for part in _PARTS
     }
     write_json(path, {"digest": digest, "patients": people, "rows": rows})
 
 
 def _measured(division: _Division, site: str, method: Method) -> dict[str, PatientMetrics]:
     cohort = division.cohorts[site]
-    figures = {}
+    figures: dict[str, PatientMetrics] = {}
+    subjects = {patient: cohort.patients[patient].subject for patient in cohort.split.test}
     for patient in cohort.split.test:
         held_out = HeldOut(
             site,
@@ -302,7 +304,7 @@ def _measured(division: _Division, site: str, method: Method) -> dict[str, Patie
             prepare_patient(cohort, patient, division.plan, division.roots[site]),
         )
         figures[patient] = measure(held_out, method(held_out.features), division.plan)
-    return figures
+    return by_person(figures, subjects)
 
 
 def _run_entry(
@@ -317,7 +319,7 @@ def _run_entry(
     """Train one model, measure it, and write both."""
     plan = model_plan(division.plan, reach, entry.model)
     network, start, predict = _network(division, generator, plan, entry.model)
-    patients = {site: cohort.part("train") for site, cohort in division.cohorts.items()}
+    patients = {site: cohort.by_person("train") for site, cohort in division.cohorts.items()}
     watched, kind = _watched(division)
     most_steps = max(1, round(entry.model.most_steps * data.budget))
 
@@ -373,7 +375,7 @@ def _network(
             return predict_in_windows(rival, features, window)
 
         return rival, rival.values(), predict
-    everyone = [f for cohort in division.cohorts.values() for f in cohort.part("train")]
+    everyone = [f for cohort in division.cohorts.values() for f in cohort.by_person("train")]
     taps = fit(sum_of_equations(everyone), plan.mixer.ridge)
     mixer = plan_mixer(plan, generator)
     return mixer, start_values(plan, generator, taps), lambda features: mixed(mixer, features)

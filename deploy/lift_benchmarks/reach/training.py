@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan
-from lift.generator.features import Features
+from lift.generator.features import Person
 from lift.mixer.base import Mixer
 from lift.tasks.paired.training import train_round
 from lift_benchmarks.reach.config import Mode, ReachConfig
@@ -139,7 +139,7 @@ def train(
 def rounds_of(
     mode: Mode,
     network: Mixer,
-    patients: Mapping[str, Sequence[Features]],
+    patients: Mapping[str, Sequence[Person]],
     plan: Plan,
     config: ReachConfig,
 ) -> Advance:
@@ -154,7 +154,7 @@ def rounds_of(
     """
     joined = {site: list(found) for site, found in sorted(patients.items()) if found}
     if mode == "pooled":
-        joined = {"pooled": [features for found in joined.values() for features in found]}
+        joined = {"pooled": [person for found in joined.values() for person in found]}
     steps = config.pooled_steps if mode == "pooled" else config.local_steps
     training = plan.training.model_copy(update={"steps": steps})
     federation = plan.federation.model_copy(update={"rounds": _ENDLESS})

@@ -14,10 +14,11 @@ from lift.cohort.preprocessing import Prepared
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.generator.networks import FrozenGenerator
+from lift.metrics.intervals import person_means
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves
-from lift.mixer.z_filter import NormalEquations, fit
+from lift.mixer.z_filter import NormalEquations, fit, person_equations
 from lift.protocol.flower.in_process import run_in_process
 from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord
@@ -89,8 +90,8 @@ class FoldResult:
     """What one federation gives to the run's tables.
 
     Attributes:
-        metrics: site -> method -> patient -> figures.
-        cross_site: trained at -> tested at -> patient -> figures of local-only mixers.
+        metrics: site -> method -> examination -> figures.
+        cross_site: trained at -> tested at -> examination -> figures of local-only mixers.
         finished: the federated run.
         cohorts: site -> cohort.
         local_gain_db: site -> federated minus local-only PSNR of each validation patient.
@@ -309,16 +310,16 @@ class Fold:
 
     def _alone_at(self, cohort: SiteCohort) -> _Alone:
         """What a site has by itself, in closed form."""
-        training = cohort.part("train")
+        training = cohort.by_person("train")
         taps = under_curves = None
         contrast = None
         if "curves" in self._compare and cohort.persons("train", "validation"):
             contrast = site_contrast(cohort)
         if training and "z_filter_local" in self._compare:
-            taps = fitted(as_is(training), self._plan)
+            taps = fitted([as_is(person) for person in training], self._plan)
         if training and contrast is not None:
             curves = contrast.chosen(None).curves
-            seen = [features.seen_with(curves) for features in training]
+            seen = [[features.seen_with(curves) for features in one] for one in training]
             under_curves = fitted(seen, self._plan)
         return _Alone(contrast, taps, under_curves)
 
@@ -379,9 +380,10 @@ class Fold:
         Where there are too few it is the run's mixer, which nothing speaks against.
         """
         figures: dict[str, list[float]] = {}
-        for patient in cohort.split.validation:
+        people = [cohort.patients[patient].subject for patient in cohort.split.validation]
+        for patient, person in zip(cohort.split.validation, people, strict=True):
             features = cohort.features[patient]
-            left_out = {cohort.patients[patient].subject}
+            left_out = {person}
             curves = self._work(cohort.site).site_curves(finished.shared, without=left_out)
             own = self._at_site(
                 cohort, alone, mixer, finished, rivals, curves=curves, without=left_out
@@ -389,7 +391,8 @@ class Fold:
             for name, method in _options(own, self._main).items():
                 psnr_db = patient_psnr_db(features, method(features))
                 figures.setdefault(name, []).append(psnr_db)
-        return choose(figures, otherwise=self._main)
+        by_person = {name: person_means(found, people) for name, found in figures.items()}
+        return choose(by_person, otherwise=self._main)
 
     def _calibrate(self, cohort: SiteCohort, mixer: Mixer, finished: FinishedRun) -> Calibration:
         """As `lift calibrate` does at a hospital that took no part, from its first patients."""
@@ -455,7 +458,9 @@ class Fold:
             theirs = with_mixer(mixer, reference)
             psnr = [patient_psnr_db(features, method(features)) for method in (ours, theirs)]
             gains.append(psnr[0] - psnr[1])
-        return gains
+        return person_means(
+            gains, [cohort.patients[patient].subject for patient in cohort.split.validation]
+        )
 
     def _refit(
         self, cohorts: Mapping[str, SiteCohort], flat: Mixer, values: Mapping[str, Tensor]
@@ -464,8 +469,9 @@ class Fold:
         flat.load_values(values)
         total = NormalEquations.zero()
         for cohort in cohorts.values():
-            for features in cohort.part("train"):
-                total = total + patient_equations(features, mixed(flat, features))
+            for person in cohort.by_person("train"):
+                found = [patient_equations(one, mixed(flat, one)) for one in person]
+                total = total + person_equations(found)
         return fit(total, self._plan.mixer.ridge)
 
     def _work(self, site: str) -> PairedWork:

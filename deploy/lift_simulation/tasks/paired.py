@@ -224,13 +224,16 @@ def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSetting
 def _tables(
     results: list[FoldResult], plan: Plan, *, apart: Collection[str] = ()
 ) -> Mapping[str, object]:
-    """metrics.json of all folds together; each held-out patient counts once.
+    """metrics.json of all folds together; each held-out person counts once.
 
     The patients of sites `apart` have tables of their own and are not pooled.
     """
     merged: dict[str, dict[str, dict[str, Any]]] = {}
     crossed: dict[str, dict[str, dict[str, Any]]] = {}
+    persons: dict[str, dict[str, str]] = {}
     for result in results:
+        for site, cohort in result.cohorts.items():
+            persons.setdefault(site, {}).update(cohort.subject_of)
         for target, source in ((merged, result.metrics), (crossed, result.cross_site)):
             for first, inner in source.items():
                 for second, patients in inner.items():
@@ -238,7 +241,7 @@ def _tables(
     rule = plan.preprocessing.rule(plan.task.target)
     protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
     seed = derive_seed(plan.seed, "intervals")
-    table = dict(summarise(merged, seed=seed, protocol=protocol, apart=apart))
+    table = dict(summarise(merged, seed=seed, persons=persons, protocol=protocol, apart=apart))
     table["patients"] = {
         site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
         for site, methods in sorted(merged.items())
@@ -247,7 +250,10 @@ def _tables(
         table["cross_site"] = {
             trained_at: {
                 tested_at: metric_table(
-                    patients, seed=derive_seed(seed, trained_at, tested_at), protocol=protocol
+                    patients,
+                    seed=derive_seed(seed, trained_at, tested_at),
+                    persons=persons.get(tested_at, {}),
+                    protocol=protocol,
                 )
                 for tested_at, patients in row.items()
             }

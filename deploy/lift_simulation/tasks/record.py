@@ -158,9 +158,9 @@ class RunRecord:
         return SiteRecord.of(
             site.name,
             description=site.description,
-            train=max(len(cohort.split.train) for cohort in cohorts),
-            validation=max(len(cohort.split.validation) for cohort in cohorts),
-            test=len({p for cohort in cohorts for p in cohort.split.test}),
+            train=max(len(cohort.subjects("train")) for cohort in cohorts),
+            validation=max(len(cohort.subjects("validation")) for cohort in cohorts),
+            test=len(set().union(*(cohort.subjects("test") for cohort in cohorts))),
             refused=len(last.refusals),
             spacings_mm=last.slice_spacings_mm,
             calibration_patients=max(pairs, default=None),

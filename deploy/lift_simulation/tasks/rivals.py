@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lift.config.plan import Plan
-from lift.generator.features import Features
+from lift.generator.features import Features, Person
 from lift.generator.networks import FrozenGenerator
 from lift.mixer.z_filter import fit
 from lift.tasks.paired.building import plan_mixer, start_values
@@ -89,11 +89,11 @@ class RivalTraining:
         if {"local_only", "local_curves"} & set(self._compare):
             with self._reporter.stage("local_only"):
                 for name in self._measured:
-                    if patients := cohorts[name].part("train"):
+                    if patients := cohorts[name].by_person("train"):
                         self._train_locally(rivals, name, patients)
         if "centralised" in self._compare:
             with self._reporter.stage("centralised"):
-                everyone = [f for name in self._joined for f in cohorts[name].part("train")]
+                everyone = [f for name in self._joined for f in cohorts[name].by_person("train")]
                 rivals.centralised = self._train_alone(
                     self._plan, "centralised", "centralised", everyone
                 )
@@ -102,14 +102,14 @@ class RivalTraining:
                 self._train_on(rivals, cohorts, finished)
         return rivals
 
-    def _train_locally(self, rivals: Rivals, site: str, patients: Sequence[Features]) -> None:
+    def _train_locally(self, rivals: Rivals, site: str, patients: Sequence[list[Features]]) -> None:
         """What a site trains alone: without curves, and with its patients' own where the plan's
         mixer has them.
         """
         if "local_only" in self._compare:
             plain = _plain(self._plan)
             rivals.local_only[site] = self._train_alone(
-                plain, f"local_{site}", site, as_is(patients)
+                plain, f"local_{site}", site, [as_is(one) for one in patients]
             )
         if "local_curves" in self._compare and main_row(self._plan) != "federated":
             rivals.local_curves[site] = self._train_alone(
@@ -132,14 +132,12 @@ class RivalTraining:
         done = 0
         for kind, starts, kept in kinds:
             for name, start in starts.items():
-                if patients := cohorts[name].part("train"):
+                if patients := cohorts[name].by_person("train"):
                     kept[name] = self._stepped(f"local_{kind}_{name}", start, patients, name)
                 done += 1
                 self._reporter.step("local steps", done, total)
 
-    def _stepped(
-        self, label: str, start: Values, patients: Sequence[Features], site: str
-    ) -> Values:
+    def _stepped(self, label: str, start: Values, patients: Sequence[Person], site: str) -> Values:
         """A mixer after as many more steps as the run had."""
         steps = self._plan.total_steps
         # what was trained by other settings of the local steps is trained again
@@ -151,9 +149,7 @@ class RivalTraining:
 
         return self._kept(label, digest, trained)
 
-    def _train_alone(
-        self, plan: Plan, label: str, site: str, patients: Sequence[Features]
-    ) -> Values:
+    def _train_alone(self, plan: Plan, label: str, site: str, patients: Sequence[Person]) -> Values:
         """A federation of one on one set of patients.
 
         The same rounds; a site alone takes the steps that it takes in the federation, the
@@ -184,12 +180,12 @@ class RivalTraining:
         return values
 
 
-def as_is(patients: Sequence[Features]) -> list[Features]:
-    """The patients with the generator's own prediction."""
-    return [features.seen_with(None) for features in patients]
+def as_is(volumes: Sequence[Features]) -> list[Features]:
+    """Volumes with the generator's own prediction."""
+    return [features.seen_with(None) for features in volumes]
 
 
-def fitted(patients: Sequence[Features], plan: Plan) -> Tensor:
+def fitted(patients: Sequence[Person], plan: Plan) -> Tensor:
     """The taps of the z-filter of some training patients, (6,)."""
     return fit(sum_of_equations(patients), plan.mixer.ridge)
 

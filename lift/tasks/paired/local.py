@@ -19,7 +19,7 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.errors import CheckpointError
 from lift.files import file_digest, write_atomically
-from lift.generator.features import Features
+from lift.generator.features import Person
 from lift.mixer.base import Mixer
 from lift.mixer.finished import FinishedMixer
 from lift.randomness import derive_seed
@@ -39,7 +39,7 @@ _STATEMENT: Final = "chosen at a site, never to leave"
 def local_steps(
     mixer: Mixer,
     values: Mapping[str, Tensor],
-    patients: Sequence[Features],
+    patients: Sequence[Person],
     plan: Plan,
     steps: int,
     learning_rate: float,
@@ -86,7 +86,7 @@ def local_steps(
 def train_alone(
     mixer: Mixer,
     start: Mapping[str, Tensor],
-    patients: Sequence[Features],
+    patients: Sequence[Person],
     plan: Plan,
     site: str,
     *,

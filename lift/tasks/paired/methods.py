@@ -83,7 +83,7 @@ def curve_methods(
         return {}
     curves = choose_curves(equations, None).curves
     methods = {"curves": with_curves(curves)}
-    total = sum_of_equations(f.seen_with(curves) for volumes in train.values() for f in volumes)
+    total = sum_of_equations([f.seen_with(curves) for f in volumes] for volumes in train.values())
     if total.patients:
         methods["curves_z_filter"] = with_curves(curves, then=fit(total, ridge))
     return methods

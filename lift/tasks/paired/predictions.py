@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.cohort.split import Part
-from lift.generator.features import Features
+from lift.generator.features import Features, Person, examinations
 from lift.metrics.synthrad import ValueRange, psnr_db
 from lift.mixer.base import Mixer
 from lift.mixer.curves import CurveEquations, curve_equations
-from lift.mixer.z_filter import NormalEquations, apply_z_filter, normal_equations, z_median
+from lift.mixer.z_filter import (
+    NormalEquations,
+    apply_z_filter,
+    normal_equations,
+    person_equations,
+    z_median,
+)
 from lift.tasks.paired.choice import USES, Base, blend
 from lift.tasks.paired.contrast import SiteContrast, own_curves_view
 from lift.tasks.paired.site_cohort import SiteCohort
@@ -34,9 +40,16 @@ def patient_equations(features: Features, prediction: Floats | None = None) -> N
     )
 
 
-def sum_of_equations(patients: Iterable[Features]) -> NormalEquations:
-    """The z-filter's normal equations over some volumes, on what mixers get."""
-    return sum(map(patient_equations, patients), start=NormalEquations.zero())
+def sum_of_equations(patients: Iterable[Person]) -> NormalEquations:
+    """The z-filter's normal equations over some persons, on what mixers get.
+
+    A person counts once: the mean over the person's volumes.
+    """
+    people = (
+        person_equations([patient_equations(volume) for volume in examinations(person)])
+        for person in patients
+    )
+    return sum(people, start=NormalEquations.zero())
 
 
 def patient_curves(features: Features) -> CurveEquations:

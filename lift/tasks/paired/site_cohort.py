@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lift.cohort.patients import Patient, Refusal
+from lift.cohort.patients import Patient, Refusal, subjects_of
 from lift.cohort.preprocessing import Prepared, prepare, preprocessing_digest
 from lift.cohort.reading import file_digests, read_patients
 from lift.cohort.split import Part, Split, split_patients, write_split
@@ -32,9 +32,11 @@ logger = logging.getLogger(__name__)
 class SiteCohort:
     """One site's usable patients with their features, by part of the split.
 
+    An id is that of an examination; several of one person share the person's `subject`.
+
     Attributes:
         site: the site's name.
-        split: ids by part, usable patients only; it never leaves the site.
+        split: ids by part, usable ones only; it never leaves the site.
         patients: id -> files.
         features: id -> cached features.
         refusals: what could not be used, by name, with reason and remedy.
@@ -60,6 +62,24 @@ class SiteCohort:
                 subject = self.patients[patient].subject
                 by_subject.setdefault(subject, []).append(self.features[patient])
         return dict(sorted(by_subject.items()))
+
+    def by_person(self, part: Part) -> list[list[Features]]:
+        """The persons of one part, each with all volumes, in the order of the first one's id."""
+        by_subject: dict[str, list[Features]] = {}
+        ids: tuple[str, ...] = getattr(self.split, part)
+        for patient in ids:
+            subject = self.patients[patient].subject
+            by_subject.setdefault(subject, []).append(self.features[patient])
+        return list(by_subject.values())
+
+    def subjects(self, part: Part) -> set[str]:
+        """The persons of one part: what a number of patients counts."""
+        return subjects_of(getattr(self.split, part), self.patients)
+
+    @property
+    def subject_of(self) -> dict[str, str]:
+        """Examination -> person."""
+        return {patient: files.subject for patient, files in self.patients.items()}
 
     def seen_in_training(self, persons: Mapping[str, Sequence[Features]]) -> SiteCohort:
         """The same with other features of the training patients, as `persons` gives them."""

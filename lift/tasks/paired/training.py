@@ -15,7 +15,7 @@ from torch import Tensor
 from lift.config.plan import Plan, TrainingPlan
 from lift.device import training_autocast
 from lift.errors import DataError
-from lift.generator.features import Features
+from lift.generator.features import Person, examinations
 from lift.mixer.base import Mixer
 from lift.randomness import derive_seed
 from lift.tasks.paired.losses import paired_loss
@@ -26,7 +26,7 @@ from lift.tasks.steps import TrainedRound, take_steps
 def train_round(
     mixer: Mixer,
     start: dict[str, Tensor],
-    patients: Sequence[Features],
+    patients: Sequence[Person],
     plan: Plan,
     *,
     round_index: int,
@@ -41,7 +41,7 @@ def train_round(
     Args:
         mixer: an instance to train in; its numbers are overwritten.
         start: the received mixer.
-        patients: training patients, in a fixed order.
+        patients: training patients with their volumes, in a fixed order.
         plan: the run's plan.
         round_index: 1 for the first training round.
         site: part of the seed: sites draw different windows.
@@ -71,7 +71,7 @@ def train_round(
 
 def draw_batches(
     mixer: Mixer,
-    patients: Sequence[Features],
+    patients: Sequence[Person],
     settings: TrainingPlan,
     seed: tuple[int, int, str, int],
     *,
@@ -79,6 +79,7 @@ def draw_batches(
 ) -> Iterator[Batch]:
     """One step's windows: distinct patients while there are enough, one window of each.
 
+    A patient is a person: of several volumes one is drawn, so that nobody counts more than others.
     All of them are one batch, or batches of `at_once`. A mixer that runs the frozen decoder needs
     whole slices, which must not be padded (the decoder normalises over the slice): there each
     patient is a batch.
@@ -89,7 +90,9 @@ def draw_batches(
     )
     count = settings.patients_per_step
     chosen = generator.choice(len(patients), count, replace=len(patients) < count)
-    picked = [patients[int(i)] for i in chosen]
+    found = [examinations(patients[int(i)]) for i in chosen]
+    # nothing is drawn for a person with one volume
+    picked = [one[int(generator.integers(len(one))) if len(one) > 1 else 0] for one in found]
     if mixer.pooled_names:
         for features in picked:
             size = (settings.window[0], *features.pred.shape[2:])

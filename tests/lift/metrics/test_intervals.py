@@ -118,3 +118,62 @@ def test_values_that_have_no_mean_are_refused() -> None:
         paired_difference([1.0, 2.0], [1.0], seed=0)
     with pytest.raises(ValueError, match="confidence"):
         bootstrap_mean([1.0, 2.0], seed=0, confidence=95.0)
+
+
+def test_examinations_of_one_person_are_one_value() -> None:
+    values = np.random.default_rng(2).normal(size=6)
+    # three examinations each, which say the same but for a little
+    seen = np.repeat(values, 3) + np.tile([-0.01, 0.0, 0.01], 6)
+    persons = [f"person {index}" for index in range(6) for _ in range(3)]
+    found = bootstrap_mean(seen.tolist(), seed=5, persons=persons)
+    alone = bootstrap_mean(values.tolist(), seed=5)
+    assert found.n == 6
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (alone.value, alone.low, alone.high), abs=1e-12
+    )
+    # the same rows as so many persons: an interval that is far too narrow
+    rows = bootstrap_mean(seen.tolist(), seed=5)
+    assert rows.n == 18
+    assert None not in (rows.low, rows.high, found.low, found.high)
+    assert (rows.high or 0) - (rows.low or 0) < 0.8 * ((found.high or 0) - (found.low or 0))
+
+
+def test_an_interval_over_persons_covers_where_one_over_examinations_does_not() -> None:
+    rng = np.random.default_rng(8)
+    persons = [index for index in range(12) for _ in range(5)]
+    missed = {"persons": 0, "examinations": 0}
+    for seed in range(200):
+        means = np.repeat(rng.normal(size=12), 5)
+        values = (means + rng.normal(0, 0.1, 60)).tolist()
+        for kind, whose in (("persons", persons), ("examinations", None)):
+            found = bootstrap_mean(values, seed=seed, persons=whose, samples=400)
+            assert found.low is not None
+            assert found.high is not None
+            missed[kind] += not found.low <= 0 <= found.high
+    assert missed["persons"] < 40
+    assert missed["examinations"] > 80
+
+
+def test_a_person_counts_once_however_many_examinations_there_are() -> None:
+    found = bootstrap_mean([1.0, 1.0, 1.0, 3.0], seed=0, persons=["a", "a", "a", "b"])
+    assert (found.value, found.n) == (2.0, 2)
+    paired = paired_difference(
+        [1.0, 1.0, 4.0, 3.0], [0.0, 3.0, 3.0, 1.0], seed=0, persons=["a", "a", "a", "b"]
+    )
+    assert paired.interval.n == 2
+    assert paired.interval.value == pytest.approx(1.0)
+    # in the mean of its three, "a" is no better
+    assert paired.wins == 1
+
+
+@given(st.lists(figure, min_size=1, max_size=12), st.integers(0, 2**32))
+def test_persons_with_one_examination_change_no_bit(values: list[float], seed: int) -> None:
+    persons = list(range(len(values)))
+    assert bootstrap_mean(values, seed=seed, persons=persons, samples=20) == bootstrap_mean(
+        values, seed=seed, samples=20
+    )
+
+
+def test_a_value_without_a_person_is_refused() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        bootstrap_mean([1.0, 2.0], seed=0, persons=["a"])

@@ -18,6 +18,7 @@ from lift.metrics.table import (
     COMPARISONS,
     UNITS,
     Methods,
+    by_person,
     guard_verdict,
     metric_table,
     patient_metrics,
@@ -247,3 +248,37 @@ def test_turning_the_differences_around_never_keeps_a_verdict(
     assert verdict == "undecided" or turned != verdict
     if min(differences) > 0:
         assert verdict == "helped"
+
+
+def test_a_table_counts_persons_and_names_their_examinations() -> None:
+    figures = {"a-1": 20.0, "a-2": 24.0, "b-1": 30.0}
+    sites: dict[str, Methods] = {
+        "north": {
+            "no_mixer": {one: {"psnr_db": value} for one, value in figures.items()},
+            "federated": {one: {"psnr_db": value + 1} for one, value in figures.items()},
+        },
+        # the same name elsewhere is another person
+        "south": {"no_mixer": {"a-1": {"psnr_db": 10.0}}},
+    }
+    people = {"north": {"a-1": "a", "a-2": "a", "b-1": "b"}, "south": {"a-1": "a"}}
+    found = summarise(sites, seed=0, persons=people)
+    north = found["sites"]["north"]
+    assert (north["patients"], north["examinations"]) == (2, 3)
+    entry = north["methods"]["no_mixer"]["psnr_db"]
+    assert (entry["value"], entry["n"]) == (26.0, 2)
+    pooled = found["pooled"]["no_mixer"]["psnr_db"]
+    assert pooled["value"] == pytest.approx((22 + 30 + 10) / 3)
+    assert pooled["n"] == 3
+    compared = found["comparisons"]["sites"]["north"]["federated - no_mixer"]["psnr_db"]
+    assert (compared["n"], compared["wins"]) == (2, 2)
+    alone = summarise(sites, seed=0)
+    assert alone["sites"]["north"]["patients"] == 3
+    assert alone["pooled"]["no_mixer"]["psnr_db"]["n"] == 4
+
+
+def test_a_persons_figure_is_the_mean_of_those_that_exist() -> None:
+    found = by_person(
+        {"a-1": {"psnr_db": 20.0, "dz_corr": 0.5}, "a-2": {"psnr_db": 24.0}, "b": {"ssim": 0.9}},
+        {"a-1": "a", "a-2": "a", "b": "b"},
+    )
+    assert found == {"a": {"psnr_db": 22.0, "dz_corr": 0.5}, "b": {"ssim": 0.9}}
