@@ -475,6 +475,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of real volumes that training saw: are there copies of them?"),
     ] = None,
+    subjects: Annotated[
+        Path | None,
+        typer.Option(help="CSV table: `file`, `subject`. Files of one person count once."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table as JSON here.")
     ] = None,
@@ -494,20 +498,26 @@ def evaluate(
                     "give either."
                 )
         folders = (_needed("--generated", generated), _needed("--real", real))
-        _evaluate_generated(*folders, training, protocol or Protocol.MR, output)
+        _evaluate_generated(*folders, training, protocol or Protocol.MR, subjects, output)
         return
     predicted, target = _needed("--predicted", predicted), _needed("--target", target)
     protocol = _needed("--protocol", protocol)
     from lift.files import write_json
     from lift.metrics.files import evaluate_folders
 
-    result = evaluate_folders(predicted, target, mask=mask, protocol=protocol.value)
+    result = evaluate_folders(
+        predicted, target, mask=mask, protocol=protocol.value, subjects=subjects
+    )
     if output is not None:
         write_json(output, result)
     if not sys.stdout.isatty():
         sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
         return
-    table = Table(title=f"{result['volumes']} volumes; 95% bootstrap intervals")
+    table = Table(
+        title=f"{result['volumes']} volumes of {result['persons']} persons; 95% bootstrap "
+        "intervals over persons",
+        caption=result["note"] or None,
+    )
     for heading in ("metric", "value", "low", "high", "unit"):
         table.add_column(heading, justify="left" if heading in {"metric", "unit"} else "right")
     for name, entry in result["metrics"].items():
@@ -519,7 +529,12 @@ def evaluate(
 
 
 def _evaluate_generated(
-    generated: Path, real: Path, training: Path | None, protocol: Protocol, output: Path | None
+    generated: Path,
+    real: Path,
+    training: Path | None,
+    protocol: Protocol,
+    subjects: Path | None,
+    output: Path | None,
 ) -> None:
     from lift.device import fix_threads
     from lift.files import write_json
@@ -535,6 +550,7 @@ def _evaluate_generated(
             real,
             training=training,
             protocol=protocol.value,
+            subjects=subjects,
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if output is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, Synthr
 from lift.errors import DataError
 from lift.volumes.volume import SUFFIXES
 
+logger = logging.getLogger(__name__)
+_SUBJECT: Final = "subject"
 _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
 
 
@@ -77,6 +80,15 @@ def list_patients(
     return patients, refusals
 
 
+def tells_subjects(data: TableData) -> bool:
+    """Whether a table that can be read says whose examination each row is."""
+    try:
+        with data.table.open(newline="", encoding="utf-8-sig") as stream:
+            return _SUBJECT in next(csv.reader(stream, strict=True), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
 def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> list[Patient]:
     try:
         folders = sorted(path for path in data.root.iterdir() if path.is_dir())
@@ -127,6 +139,9 @@ def _from_table(data: TableData) -> list[Patient]:
         raise _table_error(data, str(reason)) from None
     if not rows or "patient" not in rows[0]:
         raise _table_error(data, "it has no rows, or no column 'patient'")
+    told = _SUBJECT in rows[0]
+    if not told:
+        logger.warning("event=no_subject_column table=%s each_row_is=a_person", data.table.name)
     found: dict[str, Patient] = {}
     for number, row in enumerate(rows, start=2):
         name = (row["patient"] or "").strip()
@@ -134,11 +149,15 @@ def _from_table(data: TableData) -> list[Patient]:
             problem = "names no patient" if not name else f"is a second row of '{name}'"
             problem = "has more cells than columns" if None in row else problem
             raise _table_error(data, f"line {number} {problem}")
-        cells = {k: v.strip() for k, v in row.items() if k != "patient" and v and v.strip()}
+        subject = (row[_SUBJECT] or "").strip() if told else name
+        if not subject:
+            raise _table_error(data, f"line {number} names no subject")
+        named = {"patient", _SUBJECT}
+        cells = {k: v.strip() for k, v in row.items() if k not in named and v and v.strip()}
         paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
         paths = {column: path for column, path in paths.items() if _is_volume(path, data)}
         mask = paths.pop("mask", None)
-        found[name] = Patient(name, name, paths, mask)
+        found[name] = Patient(name, subject, paths, mask)
     return list(found.values())
 
 
@@ -159,5 +178,6 @@ def _table_error(data: TableData, seen: str) -> DataError:
         "cannot read the table of patients",
         where=str(data.table),
         seen=seen,
-        remedy="Correct the table: columns `patient`, one by channel, optionally `mask`.",
+        remedy="Correct the table: columns `patient`, one by channel, optionally `subject` (whose "
+        "examination a row is) and `mask`.",
     )

@@ -49,7 +49,10 @@ class BidsData(_FolderData):
 
 
 class TableData(_FolderData):
-    """A CSV table: `patient`, one column by channel, optionally `mask`; paths under the root."""
+    """A CSV table: `patient`, one column by channel, optionally `subject` and `mask`; paths under
+    the root. A row is an examination; rows with one `subject` are one person's. Without that column
+    each row is a person.
+    """
 
     layout: Literal["table"] = "table"
     """Chooses this layout."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from lift.config.plan import PercentileRule
 from lift.errors import DataError, VolumeError
+from lift.metrics.subjects import NOT_TOLD, read_subjects, subjects_of_files
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE, Floats, Mask
 from lift.metrics.table import Entry, Protocol, metric_table, patient_metrics
 from lift.volumes.slices import slice_spacing, to_slices
@@ -31,18 +32,29 @@ class Evaluation(TypedDict):
     Attributes:
         protocol: `mr` or `ct`.
         volumes: number of pairs.
-        metrics: METRIC -> mean over the files with its 95% bootstrap interval.
+        persons: whose they are; each counts once in the means and intervals.
+        note: empty, or that nobody said whose the files are.
+        metrics: METRIC -> mean over persons with its 95% bootstrap interval; `n` counts persons.
+        subjects: file -> person, as it was given; empty where each file is a person.
         per_volume: file (relative to its folder) -> METRIC -> figure.
     """
 
     protocol: Protocol
     volumes: int
+    persons: int
+    note: str
     metrics: dict[str, Entry]
+    subjects: dict[str, str]
     per_volume: dict[str, dict[str, float]]
 
 
 def evaluate_folders(
-    predicted: Path, target: Path, *, mask: Path | None, protocol: Protocol
+    predicted: Path,
+    target: Path,
+    *,
+    mask: Path | None,
+    protocol: Protocol,
+    subjects: Path | None = None,
 ) -> Evaluation:
     """Metrics of every NIfTI file under `predicted` against its namesake under `target`.
 
@@ -60,9 +72,12 @@ def evaluate_folders(
         target: folder of real volumes on the same grids.
         mask: folder of masks with the same names, or None; a mask counts where it is above 0.
         protocol: `mr` or `ct`.
+        subjects: CSV table that says whose each file is (`lift.metrics.subjects`); None: each is
+            a person of its own.
 
     Raises:
-        DataError: a folder does not exist, holds no NIfTI file, or a file has no partner.
+        DataError: a folder does not exist, holds no NIfTI file, or a file has no partner; or the
+            table of subjects is damaged or lacks a file.
         VolumeError: a file cannot be read, its mask is empty, or its values do not vary.
         AffineError: two files of a pair are not on one grid.
     """
@@ -70,11 +85,16 @@ def evaluate_folders(
     if mask is not None:
         folders["mask"] = mask
     names = _paired_names(folders)
+    # before the first volume is read
+    people = {} if subjects is None else subjects_of_files(read_subjects(subjects), names)
     per_volume = {name: _evaluate_pair(name, predicted, target, mask, protocol) for name in names}
     return {
         "protocol": protocol,
         "volumes": len(names),
-        "metrics": metric_table(per_volume, seed=_SEED, protocol=protocol),
+        "persons": len(set(people.values())) if people else len(names),
+        "note": NOT_TOLD if subjects is None else "",
+        "metrics": metric_table(per_volume, seed=_SEED, persons=people, protocol=protocol),
+        "subjects": people,
         "per_volume": per_volume,
     }
 

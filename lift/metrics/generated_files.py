@@ -29,6 +29,7 @@ from lift.metrics.distribution import (
 from lift.metrics.judge import classifier_figures, real_split_classifier, same_spacing
 from lift.metrics.reference import FEWEST_REAL, Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED
+from lift.metrics.subjects import NOT_TOLD, read_subjects, subjects_of_files
 from lift.metrics.table import Entry, Protocol
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
 from lift.volumes.slices import slice_spacing, to_slices
@@ -75,7 +76,10 @@ class GeneratedEvaluation(TypedDict):
 
     Attributes:
         protocol: `mr` or `ct`.
-        volumes: ROLE (`generated`, `real`, `training`) -> number of volumes.
+        volumes: ROLE (`generated`, `real`, `training`) -> number of volumes that were compared.
+        persons: ROLE (`real`, `training`) -> number of persons.
+        left_out: further real volumes of persons of whom one volume is compared already.
+        note: empty, or that nobody said whose the files are.
         frechet_volumes: volumes on either side of every Frechet distance, precision and recall, in
             both columns.
         one_spacing: whether generated and real volumes have one spacing; without it there are no
@@ -89,6 +93,9 @@ class GeneratedEvaluation(TypedDict):
 
     protocol: Protocol
     volumes: dict[str, int]
+    persons: dict[str, int]
+    left_out: int
+    note: str
     frechet_volumes: int
     one_spacing: bool
     encoder: str
@@ -104,6 +111,7 @@ def evaluate_generated(
     training: Path | None,
     protocol: Protocol,
     report: Callable[[int, int], None],
+    subjects: Path | None = None,
 ) -> GeneratedEvaluation:
     """Figures of every NIfTI volume under `generated` against all those under `real`.
 
@@ -113,6 +121,9 @@ def evaluate_generated(
     brighter than 5% of that range, without slices that are less than 0.5% bright. Boxes are
     compared whole: generated and real files should show the same part of the body.
 
+    Of a person with several real volumes the first by name is compared, so that each person counts
+    once; of training volumes all are, since each may be copied.
+
     Args:
         generated: folder of generated volumes, 2 at least.
         real: folder of real volumes that training did not see, 4 at least.
@@ -120,10 +131,13 @@ def evaluate_generated(
             copies, and in which space the others are compared (`lift.metrics.reference`).
         protocol: `mr` or `ct`.
         report: called with the volumes read and their number.
+        subjects: CSV table that says whose each real and training file is
+            (`lift.metrics.subjects`); None: each is a person of its own.
 
     Raises:
-        DataError: a folder does not exist or holds too few NIfTI files, or a file is in the real
-            and in the training folder.
+        DataError: a folder does not exist or holds too few NIfTI files, a file or a person is in
+            the real and in the training folder, or the table of subjects is damaged or lacks a
+            file.
         VolumeError: a file cannot be read, does not vary, or is too thin.
         SpacingError: two volumes' spacings differ by more than a factor of 2 along an axis.
     """
@@ -131,6 +145,15 @@ def evaluate_generated(
     if training is not None:
         folders["training"] = (training, FEWEST_REAL)
     files = {role: _files(role, folder, fewest) for role, (folder, fewest) in folders.items()}
+    persons = {role: len(found) for role, found in files.items() if role != "generated"}
+    left_out = 0
+    if subjects is not None:
+        people = _people(read_subjects(subjects), folders, files)
+        persons = {role: len(set(own.values())) for role, own in people.items()}
+        left_out = len(files["real"]) - persons["real"]
+        files["real"] = _first_of_each(files["real"], people["real"])
+        if len(files["real"]) < FEWEST_REAL:
+            raise too_few("real", len(files["real"]), FEWEST_REAL, where=f"'{real}', by person")
     reader = _Reader(protocol, report, total=sum(map(len, files.values())))
     encoder = evaluation_encoder()
     # real ones first: the others' spacing is compared with theirs
@@ -154,6 +177,9 @@ def evaluate_generated(
     return {
         "protocol": protocol,
         "volumes": {role: len(sets[role]) for role in files},
+        "persons": persons,
+        "left_out": left_out,
+        "note": NOT_TOLD if subjects is None else "",
         "frechet_volumes": size,
         "one_spacing": same_spacing(sets["generated"], sets["real"]),
         "encoder": encoder.digest,
@@ -182,6 +208,13 @@ def notes(result: GeneratedEvaluation) -> list[str]:
         "Generated and real files should show the same part of the body: a classifier finds a "
         "field of view first.",
     ]
+    if result["note"]:
+        lines.append(result["note"])
+    if result["left_out"]:
+        lines.append(
+            f"{result['persons']['real']} persons: {result['left_out']} further volumes of theirs "
+            "are left out."
+        )
     if min(counts["generated"], counts["real"]) < FEWEST:
         lines.append(f"Fewer than {FEWEST} volumes on a side: no classifier is asked.")
     elif counts["real"] < 2 * FEWEST:
@@ -232,6 +265,32 @@ def _files(role: str, folder: Path, fewest: int) -> list[Path]:
         seen=seen,
         remedy="Check the path given on the command line.",
     )
+
+
+def _people(
+    table: Mapping[str, str],
+    folders: Mapping[str, tuple[Path, int]],
+    files: Mapping[str, Sequence[Path]],
+) -> dict[str, dict[Path, str]]:
+    """ROLE -> file -> person, of real and training volumes, who are different persons."""
+    found = {}
+    for role in sorted(set(files) - {"generated"}):
+        folder = folders[role][0]
+        names = {path.relative_to(folder).as_posix(): path for path in files[role]}
+        own = subjects_of_files(table, names, folder=folder.name)
+        found[role] = {names[name]: subject for name, subject in own.items()}
+    both = set(found["real"].values()) & set(found.get("training", {}).values())
+    if both:
+        shared = [path.name for path, subject in found["real"].items() if subject in both]
+        raise _not_held_out(shared, f"{len(both)} persons have volumes in both, in real")
+    return found
+
+
+def _first_of_each(files: Sequence[Path], people: Mapping[Path, str]) -> list[Path]:
+    first: dict[str, Path] = {}
+    for path in files:
+        first.setdefault(people[path], path)
+    return list(first.values())
 
 
 class _Reader:
@@ -306,11 +365,15 @@ def _check_apart(
         if digest in known
     ]
     if both:
-        shown = ", ".join(f"'{name}'" for name in both[:_SHOWN_NAMES])
-        more = f" and {len(both) - _SHOWN_NAMES} more" if len(both) > _SHOWN_NAMES else ""
-        raise DataError(
-            "the real volumes were not held out",
-            where="the folders of real and of training volumes",
-            seen=f"in both: {shown}{more}",
-            remedy="Give real volumes that training did not see; nothing was written.",
-        )
+        raise _not_held_out(both, "in both")
+
+
+def _not_held_out(names: Sequence[str], how: str) -> DataError:
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN_NAMES])
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return DataError(
+        "the real volumes were not held out",
+        where="the folders of real and of training volumes",
+        seen=f"{how}: {shown}{more}",
+        remedy="Give real volumes of persons whom training did not see; nothing was written.",
+    )

@@ -33,9 +33,13 @@ Table = dict[str, Measure]
 
 
 class SiteFigures(Record):
-    """One site's figures: METHOD -> METRIC -> measure."""
+    """One site's figures: METHOD -> METRIC -> measure, over persons.
+
+    `examinations` are those of all its persons that were measured; None: as many.
+    """
 
     patients: int
+    examinations: int | None = None
     methods: dict[str, Table]
 
 

@@ -237,6 +237,9 @@ def _pooled(run: Run) -> Section:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     metrics = run.metrics
     caption = "Test patients of all sites, each counting once."
+    told = [site for site in metrics.sites.values() if site.examinations is not None]
+    if more := sum((site.examinations or 0) - site.patients for site in told):
+        caption = f"{caption} They have {more} further examinations, which are part of their means."
     if any(site.calibration_patients is not None for site in run.record.sites):
         caption = f"{caption} A site that joined after the training of others is not among them."
     content = [methods_table(metrics.pooled, ("pooled",), caption, only=MAIN_METRICS)]
@@ -323,6 +326,12 @@ def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
         return [lacking("No test patient of this site was measured.")]
     path = ("sites", site, "methods")
     caption = "This site's test patients."
+    found = metrics.sites[site]
+    if found.examinations is not None and found.examinations > found.patients:
+        caption = (
+            f"This site's test patients: {found.patients} persons with {found.examinations} "
+            "examinations, each person counting once."
+        )
     tables = [methods_table(metrics.sites[site].methods, path, caption, only=MAIN_METRICS)]
     # of what the site would use alone: other pairs stand in the table of all sites
     own = (f"{metrics.main} - ", "chosen - ")

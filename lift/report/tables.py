@@ -26,6 +26,7 @@ from lift.report.terms import (
     metric_decimals,
 )
 
+PERSONS: Final = "A patient is a person: several examinations of one count once."
 INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
 _COMPARED: Final = (
     "psnr_db",
@@ -207,9 +208,10 @@ def sites_table(run: Run) -> Markup:
         cells.append(tag("td", late, foreign(site.description), class_="word"))
         rows.append(cells)
     return table(
-        "Patients by site, rounded as each site told them."
+        f"Patients by site, rounded as each site told them. {PERSONS}"
         if run.record.kind == FEDERATION
-        else "Patients by site. Every figure below is of test patients unless it says otherwise.",
+        else "Patients by site. Every figure below is of test patients unless it says otherwise. "
+        f"{PERSONS}",
         [
             "site",
             "training (patients)",

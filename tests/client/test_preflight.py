@@ -463,7 +463,9 @@ def test_generator_and_data_are_checked_against_the_kit(site: Site) -> None:
     assert "not the one that is needed" in checks["generator"].detail
     assert checks["device"].status == "ok"
     assert checks["data"].status == "warning"
-    assert checks["data"].detail.startswith("1 patients with all channels, 1 without")
+    assert checks["data"].detail.startswith(
+        "1 examinations of 1 persons with all channels, 1 without"
+    )
     assert exit_code([*checks.values()]) == 3
 
 

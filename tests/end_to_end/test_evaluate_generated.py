@@ -247,6 +247,37 @@ def test_real_volumes_that_training_saw_are_refused(own: Path) -> None:
     check_refusal(run_here("lift", *words(own)), 3, names=["seen.nii.gz", "held out"])
 
 
+def subjects(path: Path, persons: dict[str, str]) -> Path:
+    rows = [f"{file},{person}" for file, person in persons.items()]
+    path.write_text("\n".join(["file,subject", *rows, ""]), encoding="utf-8")
+    return path
+
+
+def test_a_person_with_several_real_volumes_is_compared_once(folders: Path, tmp_path: Path) -> None:
+    # three volumes of one person, one each of six others
+    persons = {f"real/v{index}.nii.gz": f"p{max(index, 2)}" for index in range(9)}
+    persons |= {f"training/v{index}.nii.gz": f"t{index // 2}" for index in range(8)}
+    done = run_here("lift", *words(folders), "--subjects", subjects(tmp_path / "s.csv", persons))
+    assert done.code == 0, done
+    found = json.loads(done.stdout)
+    assert found["volumes"] == {"generated": 6, "real": 7, "training": 8}
+    assert found["persons"] == {"real": 7, "training": 4}
+    assert (found["left_out"], found["note"]) == (2, "")
+    alone = json.loads(run_here("lift", *words(folders)).stdout)
+    assert alone["persons"] == {"real": 9, "training": 8}
+    assert "each file is taken for a person" in alone["note"]
+
+
+def test_a_person_who_is_in_training_is_not_held_out(folders: Path, tmp_path: Path) -> None:
+    # one table for both folders: the same name would be the same person
+    names = {f"v{index}.nii.gz": f"p{index}" for index in range(9)}
+    done = run_here("lift", *words(folders), "--subjects", subjects(tmp_path / "s.csv", names))
+    check_refusal(done, 3, names=["8 persons have volumes in both", "held out"])
+    names |= {f"training/{name}": f"t-{person}" for name, person in names.items()}
+    done = run_here("lift", *words(folders), "--subjects", subjects(tmp_path / "s.csv", names))
+    assert done.code == 0, done
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

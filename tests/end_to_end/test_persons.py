@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +29,10 @@ from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.predictions import patient_equations, sum_of_equations
 from lift.wire.names import MIXER, TAPS, grouped
 from lift_client.session import SiteSession
-from lift_client.tasks.paired import PairedWork
+from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.tasks.paired import PairedSums
 from lift_server.tasks.registry import run_task
+from lift_simulation.run import _plans
 from tests.end_to_end.tiny_run import TinyRun, make_patient, patient_name, write_nifti
 
 EXAMINATIONS = 8
@@ -145,7 +148,7 @@ def test_the_numbers_that_become_weights_are_of_persons(
     body = reply.body
     assert isinstance(body, StatisticsReply)
     told = (body.train_patients, body.validation_patients, body.test_patients)
-    cohort = several.cohort(plan)
+    cohort = paired_work(several, plan).cohort
     assert told == tuple(len(cohort.subjects(p)) for p in ("train", "validation", "test"))
     assert sum(told) == 5
     # the sums are of as many: the server refuses larger ones
@@ -156,7 +159,7 @@ def test_the_numbers_that_become_weights_are_of_persons(
 
 
 def test_a_person_weighs_in_the_z_filter_like_everybody(several: SiteSession, plan: Plan) -> None:
-    cohort = several.cohort(exact(plan, train=1.0, validation=0.0))
+    cohort = paired_work(several, exact(plan, train=1.0, validation=0.0)).cohort
     people = cohort.by_person("train")
     assert sorted(map(len, people)) == [1, 1, 1, 1, 4]
     total = sum_of_equations(people)
@@ -171,3 +174,50 @@ def test_a_person_weighs_in_the_z_filter_like_everybody(several: SiteSession, pl
     # whole units, so that sums over sites stay exact
     units, _ = total.to_fixed_point()
     assert torch.equal(units.double() / 2**40, total.a)
+
+
+def test_leaving_one_out_leaves_a_person_out_once(
+    several: SiteSession, tiny: TinyRun, plan: Plan
+) -> None:
+    config = SimulationConfig.from_yaml(tiny.settings("each", leave_one_out=True))
+    plans = _plans(config, plan, {"east": several.settings})
+    held_out = [one.split.held_out for one in plans]
+    assert sorted(map(len, held_out)) == [1, 1, 1, 1, 4]
+    names = [name for names in held_out for name in names]
+    assert len(names) == len(set(names)) == EXAMINATIONS
+
+
+def test_a_table_of_results_counts_the_persons_of_a_site(
+    several: SiteSession, tiny: TinyRun, tmp_path: Path
+) -> None:
+    root = several.settings.data.root
+    data = {"layout": "brats", "root": str(root)}
+    # the person with four examinations is held out
+    done = tiny.simulate(
+        "each-person",
+        sites=[
+            {"name": "east", "data": data},
+            {"name": "west", "data": {"layout": "brats", "root": str(tiny.site("west"))}},
+        ],
+        plan__split={"held_out": ["east/BraTS-TST-00000-001", f"west/{patient_name(0)}"]},
+        compare=["cross_site", "local_only"],
+    )
+    assert done.code == 0, done
+    out = tiny.folder / "each-person"
+    metrics = json.loads((out / "metrics.json").read_text())
+    east = metrics["sites"]["east"]
+    assert (east["patients"], east["examinations"]) == (1, 4)
+    assert len(metrics["patients"]["east"]["federated_curves"]) == 4
+    # one person has no interval, however many examinations there are
+    figure = east["methods"]["federated_curves"]["psnr_db"]
+    assert (figure["n"], figure["low"], figure["high"]) == (1, None, None)
+    psnr = [one["psnr_db"] for one in metrics["patients"]["east"]["federated_curves"].values()]
+    assert figure["value"] == pytest.approx(sum(psnr) / 4, abs=1e-12)
+    assert metrics["pooled"]["federated_curves"]["psnr_db"]["n"] == 2
+    assert metrics["comparisons"]["pooled"]["federated_curves - no_mixer"]["psnr_db"]["n"] == 2
+    assert metrics["cross_site"]["west"]["east"]["psnr_db"]["n"] == 1
+    record = json.loads((out / "run.json").read_text())
+    assert [site["patients"]["test"] for site in record["sites"]] == [1, 1]
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "1 persons with 4 examinations" in report
+    assert "A patient is a person" in report

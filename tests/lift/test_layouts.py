@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lift.cohort.layouts import list_patients
+from lift.cohort.layouts import list_patients, tells_subjects
+from lift.cohort.split import split_patients
 from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.plan import SplitPlan
 from lift.config.site import SiteSettings
 from lift.errors import ConfigError, DataError
 from tests import wording
@@ -114,6 +117,48 @@ def test_a_table_names_its_files_under_the_root(tmp_path: Path) -> None:
     assert [r.patient for r in list_patients(data, ["t1"], needs_mask=True)[1]] == ["b"]
 
 
+def test_rows_of_a_table_with_one_subject_are_one_person(tmp_path: Path) -> None:
+    touch(tmp_path, "1.nii", "2.nii", "3.nii")
+    data = table(tmp_path, "patient,subject,t1\na, x ,1.nii\nb,x,2.nii\nc,c,3.nii\n")
+    patients, _ = list_patients(data, ["t1"])
+    assert [(one.id, one.subject) for one in patients] == [("a", "x"), ("b", "x"), ("c", "c")]
+    # it is no channel, even where a file has the person's name
+    touch(tmp_path, "x")
+    assert all(set(one.channels) == {"t1"} for one in list_patients(data, ["t1"])[0])
+    assert tells_subjects(data)
+
+
+def test_a_table_without_subjects_is_said_to_take_each_row_for_a_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "1.nii", "2.nii")
+    data = table(tmp_path, "patient,t1\na,1.nii\nb,2.nii\n")
+    patients, _ = list_patients(data, ["t1"])
+    assert [one.subject for one in patients] == ["a", "b"]
+    assert "event=no_subject_column table=patients.csv" in caplog.text
+    assert not tells_subjects(data)
+
+
+def test_no_person_of_a_table_is_in_two_parts_of_the_split(tmp_path: Path) -> None:
+    rows = [f"row-{index},person-{index % 20},v.nii" for index in range(60)]
+    touch(tmp_path, "v.nii")
+    data = table(tmp_path, "\n".join(["patient,subject,t1", *rows, ""]))
+    patients, _ = list_patients(data, ["t1"])
+    for split in (
+        split_patients(patients, SplitPlan(key="k"), "north"),
+        split_patients(patients, SplitPlan(key="k"), "north", one_by_one=True),
+        # one of the three examinations is named
+        split_patients(patients, SplitPlan(key="k", held_out=("north/row-7",)), "north"),
+    ):
+        own = {one.id: one.subject for one in patients}
+        parts = [{own[i] for i in part} for part in (split.train, split.validation, split.test)]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == 20
+    # rows without persons: some are in training and in the test at once
+    bare = [replace(one, subject=one.id) for one in patients]
+    split = split_patients(bare, SplitPlan(key="k"), "north")
+    assert {own[i] for i in split.train} & {own[i] for i in split.test}
+
+
 @pytest.mark.parametrize("cell", ["", "  ", "missing.nii", "."])
 def test_a_row_without_a_usable_file_lacks_that_channel(tmp_path: Path, cell: str) -> None:
     touch(tmp_path, "t1.nii")
@@ -133,6 +178,8 @@ def test_a_row_without_a_usable_file_lacks_that_channel(tmp_path: Path, cell: st
         ("patient,t1\na,t1.nii\na,t1.nii\n", "line 3 is a second row of 'a'"),
         ("patient,t1\n,t1.nii\n", "line 2 names no patient"),
         ("patient,t1\na,t1.nii,more\n", "line 2 has more cells"),
+        ("patient,subject,t1\na,,t1.nii\n", "line 2 names no subject"),
+        ("patient,t1,subject\na,t1.nii\n", "line 2 names no subject"),
         ("id,t1\na,t1.nii\n", "no column 'patient'"),
         ("patient,t1\n", "no rows"),
         ("", "no rows"),

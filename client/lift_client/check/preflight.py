@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
-from lift.config.cohort import AutoData
+from lift.config.cohort import AutoData, TableData
 from lift.config.kit import CA_FILE, Kit
 from lift.config.site import SiteConfig
 from lift.errors import LiftError
@@ -360,7 +360,7 @@ def _generator(config: SiteConfig, kit: Kit) -> Verdict:
 
 def _data(config: SiteConfig, kit: Kit) -> Verdict:
     from lift.cohort.guess import guess_layout
-    from lift.cohort.layouts import list_patients
+    from lift.cohort.layouts import list_patients, tells_subjects
 
     channels = [*kit.task.source, kit.task.target]
     data, found_out = config.data, ""
@@ -372,7 +372,13 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
         usable, refused = list_patients(data, channels)
     except LiftError as error:
         return problem("data", error)
-    seen = f"{len(usable)} patients with all channels, {len(refused)} without{found_out}"
+    persons = len({one.subject for one in usable})
+    seen = (
+        f"{len(usable)} examinations of {persons} persons with all channels, {len(refused)} "
+        f"without{found_out}"
+    )
+    if isinstance(data, TableData) and not tells_subjects(data):
+        seen += "; the table has no column `subject`: each row is taken for a person"
     if not refused:
         return Verdict("data", "ok", seen)
     first = refused[0].reason

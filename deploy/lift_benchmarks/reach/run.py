@@ -14,7 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lift.cohort.layouts import list_patients
-from lift.cohort.split import folds_of
+from lift.cohort.split import Part, folds_of
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
@@ -42,7 +42,7 @@ from lift.tasks.paired.methods import (
     z_filter,
 )
 from lift.tasks.paired.predictions import mixed, patient_psnr_db, site_contrast, sum_of_equations
-from lift.tasks.paired.site_cohort import Part, SiteCohort, prepare_patient
+from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
 from lift_benchmarks.reach.config import (
     RIVAL,
     DataSetSettings,

@@ -82,8 +82,10 @@ class Evidence:
         self._training = {
             name: [self._seen(work, p) for p in work.split.train] for name, work in works.items()
         }
+        # one volume of each person: nobody counts twice
         self._held_out = {
-            name: [self._seen(work, p) for p in work.split.test] for name, work in works.items()
+            name: [self._seen(work, p) for p in _first_of_each(work)]
+            for name, work in works.items()
         }
         everyone = [v for volumes in self._training.values() for v in volumes]
         held_out = [v for volumes in self._held_out.values() for v in volumes]
@@ -274,6 +276,14 @@ class Evidence:
     def _measured(self, volumes: Sequence[BodyVolume]) -> MeasuredSet:
         images = (ImageVolume(v.voxels[0, 0].clamp(0, 1), v.spacing_mm) for v in volumes)
         return measure_volumes(images, layout=self._layout, encoder=self._encoder)
+
+
+def _first_of_each(work: UnconditionalWork) -> list[str]:
+    """The first examination of every test person."""
+    first: dict[str, str] = {}
+    for one in work.split.test:
+        first.setdefault(work.patients[one].subject, one)
+    return list(first.values())
 
 
 def _entries(figures: Mapping[str, MetricValue]) -> dict[str, Entry]:

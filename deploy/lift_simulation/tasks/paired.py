@@ -201,8 +201,11 @@ def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSetting
         for name, settings in sorted(sites.items())
     }
     if config.leave_one_out:
+        # a person's examinations are held out together, once
         tested: list[tuple[str, ...]] = [
-            (f"{name}/{one.id}",) for name, found in patients.items() for one in found
+            tuple(f"{name}/{one.id}" for one in found if one.subject == person)
+            for name, found in patients.items()
+            for person in dict.fromkeys(one.subject for one in found)
         ]
         asked, needed = "leave_one_out", 2
     else:

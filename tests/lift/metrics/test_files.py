@@ -221,3 +221,52 @@ def test_a_prediction_that_is_all_but_constant_is_refused(tmp_path: Path) -> Non
     save(tmp_path / "predicted" / "a.nii", flat)
     with pytest.raises(VolumeError, match=r"prediction's 0\.1 and 99\.9 percentiles are equal"):
         evaluate_folders(tmp_path / "predicted", tmp_path / "target", mask=None, protocol="mr")
+
+
+def people(tmp_path: Path, *rows: str, head: str = "file,subject") -> Path:
+    path = tmp_path / "people.csv"
+    path.write_text("\n".join([head, *rows, ""]), encoding="utf-8")
+    return path
+
+
+def test_files_of_one_person_are_one_value_of_the_table(tmp_path: Path) -> None:
+    folders(tmp_path, ("a.nii", "b.nii", "c.nii"))
+    pair = (tmp_path / "predicted", tmp_path / "target")
+    table = people(tmp_path, "a.nii,one", "b.nii,one", "c.nii,two", "other.nii,three")
+    found = evaluate_folders(*pair, mask=None, protocol="mr", subjects=table)
+    assert (found["volumes"], found["persons"], found["note"]) == (3, 2, "")
+    assert found["subjects"] == {"a.nii": "one", "b.nii": "one", "c.nii": "two"}
+    psnr = {name: figures["psnr_db"] for name, figures in found["per_volume"].items()}
+    entry = found["metrics"]["psnr_db"]
+    assert entry["n"] == 2
+    one = (psnr["a.nii"] + psnr["b.nii"]) / 2
+    assert entry["value"] == pytest.approx((one + psnr["c.nii"]) / 2, abs=1e-12)
+    alone = evaluate_folders(*pair, mask=None, protocol="mr")
+    assert (alone["persons"], alone["metrics"]["psnr_db"]["n"]) == (3, 3)
+    assert "each file is taken for a person" in alone["note"]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "seen"),
+    [
+        (["a.nii,one"], "file,subject", "no row for 'b.nii'"),
+        (["a.nii,one", "b.nii,"], "file,subject", "line 3 has no file or no subject"),
+        (["a.nii,one", "a.nii,two"], "file,subject", "line 3 is a second row of 'a.nii'"),
+        (["a.nii,one", "b.nii,two"], "name,subject", "lacks a column"),
+        ([], "file,subject", "no rows"),
+    ],
+)
+def test_a_table_of_subjects_that_leaves_a_doubt_is_refused(
+    tmp_path: Path, rows: list[str], head: str, seen: str
+) -> None:
+    folders(tmp_path, ("a.nii", "b.nii"))
+    with pytest.raises(DataError) as caught:
+        evaluate_folders(
+            tmp_path / "predicted",
+            tmp_path / "target",
+            mask=None,
+            protocol="mr",
+            subjects=people(tmp_path, *rows, head=head),
+        )
+    assert seen in caught.value.seen

@@ -1,0 +1,87 @@
+"""Whose volumes files are: a table of files and persons, so that a person counts once."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from lift.errors import DataError
+
+NOT_TOLD: Final = (
+    "No --subjects: each file is taken for a person of its own. Where a person has several, "
+    "intervals are too narrow."
+)
+"""What is said beside figures of files whose persons nobody named."""
+
+_COLUMNS: Final = ("file", "subject")
+_SHOWN: Final = 5
+_REMEDY: Final = (
+    "Nothing was written. Correct the table: a column `file`, with paths relative to the folder, "
+    "and a column `subject`, with one name for each person."
+)
+
+
+def read_subjects(path: Path) -> dict[str, str]:
+    """FILE -> person, of a CSV table with the columns `file` and `subject`; others are passed over.
+
+    Args:
+        path: the table, UTF-8.
+
+    Raises:
+        DataError: it cannot be read, lacks a column or a cell, or names a file twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a CSV table in UTF-8"
+        raise _wrong(path, str(reason)) from None
+    if not rows or any(column not in rows[0] for column in _COLUMNS):
+        raise _wrong(path, "it has no rows, or lacks a column `file` or `subject`")
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        file, subject = ((row[column] or "").strip() for column in _COLUMNS)
+        if not file or not subject:
+            raise _wrong(path, f"line {line} has no file or no subject")
+        if file in found:
+            raise _wrong(path, f"line {line} is a second row of '{file}'")
+        found[file] = subject
+    return found
+
+
+def subjects_of_files(
+    table: Mapping[str, str], files: Iterable[str], *, folder: str = ""
+) -> dict[str, str]:
+    """FILE -> person, of exactly these files.
+
+    A row `FOLDER/FILE` goes before a row `FILE`, for files of two folders that have one name.
+
+    Args:
+        table: of :func:`read_subjects`.
+        files: relative to their folder.
+        folder: its name.
+
+    Raises:
+        DataError: the table does not name some of them.
+    """
+    names = list(files)
+    own = {name: table.get(f"{folder}/{name}", table.get(name)) for name in names}
+    missing = [name for name, subject in own.items() if subject is None]
+    if missing:
+        shown = ", ".join(f"'{name}'" for name in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            "cannot tell whose volumes these are",
+            where="--subjects",
+            seen=f"no row for {shown}{more}; {len(names)} files need one each",
+            remedy=_REMEDY,
+        )
+    return {name: subject for name, subject in own.items() if subject is not None}
+
+
+def _wrong(path: Path, seen: str) -> DataError:
+    return DataError(
+        "cannot read the table of subjects", where=f"'{path}'", seen=seen, remedy=_REMEDY
+    )
