@@ -138,7 +138,7 @@ def training(
             "the training did not pass its audit",
             where=found.audited,
             seen=f"epsilon is at least {found.epsilon_lower_bound:.2f}; "
-            f"{found.claimed_epsilon:.2f} was claimed",
+            f"{found.claimed_epsilon:.2f} was claimed; {found.noise_seen}",
             remedy="Noise, sampling or clipping do less than they say. Please report it. A right "
             f"pipeline fails once in {1 / (1 - found.confidence):.0f} times: run it again.",
         )

@@ -99,10 +99,27 @@ class TrainingAudit(Settings):
     claimed_epsilon: float = Field(ge=0)
     """Of the audited steps, not of the whole run."""
     epsilon_lower_bound: float = Field(ge=0)
+    noise_ratio: float | None = Field(default=None, ge=0)
+    """Standard deviation of the released noise over the claimed one, outside the canaries' span;
+    None in documents of before."""
+    noise_numbers: int | None = Field(default=None, ge=1)
+    """Independent numbers that it was measured by."""
+    noise_p_value: Share | None = None
+    """Probability that the claimed noise is as small; below .001 the audit is not passed."""
     passed: bool
     meaningful: bool
-    """Whether it could have failed: a claim of more than about 4 cannot."""
+    """Whether the bound could have failed: a claim of more than about 4 cannot."""
     statement: str
+
+    @property
+    def noise_seen(self) -> str:
+        """What was measured of the noise, in words."""
+        if self.noise_ratio is None or self.noise_numbers is None or self.noise_p_value is None:
+            return "the noise was not measured"
+        return (
+            f"the noise is {self.noise_ratio:.3f} of the claimed one by {self.noise_numbers} "
+            f"numbers (probability of so little {self.noise_p_value:.2g})"
+        )
 
 
 def write_signed(path: Path, audit: SiteAudit, key: ec.EllipticCurvePrivateKey) -> None:

@@ -38,8 +38,9 @@ MOST_STEPS: Final = 200
 CLAIMED: Final = 1.5
 """Epsilon up to which steps are audited: the bound of one run seldom comes near 4."""
 STATEMENT: Final = (
-    "A bound below the claim does not prove the claim: it finds noise that is missing or divided "
-    "by the batch, and missing clipping, not noise that is wrong by a factor of 2."
+    "A bound below the claim does not prove the claim: it finds missing clipping, and noise that "
+    "is missing or divided by the batch. What lies outside the canaries' span is noise alone: "
+    "measured, it finds noise that is too small, but not noise of the right size used twice."
 )
 _FEWEST_CANARIES: Final = 32
 _SURE: Final = 0.8
@@ -193,7 +194,10 @@ def audit_training(
     start = moved_values(mixer, plan.seed)
     invented = invent_canaries(mixer, start, generator, small, used, count=count, volumes=2)
     guess_in, guess_out = _guesses(count, privacy.sampling_rate, steps)
-    make = local_pipeline if privacy.mode == "patient-local" else central_pipeline
+    local = privacy.mode == "patient-local"
+    make = local_pipeline if local else central_pipeline
+    # what a released sum is divided by: two sites' expected patients where the server adds noise
+    expected = privacy.sampling_rate * count * (1 if local else 2)
     return audit_pipeline(
         make(mixer, start, small, used, steps=steps, stream=stream),
         invented,
@@ -203,6 +207,7 @@ def audit_training(
         f"at least {invented.shortest:.0f} clip norms long",
         claimed_epsilon=cost,
         delta=privacy.delta,
+        noise_std=privacy.noise_multiplier * privacy.clip_norm / expected,
         guess_in=guess_in,
         guess_out=guess_out,
         stream=stream,
@@ -281,6 +286,9 @@ def training_audit(
     # windows are tiny: more threads only wait for each other
     fix_threads(1)
     found = audit_training(plan, generator, stream=stream)
+    noise = found.noise
+    if noise is None:
+        raise ValueError("a training whose noise was not measured")
     return TrainingAudit(
         plan_digest=plan.digest(),
         audited=found.what,
@@ -292,6 +300,9 @@ def training_audit(
         delta=found.delta,
         claimed_epsilon=found.claimed_epsilon,
         epsilon_lower_bound=found.epsilon_lower_bound,
+        noise_ratio=round(noise.ratio, 4),
+        noise_numbers=noise.numbers,
+        noise_p_value=noise.p_value,
         passed=found.passed,
         meaningful=found.meaningful,
         statement=STATEMENT,

@@ -311,6 +311,8 @@ def test_private_training_is_audited_before_it_is_released(
     training = bundle["audits"]["training"]
     assert training["passed"] is True
     assert training["meaningful"] is True
+    assert abs(training["noise_ratio"] - 1) < 0.2
+    assert training["noise_p_value"] >= 0.001
     assert training["plan_digest"] == bundle["plan_digest"]
     assert set(bundle["privacy"]["epsilon_spent_by_site"]) == set(SITES)
     assert bundle["privacy"]["epsilon_spent_by_site"]["east"] == bundle["privacy"]["epsilon"]

@@ -96,6 +96,8 @@ def _audits(audits: Mapping[str, Any]) -> list[str]:
             f"{training['epsilon_lower_bound']:.2f}, claimed {training['claimed_epsilon']:.2f} "
             f"for {training['steps']} steps"
         )
+        if training.get("noise_ratio") is not None:
+            lines.append(f"            noise {training['noise_ratio']:.3f} of the claimed one")
     for site, audit in audits["sites"].items():
         for attack, found in audit["attacks"].items():
             lines.append(

@@ -87,7 +87,8 @@ def export_run(
             "the training did not pass its audit",
             where=str(run),
             seen=f"epsilon is at least {training.epsilon_lower_bound:.2f} by the canaries; "
-            f"{training.claimed_epsilon:.2f} was claimed ({training.audited})",
+            f"{training.claimed_epsilon:.2f} was claimed; {training.noise_seen} "
+            f"({training.audited})",
             remedy="Nothing was written, and nothing should be released: noise, sampling or "
             "clipping do less than they say. Please report it. A right pipeline fails once in "
             f"{1 / (1 - training.confidence):.0f} times: run the same command again.",
