@@ -46,6 +46,9 @@ def patients(
     Membership inference for a paired mixer, copy detection for one that makes new volumes. The
     result holds AUC and TPR of each attack and nothing of a single patient; it is signed with the
     site's key, and leaves when you send it to the coordinator.
+
+    Of a mixer that noise protects, the figures are shown here and no file is written: they are
+    exact, and epsilon does not count them.
     """
     from lift.audit.documents import write_signed
     from lift.audit.patients import audit_patients
@@ -67,7 +70,8 @@ def patients(
         found = audit_patients(
             config, mixer_file(mixer), generated=generated, references=references, report=report
         )
-    write_signed(output, found.audit, key)
+    if found.may_leave:
+        write_signed(output, found.audit, key)
     table = Table(title=f"{found.audit.site}: {found.audit.kind}", caption=found.audit.caveat)
     for heading in ("attack", "AUC", "95%", "TPR", "at FPR", "patients"):
         table.add_column(heading)
@@ -96,10 +100,19 @@ def patients(
             console.print(f"warning: {attack} tells training patients from others", highlight=False)
     if found.concern:
         console.print(f"warning: {found.concern}", highlight=False, soft_wrap=True)
+    if not found.may_leave:
+        console.print(
+            f"nothing was written to {output}: noise protects the patients of this mixer, and "
+            "these figures of theirs are exact. Epsilon does not count them, so they stay here. "
+            "The coordinator audits the training instead, without patients.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     sys.stdout.write(f"{output}\n")
     console.print(
         "next: read the file; it holds what stands above and no more. Send it to the coordinator "
-        "if your hospital agrees: under differential privacy these figures are outside epsilon.",
+        "if your hospital agrees.",
         highlight=False,
         soft_wrap=True,
     )

@@ -46,11 +46,14 @@ class AuditedSite:
     """A site's audit, and what its operator should know of it.
 
     Attributes:
-        audit: what may be handed over.
+        audit: the figures.
+        may_leave: whether they may be handed over: not where a plan's noise protects patients, of
+            whom they are exact figures that no epsilon counts.
         concern: stays at the site; empty without one.
     """
 
     audit: SiteAudit
+    may_leave: bool
     concern: str
 
 
@@ -142,7 +145,8 @@ def audit_patients(
         caveat=CAVEAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return AuditedSite(audit, _split_concern(site.folder / _SPLIT_FILE, split))
+    concern = _split_concern(site.folder / _SPLIT_FILE, split)
+    return AuditedSite(audit, not plan.protects_patients, concern)
 
 
 class _Searched:

@@ -257,8 +257,9 @@ def export(
 ) -> None:
     """Make the release bundle of the finished mixer, with a manifest of every file.
 
-    It needs an audit of every site that the mixer learned from. Training under patient-level
-    privacy is audited here, with invented patients; that takes some minutes.
+    It needs an audit of every site that the mixer learned from. Under patient-level privacy it
+    takes none, since their figures are exact: training is audited here, with invented patients;
+    that takes some minutes.
     """
     config = load_settings(folder)
     key = None

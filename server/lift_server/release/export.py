@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from lift.audit.documents import SiteAudit, TrainingAudit, check_signature, read_signed
 from lift.config.plan import Plan
-from lift.config.privacy import NoPrivacy, PatientGradients
+from lift.config.privacy import NoPrivacy, PatientGradients, StatisticsOnce
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
@@ -32,6 +32,7 @@ RELEASED: Final = ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.jso
 SUMS_FILE: Final = "SHA256SUMS"
 WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
 _THE_TRAINING: Final = "the training"
+_THE_STATISTICS: Final = "the statistics"
 
 
 def export_run(
@@ -43,6 +44,10 @@ def export_run(
     audit_training: Callable[[Plan], TrainingAudit],
 ) -> list[str]:
     """Write the release bundle of a finished run into a new folder; the lines of its SHA256SUMS.
+
+    Without noise that protects patients it needs an audit of every site. With such noise it takes
+    none: a site's figures of its patients are exact, and epsilon does not count them. Then the
+    training is audited, with invented patients; of statistics that are sent once there is no audit.
 
     Its manifest lists every file; it is still to be signed with the release key.
 
@@ -56,8 +61,9 @@ def export_run(
     Raises:
         CheckpointError: the run is not complete.
         ConfigError: the folder is in use, or an audit's file cannot be read.
-        PolicyError: an audit is missing, not of this mixer, not signed by its site, or the
-            training did not pass its own. Nothing is written in any of these cases.
+        PolicyError: an audit is missing, not of this mixer, not signed by its site, or of patients
+            whom noise protects; or the training did not pass its own. Nothing is written in any of
+            these cases.
         DataError: a copy came back with other bytes.
     """
     run = config.output
@@ -68,9 +74,14 @@ def export_run(
     plan = Plan.from_data(record["plan"], "run.json")
     keys = Roster.read(config.sites)
     mixer_digest = file_digest(run / RELEASED[0])
+    if audits and plan.protects_patients:
+        raise _outside_epsilon(audits, plan)
     sites = read_audits(audits, keys, mixer_digest)
     learned_from = sorted({site for line in rounds[1:] for site in line.counted})
     missing = [site for site in learned_from if site not in sites]
+    if plan.protects_patients:
+        # nothing exact of a patient is asked for
+        missing = [_THE_STATISTICS] if isinstance(plan.privacy, StatisticsOnce) else []
     if missing and not without_audit:
         raise _not_audited(missing, run)
     training = None
@@ -252,7 +263,27 @@ def _check_free(output: Path) -> None:
         )
 
 
+def _outside_epsilon(audits: Sequence[Path], plan: Plan) -> PolicyError:
+    return PolicyError(
+        "an audit of patients must not be published beside this mixer",
+        where=str(audits[0]),
+        seen=f"exact figures of patients, whom the plan's noise protects ({plan.privacy.mode}); "
+        "epsilon does not count them",
+        remedy="Nothing was written. Leave --audit out: the training is audited here, with "
+        "invented patients. Delete the file, and tell the site that it should have stayed there.",
+    )
+
+
 def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
+    if missing == [_THE_STATISTICS]:
+        return PolicyError(
+            "the mixer was not audited",
+            where=str(run),
+            seen="privacy mode stats-once: no audit shows what its statistics tell without being "
+            "exact itself",
+            remedy="Nothing was written. Release it with --without-audit, which the bundle then "
+            "says.",
+        )
     return PolicyError(
         "the mixer was not audited",
         where=str(run),
