@@ -32,7 +32,7 @@ from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.tasks.paired import PairedSums
 from lift_server.tasks.registry import run_task
-from lift_simulation.run import _plans
+from lift_simulation.tasks.paired import _plans
 from tests.end_to_end.tiny_run import TinyRun, make_patient, patient_name, write_nifti
 
 EXAMINATIONS = 8
