@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -50,6 +50,7 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.strict_json import parse_model
+from lift.tasks.answers import answer_forms
 from lift.tasks.registry import task_of
 from lift.tasks.steps import TrainedRound
 from lift.wire.names import SHARED, group, without
@@ -107,6 +108,7 @@ class SiteSession:
         self._report = report
         self._opened: dict[str, _Opened] = {}
         self._budget = Budget(settings, work)
+        self._forms = answer_forms(generator)
 
     def handle(self, request: Parcel) -> Parcel | Failure:
         """The answer to one request; it never raises."""
@@ -125,11 +127,13 @@ class SiteSession:
         try:
             body = request.body
             if isinstance(body, StatisticsRequest):
-                return self._statistics(body)
+                return self._of_one_size(self._statistics(body), body.plan)
             if isinstance(body, TrainRequest):
-                return self._train(body, request.tensors)
+                answer = self._train(body, request.tensors)
+                return self._of_one_size(answer, self._known_plan(body.plan_digest))
             if isinstance(body, GuardRequest):
-                return self._guard(body, request.tensors)
+                answer = self._guard(body, request.tensors)
+                return self._of_one_size(answer, self._known_plan(body.plan_digest))
         except _HiddenError as error:
             logger.error(  # noqa: TRY400
                 "event=request_failed site=%s reason=%s",
@@ -149,6 +153,11 @@ class SiteSession:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)
         return Failure(FailureKind.PROTOCOL)
+
+    def _of_one_size(self, answer: Parcel, plan: Plan) -> Parcel:
+        """The answer with room for all that such an answer may hold."""
+        form = self._forms(answer.kind, plan)
+        return answer if form is None else replace(answer, room_bytes=form.room_bytes)
 
     def admit(self, plan: Plan) -> None:
         """Reserve nothing yet, but refuse a run that the site's privacy budget does not cover.

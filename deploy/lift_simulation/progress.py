@@ -176,8 +176,10 @@ class Reporter:
             parts.append(f"validation {psnr_db:.2f} dB before it")
         if record.epsilon is not None:
             parts.append(f"epsilon {record.epsilon:.3f}")
-        parts.append(f"{max(record.bytes.values(), default=0)} bytes a site")
-        parts.append(f"{record.seconds} s")
+        if record.bytes:
+            parts.append(f"{max(record.bytes.values())} bytes a site")
+        if record.seconds is not None:
+            parts.append(f"{record.seconds} s")
         self.line("  " + " · ".join(parts))
 
     def line(self, text: str) -> None:

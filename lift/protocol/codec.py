@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import numpy as np
@@ -27,19 +27,30 @@ MOST_AXES: Final = 8
 LARGEST_HEADER_BYTES: Final = 1 << 20
 _LENGTH_BYTES: Final = 8
 _DTYPES: Final = frozenset({"float16", "float32", "float64", "int64"})
+TEXT_ROOM: Final[Mapping[Kind, int]] = {
+    Kind.STATISTICS: 1 << 16,
+    Kind.TRAIN: 1 << 10,
+    Kind.GUARD: 1 << 10,
+}
+"""Bytes that a body is filled up to, or to a multiple: a number's digits, or a card, change no
+size. What a site answers in a round has 600 at most."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A parcel as it travels: JSON text and a block of bytes."""
+    """A parcel as it travels: JSON text and a block of bytes.
+
+    Attributes:
+        text: the body in its envelope.
+        block: the tensors.
+        text_room: bytes of which the text takes a multiple on the wire.
+        block_room: bytes that the block takes on the wire, where it is not larger.
+    """
 
     text: str
     block: bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of both parts."""
-        return len(self.text.encode()) + len(self.block)
+    text_room: int = field(default=1, compare=False)
+    block_room: int = field(default=0, compare=False)
 
 
 def encode(parcel: Parcel) -> Encoded:
@@ -55,7 +66,8 @@ def encode(parcel: Parcel) -> Encoded:
         allow_nan=False,
     )
     tensors = {name: np.asarray(parcel.tensors[name], order="C") for name in sorted(parcel.tensors)}
-    return Encoded(text, safetensors.numpy.save(tensors))
+    block = safetensors.numpy.save(tensors)
+    return Encoded(text, block, TEXT_ROOM[parcel.kind], parcel.room_bytes)
 
 
 def decode_request(encoded: Encoded) -> Parcel:

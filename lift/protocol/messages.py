@@ -27,7 +27,7 @@ from lift.config.card import DataCard
 from lift.config.plan import MOST_ROUNDS, Digest, Plan
 from lift.guard import JudgedOn, Verdict
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 Count = Annotated[int, Field(ge=0, le=10**6)]
 
 
@@ -151,11 +151,20 @@ REPLIES: Final[dict[Kind, type[Settings]]] = {
 
 @dataclass(frozen=True)
 class Parcel:
-    """One message: its kind, its schema-checked body and its named tensors."""
+    """One message: its kind, its schema-checked body and its named tensors.
+
+    Attributes:
+        kind: of the exchange.
+        body: of the kind's request or reply.
+        tensors: by name.
+        room_bytes: of an answer: what its tensors take when each of them is there. It takes as much
+            on the wire without some of them. It is no part of what is read.
+    """
 
     kind: Kind
     body: Body
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    room_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

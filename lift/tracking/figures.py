@@ -4,8 +4,8 @@
 |---|---|---|
 | `loss/mean`, `loss_by_site/SITE` | round, from 1 on | mean training loss |
 | `validation_psnr_db/mean`, `validation_psnr_db_by_site/SITE` | round, from 1 on | quality in dB of the mixer that the round began with |
-| `bytes_by_site/SITE` | round, from 0 on | size of the site's answer |
-| `round/seconds` | round, from 0 on | wall time of the exchange |
+| `bytes_by_site/SITE` | round, from 0 on | size of the site's answer; absent where the plan protects patients |
+| `round/seconds` | round, from 0 on | wall time of the exchange; absent where the plan protects patients |
 | `round/counted`, `round/refused` | round, from 0 on | numbers of sites |
 | `privacy/epsilon` | round, from 0 on | what is spent after the round; absent without noise |
 | `pooled/METHOD/METRIC` | last round | `metrics.json` over all held-out patients |

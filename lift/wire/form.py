@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import safetensors.numpy
 
 from lift.protocol.messages import Kind
 from lift.wire.groups import PURPOSES, Group
@@ -71,6 +73,13 @@ class AnswerForm:
     def size_bytes(self) -> int:
         """Bytes of the tensors when every part is sent."""
         return sum(form.size_bytes for part in self.parts for form in part.tensors.values())
+
+    @cached_property
+    def room_bytes(self) -> int:
+        """Bytes of the encoded tensors when every part is sent: what an answer takes always."""
+        forms = {name: form for part in self.parts for name, form in part.tensors.items()}
+        whole = {name: np.zeros(forms[name].shape, forms[name].dtype) for name in sorted(forms)}
+        return len(safetensors.numpy.save(whole))
 
     def offence(self, tensors: Mapping[str, np.ndarray]) -> Offence | None:
         """The first thing in which these tensors differ from the form; None where they fit."""

@@ -226,8 +226,9 @@ class _Server:
         rounds = self._plan.federation.rounds
         last = record.kind == Kind.GUARD.value
         place = f"after {rounds} rounds" if last else f"round {record.round} of {rounds}"
+        took = "" if record.seconds is None else f" · {record.seconds} s"
         self._say_when_piped(
-            f"{place} · {record.kind} · counted: {', '.join(names)}{missing} · {record.seconds} s"
+            f"{place} · {record.kind} · counted: {', '.join(names)}{missing}{took}"
         )
         self._status.round_done(record)
         self._tracking.round_done(record)

@@ -97,7 +97,7 @@ class Desk:
         reply = self.say(content, kind)
         assert set(reply) == {"lift.failure"}
         assert set(reply.config_records["lift.failure"]) == {"kind"}
-        return str(reply.config_records["lift.failure"]["kind"])
+        return str(reply.config_records["lift.failure"]["kind"]).rstrip(" ")
 
     def journal(self) -> list[str]:
         """Kinds of the journal's lines; the chain is checked."""

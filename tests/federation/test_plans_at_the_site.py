@@ -19,6 +19,7 @@ from lift.protocol.codec import (
 )
 from lift.protocol.flower.records import pack
 from lift.protocol.messages import (
+    PROTOCOL_VERSION,
     Kind,
     Parcel,
     StatisticsRequest,
@@ -100,7 +101,7 @@ def test_a_request_that_does_not_fit_its_schema_is_refused(tmp_path: Path, name:
 
 def test_another_protocol_version_is_refused_as_such(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    assert desk.refusal(edited(lambda e: e.update(version=2))) == "version"
+    assert desk.refusal(edited(lambda e: e.update(version=PROTOCOL_VERSION + 1))) == "version"
     assert not desk.computed
 
 

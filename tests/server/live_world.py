@@ -37,9 +37,9 @@ def round_line(index: int, sites: Sequence[str], *, noise: bool = False) -> dict
         "answered": [site for site in sites if refused.get(site) != "no_answer"],
         "counted": {site: 20.0 if not index else 1 / len(counted) for site in counted},
         "refused": refused,
-        "bytes": {site: 22_070 + 7 * place for place, site in enumerate(counted)},
+        "bytes": {} if noise else {site: 22_070 + 7 * place for place, site in enumerate(counted)},
         "sent_again": {},
-        "seconds": round(4 + math.sin(index), 3),
+        "seconds": None if noise else round(4 + math.sin(index), 3),
         "loss": {
             s: None if noise else round(0.2 / (1 + index / 5) + 0.01 * sites.index(s), 6)
             for s in counted

@@ -13,6 +13,7 @@ from lift.mixer.z_filter import SCALE
 from lift.protocol.codec import Encoded, encode
 from lift.protocol.flower.records import pack
 from lift.protocol.messages import (
+    PROTOCOL_VERSION,
     GuardReply,
     GuardRequest,
     Kind,
@@ -122,7 +123,7 @@ def reply_contents(site: str, request: Parcel, deed: str, dtype: str) -> list[Re
     good = good_reply(site, request, dtype)
     if deed == "other_version":
         encoded = encode(good)
-        text = encoded.text.replace('"version":1', '"version":2')
+        text = encoded.text.replace(f'"version":{PROTOCOL_VERSION}', '"version":99')
         return [pack(Encoded(text, encoded.block))]
     if deed == "other_kind":
         return [pack(encode(_of_another_kind(good)))]

@@ -198,9 +198,12 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
     return {site: as_json(verdict) for site, verdict in verdicts.items()}
 
 
-def _update_bytes(results: list[FoldResult]) -> int:
-    """The largest message of one site in one training round, as it crossed the wire."""
-    return max((most_bytes(result.finished.records, "train") for result in results), default=0)
+def _update_bytes(results: list[FoldResult]) -> int | None:
+    """The largest message of one site in one training round, as it crossed the wire; None where
+    no size is on record.
+    """
+    sizes = [most_bytes(result.finished.records, "train") for result in results]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def _ledgers(

@@ -24,6 +24,8 @@ from lift.protocol.transport import NotesRefusals, SiteHandler, Transport
 logger = logging.getLogger(__name__)
 _FAILURE: Final = "lift.failure"
 _MESSAGE_TYPE: Final = {Kind.STATISTICS: "query", Kind.TRAIN: "train", Kind.GUARD: "evaluate"}
+# all classes have one size
+_LONGEST_KIND: Final = max(len(kind.value) for kind in FailureKind)
 _LOOK_EVERY_S: Final = 1.0
 _SLOWEST_POLL_S: Final = 0.5
 _ERRORS: Final = {
@@ -52,7 +54,7 @@ def make_client_app(handler: SiteHandler) -> ClientApp:
         except ProtocolError:
             outcome = unreadable(FailureKind.PROTOCOL)
         if isinstance(outcome, Failure):
-            record = ConfigRecord({"kind": outcome.kind.value})
+            record = ConfigRecord({"kind": outcome.kind.value.ljust(_LONGEST_KIND)})
             return Message(RecordDict({_FAILURE: record}), reply_to=message)
         return Message(pack(encode(outcome)), reply_to=message)
 
@@ -240,7 +242,7 @@ def _read_answer(reply: Message, kind: Kind) -> Answer:
     content = reply.content
     if set(content) == {_FAILURE}:
         try:
-            name = str(content.config_records[_FAILURE]["kind"])
+            name = str(content.config_records[_FAILURE]["kind"]).rstrip(" ")
             return Answer(Failure(FailureKind(name)), size)
         except (KeyError, ValueError):
             return Answer(Failure(FailureKind.PROTOCOL), size)

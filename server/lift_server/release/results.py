@@ -75,10 +75,12 @@ def shipped_record(shipped: Shipped | None) -> dict[str, object]:
     return {"shipped": shipped.source, "said": said}
 
 
-def most_bytes(records: Sequence[RoundRecord], kind: str) -> int:
-    """The largest answer of one site in exchanges of this kind, as it crossed the wire."""
+def most_bytes(records: Sequence[RoundRecord], kind: str) -> int | None:
+    """The largest answer of one site in exchanges of this kind, as it crossed the wire; None where
+    no size is on record.
+    """
     sizes = [size for line in records if line.kind == kind for size in line.bytes.values()]
-    return max(sizes, default=0)
+    return max(sizes, default=None)
 
 
 def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:

@@ -12,7 +12,12 @@ from lift.records.rounds import RoundRecord
 
 @dataclass
 class Tally:
-    """One exchange: who answered what, who was refused why."""
+    """One exchange: who answered what, who was refused why.
+
+    Attributes:
+        size_bytes: by site, of the answer; empty where patients are protected.
+        seconds: that the exchange took; None where patients are protected.
+    """
 
     asked: list[str]
     counted: dict[str, float] = field(default_factory=dict)
@@ -20,7 +25,7 @@ class Tally:
     refused: dict[str, str] = field(default_factory=dict)
     size_bytes: dict[str, int] = field(default_factory=dict)
     sent_again: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float | None = None
 
     def record(
         self, round_index: int, kind: Kind, *, epsilon: float | None, **more: Any
@@ -35,7 +40,7 @@ class Tally:
             refused=self.refused,
             bytes=self.size_bytes,
             sent_again=self.sent_again,
-            seconds=round(self.seconds, 3),
+            seconds=None if self.seconds is None else round(self.seconds, 3),
             epsilon=epsilon,
             **more,
         )

@@ -354,11 +354,15 @@ class _Rounds:
         answers: dict[str, Answer] = self._transport.exchange(
             dict.fromkeys(asked, request), deadline_s=deadline_s
         )
-        tally = Tally(asked, seconds=monotonic() - began)
+        # how long a round takes depends on who was drawn: under noise it is not on record, nor
+        # are sizes, though they have nothing to tell
+        measured = not self._plan.protects_patients
+        tally = Tally(asked, seconds=monotonic() - began if measured else None)
         parcels: dict[str, Parcel] = {}
         for site in sorted(answers):
             answer = answers[site]
-            tally.size_bytes[site] = answer.size_bytes
+            if measured:
+                tally.size_bytes[site] = answer.size_bytes
             if answer.sent > 1:
                 tally.sent_again[site] = answer.sent - 1
             if isinstance(answer.content, Failure):

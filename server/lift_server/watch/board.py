@@ -82,7 +82,7 @@ def last_rounds(rounds: Sequence[RoundRecord]) -> RenderableType:
             _figure(mean_of(line.loss), 4),
             _figure(mean_of(line.validation_psnr_db), 2, " dB"),
             _figure(line.seconds, 1),
-            f"{max(line.bytes.values(), default=0):,}",
+            f"{max(line.bytes.values()):,}" if line.bytes else _UNKNOWN,
             *((_figure(line.epsilon, 3),) if with_epsilon else ()),
             Text(_absent(line)),
         )

@@ -27,7 +27,8 @@ class SiteTally:
         last_refusal: the last of those, with the reason.
         loss: training loss of the last round in which it counted; None under privacy.
         validation_psnr_db: the same of its validation patients, before that round.
-        received_bytes: everything that it sent in exchanges on record.
+        received_bytes: everything that it sent in exchanges on record; None where the record has no
+            sizes, as under patient-level privacy.
         epsilon: what its patients have met by the server's record, rounded up; None without noise.
     """
 
@@ -36,7 +37,7 @@ class SiteTally:
     last_refusal: str | None = None
     loss: float | None = None
     validation_psnr_db: float | None = None
-    received_bytes: int = 0
+    received_bytes: int | None = None
     epsilon: float | None = None
 
 
@@ -83,6 +84,7 @@ class Rounds:
         # what a round's line says of epsilon holds for a site that was asked in as many rounds
         by_round = {line.round: line.epsilon for line in self.lines}
         spent = by_round.get(sum(name in line.asked for line in self.lines[1:]))
+        sizes = [line.bytes[name] for line in self.lines if name in line.bytes]
         return SiteTally(
             counted=len(counted),
             missed=len(missed),
@@ -91,7 +93,7 @@ class Rounds:
             else None,
             loss=counted[-1].loss.get(name) if counted else None,
             validation_psnr_db=counted[-1].validation_psnr_db.get(name) if counted else None,
-            received_bytes=sum(line.bytes.get(name, 0) for line in self.lines),
+            received_bytes=sum(sizes) if sizes else None,
             epsilon=None if spent is None else rounded_up(spent),
         )
 

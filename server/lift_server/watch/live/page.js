@@ -158,7 +158,7 @@ function fillSite(row, site, nowMs) {
     `${site.counted} of ${state.rounds_done}`,
     figure(site.loss, 4),
     figure(site.validation_psnr_db, 2, " dB"),
-    size(site.received_bytes),
+    site.received_bytes === null ? "–" : size(site.received_bytes),
     figure(site.epsilon, 3),
     site.last_refusal ?? "",
   ];
