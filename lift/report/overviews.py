@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lift.metrics.rows import MIXER_ROWS
+from lift.records.extract import PublicRound
 from lift.records.metrics import Measure, Table
 from lift.records.rounds import WORDS, Outcome, RoundRecord, mean_of, outcome
 from lift.report.figures import Picture, drawable, grid, svg, titled
@@ -124,6 +125,21 @@ def shared_curves_figure(run: Run, sites: list[str]) -> Picture | None:
         "Thin: each site. Bold: the mean over the sites that told a value in that round. PSNR is "
         "of the sites' own validation patients.",
     )
+
+
+def mean_loss_figure(extract: Sequence[PublicRound], run: Run) -> Picture | None:
+    """The mean training loss by round, of a release."""
+    told = [line for line in extract if line.loss is not None]
+    if not told:
+        return None
+    figure, (place,) = grid(1, 1, 2.8)
+    rounds = [line.round for line in told]
+    _line(place, rounds, [line.loss for line in told], METHODS["federated"].colour, 2.2)
+    place.set_ylabel("training loss")
+    place.set_xlabel("round")
+    place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.suptitle(titled(run, "mean loss by round"), x=0.01, ha="left")
+    return svg(figure, "Mean training loss by round.", "The mean over the sites that told theirs.")
 
 
 def gains_figure(run: Run, by_site: Mapping[str, Mapping[str, Table]]) -> Picture | None:

@@ -66,7 +66,8 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
 
     Args:
         run: the run's folder.
-        audits: `audits` of the release that the report goes with.
+        audits: `audits` of the release that the report goes with. With it the page has the public
+            extract of the rounds in place of the coordinator's record.
 
     Guarantee: reads files of `run` only; the same files (and package versions) give the same
     bytes; the page is at most 10 MB (with a dozen sites; tables of more add to it), runs no
@@ -78,6 +79,8 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
         VolumeError: a volume under `synthesis/` is damaged or does not fit its neighbours.
     """
     record = read_run(run)
+    if audits is not None:
+        record = record.released()
     page = _PAGES[str(record.setting("task", "kind") or "paired")]
     with house_style():
         return page(record, run / SYNTHESIS_FOLDER, audits).encode()

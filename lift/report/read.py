@@ -7,7 +7,7 @@ Keys that are not known here are passed over, so that a newer run can still be r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
 from lift.metrics.rows import MIXER_ROWS
+from lift.records.extract import PublicRound, public_rounds
 from lift.records.metrics import METRICS_FILE, Metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.run import RUN_FILE, RunRecord
@@ -58,6 +59,8 @@ class Run:
         last_line_lost: whether a half-written last line was passed over.
         metrics: `metrics.json`, or None where the run has not got that far.
         patients: the folders under `synthesis/`, by site and patient.
+        extract: of the report in a release, which is for everybody: what is public of the rounds;
+            `rounds` is then empty.
     """
 
     record: RunRecord
@@ -65,6 +68,12 @@ class Run:
     last_line_lost: bool
     metrics: Metrics | None
     patients: tuple[PatientFolder, ...]
+    extract: tuple[PublicRound, ...] | None = None
+
+    def released(self) -> Run:
+        """The same without the coordinator's record of rounds: with its public extract."""
+        extract = public_rounds(self.rounds)
+        return replace(self, rounds=(), last_line_lost=False, extract=extract)
 
     @property
     def sites(self) -> tuple[str, ...]:

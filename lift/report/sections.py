@@ -12,16 +12,19 @@ from typing import Final
 from pydantic import JsonValue
 
 from lift.markup import Markup, foreign, join, table, tag
+from lift.records.extract import FEWEST_TOLD, PUBLIC_ROUNDS_FILE
 from lift.records.metrics import METRICS_FILE
 from lift.records.rounds import ROUNDS_FILE
 from lift.records.run import RUN_FILE
 from lift.report.figures import Picture, curves_figure, seconds_figure
 from lift.report.overviews import (
     MOST_PANELS,
+    mean_loss_figure,
     shared_curves_figure,
     taking_part,
     timeline_figure,
 )
+from lift.report.public_rounds import public_rounds_table
 from lift.report.read import Run
 from lift.report.tables import rounds_table, seconds_table, stretches_table
 
@@ -125,7 +128,11 @@ def privacy_markup(run: Run) -> Markup:
 
 
 def curves_section(run: Run) -> Section:
-    """Loss and validation figures by round."""
+    """Loss and validation figures by round; of a release the mean loss alone."""
+    if run.extract is not None:
+        content = figure_markup(mean_loss_figure(run.extract, run))
+        told = f"{PUBLIC_ROUNDS_FILE} holds no loss: fewer than {FEWEST_TOLD} sites told theirs."
+        return Section("curves", "Loss by round", tuple(content or [lacking(told)]))
     sites = taking_part(run)
     picture = curves_figure(run) if len(sites) <= MOST_PANELS else shared_curves_figure(run, sites)
     content = figure_markup(picture) or [
@@ -138,7 +145,9 @@ def curves_section(run: Run) -> Section:
 
 
 def rounds_section(run: Run) -> Section:
-    """Who was asked, answered, counted: as a picture, then in figures."""
+    """Who was asked, answered, counted: as a picture, then in figures; of a release how many."""
+    if run.extract is not None:
+        return Section("rounds", "Rounds", (public_rounds_table(run.extract),))
     content = figure_markup(timeline_figure(run))
     if not run.rounds:
         content.append(lacking(f"There is no {ROUNDS_FILE}."))

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lift.config.server import ServerConfig
+from lift.records.extract import PublicRound
+from lift.records.rounds import RoundRecord
 from lift.release.certificate import read_authority
 from lift.release.check import check_release
 from lift_server import cli
@@ -618,8 +620,9 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     out = tmp_path / "release"
     done = run("export", folder, out, "--without-audit")
     assert done.code == 0, done.stderr
-    names = {"mixer.safetensors", "run.json", "rounds.jsonl"}
+    names = {"mixer.safetensors", "run.json"}
     made = {"release.json", "RELEASE.txt", "SHA256SUMS", "report.html", "manifest.json"}
+    made |= {"rounds-public.jsonl"}
     assert {path.name for path in out.iterdir()} == names | made
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
     checked = subprocess.run(
@@ -633,12 +636,9 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
     assert bundle["rounds"] == {
         "trained": 2,
-        "by_site": {
-            "north": {"counted": 2, "not_counted": {}},
-            "valley": {"counted": 1, "not_counted": {"no_answer": 1}},
-        },
+        "by_site": {"north": {"counted": 2}, "valley": {"counted": 1}},
     }
-    assert "valley: counted in 1; not counted: 1 no_answer" in (out / "RELEASE.txt").read_text()
+    assert "valley: counted in 1\n" in (out / "RELEASE.txt").read_text()
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"{wording.UNAUDITED}: " in report
     assert wording.NO_PATIENTS_AT_A_SERVER in report
@@ -648,6 +648,47 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     again = run("export", folder, out, "--without-audit")
     assert again.code == 2
     assert "not empty" in again.stderr
+
+
+SECRETS = ("not_finite", "0.1234567", "0.7654321", "siemens", "17.25", "31337")
+"""A refusal, losses, a card, a site's figure, its bytes: the coordinator's alone."""
+
+
+def test_a_release_tells_neither_refusals_nor_a_site_s_figures_nor_cards(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    source = finished(folder)
+    lines = [json.loads(line) for line in (source / "rounds.jsonl").read_text().splitlines()]
+    lines[0] |= {"statistics": {"north": {"train_patients": 5, "data_card": {"made": "siemens"}}}}
+    lines[1] |= {
+        "loss": {"north": 0.1234567, "valley": 0.7654321},
+        "validation_psnr_db": {"north": 17.25},
+        "bytes": {"north": 31337},
+    }
+    lines[2] |= {"refused": {"valley": "not_finite"}}
+    (source / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    out = tmp_path / "release"
+    assert run("export", folder, out, "--without-audit").code == 0
+    released = {path.name: path.read_text("utf-8", "replace") for path in out.iterdir()}
+    found = {(name, word) for name, text in released.items() for word in SECRETS if word in text}
+    assert found == set()
+    # the coordinator's own record has them all
+    own = (source / "rounds.jsonl").read_text()
+    assert [word for word in SECRETS if word in own] == list(SECRETS)
+    extract = [json.loads(line) for line in released["rounds-public.jsonl"].splitlines()]
+    assert [(line["round"], line["asked"], line["counted"]) for line in extract] == [
+        (0, 2, 2),
+        (1, 2, 2),
+        (2, 2, 1),
+    ]
+    assert "1 of 2 sites" in re.sub("<[^>]*>", "", released["report.html"])
+
+
+@pytest.mark.parametrize(("sites", "told"), [(2, None), (3, 0.5), (4, 0.5)])
+def test_a_mean_loss_is_public_of_three_sites_or_more(sites: int, told: float | None) -> None:
+    losses = {f"site-{number}": 0.25 + 0.5 * number / (sites - 1) for number in range(sites)}
+    line = RoundRecord(round=1, loss=losses | {"silent": None})
+    assert PublicRound.of(line).loss == told
 
 
 def whole(release: Path, folder: Path) -> bool:

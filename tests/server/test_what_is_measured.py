@@ -28,7 +28,7 @@ from lift.tracking.figures import round_figures
 from lift_server.release.results import most_bytes
 from lift_server.rounds.loop import run_rounds
 from lift_server.rounds.store import RunStore
-from lift_server.tasks.paired import PairedTask
+from lift_server.tasks.paired import PairedRun
 from lift_server.watch.board import last_rounds
 from lift_server.watch.live.exposition import exposition
 from lift_server.watch.rounds_file import Rounds
@@ -85,7 +85,7 @@ def run(folder: Path, privacy: PatientGradients | NoPrivacy) -> Rounds:
             plan,
             transport,
             RunStore(folder, plan.digest()),
-            PairedTask(plan, lambda taps: {"w": torch.zeros(3)}),
+            PairedRun(plan, lambda taps: {"w": torch.zeros(3)}),
             roster=lambda: SITES,
             with_guard=False,
         )

@@ -57,16 +57,12 @@ def _large(statement: str) -> list[str]:
 
 
 def _sites(rounds: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each site: training patients as it told them, rounds, and what was missed."""
+    """A line for each site: in how many rounds it counted, training patients as it told them."""
     patients = {site["name"]: site["patients"]["train"] for site in sites}
     lines = []
     for site, own in rounds.items():
-        missed = ", ".join(f"{count} {reason}" for reason, count in own["not_counted"].items())
         told = f", {patients[site]} training patients by its own word" if site in patients else ""
-        lines.append(
-            f"           {site}: counted in {own['counted']}{told}"
-            + (f"; not counted: {missed}" if missed else "")
-        )
+        lines.append(f"           {site}: counted in {own['counted']}{told}")
     return lines
 
 

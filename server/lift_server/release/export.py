@@ -19,7 +19,8 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StatisticsOnce
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
-from lift.records.rounds import NO_ANSWER, ROUNDS_FILE, RoundRecord
+from lift.records.extract import PUBLIC_ROUNDS_FILE, public_rounds
+from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
 from lift.strict_json import parse_json, parse_model
 from lift_server.release.bundle_text import bundle_text
@@ -28,7 +29,7 @@ from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.sites.roster import Roster
 from lift_server.watch.status_view import is_complete
 
-RELEASED: Final = ("mixer.safetensors", "run.json", "rounds.jsonl", "metrics.json")
+RELEASED: Final = ("mixer.safetensors", "run.json", "metrics.json")
 SUMS_FILE: Final = "SHA256SUMS"
 WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
 _THE_TRAINING: Final = "the training"
@@ -133,25 +134,20 @@ def export_run(
         "metrics": _metrics(run),
         "versions": record["versions"],
     }
-    return _write(config, output, bundle, keys.admitted_keys)
+    return _write(config, output, bundle, keys.admitted_keys, rounds)
 
 
-def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
-    """Of each site: training rounds that counted it, and why others did not, with their number.
+def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
+    """Of each site: training rounds that counted it. Why others did not is nobody else's to know.
 
     Args:
         rounds: lines of `rounds.jsonl`, round 0 first.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for line in rounds[1:]:
-        for site in sorted({*line.asked, *line.counted}):
-            own = found.setdefault(site, {"counted": 0, "not_counted": {}})
-            if site in line.counted:
-                own["counted"] += 1
-            else:
-                reason = line.refused.get(site, NO_ANSWER)
-                own["not_counted"][reason] = own["not_counted"].get(reason, 0) + 1
-    return dict(sorted(found.items()))
+    asked = {site for line in rounds[1:] for site in (*line.asked, *line.counted)}
+    return {
+        site: {"counted": sum(site in line.counted for line in rounds[1:])}
+        for site in sorted(asked)
+    }
 
 
 def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dict[str, SiteAudit]:
@@ -196,13 +192,19 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
 
 
 def _write(
-    config: ServerConfig, output: Path, bundle: dict[str, Any], site_keys: Mapping[str, str]
+    config: ServerConfig,
+    output: Path,
+    bundle: dict[str, Any],
+    site_keys: Mapping[str, str],
+    rounds: Sequence[RoundRecord],
 ) -> list[str]:
     files = {
         name: (config.output / name).read_bytes()
         for name in RELEASED
         if (config.output / name).is_file()
     }
+    lines = [json.dumps(line.model_dump(), allow_nan=False) for line in public_rounds(rounds)]
+    files[PUBLIC_ROUNDS_FILE] = "".join(f"{line}\n" for line in lines).encode()
     # pictures take a second to load, and only here
     from lift.report.page import REPORT_FILE, render_report
 
