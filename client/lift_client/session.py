@@ -332,13 +332,14 @@ class SiteSession:
             )
             return _update(trained, start, plan)
 
+        asked = described(tensors) + _exchange(plan, body)
         self._budget.admit(plan)
         sent = self._budget.release(
             plan,
             round_index=body.round,
             purpose=STEPS,
             steps=steps,
-            request=described(tensors),
+            request=asked,
             compute=_one_class(plan)(compute),
         )
         reply = TrainReply(
@@ -392,6 +393,26 @@ def _one_class(plan: Plan) -> Iterator[None]:
         if plan.protects_patients:
             raise _HiddenError from error
         raise
+
+
+def _exchange(plan: Plan, body: TrainRequest) -> bytes:
+    """What a stored exact sum is bound to, beside its request: one exchange, which has one noise.
+
+    A noisy result of the site's own may be sent as often as it is asked for.
+
+    Raises:
+        PrivacyError: the server adds the noise, and does not say in which exchange.
+    """
+    if plan.privacy.mode != "patient-central":
+        return b""
+    if body.exchange is None:
+        raise PrivacyError(
+            "the server asks for a sum without noise, and does not name its exchange",
+            where="exchange",
+            seen="none; each one may have noise once",
+            remedy="Nothing was computed or sent. Tell the coordinator.",
+        )
+    return bytes.fromhex(body.exchange)
 
 
 def _update(trained: TrainedRound, start: dict[str, Tensor], plan: Plan) -> dict[str, np.ndarray]:

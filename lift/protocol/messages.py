@@ -89,6 +89,9 @@ class TrainRequest(Settings):
 
     plan_digest: Digest
     round: int = Field(ge=1, le=MOST_ROUNDS)
+    exchange: Digest | None = None
+    """Where the server adds the noise (`patient-central`): drawn anew each time that it asks for a
+    round. A site sends one exact sum in one exchange, and computes and pays anew in another."""
 
 
 class TrainReply(Settings):

@@ -38,6 +38,7 @@ from lift.tasks.describe import describe_run
 from lift.tasks.registry import load_generator, task_of, with_generator
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
+from lift_server.noised import NOISED_FOLDER
 from lift_server.release.privacy_record import epsilon_by_site
 from lift_server.release.results import (
     most_bytes,
@@ -173,6 +174,7 @@ class _Server:
             roster=roster,
             on_round=self._round_done,
             heads_file=self._config.state / HEADS_FILE,
+            noised_folder=self._config.state / NOISED_FOLDER,
             on_ask=self._status.asking,
         )
 

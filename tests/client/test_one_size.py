@@ -106,7 +106,10 @@ def statistics(plan: Plan) -> Parcel:
 
 def training(plan: Plan, generator: FrozenGenerator, round_index: int) -> Parcel:
     values = {n: v.numpy() for n, v in random_mixer(plan, generator).values().items()}
-    request = TrainRequest(plan_digest=plan.digest(), round=round_index)
+    central = plan.privacy.mode == "patient-central"
+    request = TrainRequest(
+        plan_digest=plan.digest(), round=round_index, exchange="e" * 64 if central else None
+    )
     return Parcel(Kind.TRAIN, request, values)
 
 
@@ -135,6 +138,7 @@ def test_the_size_of_an_answer_does_not_depend_on_the_cohort(
         requests.append(Parcel(Kind.GUARD, asked, tensors))
     few, many = make(2), make(6)
     for request in requests:
+        assert all(isinstance(site.handle(request), Parcel) for site in (few, many))
         sizes = {sent_bytes(site.handle, request) for site in (few, many)}
         assert len(sizes) == 1, request.kind
 

@@ -15,7 +15,6 @@ from lift.config.privacy import NoPrivacy, PatientGradients, SiteLevel
 from lift.errors import PrivacyError, RecordError, UpdateRejectedError
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, TrainReply
 from lift.tasks.paired.private.training import UNITS
-from lift_server.rounds.aggregation import ServerState
 from lift_server.rounds.ledger_heads import LedgerHeads
 from lift_server.rounds.updates import (
     MeanOfUpdates,
@@ -99,11 +98,11 @@ def test_a_sum_of_another_plan_is_refused() -> None:
 def test_lockstep_divides_the_noisy_sum_by_public_numbers() -> None:
     _, aggregation = central()
     sent = {site: {"w": np.full(SHAPE, UNITS, np.int64)} for site in ("east", "west")}
-    after, weights = aggregation.next_state(ServerState(MIXER), sent, {"east": 1, "west": 999})
+    update, weights = aggregation.combine(sent, {"east": 1, "west": 999})
     # weights by the plan's public numbers, whatever a site claimed
     assert weights == {"east": 0.75, "west": 0.25}
     expected_patients = 0.25 * 40
-    moved = after.mixer["w"].double()
+    moved = update["w"].double()
     mean, std = -2 * 0.5 / expected_patients, 2.0 * 0.5 / expected_patients
     assert abs(float(moved.mean()) - mean) < 5 * std / moved.numel() ** 0.5
     tolerance = 5 / (2 * moved.numel()) ** 0.5
@@ -123,7 +122,7 @@ def test_one_site_moves_the_mean_by_at_most_the_clip_norm_over_the_roster() -> N
 
     def moved(sent: dict[str, dict[str, np.ndarray]]) -> Tensor:
         made = NoisySites(chosen, SITE, sites, KnownStream())
-        return made.next_state(ServerState(MIXER), sent, {})[0].mixer["w"]
+        return made.combine(sent, {})[0]["w"]
 
     others = {"a": calm, "b": calm, "c": calm}
     difference = moved({**others, "d": wild}) - moved(others)

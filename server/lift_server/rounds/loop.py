@@ -8,11 +8,13 @@ is in the record of every round.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
+import numpy as np
 from torch import Tensor
 
 from lift.config.plan import Plan, derived_deadline_s
@@ -36,7 +38,8 @@ from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Shipped
 from lift.wire.names import MIXER, grouped
-from lift_server.rounds.aggregation import ServerState
+from lift_server.noised import NOISED_FOLDER, NoisedRound, NoisedRounds
+from lift_server.rounds.aggregation import ServerState, next_state
 from lift_server.rounds.exchange import Tally, patients_of, slowest_round_s
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
@@ -64,6 +67,7 @@ def run_rounds(
     on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
     with_guard: bool = True,
     heads_file: Path | None = None,
+    noised_folder: Path | None = None,
     site_logs: str = SITE_LOGS,
 ) -> FinishedRun:
     """Run the federation to its end, or from its last checkpoint to its end.
@@ -82,14 +86,18 @@ def run_rounds(
             released as it is: for a comparison.
         heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
             the run's folder by default.
+        noised_folder: where rounds are kept that the server added noise to, across runs; in the
+            run's folder by default.
         site_logs: where a reader finds what a site does not tell: the text of its refusals.
 
     Raises:
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
+        RecordError: a round that noise was added to cannot be read again.
     """
     heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
-    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads, site_logs)
+    noised = NoisedRounds(noised_folder or store.folder / NOISED_FOLDER, plan.digest())
+    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads, noised, site_logs)
     return loop.run(with_guard=with_guard)
 
 
@@ -104,6 +112,7 @@ class _Rounds:
         on_round: Callable[[RoundRecord], None] | None,
         on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
         heads: LedgerHeads,
+        noised: NoisedRounds,
         site_logs: str,
     ) -> None:
         self._plan = plan
@@ -114,6 +123,7 @@ class _Rounds:
         self._read_roster = roster
         self._roster = sorted(roster())
         self._heads = heads
+        self._noised = noised
         self._site_logs = site_logs
         # sites that said that their privacy budget is spent; asked again after a restart
         self._spent: set[str] = set()
@@ -250,18 +260,41 @@ class _Rounds:
         shared: dict[str, Tensor],
         joined: Mapping[str, int],
     ) -> ServerState:
-        request = Parcel(
-            Kind.TRAIN,
-            TrainRequest(plan_digest=self._digest, round=round_index),
-            {name: tensor.numpy() for name, tensor in state.mixer.items()}
-            | self._task.sent(shared),
-        )
+        tensors: dict[str, np.ndarray] = {
+            name: tensor.numpy() for name, tensor in state.mixer.items()
+        } | self._task.sent(shared)
+        draws_noise = self._aggregation.draws_noise
+        # its answers have their noise already, and no other one may be added to them
+        done = self._noised.find(round_index, tensors) if draws_noise else None
+        if done is None:
+            done = self._updated(round_index, tensors, state, joined)
+            if draws_noise:
+                self._noised.keep(done, tensors)
+        else:
+            logger.info("event=noised_before round=%d", round_index)
+            self._patients |= done.record.joined
+        resumed = round_index == self._resumed_at
+        after = next_state(state, done.update, self._plan.aggregation)
+        record = done.record.model_copy(update={"resumed": resumed})
+        self._finish(round_index, after, shared, record)
+        return after
+
+    def _updated(
+        self,
+        round_index: int,
+        tensors: Mapping[str, np.ndarray],
+        state: ServerState,
+        joined: Mapping[str, int],
+    ) -> NoisedRound:
+        """What the sites' answers make of the mixer."""
+        exchange = secrets.token_hex(32) if self._plan.privacy.mode == "patient-central" else None
+        body = TrainRequest(plan_digest=self._digest, round=round_index, exchange=exchange)
         trainers = [
             site
             for site in self._roster
             if self._patients.get(site, 0) > 0 and site not in self._spent
         ]
-        answers, tally = self._ask(round_index, request, trainers)
+        answers, tally = self._ask(round_index, Parcel(Kind.TRAIN, body, tensors), trainers)
         replies: dict[str, TrainReply] = {}
         sent: dict[str, Contents] = {}
         for site, parcel in answers.items():
@@ -272,24 +305,17 @@ class _Rounds:
             except UpdateRejectedError as error:
                 tally.refused[site] = error.seen
         self._check_quorum(round_index, list(sent), tally)
-        after, tally.counted = self._aggregation.next_state(state, sent, self._patients)
-        self._finish(
+        update, tally.counted = self._aggregation.combine(sent, self._patients)
+        record = tally.record(
             round_index,
-            after,
-            shared,
-            tally.record(
-                round_index,
-                Kind.TRAIN,
-                epsilon=epsilon_after(self._plan, round_index),
-                loss={site: reply.loss for site, reply in replies.items()},
-                validation_psnr_db={
-                    site: reply.validation_psnr_db for site, reply in replies.items()
-                },
-                joined=dict(joined),
-                resumed=round_index == self._resumed_at,
-            ),
+            Kind.TRAIN,
+            epsilon=epsilon_after(self._plan, round_index),
+            loss={site: reply.loss for site, reply in replies.items()},
+            validation_psnr_db={site: reply.validation_psnr_db for site, reply in replies.items()},
+            joined=dict(joined),
+            resumed=False,
         )
-        return after
+        return NoisedRound(update, record)
 
     def _verdicts(
         self, state: ServerState, shared: dict[str, Tensor]

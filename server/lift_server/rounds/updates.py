@@ -29,7 +29,7 @@ from lift.privacy.noise import SecureStream, add_noise
 from lift.protocol.messages import Parcel, TrainReply
 from lift.tasks.paired.private.training import UNITS, noisy_update
 from lift.wire.update import update_form
-from lift_server.rounds.aggregation import ServerState, mean_update, next_state, site_weights
+from lift_server.rounds.aggregation import mean_update, site_weights
 from lift_server.rounds.review import check_form, rejected, review_update
 
 Contents = Mapping[str, np.ndarray]
@@ -37,7 +37,16 @@ _MOST_CLIPS: Final = 100.0
 
 
 class RoundAggregation(Protocol):
-    """From answers to the next mixer."""
+    """From answers to an update of the mixer.
+
+    Attributes:
+        draws_noise: whether the server adds noise: its result is a release, and is kept.
+    """
+
+    @property
+    def draws_noise(self) -> bool:
+        """See the class."""
+        ...
 
     def review(
         self, site: str, parcel: Parcel, mixer: Values, round_index: int
@@ -45,15 +54,17 @@ class RoundAggregation(Protocol):
         """One site's reply and what it sent, or UpdateRejectedError."""
         ...
 
-    def next_state(
-        self, state: ServerState, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[ServerState, dict[str, float]]:
-        """The server's state after the round, and each site's weight in it."""
+    def combine(
+        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The update of the mixer that the answers make, and each site's weight in it."""
         ...
 
 
 class MeanOfUpdates:
-    """FedAvg and its server optimisers: privacy is none, or was added at the sites."""
+    """FedAvg: privacy is none, or was added at the sites."""
+
+    draws_noise: Final = False
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -74,17 +85,18 @@ class MeanOfUpdates:
         )
         return reply, {name: tensor.numpy() for name, tensor in update.items()}
 
-    def next_state(
-        self, state: ServerState, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[ServerState, dict[str, float]]:
+    def combine(
+        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """See `RoundAggregation`."""
         weights = site_weights({site: patients[site] for site in sent}, self._plan.aggregation)
-        mean = mean_update(_tensors(sent), weights)
-        return next_state(state, mean, self._plan.aggregation), weights
+        return mean_update(_tensors(sent), weights), weights
 
 
 class SumOfGradients:
     """`patient-central`: one noisy step of all sites together."""
+
+    draws_noise: Final = True
 
     def __init__(self, plan: Plan, privacy: PatientGradients, stream: SecureStream) -> None:
         self._plan = plan
@@ -107,9 +119,9 @@ class SumOfGradients:
             raise rejected("its sum is larger than its patients can have")
         return body, parcel.tensors
 
-    def next_state(
-        self, state: ServerState, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[ServerState, dict[str, float]]:
+    def combine(
+        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """See `RoundAggregation`."""
         privacy = self._privacy
         total = sum(privacy.patients_of(site) for site in sent)
@@ -121,7 +133,7 @@ class SumOfGradients:
         )
         weights = {site: privacy.patients_of(site) / total for site in sorted(sent)}
         del patients
-        return next_state(state, update, self._plan.aggregation), weights
+        return update, weights
 
 
 class NoisySites:
@@ -130,6 +142,8 @@ class NoisySites:
     Guarantee: add or remove one site of a roster whose size is public; every site weighs the
     same.
     """
+
+    draws_noise: Final = True
 
     def __init__(self, plan: Plan, privacy: SiteLevel, sites: int, stream: SecureStream) -> None:
         self._mean = MeanOfUpdates(plan)
@@ -144,9 +158,9 @@ class NoisySites:
         """See `RoundAggregation`."""
         return self._mean.review(site, parcel, mixer, round_index)
 
-    def next_state(
-        self, state: ServerState, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[ServerState, dict[str, float]]:
+    def combine(
+        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """See `RoundAggregation`."""
         del patients
         clip_norm = self._privacy.clip_norm
@@ -157,7 +171,7 @@ class NoisySites:
         noisy = add_noise(total, self._privacy.noise_multiplier * clip_norm, self._stream)
         mean = {name: tensor / self._sites for name, tensor in noisy.items()}
         weights = dict.fromkeys(sorted(sent), 1 / self._sites)
-        return next_state(state, mean, self._plan.aggregation), weights
+        return mean, weights
 
 
 def round_aggregation(plan: Plan, sites: int, stream: SecureStream) -> RoundAggregation:
