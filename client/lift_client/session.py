@@ -32,6 +32,7 @@ from lift.errors import (
     PolicyError,
     PrivacyError,
     ProtocolError,
+    RecordError,
     VersionMismatchError,
 )
 from lift.files import write_atomically
@@ -72,6 +73,8 @@ _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (NonFiniteUpdateError, FailureKind.NOT_FINITE),
     (BudgetSpentError, FailureKind.BUDGET),
     (PrivacyError, FailureKind.PRIVACY),
+    # of the privacy ledger: what was spent is not known
+    (RecordError, FailureKind.PRIVACY),
     (VersionMismatchError, FailureKind.VERSION),
     (ProtocolError, FailureKind.PROTOCOL),
 )
@@ -212,20 +215,20 @@ class SiteSession:
             remedy="The server sends the plan with round 0; run the federation again.",
         )
 
-    def _find(self, plan_digest: str) -> _Opened:
+    def _find(self, plan_digest: str, known_head: str | None) -> _Opened:
         plan = self._known_plan(plan_digest)
-        if plan_digest not in self._opened:
-            # a restart: what the budget covers may have changed, and no volume was read yet
-            self._budget.admit(plan)
+        # at every request: the ledger may have been put back meanwhile, and what the budget covers
+        # may have changed; no volume was read yet
+        self._budget.admit(plan, known_head=known_head)
         return self._open(plan)
 
     def _statistics(self, body: StatisticsRequest) -> Parcel:
         plan = body.plan
         # before the first of the patients' data is read
-        self._budget.admit(plan, known_head=body.ledger_heads.get(self.settings.name))
+        self._budget.admit(plan, known_head=body.known_head)
         opened = self._open(plan)
         if isinstance(plan.privacy, PatientGradients | StatisticsOnce):
-            return self._private_statistics(opened, plan.privacy)
+            return self._private_statistics(opened, plan.privacy, body.known_head)
         counts = opened.work.counts
 
         def rounded(patients: int) -> int:
@@ -247,7 +250,10 @@ class SiteSession:
         return Parcel(Kind.STATISTICS, reply, tensors)
 
     def _private_statistics(
-        self, opened: _Opened, privacy: PatientGradients | StatisticsOnce
+        self,
+        opened: _Opened,
+        privacy: PatientGradients | StatisticsOnce,
+        known_head: str | None,
     ) -> Parcel:
         """Noisy sums beside public numbers: nothing of it is the cohort's own."""
         plan = opened.plan
@@ -271,6 +277,7 @@ class SiteSession:
             lowest_slice_spacing_mm=None,
             highest_slice_spacing_mm=None,
             ledger_head=self._budget.head,
+            ledger_proof=self._budget.proof(known_head),
         )
         return Parcel(Kind.STATISTICS, reply, tensors)
 
@@ -285,7 +292,7 @@ class SiteSession:
         return round(min(estimate, _LONGEST_ROUND_S), 1)
 
     def _train(self, body: TrainRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
-        opened = self._find(body.plan_digest)
+        opened = self._find(body.plan_digest, body.known_head)
         plan = opened.plan
         fix_threads(plan.threads)
         start = received_values(without(tensors, SHARED), opened.work.part)
@@ -333,7 +340,6 @@ class SiteSession:
             return _update(trained, start, plan)
 
         asked = described(tensors) + _exchange(plan, body)
-        self._budget.admit(plan)
         sent = self._budget.release(
             plan,
             round_index=body.round,
@@ -348,6 +354,7 @@ class SiteSession:
             loss=None,
             validation_psnr_db=None,
             ledger_head=self._budget.head,
+            ledger_proof=self._budget.proof(body.known_head),
         )
         return Parcel(Kind.TRAIN, reply, sent)
 
@@ -360,7 +367,7 @@ class SiteSession:
                 seen=f"the plan's mode is {plan.privacy.mode}",
                 remedy="Nothing was computed or sent. Tell the coordinator.",
             )
-        opened = self._find(body.plan_digest)
+        opened = self._find(body.plan_digest, body.known_head)
         fix_threads(opened.plan.threads)
         reply = opened.work.guard(body, tensors)
         opened.work.keep_final(tensors)

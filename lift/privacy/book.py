@@ -22,10 +22,11 @@ from pydantic import Field, TypeAdapter, model_validator
 from lift.config.base import Settings
 from lift.config.plan import MOST_ROUNDS, Digest, Name
 from lift.privacy.accounting import SMALLEST_DELTA, Mechanism, epsilon
+from lift.protocol.heads import head_after
 from lift.strict_json import parse_typed
 
 START: Final = "0" * 64
-"""What the first line names as the hash of the line before it."""
+"""What the first line names as the hash of the line before it; also the head of no line."""
 _CLOSING: Final = re.compile(rb'(\{.*),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 Sentence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=400)]
 Cap = Annotated[float, Field(gt=0)]
@@ -168,11 +169,27 @@ class Book:
     reservations: dict[int, Reserved] = field(default_factory=dict)
     sent: dict[int, str] = field(default_factory=dict)
     refunded: set[int] = field(default_factory=set)
+    heads: list[str] = field(default_factory=list)
+    """The head after each line."""
+
+    @property
+    def last_hash(self) -> str:
+        """Hash of the last line."""
+        return self.lines[-1].hash if self.lines else START
 
     @property
     def head(self) -> str:
-        """Hash of the last line."""
-        return self.lines[-1].hash if self.lines else START
+        """What the server keeps of all lines; see `lift.protocol.heads`."""
+        return self.heads[-1] if self.heads else START
+
+    def lines_since(self, head: str) -> tuple[str, ...]:
+        """Hashes of the lines after an earlier head; all of them after START.
+
+        Raises:
+            ValueError: this book never had that head.
+        """
+        first = 0 if head == START else self.heads.index(head) + 1
+        return tuple(line.hash for line in self.lines[first:])
 
     def state(self, seq: int) -> Literal["reserved", "sent", "released-nothing"]:
         """State of one reservation."""
@@ -269,12 +286,13 @@ class Book:
                 self.refunded.add(entry.reservation)
             case Note():
                 pass
+        self.heads.append(head_after(self.head, [line.hash]))
         self.lines.append(line)
 
 
 def next_line(book: Book, entry: Entry, time: str) -> tuple[bytes, Line]:
     """The bytes of the line that comes next, end of line included, and the line."""
-    record = {"seq": len(book.lines) + 1, "time": time, "previous": book.head}
+    record = {"seq": len(book.lines) + 1, "time": time, "previous": book.last_hash}
     record["entry"] = entry.model_dump(mode="json")
     body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
     digest = hashlib.sha256(body).hexdigest()
@@ -305,7 +323,7 @@ def _take(book: Book, text: bytes) -> str | None:
         return "it does not have the form of a ledger's line: it was edited or inserted"
     if line.seq != len(book.lines) + 1:
         return f"it calls itself line {line.seq}: lines were deleted, inserted or reordered"
-    if line.previous != book.head:
+    if line.previous != book.last_hash:
         return "it does not follow the line before it: a line was replaced, deleted or inserted"
     objection = book.objection(line.entry)
     if objection is None:

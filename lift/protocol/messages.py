@@ -26,6 +26,7 @@ from lift.config.base import Settings
 from lift.config.card import DataCard
 from lift.config.plan import MOST_ROUNDS, Digest, Plan
 from lift.guard import JudgedOn, Verdict
+from lift.protocol.heads import MOST_LINES
 
 PROTOCOL_VERSION: Final = 2
 Count = Annotated[int, Field(ge=0, le=10**6)]
@@ -54,16 +55,31 @@ class FailureKind(StrEnum):
     NO_ANSWER = "no_answer"
 
 
-class StatisticsRequest(Settings):
+class _Request(Settings):
+    """What every request holds."""
+
+    known_head: Digest | None = None
+    """The last head of this site's privacy ledger that the server was told. A site whose ledger
+    never had it refuses: an older copy was put in its place."""
+
+
+class _PaidReply(Settings):
+    """What an answer that a privacy ledger pays for holds."""
+
+    ledger_head: Digest | None = None
+    """Head of the site's privacy ledger; it tells nothing but that it grew."""
+    ledger_proof: tuple[Digest, ...] = Field(default=(), max_length=MOST_LINES)
+    """Hashes of the ledger's lines since the head that the request named: they lead from that one
+    to the new one. Empty where it named none."""
+
+
+class StatisticsRequest(_Request):
     """Round 0: the plan that the site checks against its policy and stores."""
 
     plan: Plan
-    ledger_heads: dict[str, Digest] = Field(default_factory=dict)
-    """By site: hash of the last line of its privacy ledger that the server was told. A site whose
-    ledger lacks it refuses: an older copy was put in its place."""
 
 
-class StatisticsReply(Settings):
+class StatisticsReply(_PaidReply):
     """What the site knows of its cohort; its sums travel beside it as tensors."""
 
     plan_digest: Digest
@@ -78,13 +94,11 @@ class StatisticsReply(Settings):
     """What a round should take here, from a timed dry run; 0 where the deadline is fixed."""
     data_version: Count = 0
     """How often the training data of the site changed: statistics of older data are refused."""
-    ledger_head: Digest | None = None
-    """Hash of the last line of the site's privacy ledger; it tells nothing but that it grew."""
     data_card: DataCard | None = None
     """What the site's operator has looked at and shared; None under differential privacy."""
 
 
-class TrainRequest(Settings):
+class TrainRequest(_Request):
     """One round of training from the mixer that travels beside it."""
 
     plan_digest: Digest
@@ -94,7 +108,7 @@ class TrainRequest(Settings):
     round. A site sends one exact sum in one exchange, and computes and pays anew in another."""
 
 
-class TrainReply(Settings):
+class TrainReply(_PaidReply):
     """How the local training went; the update travels beside it."""
 
     plan_digest: Digest
@@ -104,11 +118,9 @@ class TrainReply(Settings):
     validation_psnr_db: float | None
     """Of the *received* mixer, over windows of the site's validation patients (the same in every
     round); None below two of them, so that no patient's own figure leaves."""
-    ledger_head: Digest | None = None
-    """As in the statistics' reply."""
 
 
-class GuardRequest(Settings):
+class GuardRequest(_Request):
     """The finished mixer, to be judged on the site's own patients."""
 
     plan_digest: Digest

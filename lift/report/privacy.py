@@ -86,8 +86,8 @@ def _by_site(run: Run) -> Markup:
         )
     return table(
         "Epsilon of one patient at each site: as planned, and as met by the server's record (each "
-        "round in which the site was asked counts). The hospital's own ledger decides; the hash "
-        "is its last line's, as the site told it.",
+        "round in which the site was asked counts). The hospital's own ledger decides; its head "
+        "is as the site told it, and `lift-client ledger` shows it there.",
         [
             "site",
             "epsilon planned",

@@ -91,7 +91,7 @@ class Site:
     def answer(self, plan: Plan) -> tuple[StatisticsReply, Arrays]:
         session = self.session()
         try:
-            request = StatisticsRequest(plan=plan, ledger_heads={})
+            request = StatisticsRequest(plan=plan)
             parcel = session.handle(Parcel(Kind.STATISTICS, request))
         finally:
             session.close()

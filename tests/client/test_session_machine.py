@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -33,20 +34,23 @@ from lift.config.privacy import PatientGradients
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.errors import DataError
 from lift.privacy.book import Book
+from lift.protocol.heads import head_after
 from lift.protocol.messages import (
     Failure,
     FailureKind,
     GuardRequest,
     Kind,
     Parcel,
+    StatisticsReply,
     StatisticsRequest,
+    TrainReply,
     TrainRequest,
 )
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.steps import TrainedRound
 from lift_client import session as module
 from lift_client.gate.budget import Budget
-from lift_client.gate.ledger import LEDGER_FILE, Ledger, create_ledger
+from lift_client.gate.ledger import LEDGER_FILE, Ledger, create_ledger, verify
 from lift_client.session import SiteSession
 from tests.client.test_ledger_machine import true_epsilon
 from tests.lift.small_world import small_generator, small_plan
@@ -101,13 +105,17 @@ class Site(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="lift-session-"))
+        self.place = Path(tempfile.mkdtemp(prefix="lift-session-"))
+        self.folder, self.copies_in = self.place / "work", self.place / "copies"
+        self.folder.mkdir()
         path = self.folder / LEDGER_FILE
         create_ledger(path, cohort="north", delta=DELTA, cap=CAP)
         self.cap = CAP
         self.left: dict[bytes, float] = {}
         self.answers: dict[tuple[int, int, int], bytes] = {}
-        self.heads: dict[str, str] = {}
+        self.head: str | None = None
+        self.copies: list[tuple[Path, int]] = []
+        self.plan: int | None = None
         Work.touched, Work.fault, Work.made = 0, None, 0
         self.patch = mock.patch.object(module, "open_work", Work)
         self.patch.start()
@@ -124,7 +132,7 @@ class Site(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.session.close()
         self.patch.stop()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.place)
 
     def ask(self, request: Parcel) -> Parcel | Failure:
         """One request; a refusal for the budget has touched nothing and told one word."""
@@ -134,18 +142,22 @@ class Site(RuleBasedStateMachine):
             if answer.kind in {FailureKind.BUDGET, FailureKind.POLICY}:
                 assert Work.touched == before
             return answer
-        head = getattr(answer.body, "ledger_head", None)
-        if head is not None:
-            self.heads["north"] = head
+        reply = answer.body
+        assert isinstance(reply, StatisticsReply | TrainReply)
+        assert reply.ledger_head is not None
+        if self.head is not None:
+            assert head_after(self.head, reply.ledger_proof) == reply.ledger_head
+        self.head = reply.ledger_head
         return answer
 
     @rule(plan=PLANS)
     def statistics(self, plan: int) -> None:
         """The plan is sent, the first time or again."""
-        body = StatisticsRequest(plan=make_plan(plan), ledger_heads=self.heads)
+        body = StatisticsRequest(plan=make_plan(plan), known_head=self.head)
         answer = self.ask(Parcel(Kind.STATISTICS, body))
         if isinstance(answer, Parcel):
             assert not answer.tensors
+            self.plan = plan
 
     @rule(plan=PLANS, mixer=MIXERS)
     def whole_run(self, plan: int, mixer: int) -> None:
@@ -173,7 +185,7 @@ class Site(RuleBasedStateMachine):
         chosen = make_plan(plan)
         values = plan_mixer(chosen, GENERATOR).values()
         tensors = {n: t.numpy() + np.float32(mixer) for n, t in values.items()}
-        body = TrainRequest(plan_digest=chosen.digest(), round=round_)
+        body = TrainRequest(plan_digest=chosen.digest(), round=round_, known_head=self.head)
         return Parcel(Kind.TRAIN, body, tensors)
 
     @rule(plan=PLANS, round_=ROUNDS, mixer=MIXERS, ours=st.booleans())
@@ -206,6 +218,35 @@ class Site(RuleBasedStateMachine):
         self.session.close()
         self.open()
 
+    @precondition(lambda self: self.plan is not None)
+    @rule()
+    def back_up(self) -> None:
+        """Somebody copies the site's folder."""
+        place = self.copies_in / str(len(self.copies))
+        shutil.copytree(self.folder, place)
+        assert self.plan is not None
+        self.copies.append((place, self.plan))
+
+    @precondition(lambda self: self.copies)
+    @rule(data=st.data(), round_=ROUNDS, mixer=MIXERS)
+    def roll_back(self, data: st.DataObject, round_: int, mixer: int) -> None:
+        """A copy is put back while the server asks on: nothing is computed, nothing leaves."""
+        place, plan = data.draw(st.sampled_from(self.copies))
+        if self.head in verify(place / LEDGER_FILE).heads:
+            return
+        self.session.close()
+        present = self.place / "present"
+        self.folder.rename(present)
+        shutil.copytree(place, self.folder)
+        self.open()
+        before = Work.touched
+        assert isinstance(self.session.handle(self.train_request(plan, round_, mixer)), Failure)
+        assert Work.touched == before
+        self.session.close()
+        shutil.rmtree(self.folder)
+        present.rename(self.folder)
+        self.open()
+
     @rule(plan=PLANS)
     def verdict(self, plan: int) -> None:
         """A verdict would be a release that nobody counts."""
@@ -231,7 +272,7 @@ def test_no_sequence_of_requests_and_accidents_passes_the_cap() -> None:
     run_state_machine_as_test(Site, settings=SMALL)
 
 
-@pytest.mark.parametrize("fault", ["nothing counted", "data first", "unpaid"])
+@pytest.mark.parametrize("fault", ["nothing counted", "data first", "unpaid", "no memory"])
 def test_the_machine_finds_a_session_that_breaks_a_rule(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +286,13 @@ def test_the_machine_finds_a_session_that_breaks_a_rule(
         del self
         return compute()
 
-    if fault == "nothing counted":
+    def forgetful(self: Budget, plan: Plan, *, known_head: str | None = None) -> object:
+        del known_head
+        return admit(self, plan)
+
+    if fault == "no memory":
+        monkeypatch.setattr(Budget, "admit", forgetful)
+    elif fault == "nothing counted":
         monkeypatch.setattr(Book, "epsilon", lambda *_: 0.0)
     elif fault == "data first":
         monkeypatch.setattr(Budget, "admit", late)

@@ -72,7 +72,7 @@ def test_the_coordinator_learns_one_word(ended: Federation) -> None:
     assert str(ended.site(POOR)) not in seen
 
 
-def test_the_server_keeps_the_ledgers_last_hash(ended: Federation) -> None:
+def test_the_server_keeps_the_ledgers_head(ended: Federation) -> None:
     (path,) = ended.server.rglob("ledger-heads.json")
     heads = json.loads(path.read_text())
     book = verify(ended.site("east") / "work" / "ledger.jsonl")

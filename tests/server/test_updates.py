@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -150,11 +151,9 @@ def test_each_mode_has_its_aggregation() -> None:
         assert type(round_aggregation(plan(privacy), 3, KnownStream())) is kind
 
 
-def test_heads_survive_a_restart_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "heads.json"
-    heads = LedgerHeads(path)
-    assert heads.known(["east"]) == {}
-    reply = StatisticsReply(
+def told(head: str | None, *lines: str) -> StatisticsReply:
+    """An answer that names a head of the site's ledger, and the lines since the one before."""
+    return StatisticsReply(
         plan_digest="0" * 64,
         train_patients=3,
         validation_patients=0,
@@ -162,12 +161,50 @@ def test_heads_survive_a_restart_and_a_damaged_file_is_refused(tmp_path: Path) -
         refused_volumes=0,
         lowest_slice_spacing_mm=None,
         highest_slice_spacing_mm=None,
-        ledger_head="ab" * 32,
+        ledger_head=head,
+        ledger_proof=lines,
     )
-    heads.note("east", reply)
-    heads.note("west", reply.model_copy(update={"ledger_head": None}))
+
+
+def test_heads_survive_a_restart_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    heads = LedgerHeads(path)
+    assert heads.known(["east"]) == {}
+    heads.note("east", told("ab" * 32), required=True)
+    heads.note("west", told(None), required=False)
     assert LedgerHeads(path).known(["east", "west"]) == {"east": "ab" * 32}
     assert json.loads(path.read_text()) == {"east": "ab" * 32}
     path.write_text("{")
     with pytest.raises(RecordError, match="backup"):
         LedgerHeads(path)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_head_is_taken_with_the_lines_that_lead_to_it_and_never_without(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    first, lines = "ab" * 32, ["01" * 32, "02" * 32]
+    second = sha256(bytes.fromhex(first + lines[0]))
+    third = sha256(bytes.fromhex(second + lines[1]))
+    LedgerHeads(path).note("east", told(first), required=True)
+    # an older copy of the ledger, one that went another way, one begun anew, no ledger at all
+    for wrong in (
+        told(second),
+        told(third, *lines[:1]),
+        told(third, *reversed(lines)),
+        told("cd" * 32, *lines),
+        told("cd" * 32),
+        told(None),
+    ):
+        with pytest.raises(UpdateRejectedError):
+            LedgerHeads(path).note("east", wrong, required=True)
+        assert LedgerHeads(path).known(["east"]) == {"east": first}
+    heads = LedgerHeads(path)
+    heads.note("east", told(first), required=True)
+    heads.note("east", told(third, *lines), required=True)
+    assert LedgerHeads(path).known(["east"]) == {"east": third}
+    # a run that no ledger pays for changes nothing
+    heads.note("east", told(None), required=False)
+    assert LedgerHeads(path).known(["east"]) == {"east": third}

@@ -44,8 +44,12 @@ class Budget:
 
     @property
     def head(self) -> str | None:
-        """Hash of the ledger's last line, for the server to keep; None without a ledger."""
+        """Head of the ledger, for the server to keep; None without a ledger."""
         return None if self._ledger is None else self._ledger.head
+
+    def proof(self, known_head: str | None) -> tuple[str, ...]:
+        """Hashes of the ledger's lines since a head that the server knows; none without one."""
+        return () if self._ledger is None else self._ledger.proof(known_head or NO_HEAD)
 
     @property
     def epsilon(self) -> float | None:
@@ -57,16 +61,18 @@ class Budget:
 
         Args:
             plan: the run's plan.
-            known_head: the last hash that the server was told.
+            known_head: the last head that the server was told.
 
         Raises:
             BudgetSpentError: the run would pass the site's cap.
             ConfigError: the site has no budget, or no ledger.
             RecordError: the ledger is damaged, or older than what the server knows.
+            PrivacyError: it has grown by more lines since than a message can show.
         """
         if not spends(plan):
             return None
         ledger = self._open(known_head or NO_HEAD)
+        ledger.proof(known_head or NO_HEAD)
         return ledger.begin(PlannedRun(run=plan.digest(), releases=planned_releases(plan)))
 
     def release(

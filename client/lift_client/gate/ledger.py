@@ -28,6 +28,7 @@ from lift.privacy.book import (
     ReleasedNothing,
     Sent,
 )
+from lift.protocol.heads import MOST_LINES
 from lift_client.gate.ledger_file import Clock, LedgerFile, begin_file, read_file
 
 LEDGER_FILE: Final = "ledger.jsonl"
@@ -89,7 +90,7 @@ def verify(path: Path, *, expected_head: str = START) -> Book:
 
     Args:
         path: `ledger.jsonl`.
-        expected_head: a hash that must be in the chain, such as the last one the server knows.
+        expected_head: a head that the chain must have had, such as the last one the server knows.
 
     Raises:
         RecordError: names the first line that is wrong, and what is wrong with it.
@@ -125,7 +126,7 @@ class Ledger:
     Args:
         path: `ledger.jsonl`.
         cohort: the cohort that is going to be read; must be the ledger's own.
-        expected_head: the last hash that the server knows; START when it knows none.
+        expected_head: the last head that the server knows; START when it knows none.
         clock: gives the present time, with its zone.
 
     Raises:
@@ -167,8 +168,26 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """Hash of the last line: tell it to the server with everything that is sent."""
+        """What the server keeps of all lines: tell it with everything that is sent."""
         return self._book.head
+
+    def proof(self, known_head: str) -> tuple[str, ...]:
+        """Hashes of the lines since a head that the server knows; none where it knows none.
+
+        Raises:
+            PrivacyError: they are more than a message takes.
+            ValueError: the ledger never had that head.
+        """
+        lines = () if known_head == START else self._book.lines_since(known_head)
+        if len(lines) > MOST_LINES:
+            raise PrivacyError(
+                "the privacy ledger cannot show the server that it goes on from where it was",
+                where=str(self._path),
+                seen=f"it has grown by {len(lines)} lines since; a message takes {MOST_LINES}",
+                remedy="Nothing was computed. Tell the coordinator, who may remove this site's "
+                "line from ledger-heads.json when you have compared heads by telephone.",
+            )
+        return lines
 
     @property
     def cap(self) -> float:

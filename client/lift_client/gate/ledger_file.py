@@ -11,8 +11,9 @@ head. So after a crash
 - one complete line after the head's counts as it stands.
 
 What these two files cannot reveal is that both were deleted or replaced by older copies. The
-server therefore keeps the last hash it was told, and `expected_head` must be in the chain. The
-ledger may have grown since: reservations of a crash are known here alone.
+server therefore keeps the last head it was told and names it in every request, and `expected_head`
+must be one of the chain's. The ledger may have grown since: reservations of a crash are known here
+alone.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class LedgerFile:
                 _set_aside(self.path, unfinished)
                 os.ftruncate(self._file, len(content) - len(unfinished))
                 os.fsync(self._file)
-            _write_head(self.path, _Head(count=len(self.book.lines), last_hash=self.book.head))
+            _write_head(self.path, _Head(count=len(self.book.lines), last_hash=self.book.last_hash))
         self._seen = hashlib.sha256(self._content()).digest()
         if unfinished:
             digest = hashlib.sha256(unfinished).hexdigest()
@@ -206,7 +207,7 @@ def _checked(
             head = parse_model(_Head, head_text)
         elif count == 1:
             # a crash between the very first line and its head
-            head = _Head(count=1, last_hash=book.head)
+            head = _Head(count=1, last_hash=book.last_hash)
         else:
             raise _damage(path, count, "ledger.head is missing")
     except ValueError:
@@ -216,11 +217,11 @@ def _checked(
         raise _damage(path, count + 1, seen)
     if head.count < count - 1 or head.last_hash != book.lines[head.count - 1].hash:
         raise _damage(path, head.count, "ledger.head names another line: one of them is older")
-    if expected_head != START and all(line.hash != expected_head for line in book.lines):
+    if expected_head not in {START, *book.heads}:
         raise _damage(
             path,
             count,
-            f"the hash {expected_head[:12]} that the other side knows is not in the chain: "
+            f"the head {expected_head[:12]} that the other side knows is none of this chain's: "
             "the ledger was rolled back, replaced or begun anew",
         )
     return book, unfinished

@@ -69,7 +69,7 @@ def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | N
         _table(rows_of(book))
     sys.stdout.write(
         f"epsilon {spent:.4f} of {book.cap:g} spent, at delta {book.delta:g} (patient, add or "
-        f"remove one)\nwhole: {len(book.lines)} lines, none changed or missing; last hash "
+        f"remove one)\nwhole: {len(book.lines)} lines, none changed or missing; head "
         f"{book.head}\n"
     )
     if cost is not None:
@@ -110,7 +110,8 @@ def _as_json(book: Book, spent: float, cost: float | None) -> dict[str, object]:
         "unit": "patient",
         "relation": "add or remove one",
         "epsilon_after_plan": cost,
-        "last_hash": book.head,
+        "head": book.head,
+        "last_hash": book.last_hash,
         "reservations": [vars(row) for row in rows_of(book)],
     }
 

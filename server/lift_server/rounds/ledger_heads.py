@@ -1,8 +1,9 @@
-"""The last hash of each site's privacy ledger, as the site told it: kept outside the hospital.
+"""The last head of each site's privacy ledger, as the site told it: kept outside the hospital.
 
 A ledger cannot show that an older copy was put in its place, or that it was deleted and begun
-again. So the server keeps the last hash that came with an answer, sends it with the next plan, and
-the site refuses to compute when its ledger does not hold it.
+again. So the server keeps the last head that came with an answer and names it in every request. A
+site refuses to compute when its ledger never had that head. The server, in turn, takes a new head
+only with the hashes of the lines in between, and of an answer without them it uses nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from lift.errors import RecordError
+from lift.errors import RecordError, UpdateRejectedError
 from lift.files import write_json
+from lift.protocol.heads import head_after
 from lift.protocol.messages import StatisticsReply, TrainReply
 from lift.strict_json import parse_json
 
@@ -20,7 +22,7 @@ HEADS_FILE: Final = "ledger-heads.json"
 
 
 class LedgerHeads:
-    """Site -> hash, in one small file, across runs.
+    """Site -> head, in one small file, across runs.
 
     Args:
         path: the file; none yet means that no site has told one.
@@ -37,7 +39,7 @@ class LedgerHeads:
                 self._heads = {str(k): str(v) for k, v in parse_json(path.read_bytes()).items()}
             except (OSError, ValueError, AttributeError):
                 raise RecordError(
-                    "cannot read the hashes of the sites' privacy ledgers",
+                    "cannot read the heads of the sites' privacy ledgers",
                     where=str(path),
                     seen="it is damaged",
                     remedy="Put the file back from a backup. Without it an older copy of a site's "
@@ -45,13 +47,42 @@ class LedgerHeads:
                 ) from None
 
     def known(self, sites: Iterable[str]) -> dict[str, str]:
-        """The hashes that these sites told last."""
+        """The heads that these sites told last."""
         return {site: self._heads[site] for site in sites if site in self._heads}
 
-    def note(self, site: str, body: object) -> None:
-        """Keep the hash that came with an answer, on the disk before anything is made of it."""
-        if not isinstance(body, StatisticsReply | TrainReply) or body.ledger_head is None:
+    def note(self, site: str, body: object, *, required: bool) -> None:
+        """Keep the head that came with an answer, on the disk before anything is made of it.
+
+        Args:
+            site: who answered.
+            body: the answer's body; of a verdict nothing is kept.
+            required: whether the run is one that a site's ledger pays for.
+
+        Raises:
+            UpdateRejectedError: there is no head where there must be one, or the lines that came
+                with it do not lead to it from the head that the site told before.
+        """
+        if not isinstance(body, StatisticsReply | TrainReply):
             return
-        if self._heads.get(site) != body.ledger_head:
+        if body.ledger_head is None:
+            if required:
+                raise _refusal(site, "it does not name the head of the site's privacy ledger")
+            return
+        known = self._heads.get(site)
+        if known is not None and head_after(known, body.ledger_proof) != body.ledger_head:
+            raise _refusal(
+                site, "the site's privacy ledger does not go on from the head told before"
+            )
+        if known != body.ledger_head:
             self._heads[site] = body.ledger_head
             write_json(self._path, dict(sorted(self._heads.items())))
+
+
+def _refusal(site: str, seen: str) -> UpdateRejectedError:
+    return UpdateRejectedError(
+        f"the answer of '{site}' was refused",
+        where="ledger_head",
+        seen=seen,
+        remedy="Nothing of it was used. An older copy of the ledger may have been put back there: "
+        "call the site's operator.",
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -84,7 +85,7 @@ def run_rounds(
             s.
         with_guard: ask the sites for their verdict at the end. Without it what was trained is
             released as it is: for a comparison.
-        heads_file: where the last hashes of the sites' privacy ledgers are kept, across runs; in
+        heads_file: where the last heads of the sites' privacy ledgers are kept, across runs; in
             the run's folder by default.
         noised_folder: where rounds are kept that the server added noise to, across runs; in the
             run's folder by default.
@@ -185,14 +186,16 @@ class _Rounds:
                 0,
                 Kind.STATISTICS,
                 epsilon=epsilon_after(self._plan, 0),
-                statistics={site: reply.model_dump(mode="json") for site, reply in replies.items()},
+                statistics={
+                    site: reply.model_dump(mode="json", exclude={"ledger_proof"})
+                    for site, reply in replies.items()
+                },
             ),
         )
         return state, shared
 
     def _statistics_request(self) -> Parcel:
-        heads = self._heads.known(self._roster)
-        return Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan, ledger_heads=heads))
+        return Parcel(Kind.STATISTICS, StatisticsRequest(plan=self._plan))
 
     def _inform(self, round_index: int) -> None:
         """After a resume the sites get the plan again: they may have lost it meanwhile.
@@ -377,8 +380,9 @@ class _Rounds:
         if self._on_ask is not None:
             self._on_ask(round_index, request.kind, asked, deadline_s)
         began = monotonic()
+        known = self._heads.known(asked)
         answers: dict[str, Answer] = self._transport.exchange(
-            dict.fromkeys(asked, request), deadline_s=deadline_s
+            {site: _with_head(request, known.get(site)) for site in asked}, deadline_s=deadline_s
         )
         # how long a round takes depends on who was drawn: under noise it is not on record, nor
         # are sizes, though they have nothing to tell
@@ -400,8 +404,14 @@ class _Rounds:
                     tally.answered.append(site)
                 continue
             tally.answered.append(site)
+            try:
+                body = answer.content.body
+                self._heads.note(site, body, required=self._plan.protects_patients)
+            except UpdateRejectedError as error:
+                logger.warning("event=ledger_refused site=%s reason=%s", site, error.seen)
+                tally.refused[site] = error.seen
+                continue
             parcels[site] = answer.content
-            self._heads.note(site, answer.content.body)
         return parcels, tally
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
@@ -426,3 +436,10 @@ class _Rounds:
         logger.info("event=round_done round=%d", round_index)
         if self._on_round is not None:
             self._on_round(self._store.records[-1])
+
+
+def _with_head(request: Parcel, known_head: str | None) -> Parcel:
+    """The request as one site gets it: with the head of its own ledger, and of nobody else's."""
+    if known_head is None:
+        return request
+    return replace(request, body=request.body.model_copy(update={"known_head": known_head}))
