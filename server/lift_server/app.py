@@ -38,7 +38,6 @@ from lift.tasks.describe import describe_run
 from lift.tasks.registry import load_generator, task_of, with_generator
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
-from lift_server.noised import NOISED_FOLDER
 from lift_server.release.privacy_record import epsilon_by_site
 from lift_server.release.results import (
     most_bytes,
@@ -50,6 +49,7 @@ from lift_server.release.results import (
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.rounds.loop import run_rounds
+from lift_server.rounds.noised import NOISED_FOLDER
 from lift_server.rounds.store import RunStore
 from lift_server.sites.certificates import certificate_notices
 from lift_server.sites.roster import Roster

@@ -22,7 +22,7 @@ from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
 from lift_client.session import SiteSession
 from lift_server.rounds.loop import run_rounds
 from lift_server.rounds.store import RunStore
-from lift_server.tasks.paired import PairedTask
+from lift_server.tasks.paired import PairedRun
 from tests.lift.small_world import small_generator, small_plan, write_brats_patient
 
 DELTA, CAP = 1e-5, 50.0
@@ -90,7 +90,7 @@ def federate(
             north.put_back()
 
     def main(transport: Transport) -> None:
-        task = PairedTask(plan, lambda taps: start_values(plan, generator, taps))
+        task = PairedRun(plan, lambda taps: start_values(plan, generator, taps))
         sites = [NORTH, SOUTH]
         run_rounds(plan, transport, store, task, roster=lambda: sites, on_round=look)
 

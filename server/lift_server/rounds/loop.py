@@ -39,11 +39,11 @@ from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Shipped
 from lift.wire.names import MIXER, grouped
-from lift_server.noised import NOISED_FOLDER, NoisedRound, NoisedRounds
 from lift_server.rounds.aggregation import ServerState, next_state
 from lift_server.rounds.exchange import Tally, patients_of, slowest_round_s
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
+from lift_server.rounds.noised import NOISED_FOLDER, NoisedRound, NoisedRounds
 from lift_server.rounds.quorum import check_quorum
 from lift_server.rounds.store import RunStore
 from lift_server.rounds.task import Contribution, RunTask
