@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 Verdict = Literal["helped", "harmed", "undecided"]
 JudgedOn = Literal["validation", "validation_and_training"]
 """On whom a verdict rests: with too few validation patients on training patients too, each under
@@ -24,8 +21,6 @@ patients says `helped` beyond it alone. Measured on the same patients in and out
 the mixer adds to the curves: phantoms +.07 dB [.01, .14] of a gain of 5.0 (32 patients), four real
 hospitals +.08 [.04, .11] of .66 (25), five real patients, four of them trained on, +.30 [.16, .50]
 of 3.4."""
-_BAND: Final = 0.25
-_FEWEST_SLICES: Final = 8
 _SPACING_TOLERANCE: Final = 0.25
 _SHARE_TOLERANCE: Final = 0.5
 
@@ -38,7 +33,7 @@ class SiteProfile:
         verdict: helped, harmed or undecided, against no mixer.
         lowest_slice_spacing_mm: smallest through-plane spacing of the site's volumes.
         highest_slice_spacing_mm: largest one.
-        lowest_hf_share: smallest :func:`hf_share` of its validation sources, or None.
+        lowest_hf_share: smallest `hf_share` of its validation sources, or None.
         highest_hf_share: largest one, or None.
     """
 
@@ -47,35 +42,6 @@ class SiteProfile:
     highest_slice_spacing_mm: float
     lowest_hf_share: float | None
     highest_hf_share: float | None
-
-
-def hf_share(source: NDArray[np.float32], mask: NDArray[np.generic]) -> float | None:
-    """Share of the through-plane power above 0.25 cycles per slice, averaged over channels.
-
-    Thick slices resampled to a fine grid have nearly none; jumping slice gains have much.
-
-    Args:
-        source: (z, c, h, w).
-        mask: (z, 1, h, w), non-zero inside.
-
-    Returns:
-        A number in [0, 1], or None with fewer than 8 slices or without a constant-free column.
-    """
-    depth = source.shape[0]
-    inside = np.asarray(mask)[:, 0] > 0
-    columns = inside.mean(0) > 0.6
-    if depth < _FEWEST_SLICES or not columns.any():
-        return None
-    window = np.hanning(depth)[:, None]
-    high = np.fft.rfftfreq(depth) > _BAND
-    shares = []
-    for channel in range(source.shape[1]):
-        values = np.asarray(source[:, channel])[:, columns].astype(np.float64)
-        power = np.abs(np.fft.rfft((values - values.mean(0)) * window, axis=0)) ** 2
-        total = power[1:].sum()
-        if total > 0:
-            shares.append(float(power[high].sum() / total))
-    return float(np.mean(shares)) if shares else None
 
 
 def concerns(

@@ -18,6 +18,7 @@ from lift.commands import run_command
 from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
+from lift.records.run import read_run_record
 from lift.report.terms import method_term
 from lift.strict_json import parse_json
 from lift_simulation.shipped import shipped_settings
@@ -98,13 +99,13 @@ def write_summary(folders: Sequence[Path], output: Path) -> None:
 
 def _cell(folder: Path) -> dict[str, Any]:
     metrics = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))
-    record = parse_json((folder / "run.json").read_text(encoding="utf-8"))
-    training = [site["patients"]["train"] for site in record["sites"]]
+    record = read_run_record(folder)
+    training = [site.patients["train"] for site in record.sites]
     difference = metrics["comparisons"]["pooled"][f"{_MAIN} - {_REFERENCE}"]
     return {
         "training_patients": training,
         "mean_training_patients": sum(training) / len(training),
-        "phantom": record["phantom"],
+        "phantom": record.phantom,
         "psnr_db": {
             row: metrics["pooled"][row]["psnr_db"]
             for row in ("no_mixer", *_ROWS, "chosen")

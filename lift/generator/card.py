@@ -9,6 +9,7 @@ from lift.config.decoder import DecoderCard
 from lift.config.generator import GeneratorCard, GeneratorChoice
 from lift.config.plan import PreprocessingPlan, TaskPlan
 from lift.errors import ConfigError, GeneratorError, VersionMismatchError
+from lift.records.run import read_run_record
 from lift.strict_json import parse_json
 
 CARD_FILE: Final = "generator.json"
@@ -134,11 +135,10 @@ def known_bundle(mixer: Path, fingerprint: str | None) -> Path:
     """
     folder = mixer if mixer.is_dir() else mixer.parent
     try:
-        record = parse_json((folder / "run.json").read_text(encoding="utf-8"))
-        own = Path(record["bundle"])
-        if read_card(own).fingerprint == fingerprint:
-            return own
-    except (OSError, ValueError, KeyError, TypeError, GeneratorError):
+        own = read_run_record(folder).bundle
+        if own is not None and read_card(Path(own)).fingerprint == fingerprint:
+            return Path(own)
+    except (OSError, ValueError, GeneratorError):
         # no record, none of an own bundle, or a bundle that is elsewhere now
         pass
     return shipped_bundle(fingerprint)

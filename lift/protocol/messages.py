@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-import numpy as np
 from pydantic import Field
 
 from lift.config.base import Settings
@@ -27,6 +26,10 @@ from lift.config.card import DataCard
 from lift.config.plan import MOST_ROUNDS, Digest, Plan
 from lift.guard import JudgedOn, Verdict
 from lift.protocol.heads import MOST_LINES
+
+if TYPE_CHECKING:
+    # the short commands read records, and load no numpy
+    import numpy as np
 
 PROTOCOL_VERSION: Final = 2
 Count = Annotated[int, Field(ge=0, le=10**6)]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, Self
 
 from pydantic import Field, JsonValue
 
+from lift.files import write_json
 from lift.guard import JudgedOn, Verdict
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.loss_trend import of_records
 from lift.records.metrics import Measure, Record
+from lift.records.rounds import RoundRecord
 from lift.records.shipped import Said, Source
+from lift.strict_json import parse_model
 
 RUN_FILE: Final = "run.json"
 SITE_REPORT: Final = "site report"
@@ -93,12 +98,21 @@ class LossRecord(Record):
     still_falling: bool
 
 
-class RunRecord(Record):
+class Description(Record):
+    """What `run.json` says of any run before it computes: plan, digests, versions."""
+
+    plan: dict[str, JsonValue]
+    plan_digest: str = ""
+    generator: dict[str, JsonValue] = Field(default_factory=dict)
+    mixer: MixerRecord | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class RunRecord(Description):
     """`run.json`."""
 
     name: str
     phantom: bool
-    plan: dict[str, JsonValue]
     kind: str = ""
     data_statement: str = ""
     runs_tried: list[str] = Field(default_factory=list)
@@ -106,11 +120,16 @@ class RunRecord(Record):
     finished: str | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
     budget_s: dict[str, float | None] = Field(default_factory=dict)
-    plan_digest: str = ""
-    generator: dict[str, JsonValue] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
+    settings_digest: str = ""
+    """Of a simulation's settings, for its resume."""
+    bundle: str | None = None
+    """Folder of a bundle of one's own, so that a translation finds it again."""
     sites: tuple[SiteRecord, ...] = ()
     guard: dict[str, GuardRecord] = Field(default_factory=dict)
+    folds: tuple[dict[str, GuardRecord], ...] = ()
+    """The verdicts of each federation, where a run has several."""
+    chosen: tuple[dict[str, dict[str, JsonValue]], ...] = ()
+    """Of each federation: by site what it uses, and the figures that decided."""
     shipped: Source | None = None
     """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
     said: Said | None = None
@@ -124,9 +143,43 @@ class RunRecord(Record):
     command: str = ""
     update_bytes: int | None = None
     statistics_bytes: int | None = None
-    mixer: MixerRecord | None = None
     loss_trend: LossRecord | None = None
     complete: bool = False
+
+    def updated(self, **changes: Any) -> RunRecord:
+        """The record with other values of some keys.
+
+        Raises:
+            pydantic.ValidationError: a value does not fit its key.
+        """
+        known = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**known, **changes})
+
+    def described(self, by: Description) -> RunRecord:
+        """The record with another description."""
+        return self.updated(**{name: getattr(by, name) for name in by.model_fields_set})
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`, with the keys that were set."""
+        write_json(folder / RUN_FILE, as_json(self))
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """`run.json` of a folder.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is not what a run writes.
+    """
+    return parse_model(RunRecord, (folder / RUN_FILE).read_bytes())
+
+
+def loss_record(runs: Sequence[Sequence[RoundRecord]]) -> LossRecord | None:
+    """How the training loss of a run's federations went at the end; None where nothing tells."""
+    trend = of_records(runs)
+    if trend is None:
+        return None
+    return LossRecord(**trend)
 
 
 def as_json(part: Record) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Final
 from lift.config.plan import Plan
 from lift.generator.base import Generator
 from lift.privacy.costs import describe_privacy
+from lift.records.run import Description, MixerRecord
 from lift.tasks.registry import task_of
 
 _PACKAGES: Final = (
@@ -52,24 +53,24 @@ def describe_dry_run(
     }
 
 
-def describe_run(plan: Plan, generator: Generator) -> dict[str, object]:
+def describe_run(plan: Plan, generator: Generator) -> Description:
     """What `run.json` says of any run before it computes: plan, digests, versions."""
     card = generator.card
-    return {
-        "plan": plan.model_dump(mode="json"),
-        "plan_digest": plan.digest(),
-        "generator": {
+    return Description(
+        plan=plan.model_dump(mode="json"),
+        plan_digest=plan.digest(),
+        generator={
             "fingerprint": generator.fingerprint,
             "training_data": card.training_data,
             "licence": card.licence,
             "network": card.network.model_dump(mode="json"),
         },
-        "mixer": {
-            "kind": plan.mixer.kind,
-            "parameters": task_of(plan).trained_part(plan, generator).parameter_count(),
-        },
-        "versions": {
+        mixer=MixerRecord(
+            kind=plan.mixer.kind,
+            parameters=task_of(plan).trained_part(plan, generator).parameter_count(),
+        ),
+        versions={
             "python": platform.python_version(),
             **{package: version(package) for package in _PACKAGES},
         },
-    }
+    )

@@ -30,10 +30,8 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
-from lift.records.loss_trend import of_records
 from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics
-from lift.records.run import SiteRecord, as_json
-from lift.strict_json import parse_json
+from lift.records.run import FEDERATION, RunRecord, SiteRecord, loss_record, read_run_record
 from lift.tasks.describe import describe_run
 from lift.tasks.registry import load_generator, task_of, with_generator
 from lift.tracking.base import About
@@ -114,14 +112,14 @@ class _Server:
     def run(self) -> None:
         config, plan = self._config, self._plan
         record = _read_record(config.output, plan)
-        if record.get("complete"):
+        if record is not None and record.complete:
             self._say(f"this run is already complete: {config.output}")
             # the report is written last: a server that was killed there has none
             if not (config.output / "report.html").is_file():
                 self._report()
             return
-        record |= self._description(record)
-        write_json(config.output / "run.json", record)
+        record = self._begun(record)
+        record.write(config.output)
         self._tracking.begin(
             About(config.name, plan.digest(), config.phantom), config.output / ROUNDS_FILE
         )
@@ -251,21 +249,22 @@ class _Server:
             secret=str(config.state / "executor.secret"),
         )
 
-    def _description(self, before: Mapping[str, object]) -> dict[str, object]:
-        return {
-            "name": self._config.name,
-            "kind": "federation",
-            "phantom": self._config.phantom,
-            "data_statement": self._config.data_statement,
-            "command": "lift-server --config server.yaml",
-            "started": before.get("started") or _now(),
-            "finished": None,
-            "complete": False,
-            **describe_run(self._plan, self._generator),
-            "privacy": self._privacy(),
-        }
+    def _begun(self, before: RunRecord | None) -> RunRecord:
+        found = describe_run(self._plan, self._generator)
+        begun = RunRecord(
+            plan=found.plan,
+            name=self._config.name,
+            kind=FEDERATION,
+            phantom=self._config.phantom,
+            data_statement=self._config.data_statement,
+            command="lift-server --config server.yaml",
+            started=(None if before is None else before.started) or _now(),
+            finished=None,
+            complete=False,
+        )
+        return begun.described(found).updated(privacy=self._privacy())
 
-    def _finish(self, record: dict[str, object], run: FinishedRun) -> None:
+    def _finish(self, record: RunRecord, run: FinishedRun) -> None:
         out = self._config.output
         write_finished_mixer(
             out / "mixer.safetensors", self._plan, run, phantom=self._config.phantom
@@ -274,19 +273,19 @@ class _Server:
         write_json(out / "metrics.json", metrics)
         self._tracking.finished(metrics)
         known = run.records[0].statistics
-        record |= {
-            "finished": _now(),
-            "complete": True,
-            "guard": verdicts(run.guard),
+        finished = record.updated(
+            finished=_now(),
+            complete=True,
+            guard=verdicts(run.guard),
             **shipped_record(run.shipped),
-            "loss_trend": of_records([run.records]) if task_of(self._plan).loss_falls else None,
-            "epsilon_met": epsilon_by_site(self._plan, run.records),
-            "ledger_heads": LedgerHeads(self._config.state / HEADS_FILE).known(known),
-            "update_bytes": most_bytes(run.records, "train"),
-            "statistics_bytes": most_bytes(run.records, "statistics"),
-            "sites": [as_json(_site(site, known[site])) for site in sorted(known)],
-        }
-        write_json(out / "run.json", record)
+            loss_trend=loss_record([run.records]) if task_of(self._plan).loss_falls else None,
+            epsilon_met=epsilon_by_site(self._plan, run.records),
+            ledger_heads=LedgerHeads(self._config.state / HEADS_FILE).known(known),
+            update_bytes=most_bytes(run.records, "train"),
+            statistics_bytes=most_bytes(run.records, "statistics"),
+            sites=tuple(_site(site, known[site]) for site in sorted(known)),
+        )
+        finished.write(out)
         self._report()
 
     def _report(self) -> None:
@@ -314,33 +313,31 @@ class _Server:
         self._console.print(line, markup=False, highlight=False)
 
 
-def _read_record(out: Path, plan: Plan) -> dict[str, object]:
-    """`run.json` of the run that is resumed; empty for a new one.
+def _read_record(out: Path, plan: Plan) -> RunRecord | None:
+    """`run.json` of the run that is resumed; None for a new one.
 
     Raises:
         CheckpointError: the folder holds the run of another plan, or a damaged record.
     """
-    path = out / "run.json"
-    if not path.is_file():
-        return {}
     try:
-        record = parse_json(path.read_bytes())
-        digest = record["plan_digest"]
-    except (ValueError, KeyError, TypeError):
+        record = read_run_record(out)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
         raise CheckpointError(
             "cannot resume: run.json is damaged",
             where=str(out),
             seen="it is not the JSON that a run writes",
             remedy="Move the folder away, or choose another output.",
         ) from None
-    if digest != plan.digest():
+    if record.plan_digest != plan.digest():
         raise CheckpointError(
             "the output folder holds a run of another plan",
             where=str(out),
-            seen=f"plan {str(digest)[:12]}... there, {plan.digest()[:12]}... now",
+            seen=f"plan {record.plan_digest[:12]}... there, {plan.digest()[:12]}... now",
             remedy="Nothing was changed. Choose another output, or restore the plan.",
         )
-    return dict(record)
+    return record
 
 
 def _already_running(folder: Path) -> ConfigError:

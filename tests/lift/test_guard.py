@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lift.guard import SiteProfile, Verdict, concerns, hf_share
+from lift.guard import SiteProfile, Verdict, concerns
+from lift.metrics.hf_share import hf_share
 
 Floats = NDArray[np.float32]
 

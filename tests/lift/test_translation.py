@@ -18,7 +18,8 @@ from lift.cohort.preprocessing import Prepared, prepare, restore
 from lift.config.plan import Plan
 from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
 from lift.generator.features import compute_features
-from lift.guard import SiteProfile, hf_share
+from lift.guard import SiteProfile
+from lift.metrics.hf_share import hf_share
 from lift.mixer.curves import KNOTS
 from lift.mixer.finished import FinishedMixer
 from lift.tasks.paired.choice import USES, Use

@@ -108,6 +108,7 @@ def make_live(
             "started": (now - timedelta(hours=2)).isoformat(timespec="seconds"),
             "complete": False,
             "phantom": phantom,
+            "plan": {},
             "plan_digest": config.plan.digest(),
             "privacy": {"mode": "none", "statement": "nobody adds noise"},
         },

@@ -548,7 +548,9 @@ def test_status_of_a_server_that_stopped_or_ended_by_itself(run: Run, folder: Pa
     assert status(run, folder)["summary"] == "stopped (after round 3)"
     write_status(folder, phase="done", round=20, pid=dead_pid())
     (folder / "run").mkdir()
-    (folder / "run" / "run.json").write_text('{"complete": true}')
+    (folder / "run" / "run.json").write_text(
+        json.dumps({"name": "t", "phantom": True, "plan": {}, "complete": True})
+    )
     data = status(run, folder)
     assert (data["phase"], data["summary"], data["complete"]) == ("done", "done, 20 rounds", True)
     assert data["next"].startswith("lift-server export")

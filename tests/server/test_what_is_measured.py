@@ -42,6 +42,7 @@ CENTRAL = PatientGradients(
     sampling_rate=0.25,
 )
 SITES = ("east", "west")
+HEAD = "ab" * 32
 
 
 def answer(request: Parcel) -> Parcel | Failure:
@@ -57,12 +58,17 @@ def answer(request: Parcel) -> Parcel | Failure:
             refused_volumes=0,
             lowest_slice_spacing_mm=None,
             highest_slice_spacing_mm=None,
+            ledger_head=HEAD if private else None,
         )
         sums = {"z_filter_a": np.eye(6, dtype=np.int64), "z_filter_b": np.zeros(6, np.int64)}
         return Parcel(Kind.STATISTICS, reply, {} if private else sums)
     if isinstance(body, TrainRequest):
         train = TrainReply(
-            plan_digest=body.plan_digest, round=body.round, loss=None, validation_psnr_db=None
+            plan_digest=body.plan_digest,
+            round=body.round,
+            loss=None,
+            validation_psnr_db=None,
+            ledger_head=body.known_head,
         )
         return Parcel(Kind.TRAIN, train, {"w": np.zeros(3, NUMBER[body.plan_digest])})
     return Failure(FailureKind.POLICY)

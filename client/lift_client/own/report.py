@@ -27,7 +27,7 @@ from lift.mixer.z_filter import fit
 from lift.process import files_kept_private
 from lift.protocol.messages import GuardRequest
 from lift.randomness import derive_seed
-from lift.records.run import SITE_REPORT, GuardRecord, SiteRecord, as_json
+from lift.records.run import SITE_REPORT, GuardRecord, RunRecord, SiteRecord
 from lift.report.page import write_report
 from lift.tasks.describe import describe_run
 from lift.tasks.paired.building import plan_mixer, start_values
@@ -119,26 +119,25 @@ def write_own_report(
         protocol="ct" if is_ct else "mr",
     )
     write_json(out / "metrics.json", table)
-    write_json(
-        out / "run.json",
-        {
-            **describe_run(plan, generator),
-            "name": config.name,
-            "kind": SITE_REPORT,
-            "phantom": phantom or finished.phantom,
-            "data_statement": _statement(part, len({people[patient] for patient in patients})),
-            "started": None,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "complete": True,
-            "command": command,
-            "sites": [as_json(_site(config, work))],
-            "guard": _verdict(config, work, finished),
-            "privacy": {"mode": plan.privacy.mode},
-            "mixer_digest": file_digest(mixer_path(config, mixer)),
-            "journal": _journal(config.folder / JOURNAL_FILE),
-            "ledger": _ledger(config),
-        },
+    found = describe_run(plan, generator)
+    record = RunRecord(
+        plan=found.plan,
+        name=config.name,
+        kind=SITE_REPORT,
+        phantom=phantom or finished.phantom,
+        data_statement=_statement(part, len({people[patient] for patient in patients})),
+        started=None,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        complete=True,
+        command=command,
+        sites=(_site(config, work),),
+        guard=_verdict(config, work, finished),
+        privacy={"mode": plan.privacy.mode},
+        mixer_digest=file_digest(mixer_path(config, mixer)),
+        journal=_journal(config.folder / JOURNAL_FILE),
+        ledger=_ledger(config),
     )
+    record.described(found).write(out)
     path = write_report(out)
     out.chmod(0o700)
     return path
@@ -235,7 +234,9 @@ def _trained_alone(
     )
 
 
-def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> dict[str, object]:
+def _verdict(
+    config: SiteConfig, work: PairedWork, finished: FinishedMixer
+) -> dict[str, GuardRecord]:
     """What this site says of the mixer, on its own patients, as it tells a server."""
     taps = finished.taps
     if taps.numel() != _TAPS:
@@ -244,7 +245,7 @@ def _verdict(config: SiteConfig, work: PairedWork, finished: FinishedMixer) -> d
     tensors |= shared_sums(config, finished.plan)
     request = GuardRequest(plan_digest=finished.plan.digest())
     reply = work.guard(request, {**tensors, TAPS: taps.numpy()})
-    return {config.name: as_json(GuardRecord.of(reply))}
+    return {config.name: GuardRecord.of(reply)}
 
 
 def _statement(part: str, count: int) -> str:

@@ -19,7 +19,8 @@ from lift.device import AtOnce
 from lift.errors import ConfigError, ProtocolError
 from lift.generator.features import Features
 from lift.generator.networks import FrozenGenerator
-from lift.guard import OPTIMISM_DB, JudgedOn, hf_share
+from lift.guard import OPTIMISM_DB, JudgedOn
+from lift.metrics.hf_share import hf_share
 from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer

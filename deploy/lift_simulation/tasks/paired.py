@@ -33,7 +33,7 @@ from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.fold import Afterwards, Fold, FoldResult
 from lift_simulation.tasks.participation import Participation
-from lift_simulation.tasks.record import RunRecord
+from lift_simulation.tasks.record import RecordFile
 
 
 def simulate_paired(
@@ -45,7 +45,7 @@ def simulate_paired(
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
-    record = RunRecord(out, config, command)
+    record = RecordFile(out, config, command)
     if record.complete:
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"

@@ -7,21 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
-from lift.files import file_digest, write_json
+from lift.files import file_digest
 from lift.generator.base import Generator
 from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
-from lift.records.loss_trend import of_records
 from lift.records.metrics import Measure
 from lift.records.rounds import RoundRecord
-from lift.records.run import GuardRecord, SiteRecord, as_json
-from lift.strict_json import parse_json
+from lift.records.run import GuardRecord, RunRecord, SiteRecord, loss_record, read_run_record
 from lift.tasks.describe import describe_run
 from lift_client.tasks.unconditional import UnconditionalWork
 from lift_server.release.privacy_record import epsilon_by_site
@@ -31,97 +28,85 @@ from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_simulation.tasks.fold import FoldResult
 
 
-class RunRecord:
-    """`run.json`: what the run is, what it ran on, and how far it came."""
+class RecordFile:
+    """`run.json` of a simulation, as it grows.
+
+    Raises:
+        CheckpointError: the folder holds the run of other settings, or its record is damaged.
+    """
 
     def __init__(self, out: Path, config: SimulationConfig, command: str) -> None:
-        self._path = out / "run.json"
+        self._folder = out
         self._config = config
-        self._data: dict[str, Any] = {}
+        self._command = command
         digest = config.digest()
         if config.participation is not None and config.participation.is_file():
             both = f"{digest} {file_digest(config.participation)}"
             digest = hashlib.sha256(both.encode()).hexdigest()
-        if self._path.is_file():
-            try:
-                self._data = parse_json(self._path.read_text(encoding="utf-8"))
-                found = self._data["settings_digest"]
-            except (OSError, ValueError, KeyError, TypeError):
-                raise CheckpointError(
-                    "cannot resume: run.json is damaged",
-                    where=str(out),
-                    seen="it is not the JSON that a run writes",
-                    remedy="Choose another output folder, or move this one away.",
-                ) from None
-            if found != digest:
-                raise CheckpointError(
-                    "the output folder holds a run of other settings",
-                    where=str(out),
-                    seen=f"settings {str(found)[:12]}... there, {digest[:12]}... now",
-                    remedy="Nothing was changed. Choose another --output, or restore the settings.",
-                )
-        else:
-            self._data = {
-                "started": _now(),
-                "finished": None,
-                "settings_digest": digest,
-                "complete": False,
-            }
-        self._data |= {
-            "name": config.name,
-            "kind": "simulation",
-            "phantom": config.phantom,
-            "data_statement": config.data_statement,
-            "runs_tried": list(config.runs_tried),
-            "command": command,
-            "budget_s": dict(config.budget_s),
-        }
+        self._digest = digest
+        self._record = _found(out, digest)
 
     @property
     def complete(self) -> bool:
         """Whether the run came to its end, report included."""
         # the report is written last: without it a run killed there would never get one
-        return bool(self._data.get("complete")) and (self._path.parent / "report.html").is_file()
+        there = (self._folder / "report.html").is_file()
+        return self._record is not None and self._record.complete and there
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, of this start and those before."""
-        return dict(self._data.get("seconds", {}))
+        told = {} if self._record is None else self._record.seconds
+        return {stage: value for stage, value in told.items() if value is not None}
 
     def describe(self, plan: Plan, generator: Generator) -> None:
         """Plan, digests, versions: known before anything is computed."""
-        self._data |= describe_run(plan, generator)
-        choice = self._config.generator
+        found, config, choice = describe_run(plan, generator), self._config, self._config.generator
+        begun = self._record or RunRecord(
+            plan=found.plan,
+            name=config.name,
+            phantom=config.phantom,
+            started=_now(),
+            finished=None,
+            settings_digest=self._digest,
+            complete=False,
+        )
+        begun = begun.updated(
+            name=config.name,
+            kind="simulation",
+            phantom=config.phantom,
+            data_statement=config.data_statement,
+            runs_tried=list(config.runs_tried),
+            command=self._command,
+            budget_s=dict(config.budget_s),
+        )
         if choice is not None and choice.bundle is not None:
             # so that a translation finds it again
-            self._data["bundle"] = str(choice.bundle.resolve())
-        write_json(self._path, self._data)
+            begun = begun.updated(bundle=str(choice.bundle.resolve()))
+        self._write(begun.described(found))
 
     def keep_seconds(self, seconds: Mapping[str, float]) -> None:
         """Write the seconds so far: a resumed run adds to them."""
-        self._data["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
-        write_json(self._path, self._data)
+        self._write(self._known.updated(seconds=_rounded(seconds)))
 
     def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
         """Sites, guard and seconds; the run is complete once the report is there too."""
-        self._data |= {
-            "finished": _now(),
-            "complete": True,
-            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
-            "sites": [as_json(self._site(site, results)) for site in self._config.sites],
-            "guard": _guard(results, self._config.plan.seed) if len(results) == 1 else {},
-            "folds": [_guard([result], self._config.plan.seed) for result in results]
-            if len(results) > 1
-            else [],
-            **_ledgers(results[0].finished.records, self._config.plan, self._path.parent),
-            "chosen": [_choices(result) for result in results],
-            "loss_trend": of_records([result.finished.records for result in results]),
-            "update_bytes": _update_bytes(results),
-            "privacy": describe_privacy(
-                self._config.plan, [site.name for site in self._config.sites]
-            ),
-        }
-        write_json(self._path, self._data)
+        seed, several = self._config.plan.seed, len(results) > 1
+        self._write(
+            self._known.updated(
+                finished=_now(),
+                complete=True,
+                seconds=_rounded(seconds),
+                sites=tuple(self._site(site, results) for site in self._config.sites),
+                guard={} if several else _guard(results, seed),
+                folds=tuple(_guard([one], seed) for one in results) if several else (),
+                **_ledgers(results[0].finished.records, self._config.plan, self._folder),
+                chosen=tuple(_choices(result) for result in results),
+                loss_trend=loss_record([result.finished.records for result in results]),
+                update_bytes=_update_bytes(results),
+                privacy=self._privacy(),
+            )
+        )
 
     def finish_unconditional(
         self,
@@ -132,24 +117,36 @@ class RunRecord:
         """As `finish`, of a run that makes new volumes."""
         described = {site.name: site.description for site in self._config.sites}
         records = runs["federated"].records
-        self._data |= {
-            "finished": _now(),
-            "complete": True,
-            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
-            "sites": [
-                as_json(_new_volumes_site(name, described[name], work))
-                for name, work in sorted(works.items())
-            ],
-            "guard": verdicts(runs["federated"].guard),
-            **shipped_record(runs["federated"].shipped),
-            **_ledgers(records, self._config.plan, self._path.parent),
-            "update_bytes": most_bytes(records, "train"),
-            "statistics_bytes": most_bytes(records, "statistics"),
-            "privacy": describe_privacy(
-                self._config.plan, [site.name for site in self._config.sites]
-            ),
-        }
-        write_json(self._path, self._data)
+        self._write(
+            self._known.updated(
+                finished=_now(),
+                complete=True,
+                seconds=_rounded(seconds),
+                sites=tuple(
+                    _new_volumes_site(name, described[name], work)
+                    for name, work in sorted(works.items())
+                ),
+                guard=verdicts(runs["federated"].guard),
+                **shipped_record(runs["federated"].shipped),
+                **_ledgers(records, self._config.plan, self._folder),
+                update_bytes=most_bytes(records, "train"),
+                statistics_bytes=most_bytes(records, "statistics"),
+                privacy=self._privacy(),
+            )
+        )
+
+    @property
+    def _known(self) -> RunRecord:
+        if self._record is None:
+            raise ValueError("the run is described before anything else is written of it")
+        return self._record
+
+    def _write(self, record: RunRecord) -> None:
+        self._record = record
+        record.write(self._folder)
+
+    def _privacy(self) -> dict[str, object]:
+        return describe_privacy(self._config.plan, [site.name for site in self._config.sites])
 
     def _site(self, site: SimulatedSite, results: list[FoldResult]) -> SiteRecord:
         cohorts = [result.cohorts[site.name] for result in results if site.name in result.cohorts]
@@ -165,6 +162,33 @@ class RunRecord:
             spacings_mm=last.slice_spacings_mm,
             calibration_patients=max(pairs, default=None),
         )
+
+
+def _found(out: Path, digest: str) -> RunRecord | None:
+    """The record of the run that is resumed; None for a new one."""
+    try:
+        record = read_run_record(out)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise CheckpointError(
+            "cannot resume: run.json is damaged",
+            where=str(out),
+            seen="it is not the JSON that a run writes",
+            remedy="Choose another output folder, or move this one away.",
+        ) from None
+    if record.settings_digest != digest:
+        raise CheckpointError(
+            "the output folder holds a run of other settings",
+            where=str(out),
+            seen=f"settings {record.settings_digest[:12]}... there, {digest[:12]}... now",
+            remedy="Nothing was changed. Choose another --output, or restore the settings.",
+        )
+    return record
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 2) for stage, value in seconds.items()}
 
 
 def _new_volumes_site(name: str, description: str, work: UnconditionalWork) -> SiteRecord:
@@ -185,7 +209,7 @@ def _choices(result: FoldResult) -> dict[str, object]:
     return {site: asdict(choice) for site, choice in sorted(result.choices.items())}
 
 
-def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
+def _guard(results: list[FoldResult], seed: int) -> dict[str, GuardRecord]:
     (result,) = results
     verdicts: dict[str, GuardRecord] = {}
     for site, reply in sorted(result.finished.guard.items()):
@@ -195,7 +219,7 @@ def _guard(results: list[FoldResult], seed: int) -> dict[str, object]:
             mean = bootstrap_mean(gains, seed=derive_seed(seed, "guard", site))
             local = Measure(value=mean.value, low=mean.low, high=mean.high, n=mean.n)
         verdicts[site] = GuardRecord.of(reply, against_local_only=local)
-    return {site: as_json(verdict) for site, verdict in verdicts.items()}
+    return verdicts
 
 
 def _update_bytes(results: list[FoldResult]) -> int | None:

@@ -61,7 +61,7 @@ from lift_simulation.progress import SITE_LOGS, Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.baselines import read_baseline
 from lift_simulation.tasks.generated import Evidence
-from lift_simulation.tasks.record import RunRecord
+from lift_simulation.tasks.record import RecordFile
 
 Values = dict[str, Tensor]
 
@@ -75,7 +75,7 @@ def simulate_unconditional(
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
-    record = RunRecord(out, config, command)
+    record = RecordFile(out, config, command)
     if record.complete:
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"

@@ -16,7 +16,8 @@ from lift.cohort.preprocessing import Prepared, prepare, restore, to_output_unit
 from lift.device import fix_threads
 from lift.errors import ConfigError
 from lift.generator.networks import FrozenGenerator
-from lift.guard import concerns, hf_share
+from lift.guard import concerns
+from lift.metrics.hf_share import hf_share
 from lift.mixer.base import Mixer
 from lift.mixer.finished import FinishedMixer
 from lift.tasks.paired.building import check_generator, loaded_mixer, start_values

@@ -21,6 +21,7 @@ from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
 from lift.records.extract import PUBLIC_ROUNDS_FILE, public_rounds
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
+from lift.records.run import RUN_FILE, as_json, read_run_record
 from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
 from lift.strict_json import parse_json, parse_model
 from lift_server.release.bundle_text import bundle_text
@@ -70,9 +71,9 @@ def export_run(
     run = config.output
     _check_finished(run)
     _check_free(output)
-    record = parse_json((run / "run.json").read_text(encoding="utf-8"))
+    record = read_run_record(run)
     rounds = _rounds(run)
-    plan = Plan.from_data(record["plan"], "run.json")
+    plan = Plan.from_data(record.plan, RUN_FILE)
     keys = Roster.read(config.sites)
     mixer_digest = file_digest(run / RELEASED[0])
     if audits and plan.protects_patients:
@@ -113,14 +114,18 @@ def export_run(
         "audit_statement": f"{WITHOUT_AUDIT}: {', '.join(missing)}" if missing else "audited",
         "phantom": config.phantom,
         "data_statement": config.data_statement,
-        "mixer": {**record["mixer"], "file": RELEASED[0], "sha256": mixer_digest},
-        "generator": record["generator"],
-        "plan": record["plan"],
-        "plan_digest": record["plan_digest"],
+        "mixer": {
+            **({} if record.mixer is None else as_json(record.mixer)),
+            "file": RELEASED[0],
+            "sha256": mixer_digest,
+        },
+        "generator": record.generator,
+        "plan": record.plan,
+        "plan_digest": record.plan_digest,
         "rounds": {"trained": len(rounds) - 1, "by_site": participation(rounds)},
-        "sites": record.get("sites", []),
+        "sites": [as_json(site) for site in record.sites],
         "privacy": {
-            **record["privacy"],
+            **record.privacy,
             "epsilon_spent_by_site": epsilon_by_site(plan, rounds),
             "ledger_heads": LedgerHeads(config.state / HEADS_FILE).known(learned_from)
             if not isinstance(plan.privacy, NoPrivacy)
@@ -132,7 +137,7 @@ def export_run(
             "missing": missing,
         },
         "metrics": _metrics(run),
-        "versions": record["versions"],
+        "versions": record.versions,
     }
     return _write(config, output, bundle, keys.admitted_keys, rounds)
 

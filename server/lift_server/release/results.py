@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lift.config.plan import Plan
@@ -11,8 +10,8 @@ from lift.guard import SiteProfile
 from lift.mixer.finished import FinishedMixer, write_mixer
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.records.rounds import RoundRecord, SiteStatistics
-from lift.records.run import GuardRecord, as_json
-from lift.records.shipped import Shipped
+from lift.records.run import GuardRecord
+from lift.records.shipped import Said, Shipped, Source
 from lift.tasks.paired.contrast import POOLED_FILE, write_pooled_curves
 from lift.tasks.unconditional.style import kept_with_mixer
 from lift_server.rounds.finished import FinishedRun
@@ -62,17 +61,16 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
     return {"sites": sites, "pooled": {}}
 
 
-def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, object]:
+def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, GuardRecord]:
     """The guard's answers for `run.json`, in the form that a simulation writes."""
-    return {site: as_json(GuardRecord.of(reply)) for site, reply in sorted(guard.items())}
+    return {site: GuardRecord.of(reply) for site, reply in sorted(guard.items())}
 
 
-def shipped_record(shipped: Shipped | None) -> dict[str, object]:
+def shipped_record(shipped: Shipped | None) -> dict[str, Source | Said | None]:
     """What ships and what the sites said of it, for `run.json`; empty where there is no choice."""
     if shipped is None:
         return {}
-    said = None if shipped.said is None else asdict(shipped.said)
-    return {"shipped": shipped.source, "said": said}
+    return {"shipped": shipped.source, "said": shipped.said}
 
 
 def most_bytes(records: Sequence[RoundRecord], kind: str) -> int | None:

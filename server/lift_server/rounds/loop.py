@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from lift.config.plan import Plan, derived_deadline_s
+from lift.config.privacy import StatisticsOnce
 from lift.errors import UpdateRejectedError
 from lift.privacy.costs import epsilon_after
 from lift.privacy.noise import SecureStream
@@ -406,13 +407,19 @@ class _Rounds:
             tally.answered.append(site)
             try:
                 body = answer.content.body
-                self._heads.note(site, body, required=self._plan.protects_patients)
+                self._heads.note(site, body, required=self._is_paid(request.kind))
             except UpdateRejectedError as error:
                 logger.warning("event=ledger_refused site=%s reason=%s", site, error.seen)
                 tally.refused[site] = error.seen
                 continue
             parcels[site] = answer.content
         return parcels, tally
+
+    def _is_paid(self, kind: Kind) -> bool:
+        """Whether a site's ledger has a line of each answer to such a request."""
+        if isinstance(self._plan.privacy, StatisticsOnce):
+            return kind is Kind.STATISTICS
+        return self._plan.protects_patients
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
         check_quorum(

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, DataError
 from lift.records.rounds import RoundRecord
-from lift.strict_json import parse_json, parse_model
+from lift.records.run import read_run_record
+from lift.strict_json import parse_model
 from lift_server.sites.certificates import Notice, certificate_notices
 from lift_server.sites.provisioning import CONFIG_FILE
 from lift_server.sites.roster import Roster
@@ -120,10 +121,9 @@ def is_alive(found: ServerStatus) -> bool:
 def is_complete(output: Path) -> bool:
     """Whether `run.json` says that the run came to its end."""
     try:
-        record = parse_json((output / "run.json").read_text(encoding="utf-8"))
+        return read_run_record(output).complete
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and record.get("complete") is True
 
 
 def _process_start(pid: int) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from lift.config.kit import CA_FILE
 from lift.config.server import ServerConfig
 from lift.errors import ConfigError, LiftError
 from lift.records.rounds import RoundRecord, outcome
-from lift.strict_json import parse_json
+from lift.records.run import RunRecord, read_run_record
 from lift_server.sites.certificates import SERVER_FILE, read_certificate
 from lift_server.watch.live.exposition import exposition
 from lift_server.watch.rounds_file import RoundsFile
@@ -119,8 +119,8 @@ class Snapshots:
         state.pop("data_cards", None)
         record = _run_record(self._config.output)
         state |= {
-            "run": str(record.get("started") or state.get("started") or ""),
-            "plan_digest": record.get("plan_digest"),
+            "run": str((record and record.started) or state.get("started") or ""),
+            "plan_digest": None if record is None else record.plan_digest,
             "privacy": _privacy(record),
             "expiry": _expiry(self._config),
             "log": _tail(self._config.state / _LOG_FILE),
@@ -151,16 +151,15 @@ def _curve_point(line: RoundRecord) -> bytes:
     return json.dumps(point, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _run_record(output: Path) -> Mapping[str, Any]:
+def _run_record(output: Path) -> RunRecord | None:
     try:
-        record = parse_json((output / "run.json").read_text(encoding="utf-8"))
+        return read_run_record(output)
     except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
 
 
-def _privacy(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    told = record.get("privacy")
+def _privacy(record: RunRecord | None) -> dict[str, Any] | None:
+    told = None if record is None else record.privacy
     return {key: told[key] for key in _PRIVACY_KEYS if key in told} if told else None
 
 
