@@ -36,7 +36,7 @@ from lift.errors import ConfigError, DataError, GeneratorError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
-from lift.metrics.table import Entry, PatientMetrics, Protocol, metric_table
+from lift.metrics.table import Entry, PatientMetrics, Protocol, entries, metric_table
 from lift.mixer.finished import FinishedMixer, write_mixer
 from lift.mixer.z_filter import fit
 from lift.randomness import derive_seed
@@ -328,11 +328,13 @@ def evaluate(
     is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
     protocol: Protocol = "ct" if is_ct else "mr"
     return {
-        name: metric_table(
-            rows,
-            seed=derive_seed(plan.seed, name),
-            persons=site.subject_of,
-            protocol=protocol,
+        name: entries(
+            metric_table(
+                rows,
+                seed=derive_seed(plan.seed, name),
+                persons=site.subject_of,
+                protocol=protocol,
+            )
         )
         for name, rows in found.items()
     }

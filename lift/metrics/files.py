@@ -15,7 +15,7 @@ from lift.config.plan import PercentileRule
 from lift.errors import DataError, VolumeError
 from lift.metrics.subjects import NOT_TOLD, read_subjects, subjects_of_files
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE, Floats, Mask
-from lift.metrics.table import Entry, Protocol, metric_table, patient_metrics
+from lift.metrics.table import Entry, Protocol, entries, metric_table, patient_metrics
 from lift.volumes.slices import slice_spacing, to_slices
 from lift.volumes.volume import Volume, check_same_grid, read_volume
 
@@ -93,7 +93,7 @@ def evaluate_folders(
         "volumes": len(names),
         "persons": len(set(people.values())) if people else len(names),
         "note": NOT_TOLD if subjects is None else "",
-        "metrics": metric_table(per_volume, seed=_SEED, persons=people, protocol=protocol),
+        "metrics": entries(metric_table(per_volume, seed=_SEED, persons=people, protocol=protocol)),
         "subjects": people,
         "per_volume": per_volume,
     }

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal, TypedDict, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy.typing as npt
 
@@ -21,10 +21,11 @@ from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
-from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
 from lift.randomness import derive_seed
+from lift.records.metrics import Comparisons, Measure, Metrics, SiteFigures, Table
+from lift.records.rows import MIXER_ROWS
 
 Key = TypeVar("Key", bound=Hashable)
 Protocol = Literal["mr", "ct"]
@@ -33,7 +34,7 @@ PatientMetrics = Mapping[str, float]
 """METRIC -> figure of one examination; a figure that does not exist is left out."""
 
 Entry = dict[str, float | int | str | None]
-"""A :class:`MetricValue` or :class:`ComparisonValue` as JSON."""
+"""A measure as JSON: value, interval, number of persons, unit."""
 
 Methods = Mapping[str, Mapping[str, PatientMetrics]]
 """METHOD -> examination -> figures, of one site."""
@@ -104,52 +105,6 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 
 
-@dataclass(frozen=True)
-class MetricValue:
-    """Mean over `n` persons with its 95% interval; no interval for a single one."""
-
-    value: float
-    n: int
-    low: float | None
-    high: float | None
-    unit: str
-
-
-@dataclass(frozen=True)
-class ComparisonValue:
-    """Mean paired difference, its 95% interval, and the persons (of `n`) who came out better."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    wins: int
-    unit: str
-
-
-class SiteTable(TypedDict):
-    """One site of `metrics.json`: persons, and their examinations that were measured."""
-
-    patients: int
-    examinations: int
-    methods: dict[str, dict[str, Entry]]
-
-
-class Comparisons(TypedDict):
-    """`METHOD - REFERENCE` -> METRIC -> difference, over all patients and by site."""
-
-    pooled: dict[str, dict[str, Entry]]
-    sites: dict[str, dict[str, dict[str, Entry]]]
-
-
-class MetricsTable(TypedDict):
-    """The content of `metrics.json`; every number is finite."""
-
-    sites: dict[str, SiteTable]
-    pooled: dict[str, dict[str, Entry]]
-    comparisons: Comparisons
-
-
 def unit_of(metric: str, protocol: Protocol) -> str:
     """The unit of one metric; "" for a pure number.
 
@@ -160,6 +115,17 @@ def unit_of(metric: str, protocol: Protocol) -> str:
         raise ValueError(f"unknown metric '{metric}'")
     unit = UNITS[metric]
     return "HU" if protocol == "ct" and unit == "normalised" else unit
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """Mean over `n` persons with its 95% interval; no interval for a single one."""
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    unit: str
 
 
 def patient_metrics(
@@ -232,7 +198,7 @@ def summarise(
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     protocol: Protocol = "mr",
     apart: Collection[str] = (),
-) -> MetricsTable:
+) -> Metrics:
     """The content of `metrics.json`: means with intervals by site and pooled, and comparisons.
 
     Pooled means are over all persons but those of the sites `apart`, each counting once. A
@@ -264,26 +230,12 @@ def summarise(
         for site, own in persons.items()
         for patient, person in own.items()
     }
-    return {
-        "sites": {
-            site: {
-                "patients": len(
-                    {_person(one, persons.get(site, {})) for one in set().union(*methods.values())}
-                ),
-                "examinations": len(set().union(*methods.values())),
-                "methods": {
-                    method: metric_table(
-                        patients,
-                        seed=derive_seed(seed, "site", site, method),
-                        persons=persons.get(site, {}),
-                        protocol=protocol,
-                    )
-                    for method, patients in methods.items()
-                },
-            }
+    return Metrics(
+        sites={
+            site: _site_figures(site, methods, seed, persons.get(site, {}), protocol)
             for site, methods in sorted(per_site.items())
         },
-        "pooled": {
+        pooled={
             method: metric_table(
                 patients,
                 seed=derive_seed(seed, "pooled", method),
@@ -292,9 +244,9 @@ def summarise(
             )
             for method, patients in pooled.items()
         },
-        "comparisons": {
-            "pooled": _compare(pooled, comparisons, derive_seed(seed, "pooled"), people, protocol),
-            "sites": {
+        comparisons=Comparisons(
+            pooled=_compare(pooled, comparisons, derive_seed(seed, "pooled"), people, protocol),
+            sites={
                 site: _compare(
                     methods,
                     comparisons,
@@ -304,8 +256,27 @@ def summarise(
                 )
                 for site, methods in sorted(per_site.items())
             },
+        ),
+    )
+
+
+def _site_figures(
+    site: str, methods: Methods, seed: int, persons: Persons[str], protocol: Protocol
+) -> SiteFigures:
+    everyone = set().union(*methods.values())
+    return SiteFigures(
+        patients=len({_person(one, persons) for one in everyone}),
+        examinations=len(everyone),
+        methods={
+            method: metric_table(
+                patients,
+                seed=derive_seed(seed, "site", site, method),
+                persons=persons,
+                protocol=protocol,
+            )
+            for method, patients in methods.items()
         },
-    }
+    )
 
 
 def by_person(
@@ -331,8 +302,8 @@ def metric_table(
     seed: int,
     persons: Persons[Key] = MappingProxyType({}),
     protocol: Protocol = "mr",
-) -> dict[str, Entry]:
-    """METRIC -> mean over the persons that have the figure, with its interval, as JSON.
+) -> Table:
+    """METRIC -> mean over the persons that have the figure, with its interval.
 
     A figure that nobody has is left out.
 
@@ -346,7 +317,7 @@ def metric_table(
         ValueError: a metric is unknown or a figure is not finite.
     """
     everyone = list(patients.values())
-    table: dict[str, Entry] = {}
+    table: Table = {}
     for metric in _metrics_in(everyone):
         unit = unit_of(metric, protocol)
         having = {one: figures[metric] for one, figures in patients.items() if metric in figures}
@@ -355,9 +326,7 @@ def metric_table(
             seed=derive_seed(seed, metric),
             persons=[_person(one, persons) for one in having],
         )
-        table[metric] = asdict(
-            MetricValue(value=mean.value, n=mean.n, low=mean.low, high=mean.high, unit=unit)
-        )
+        table[metric] = Measure(value=mean.value, n=mean.n, low=mean.low, high=mean.high, unit=unit)
     return table
 
 
@@ -391,8 +360,8 @@ def _compare(
     seed: int,
     persons: Persons[Key],
     protocol: Protocol,
-) -> dict[str, dict[str, Entry]]:
-    tables: dict[str, dict[str, Entry]] = {}
+) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
     for method, reference in comparisons:
         if method not in methods or reference not in methods:
             continue
@@ -410,8 +379,8 @@ def _compare(
 
 def _paired_table(
     pairs: Sequence[tuple[PatientMetrics, PatientMetrics, Hashable]], seed: int, protocol: Protocol
-) -> dict[str, Entry]:
-    table: dict[str, Entry] = {}
+) -> Table:
+    table: Table = {}
     for metric in _metrics_in([figures for figures, *_ in pairs]):
         unit = unit_of(metric, protocol)
         both = [
@@ -426,15 +395,13 @@ def _paired_table(
             a, b, seed=derive_seed(seed, metric), persons=people, better=BETTER[metric]
         )
         mean = paired.interval
-        table[metric] = asdict(
-            ComparisonValue(
-                value=mean.value,
-                low=mean.low,
-                high=mean.high,
-                n=mean.n,
-                wins=paired.wins,
-                unit=unit,
-            )
+        table[metric] = Measure(
+            value=mean.value,
+            low=mean.low,
+            high=mean.high,
+            n=mean.n,
+            wins=paired.wins,
+            unit=unit,
         )
     return table
 
@@ -448,3 +415,8 @@ def _metrics_in(everyone: Sequence[PatientMetrics]) -> list[str]:
     """The metrics that anybody has, known ones first and in the order of `UNITS`."""
     present = {metric for figures in everyone for metric in figures}
     return [metric for metric in UNITS if metric in present] + sorted(present - set(UNITS))
+
+
+def entries(table: Table) -> dict[str, Entry]:
+    """METRIC -> measure as JSON."""
+    return {metric: measure.model_dump(exclude_unset=True) for metric, measure in table.items()}

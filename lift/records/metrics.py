@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lift.metrics.rows import MIXER_ROWS
+from lift.files import write_json
+from lift.guard import JudgedOn, Verdict
+from lift.records.rows import MIXER_ROWS
+from lift.strict_json import parse_model
 
 METRICS_FILE: Final = "metrics.json"
 
@@ -41,6 +45,9 @@ class SiteFigures(Record):
     patients: int
     examinations: int | None = None
     methods: dict[str, Table]
+    verdict: Verdict | None = None
+    judged_on: JudgedOn | None = None
+    """Of a server's run, whose sites told a verdict and no figure of a method."""
 
 
 class Comparisons(Record):
@@ -79,10 +86,40 @@ class Metrics(Record):
     cross_site: dict[str, dict[str, Table]] = Field(default_factory=dict)
     field_of_view: FieldOfView | None = None
     spectra: Spectra | None = None
+    patients: dict[str, dict[str, dict[str, dict[str, float]]]] = Field(default_factory=dict)
+    """SITE -> METHOD -> examination -> METRIC -> figure; of a simulation alone."""
+    second_phantom: dict[str, Table] | None = None
+    second_phantom_comparisons: Comparisons | None = None
+
+    def updated(self, **changes: Any) -> Metrics:
+        """The figures with other values of some keys.
+
+        Raises:
+            pydantic.ValidationError: a value does not fit its key.
+        """
+        known = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**known, **changes})
+
+    def write(self, folder: Path) -> None:
+        """Write `metrics.json`, with the keys that were set."""
+        write_json(folder / METRICS_FILE, as_json(self))
 
     @property
     def main(self) -> str:
         """The row of the run's own mixer."""
         return next((row for row in MIXER_ROWS[::-1] if row in self.pooled), MIXER_ROWS[0])
 
-    second_phantom: dict[str, Table] | None = None
+
+def read_metrics(folder: Path) -> Metrics:
+    """`metrics.json` of a folder.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is not what a run writes.
+    """
+    return parse_model(Metrics, (folder / METRICS_FILE).read_bytes())
+
+
+def as_json(part: Record) -> dict[str, object]:
+    """A part of a record as JSON data, with the keys that were set."""
+    return part.model_dump(mode="json", exclude_unset=True)

@@ -12,7 +12,7 @@ from lift.files import write_json
 from lift.guard import JudgedOn, Verdict
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.records.loss_trend import of_records
-from lift.records.metrics import Measure, Record
+from lift.records.metrics import Measure, Record, as_json
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Said, Source
 from lift.strict_json import parse_model
@@ -180,11 +180,6 @@ def loss_record(runs: Sequence[Sequence[RoundRecord]]) -> LossRecord | None:
     if trend is None:
         return None
     return LossRecord(**trend)
-
-
-def as_json(part: Record) -> dict[str, object]:
-    """A part of a record as JSON data, with the keys that were set."""
-    return part.model_dump(mode="json", exclude_unset=True)
 
 
 def _measure(difference: DifferenceDb | None) -> Measure | None:

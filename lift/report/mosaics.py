@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.through_plane import FEWEST_SLICE_VOXELS
+from lift.records.rows import MIXER_ROWS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run
 from lift.report.terms import method_term

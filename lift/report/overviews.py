@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lift.metrics.rows import MIXER_ROWS
 from lift.records.extract import PublicRound
 from lift.records.metrics import Measure, Table
 from lift.records.rounds import WORDS, Outcome, RoundRecord, mean_of, outcome
+from lift.records.rows import MIXER_ROWS
 from lift.report.figures import Picture, drawable, grid, svg, titled
 from lift.report.read import Run
 from lift.report.terms import METHODS

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
-from lift.metrics.rows import MIXER_ROWS
 from lift.records.extract import PublicRound, public_rounds
 from lift.records.metrics import METRICS_FILE, Metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
+from lift.records.rows import MIXER_ROWS
 from lift.records.run import RUN_FILE, RunRecord
 from lift.records.shipped import Shipped
 from lift.report.terms import BETTER

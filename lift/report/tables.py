@@ -8,10 +8,10 @@ from typing import Final, Literal
 
 from lift.guard import OPTIMISM_DB
 from lift.markup import Markup, foreign, join, number, pointer, table, tag
-from lift.metrics.rows import MIXER_ROWS
 from lift.records.metrics import METRICS_FILE, Measure, Table
 from lift.records.rounds import ROUNDS_FILE, WORDS, Outcome, RoundRecord, reason
 from lift.records.rounds import outcome as became
+from lift.records.rows import MIXER_ROWS
 from lift.records.run import FEDERATION, RUN_FILE, GuardRecord
 from lift.report.read import Run
 from lift.report.terms import (

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from lift.markup import escape, tag
-from lift.metrics.rows import MIXER_ROWS
+from lift.records.rows import MIXER_ROWS
 from lift.report.patients import in_turn
 from lift.report.read import PatientFolder, Plane, Run
 from lift.report.sections import Section, lacking

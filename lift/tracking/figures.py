@@ -18,12 +18,12 @@ once. What a site did not tell is absent. The tags are fixed: dashboards may rel
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Final
 
+from lift.records.metrics import Metrics, Table
 from lift.records.rounds import RoundRecord
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_:-]{1,64}")
@@ -53,16 +53,13 @@ def round_figures(record: RoundRecord) -> dict[str, float]:
     return figures
 
 
-def final_figures(metrics: Mapping[str, object]) -> dict[str, float]:
+def final_figures(metrics: Metrics) -> dict[str, float]:
     """Tag -> value of `metrics.json`: what is pooled, or else what each site has."""
-    pooled = _methods("pooled", metrics.get("pooled"))
-    sites = metrics.get("sites")
-    if pooled or not isinstance(sites, Mapping):
-        return pooled
+    if metrics.pooled:
+        return _methods("pooled", metrics.pooled)
     figures: dict[str, float] = {}
-    for site, found in sites.items():
-        if isinstance(found, Mapping):
-            figures |= _methods(f"final_by_site/{tag_part(str(site))}", found.get("methods"))
+    for site, found in metrics.sites.items():
+        figures |= _methods(f"final_by_site/{tag_part(site)}", found.methods)
     return figures
 
 
@@ -79,30 +76,10 @@ def tag_part(name: str) -> str:
     return f"{_OTHER.sub('_', name)[:_LONGEST]}.{digest[:8]}"
 
 
-def _methods(prefix: str, methods: object) -> dict[str, float]:
-    if not isinstance(methods, Mapping):
-        return {}
-    figures: dict[str, float] = {}
-    for method, table in methods.items():
-        if not isinstance(table, Mapping):
-            continue
-        for metric, measure in table.items():
-            place = f"{prefix}/{tag_part(str(method))}/{tag_part(str(metric))}"
-            value = _numbers(measure, "value")
-            if value:
-                figures[place] = value["value"]
-    return figures
-
-
-def _numbers(found: object, *keys: str) -> dict[str, float]:
-    """The finite numbers of a mapping, all of them or those under `keys`."""
-    if not isinstance(found, Mapping):
-        return {}
+def _methods(prefix: str, methods: Mapping[str, Table]) -> dict[str, float]:
     return {
-        str(key): float(value)
-        for key, value in found.items()
-        if (not keys or key in keys)
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
+        f"{prefix}/{tag_part(method)}/{tag_part(metric)}": measure.value
+        for method, table in methods.items()
+        for metric, measure in table.items()
+        if measure.value is not None
     }

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from lift.config.tracking import TrackingSettings
+from lift.records.metrics import Metrics
 from lift.records.rounds import RoundRecord
 from lift.strict_json import parse_json
 from lift.tracking.background import Background
@@ -97,7 +98,7 @@ class Tracking:
         self._catch_up(record.round)
         self._tell(record)
 
-    def finished(self, metrics: Mapping[str, object]) -> None:
+    def finished(self, metrics: Metrics) -> None:
         """Tell the trackers the final figures, what `metrics.json` holds."""
         # a run that was killed between its last round and its end tells no round any more
         self._catch_up(None)

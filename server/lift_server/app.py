@@ -18,7 +18,7 @@ from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
-from lift.files import close_folder, held_alone, write_json
+from lift.files import close_folder, held_alone
 from lift.generator.base import Generator
 from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
@@ -270,7 +270,7 @@ class _Server:
             out / "mixer.safetensors", self._plan, run, phantom=self._config.phantom
         )
         metrics = site_metrics(run)
-        write_json(out / "metrics.json", metrics)
+        metrics.write(out)
         self._tracking.finished(metrics)
         known = run.records[0].statistics
         finished = record.updated(

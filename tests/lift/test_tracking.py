@@ -20,6 +20,7 @@ from lift.config.server import ServerConfig
 from lift.config.simulation import SimulationConfig
 from lift.config.tracking import MlflowSettings, TrackingSettings
 from lift.errors import ConfigError
+from lift.records.metrics import Metrics
 from lift.tracking import mlflow_runs, tensorboard
 from lift.tracking.figures import final_figures, round_figures, tag_part
 from lift.tracking.run import Tracking
@@ -121,9 +122,11 @@ def test_each_fold_has_a_folder_of_its_own_and_the_whole_run_the_final_figures(
 
 def test_what_the_server_knows_of_each_site_at_the_end_is_logged_by_site() -> None:
     row = {"psnr_over_no_mixer_db": {"value": 0.5, "n": 3}}
-    metrics = {"sites": {"east": {"patients": 3, "methods": {"federated": row}}}, "pooled": {}}
+    sites = {"east": {"patients": 3, "methods": {"federated": row}}}
+    metrics = Metrics.model_validate({"sites": sites, "pooled": {}})
     assert final_figures(metrics) == {"final_by_site/east/federated/psnr_over_no_mixer_db": 0.5}
-    assert final_figures({"sites": {"east": {"methods": {}}}, "pooled": {}}) == {}
+    silent = Metrics.model_validate({"sites": {"east": {"patients": 3, "methods": {}}}})
+    assert final_figures(silent) == {}
 
 
 def test_hostile_names_make_no_folder_break_no_tag_and_stay_different(tmp_path: Path) -> None:

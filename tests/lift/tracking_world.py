@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from lift.records.metrics import Metrics
 from lift.records.rounds import RoundRecord
 from lift.tracking.base import About
 
@@ -24,13 +25,15 @@ HOSTILE = (
     "\udcff",
     "s3://bucket/key",
 )
-METRICS: dict[str, Any] = {
-    "sites": {},
-    "pooled": {
-        "federated": {"psnr_db": {"value": 21.5, "low": 20.0, "n": 4}, "ssim": {"value": None}},
-        "local_only:east": {"psnr_db": {"value": 19.25}},
-    },
-}
+METRICS: Final = Metrics.model_validate(
+    {
+        "sites": {},
+        "pooled": {
+            "federated": {"psnr_db": {"value": 21.5, "low": 20.0, "n": 4}, "ssim": {"value": None}},
+            "local_only:east": {"psnr_db": {"value": 19.25}},
+        },
+    }
+)
 
 
 def record(number: int, sites: tuple[str, ...] = SITES) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import numpy as np
 
 from lift.config.generator import UNetConfig
 from lift.config.simulation import SimulationConfig
-from lift.metrics.table import metric_table, summarise
+from lift.metrics.table import entries, metric_table, summarise
 from lift.privacy.costs import describe_privacy
+from lift.records.metrics import as_json
 from lift.volumes.volume import read_volume, write_volume
 from tests.lift.report.example_run import QUALITY_DB, SHAPE, write_example_patient, write_json
 
@@ -249,9 +250,9 @@ def _metrics(config: SimulationConfig) -> dict[str, Any]:
     sites = _sites(config)
     measured = {site: {name: _figures(rng, name) for name in QUALITY} for site in sites}
     clean = {site: {name: _figures(rng, name) for name in CLEAN_METHODS} for site in sites}
-    second = summarise(clean, seed=1)
+    second = as_json(summarise(clean, seed=1))
     return {
-        **summarise(measured, seed=0),
+        **as_json(summarise(measured, seed=0)),
         "patients": measured,
         "cross_site": {
             trained: {tested: _crossed(rng, apart=trained != tested) for tested in sites}
@@ -280,4 +281,4 @@ def _crossed(rng: np.random.Generator, *, apart: bool) -> Mapping[str, object]:
         patient: {metric: values[metric] for metric in CROSSED}
         for patient, values in figures.items()
     }
-    return metric_table(kept, seed=2)
+    return entries(metric_table(kept, seed=2))

@@ -18,7 +18,7 @@ from torch import Tensor
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
 from lift.errors import DataError
-from lift.files import file_digest, write_json
+from lift.files import file_digest
 from lift.generator.features import Person
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import PatientMetrics, summarise
@@ -118,7 +118,7 @@ def write_own_report(
         persons={config.name: people},
         protocol="ct" if is_ct else "mr",
     )
-    write_json(out / "metrics.json", table)
+    table.write(out)
     found = describe_run(plan, generator)
     record = RunRecord(
         plan=found.plan,

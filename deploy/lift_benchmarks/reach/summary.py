@@ -15,7 +15,7 @@ from lift.config.plan import WindowRule
 from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError
 from lift.files import write_json
-from lift.metrics.table import PatientMetrics, summarise
+from lift.metrics.table import PatientMetrics, entries, summarise
 from lift.randomness import derive_seed
 from lift.strict_json import parse_json
 from lift_benchmarks.reach.config import Entry, ReachConfig, list_entries, reference_row
@@ -104,8 +104,10 @@ def write_summary(
             "settings": reach.model_dump(mode="json"),
             "reference": reference_row(reach),
             "models": models,
-            "pooled": {row: table["pooled"][row] for row in rows},
-            "comparisons": table["comparisons"]["pooled"],
+            "pooled": {row: entries(table.pooled[row]) for row in rows},
+            "comparisons": {
+                name: entries(found) for name, found in table.comparisons.pooled.items()
+            },
         },
     )
     return True

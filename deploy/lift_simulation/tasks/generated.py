@@ -26,6 +26,7 @@ from lift.metrics.reference import Reference
 from lift.metrics.table import MetricValue
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
 from lift.randomness import derive_seed
+from lift.records.metrics import FieldOfView, Measure, Metrics, SiteFigures, Spectra, Table
 from lift.report.read import STYLE_FOLDER
 from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift.tasks.unconditional.grid import BodyVolume, same_view
@@ -46,7 +47,6 @@ HELD_OUT: Final = "held_out"
 _FEWEST_HELD_OUT: Final = 4
 _HALVES: Final = 100
 _OF_A_STYLE: Final = 6
-Entry = dict[str, float | int | str | None]
 
 
 class Evidence:
@@ -128,7 +128,7 @@ class Evidence:
         # a distance between few volumes is larger: all rows count equally many
         self._size = min(count, len(everyone), len(held_out))
 
-    def table(self, trained: Mapping[str, Mapping[str, Tensor]]) -> dict[str, object]:
+    def table(self, trained: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
         """`metrics.json`: every row against the held-out volumes of all sites and of each.
 
         Args:
@@ -139,7 +139,7 @@ class Evidence:
         held_out = self._references[""].real
         pooled = {HELD_OUT: _entries(nearest_figures(held_out, self._training_set))}
         spectra = {HELD_OUT: _spectrum(held_out)}
-        sites: dict[str, dict[str, dict[str, Entry]]] = {n: {} for n in self._references if n}
+        sites: dict[str, dict[str, Table]] = {n: {} for n in self._references if n}
         for made, (method, volumes) in enumerate(rows.items(), start=1):
             own = method == REAL
             measured = self._training_set if own else self._measured(volumes)
@@ -160,21 +160,19 @@ class Evidence:
                     pooled[method] = _entries(figures) | _counts(measured, reference)
             spectra[method] = _spectrum(measured)
             self._report("evaluation", made, len(rows))
-        return {
-            "sites": {
-                name: {"patients": len(self._held_out[name]), "methods": methods}
+        return Metrics(
+            sites={
+                name: SiteFigures(patients=len(self._held_out[name]), methods=methods)
                 for name, methods in sites.items()
             },
-            "pooled": pooled,
-            "field_of_view": {
-                "slices": settings_of(self._plan).slices,
-                "slice_spacing_mm": self._spacing_mm[0],
-            },
-            "spectra": {
-                "cycles_per_mm": (FREQUENCIES / self._spacing_mm[0]).tolist(),
-                "power_db": spectra,
-            },
-        }
+            pooled=pooled,
+            field_of_view=FieldOfView(
+                slices=settings_of(self._plan).slices, slice_spacing_mm=self._spacing_mm[0]
+            ),
+            spectra=Spectra(
+                cycles_per_mm=tuple((FREQUENCIES / self._spacing_mm[0]).tolist()), power_db=spectra
+            ),
+        )
 
     def write_samples(self, folder: Path, released: Mapping[str, Tensor], count: int) -> None:
         """Some new volumes of what ships, and as many held-out real ones, as NIfTI.
@@ -286,19 +284,19 @@ def _first_of_each(work: UnconditionalWork) -> list[str]:
     return list(first.values())
 
 
-def _entries(figures: Mapping[str, MetricValue]) -> dict[str, Entry]:
-    return {metric: dict(asdict(figure)) for metric, figure in figures.items()}
+def _entries(figures: Mapping[str, MetricValue]) -> Table:
+    return {metric: Measure(**asdict(figure)) for metric, figure in figures.items()}
 
 
-def _spectrum(measured: MeasuredSet) -> list[float]:
+def _spectrum(measured: MeasuredSet) -> tuple[float, ...]:
     """Mean power along depth by band, in dB."""
-    return [round(float(db), 3) for db in measured.spectra_db.mean(axis=0)]
+    return tuple(round(float(db), 3) for db in measured.spectra_db.mean(axis=0))
 
 
-def _counts(measured: MeasuredSet, reference: Reference) -> dict[str, Entry]:
+def _counts(measured: MeasuredSet, reference: Reference) -> Table:
     found = quality(measured, reference)
     counts = {"reversed_volumes": found.reversed, "flat_volumes": found.flat}
     return {
-        name: dict(asdict(MetricValue(float(count), found.volumes, None, None, unit="")))
+        name: Measure(value=count, n=found.volumes, low=None, high=None, unit="")
         for name, count in counts.items()
     }

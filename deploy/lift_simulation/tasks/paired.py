@@ -16,12 +16,12 @@ from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
 from lift.device import busy_notice, fix_threads, resolve_device
 from lift.errors import ConfigError
-from lift.files import write_json
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder, check_task
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.randomness import derive_seed
+from lift.records.metrics import Metrics
 from lift.records.rounds import ROUNDS_FILE
 from lift.report.page import write_report
 from lift.tasks.describe import describe_dry_run
@@ -111,13 +111,14 @@ def simulate_paired(
         result.synthesis = []
         results.append(result)
         record.keep_seconds(reporter.seconds)
-    table: dict[str, object] = dict(_tables(results, plan, apart=config.late))
+    table = _tables(results, plan, apart=config.late)
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
             second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
-            table["second_phantom"] = second["pooled"]
-            table["second_phantom_comparisons"] = second["comparisons"]
-    write_json(out / "metrics.json", table)
+            table = table.updated(
+                second_phantom=second.pooled, second_phantom_comparisons=second.comparisons
+            )
+    table.write(out)
     if config.several_runs:
         # the tables are of all folds together
         tracking.begin(About(config.name, plan.digest(), config.phantom))
@@ -224,9 +225,7 @@ def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSetting
     ]
 
 
-def _tables(
-    results: list[FoldResult], plan: Plan, *, apart: Collection[str] = ()
-) -> Mapping[str, object]:
+def _tables(results: list[FoldResult], plan: Plan, *, apart: Collection[str] = ()) -> Metrics:
     """metrics.json of all folds together; each held-out person counts once.
 
     The patients of sites `apart` have tables of their own and are not pooled.
@@ -244,30 +243,34 @@ def _tables(
     rule = plan.preprocessing.rule(plan.task.target)
     protocol: Protocol = "ct" if isinstance(rule, WindowRule) else "mr"
     seed = derive_seed(plan.seed, "intervals")
-    table = dict(summarise(merged, seed=seed, persons=persons, protocol=protocol, apart=apart))
-    table["patients"] = {
-        site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
-        for site, methods in sorted(merged.items())
-    }
-    if crossed:
-        table["cross_site"] = {
-            trained_at: {
-                tested_at: metric_table(
-                    patients,
-                    seed=derive_seed(seed, trained_at, tested_at),
-                    persons=persons.get(tested_at, {}),
-                    protocol=protocol,
-                )
-                for tested_at, patients in row.items()
-            }
-            for trained_at, row in sorted(crossed.items())
+    table = summarise(merged, seed=seed, persons=persons, protocol=protocol, apart=apart)
+    table = table.updated(
+        patients={
+            site: {method: dict(sorted(rows.items())) for method, rows in methods.items()}
+            for site, methods in sorted(merged.items())
         }
+    )
+    if crossed:
+        table = table.updated(
+            cross_site={
+                trained_at: {
+                    tested_at: metric_table(
+                        patients,
+                        seed=derive_seed(seed, trained_at, tested_at),
+                        persons=persons.get(tested_at, {}),
+                        protocol=protocol,
+                    )
+                    for tested_at, patients in row.items()
+                }
+                for trained_at, row in sorted(crossed.items())
+            }
+        )
     return table
 
 
 def _clean_phantom(
     config: SimulationConfig, plan: Plan, generator: FrozenGenerator, out: Path, reporter: Reporter
-) -> Mapping[str, object]:
+) -> Metrics:
     """The same sites without slice corruption, fewer patients and rounds: all methods pooled."""
     clean = config.clean_phantom
     if clean is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,6 @@ from lift.metrics.intervals import bootstrap_mean
 from lift.privacy.costs import describe_privacy
 from lift.randomness import derive_seed
 from lift.records.metrics import Measure
-from lift.records.rounds import RoundRecord
 from lift.records.run import GuardRecord, RunRecord, SiteRecord, loss_record, read_run_record
 from lift.tasks.describe import describe_run
 from lift_client.tasks.unconditional import UnconditionalWork
@@ -91,16 +90,17 @@ class RecordFile:
 
     def finish(self, results: list[FoldResult], seconds: Mapping[str, float]) -> None:
         """Sites, guard and seconds; the run is complete once the report is there too."""
-        seed, several = self._config.plan.seed, len(results) > 1
+        plan, several = self._config.plan, len(results) > 1
         self._write(
             self._known.updated(
                 finished=_now(),
                 complete=True,
                 seconds=_rounded(seconds),
                 sites=tuple(self._site(site, results) for site in self._config.sites),
-                guard={} if several else _guard(results, seed),
-                folds=tuple(_guard([one], seed) for one in results) if several else (),
-                **_ledgers(results[0].finished.records, self._config.plan, self._folder),
+                guard={} if several else _guard(results, plan.seed),
+                folds=tuple(_guard([one], plan.seed) for one in results) if several else (),
+                epsilon_met=(met := epsilon_by_site(plan, results[0].finished.records)),
+                ledger_heads=self._heads(met),
                 chosen=tuple(_choices(result) for result in results),
                 loss_trend=loss_record([result.finished.records for result in results]),
                 update_bytes=_update_bytes(results),
@@ -128,7 +128,8 @@ class RecordFile:
                 ),
                 guard=verdicts(runs["federated"].guard),
                 **shipped_record(runs["federated"].shipped),
-                **_ledgers(records, self._config.plan, self._folder),
+                epsilon_met=(met := epsilon_by_site(self._config.plan, records)),
+                ledger_heads=self._heads(met),
                 update_bytes=most_bytes(records, "train"),
                 statistics_bytes=most_bytes(records, "statistics"),
                 privacy=self._privacy(),
@@ -144,6 +145,10 @@ class RecordFile:
     def _write(self, record: RunRecord) -> None:
         self._record = record
         record.write(self._folder)
+
+    def _heads(self, sites: Iterable[str]) -> dict[str, str]:
+        """The last head that each site's ledger told."""
+        return LedgerHeads(self._folder / HEADS_FILE).known(sites)
 
     def _privacy(self) -> dict[str, object]:
         return describe_privacy(self._config.plan, [site.name for site in self._config.sites])
@@ -228,14 +233,6 @@ def _update_bytes(results: list[FoldResult]) -> int | None:
     """
     sizes = [most_bytes(result.finished.records, "train") for result in results]
     return max((size for size in sizes if size is not None), default=None)
-
-
-def _ledgers(
-    records: Sequence[RoundRecord], plan: Plan, out: Path
-) -> dict[str, dict[str, float] | dict[str, str]]:
-    """What each site's patients have met, and the last hash that its ledger told."""
-    met = epsilon_by_site(plan, records)
-    return {"epsilon_met": met, "ledger_heads": LedgerHeads(out / HEADS_FILE).known(met)}
 
 
 def _now() -> str:

@@ -19,7 +19,7 @@ from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
 from lift.device import busy_notice, fix_threads, resolve_device
 from lift.errors import ConfigError
-from lift.files import write_atomically, write_json
+from lift.files import write_atomically
 from lift.generator.card import CARD_FILE, bundle_folder, check_task
 from lift.metrics.distribution import EVALUATION_SEED
 from lift.protocol.flower.in_process import run_in_process
@@ -122,7 +122,7 @@ def simulate_unconditional(
             report=reporter.step,
         )
         table = evidence.table(trained)
-        write_json(out / "metrics.json", table)
+        table.write(out)
         tracking.finished(table)
         released = _on_gaussian(finished["federated"].mixer, finished["federated"])
         evidence.write_samples(out / "synthesis", released, config.written_volumes)

@@ -13,12 +13,12 @@ from torch import Tensor
 from lift.cohort.preprocessing import Prepared, on_plan_grid, restore, to_output_units
 from lift.config.plan import Plan, WindowRule
 from lift.generator.features import Features
-from lift.metrics.rows import MIXER_ROWS
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE
 from lift.metrics.table import PatientMetrics, patient_metrics
 from lift.mixer.base import Mixer
 from lift.mixer.curves import choose_curves, mean_equations
 from lift.mixer.z_filter import fit
+from lift.records.rows import MIXER_ROWS
 from lift.tasks.paired.choice import blend
 from lift.tasks.paired.predictions import (
     filtered,

@@ -20,8 +20,9 @@ from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
 from lift.records.extract import PUBLIC_ROUNDS_FILE, public_rounds
+from lift.records.metrics import as_json
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
-from lift.records.run import RUN_FILE, as_json, read_run_record
+from lift.records.run import RUN_FILE, read_run_record
 from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
 from lift.strict_json import parse_json, parse_model
 from lift_server.release.bundle_text import bundle_text

@@ -9,6 +9,7 @@ from lift.config.plan import Plan
 from lift.guard import SiteProfile
 from lift.mixer.finished import FinishedMixer, write_mixer
 from lift.protocol.messages import DifferenceDb, GuardReply
+from lift.records.metrics import Measure, Metrics, SiteFigures
 from lift.records.rounds import RoundRecord, SiteStatistics
 from lift.records.run import GuardRecord
 from lift.records.shipped import Said, Shipped, Source
@@ -35,7 +36,7 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
 
 
-def site_metrics(run: FinishedRun) -> dict[str, object]:
+def site_metrics(run: FinishedRun) -> Metrics:
     """`metrics.json` of a run whose server has no patient: what each site's guard answered.
 
     The metrics are paired differences on each site's validation patients (where these are fewer
@@ -44,7 +45,7 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
     there is the verdict alone.
     """
     known = run.records[0].statistics
-    sites: dict[str, object] = {}
+    sites: dict[str, SiteFigures] = {}
     for site, reply in sorted(run.guard.items()):
         rows = {
             "psnr_over_no_mixer_db": _metric(reply.against_no_mixer),
@@ -52,13 +53,13 @@ def site_metrics(run: FinishedRun) -> dict[str, object]:
         }
         found = {name: row for name, row in rows.items() if row is not None}
         patients = known[site].validation_patients if site in known else 0
-        sites[site] = {
-            "patients": patients,
-            "verdict": reply.verdict,
-            "judged_on": reply.judged_on,
-            "methods": {"federated": found} if found else {},
-        }
-    return {"sites": sites, "pooled": {}}
+        sites[site] = SiteFigures(
+            patients=patients,
+            methods={"federated": found} if found else {},
+            verdict=reply.verdict,
+            judged_on=reply.judged_on,
+        )
+    return Metrics(sites=sites, pooled={})
 
 
 def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, GuardRecord]:
@@ -81,8 +82,8 @@ def most_bytes(records: Sequence[RoundRecord], kind: str) -> int | None:
     return max(sizes, default=None)
 
 
-def _metric(difference: DifferenceDb | None) -> dict[str, object] | None:
-    return None if difference is None else {**difference.model_dump(), "unit": "dB"}
+def _metric(difference: DifferenceDb | None) -> Measure | None:
+    return None if difference is None else Measure(**difference.model_dump(), unit="dB")
 
 
 def _profile(guard: GuardReply | None, said: SiteStatistics) -> SiteProfile:
