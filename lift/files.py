@@ -61,15 +61,6 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
     write_atomically(path, "".join(lines).encode())
 
 
-def append_json_line(path: Path, record: Mapping[str, object]) -> None:
-    """Add one JSON object as a line, and wait until the disk has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        stream.write((json.dumps(record, allow_nan=False) + "\n").encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; the file is never in memory as a whole."""
     digest = hashlib.sha256()

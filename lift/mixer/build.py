@@ -28,16 +28,6 @@ def build_mixer(plan: MixerPlan, frozen: FrozenParts, *, seed: int) -> Mixer:
         return _construct(plan, frozen)
 
 
-def mixer_needs(plan: MixerPlan, frozen: FrozenParts) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the taps, and of the pooled taps, that the plan's mixer asks of the generator.
-
-    Raises:
-        ConfigError: the generator lacks something that this mixer needs.
-    """
-    mixer = build_mixer(plan, frozen, seed=0)
-    return mixer.tap_names, mixer.pooled_names
-
-
 def _construct(plan: MixerPlan, frozen: FrozenParts) -> Mixer:
     match plan.kind:
         case "zrefine":

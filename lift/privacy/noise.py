@@ -45,14 +45,6 @@ class SecureStream:
         """Independent integers, uniform over 0 .. 2^53 - 1, (count,)."""
         return _unsigned(self._key_stream(8 * count)) >> np.uint64(64 - BITS)
 
-    def uniforms(self, count: int) -> NDArray[np.float64]:
-        """Independent uniform numbers, odd multiples of 2^-53: never 0 and never 1, (count,).
-
-        A half is added to 52 bits; a half beside 53 bits would round up to 1 now and then.
-        """
-        whole = (self.integers(count) >> np.uint64(1)).astype(np.float64)
-        return (whole + 0.5) * 2.0 ** (1 - BITS)
-
     def normals(self, count: int) -> NDArray[np.float64]:
         """Independent standard normal numbers, (count,).
 

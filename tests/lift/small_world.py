@@ -17,8 +17,8 @@ from lift.config.plan import MixerKind, MixerPlan, Plan
 from lift.errors import LiftError
 from lift.generator.features import Features, compute_features
 from lift.generator.networks import FrozenGenerator, UNet, build_network, network_fingerprint
-from lift.mixer.base import Mixer
-from lift.mixer.build import mixer_needs
+from lift.mixer.base import FrozenParts, Mixer
+from lift.mixer.build import build_mixer
 from lift.tasks.paired.building import frozen_parts, plan_mixer
 from lift.volumes.volume import FileGrid, Volume
 
@@ -195,3 +195,9 @@ def write_brats_patient(
 
 def assert_four_parts(error: LiftError) -> None:
     assert all((error.what, error.where, error.seen, error.remedy))
+
+
+def mixer_needs(plan: MixerPlan, frozen: FrozenParts) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the taps, and of the pooled taps, that the plan's mixer asks of the generator."""
+    mixer = build_mixer(plan, frozen, seed=0)
+    return mixer.tap_names, mixer.pooled_names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift.files import (
-    append_json_line,
     file_digest,
     write_atomically,
     write_json,
@@ -68,20 +66,6 @@ def test_numbers_that_json_lacks_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="JSON"):
         write_json_lines(path, [{"loss": 1.0}, {"loss": number}])
     assert names_in(tmp_path) == []
-
-
-@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=3) | st.integers())))
-def test_appended_lines_and_lines_written_at_once_are_the_same_file(
-    tmp_path: Path, records: list[dict[str, object]]
-) -> None:
-    appended, at_once = tmp_path / "appended.jsonl", tmp_path / "at_once.jsonl"
-    appended.write_bytes(b"")
-    for record in records:
-        append_json_line(appended, record)
-    write_json_lines(at_once, records)
-    assert appended.read_bytes() == at_once.read_bytes()
-    lines = at_once.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == records
 
 
 def test_a_digest_covers_a_file_of_several_blocks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from lift.config.plan import MixerKind, MixerPlan
 from lift.errors import ConfigError
 from lift.mixer.base import FrozenParts, MixerInputs
-from lift.mixer.build import build_mixer, mixer_needs
+from lift.mixer.build import build_mixer
 from lift.mixer.pooled_bigru import PooledBiGRU
 from lift.mixer.z_filter import apply_z_filter
 from lift.mixer.zdiff import ZDiff
@@ -29,6 +29,7 @@ from tests.lift.mixer_cases import (
     make_mixer,
     window,
 )
+from tests.lift.small_world import mixer_needs
 
 every_mixer = pytest.mark.parametrize("kind", KINDS)
 Z_FILTERED = {"zrefine", "zrefine_lite", "pyramid", "zdiff"}

@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 
 from lift.config.plan import MixerKind, MixerPlan
 from lift.mixer.base import FrozenParts, MixerInputs
-from lift.mixer.build import build_mixer, mixer_needs
+from lift.mixer.build import build_mixer
 from lift.mixer.pyramid import _on_finer_grid, _pooled
 from tests.lift.mixer_cases import make_inputs, make_mixer
+from tests.lift.small_world import mixer_needs
 
 REACH = 15
 """Pixels in the plane, on either side, that a pixel's result may depend on."""
