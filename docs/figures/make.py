@@ -129,40 +129,51 @@ def method() -> None:
 
 def architecture() -> None:
     """The packages in layers: an arrow means `may import`."""
-    figure, axes = canvas(10, 6.0)
-    box(axes, 2.9, 5.0, 4.2, 0.8, "lift_simulation\na whole federation in one process", SERVER)
-    box(axes, 0.5, 3.5, 4.2, 0.9, "lift_server\nrounds, review, aggregation, roster", TRAINED)
-    box(axes, 5.3, 3.5, 4.2, 0.9, "lift_client\nsession, policy, journal, ledger, checks", TRAINED)
-    arrow(axes, (4.2, 5.0), (2.9, 4.4))
-    arrow(axes, (5.8, 5.0), (7.1, 4.4))
+    figure, axes = canvas(10, 8.0)
+    box(axes, 2.9, 7.0, 4.2, 0.8, "lift_simulation\na whole federation in one process", SERVER)
+    box(axes, 0.5, 5.4, 4.2, 1.0, "lift_server\nsites, watch, rounds, tasks, release", TRAINED)
+    box(axes, 5.3, 5.4, 4.2, 1.0, "lift_client\ngate, check, tasks, session, own", TRAINED)
+    arrow(axes, (4.2, 7.0), (2.9, 6.4))
+    arrow(axes, (5.8, 7.0), (7.1, 6.4))
     axes.add_patch(
         FancyBboxPatch(
-            (0.5, 0.3),
+            (0.5, 0.2),
             9.0,
-            2.5,
+            4.6,
             boxstyle="round,pad=0,rounding_size=0.15",
             fc=QUIET,
             ec=INK,
             lw=1,
         )
     )
-    axes.text(0.75, 2.55, "lift", weight="bold", va="center")
-    axes.text(1.15, 2.55, "what both sides share; imports neither", fontsize=8.5, va="center")
-    rows = (
-        ("volumes", "formats, grids,\ncohorts, phantom"),
-        ("generator", "frozen networks,\nbundles"),
-        ("mixer", "trained part, losses,\nsynthesis"),
-        ("drifting", "unconditional task,\nstatistics"),
-        ("metrics", "figures, report,\nviewer"),
+    axes.text(0.75, 4.55, "lift", weight="bold", va="center")
+    axes.text(1.15, 4.55, "what both sides share; imports neither", fontsize=8.5, va="center")
+    floors = (
+        ("cli, api", "the program and the Python API", "white"),
+        ("audit, report, tracking", "what is made of a finished run", "white"),
+        ("tasks", "paired | unconditional, and their registry", TRAINED),
+        ("generator", "frozen networks, bundles, cached features", FROZEN),
+        ("mixer, metrics", "what is trained; figures of volumes", TRAINED),
+        ("wire, records, viewer, commands", "what travels and what is written", "white"),
+        ("cohort, triplanar, inspection, privacy, protocol, release", "foundations", "white"),
+        ("config, volumes, keys, errors, files ...", "settings, file formats, ground", "white"),
     )
-    for index, (name, text) in enumerate(rows):
-        box(axes, 0.7 + 1.74 * index, 1.4, 1.64, 0.9, f"{name}\n{text}", FROZEN)
-    box(axes, 0.7, 0.45, 2.8, 0.8, "config, errors, randomness\nimport no torch", "white")
-    box(axes, 3.6, 0.45, 2.8, 0.8, "protocol\nthe only place of Flower, gRPC", "white")
-    box(axes, 6.5, 0.45, 2.8, 0.8, "privacy, audit\nclipping, noise, accounting", "white")
-    arrow(axes, (2.6, 3.5), (2.6, 2.8))
-    arrow(axes, (7.4, 3.5), (7.4, 2.8))
-    axes.text(5.0, 3.15, "arrow: may import; never the other way", ha="center", fontsize=8.5)
+    height, step = 0.45, 0.5
+    for index, (names, text, colour) in enumerate(floors):
+        low = 3.85 - step * index
+        box(axes, 0.7, low, 8.6, height, "", colour)
+        axes.text(0.9, low + height / 2, names, weight="bold", fontsize=9, va="center")
+        axes.text(9.1, low + height / 2, text, fontsize=8.5, ha="right", va="center")
+    arrow(axes, (2.6, 5.4), (2.6, 4.8))
+    arrow(axes, (7.4, 5.4), (7.4, 4.8))
+    axes.text(
+        5.0,
+        5.1,
+        "arrow: may import; inside a box a row imports rows below it alone",
+        ha="center",
+        va="center",
+        fontsize=8.5,
+    )
     save(figure, "architecture.svg")
 
 
