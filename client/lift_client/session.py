@@ -38,10 +38,11 @@ from lift.errors import (
 from lift.files import write_atomically
 from lift.generator.base import Generator
 from lift.mixer.update import difference, is_finite
-from lift.privacy.costs import START, STATISTICS, STEPS, planned_releases
+from lift.privacy.costs import GAIN, START, STATISTICS, STEPS, planned_releases
 from lift.protocol.messages import (
     Failure,
     FailureKind,
+    GuardReply,
     GuardRequest,
     Kind,
     Parcel,
@@ -54,7 +55,8 @@ from lift.strict_json import parse_model
 from lift.tasks.answers import answer_forms
 from lift.tasks.registry import task_of
 from lift.tasks.steps import TrainedRound
-from lift.wire.names import SHARED, group, without
+from lift.wire.gain import asks_gain
+from lift.wire.names import MIXER, SHARED, group, without
 from lift_client.check.data_card import shared_card
 from lift_client.gate.budget import Budget, described
 from lift_client.gate.check_received import received_values
@@ -360,6 +362,8 @@ class SiteSession:
 
     def _guard(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         plan = self._known_plan(body.plan_digest)
+        if asks_gain(plan):
+            return self._noisy_gain(body, tensors)
         if plan.protects_patients:
             raise PolicyError(
                 "the server asks for a verdict, which no noise protects",
@@ -372,6 +376,33 @@ class SiteSession:
         reply = opened.work.guard(body, tensors)
         opened.work.keep_final(tensors)
         return Parcel(Kind.GUARD, reply)
+
+    def _noisy_gain(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
+        """What the mixer gains here, noisy and paid for; no verdict, which is the exact one's."""
+        opened = self._find(body.plan_digest, body.known_head)
+        plan = opened.plan
+        fix_threads(plan.threads)
+        values = received_values(group(tensors, MIXER), opened.work.part)
+
+        def compute() -> dict[str, np.ndarray]:
+            return opened.work.gain(values)
+
+        sums = self._budget.release(
+            plan,
+            round_index=plan.federation.rounds + 1,
+            purpose=GAIN,
+            steps=1,
+            request=described(tensors),
+            compute=_one_class(plan)(compute),
+        )
+        opened.work.keep_final(tensors)
+        reply = GuardReply(
+            plan_digest=body.plan_digest,
+            verdict="undecided",
+            ledger_head=self._budget.head,
+            ledger_proof=self._budget.proof(body.known_head),
+        )
+        return Parcel(Kind.GUARD, reply, sums)
 
     def _step(self, what: str) -> Callable[[int, int], None] | None:
         report = self._report

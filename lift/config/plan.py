@@ -571,6 +571,15 @@ class Plan(Settings):
                 "the drifting loss is no sum over patients, so clipping gradients bounds nobody's "
                 "influence (privacy.mode): use `stats-once`"
             )
+        if (
+            isinstance(privacy, PatientGradients)
+            and privacy.gain is not None
+            and self.mixer.contrast != "none"
+        ):
+            raise ValueError(
+                "privacy.gain needs mixer.contrast: none: a site's curves are fitted to all its "
+                "patients, so one patient would move the gain of others, which no noise covers"
+            )
         if self.protects_patients and self.split.most_training is not None:
             raise ValueError(
                 "with split.most_training one patient displaces another, which no noise covers: "

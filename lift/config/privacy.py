@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lift.config.base import Settings
 
@@ -69,6 +69,15 @@ class StartRelease(Settings):
     """Bound on the joint length of one patient's equations, from public data."""
 
 
+class GainRelease(Settings):
+    """The mean gain of the finished mixer over no mixer, clipped by patient and noised, once."""
+
+    noise_multiplier: Positive
+    """Standard deviation over the joint sensitivity of the two numbers that a site sends."""
+    clip_db: Positive = 2.0
+    """Bound on one patient's gain in dB, from public data; what is above it counts as this much."""
+
+
 class PatientGradients(_Patients):
     """DP-SGD over patients (Abadi et al. 2016, arXiv:1607.00133).
 
@@ -92,6 +101,26 @@ class PatientGradients(_Patients):
     layers. The numbers agree; the loop bears every mixer."""
     start: StartRelease | None = None
     """None: the mixer starts without the z-filter, and nothing is spent on it."""
+    gain: GainRelease | None = None
+    """With `patient-local`: what the mixer gains is released at the end, over validation patients,
+    and paid for. None: nobody learns whether it helps, and `lift translate` always warns."""
+
+    @model_validator(mode="after")
+    def _noise_of_the_gain_is_the_sites(self) -> Self:
+        if self.gain is not None and self.mode != "patient-local":
+            raise ValueError(
+                "the gain's noise is each site's, which trusts nobody: it needs privacy.mode "
+                "`patient-local`"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a key that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        if data.get("gain") is None:
+            data.pop("gain", None)
+        return data
 
 
 class TrajectoryBounds(Settings):

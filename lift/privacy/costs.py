@@ -21,6 +21,7 @@ from lift.privacy.rounding import rounded_up
 START: Final = "start"
 STEPS: Final = "steps"
 STATISTICS: Final = "statistics"
+GAIN: Final = "gain"
 STATEMENTS: Final = {
     "none": "nobody adds noise: no privacy guarantee",
     "patient-local": "each site adds the full noise: protects patients from the server, from other "
@@ -41,8 +42,18 @@ def planned_releases(plan: Plan) -> tuple[Release, ...]:
     privacy = plan.privacy
     if isinstance(privacy, PatientGradients):
         steps = _release(STEPS, privacy, plan.total_steps, privacy.sampling_rate)
-        start = privacy.start
-        return (steps,) if start is None else (_release(START, start), steps)
+        once = [] if privacy.start is None else [_release(START, privacy.start)]
+        if privacy.gain is not None:
+            once.append(
+                Release(
+                    purpose=GAIN,
+                    noise_multiplier=privacy.gain.noise_multiplier,
+                    q=1.0,
+                    clip_norm=1.0,
+                    steps=1,
+                )
+            )
+        return (*once, steps)
     if isinstance(privacy, StatisticsOnce):
         return (
             Release(

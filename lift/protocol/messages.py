@@ -139,8 +139,12 @@ class DifferenceDb(Settings):
     """Rounded up to a multiple of the plan's `patient_count_step`."""
 
 
-class GuardReply(Settings):
-    """The site's verdict on the finished mixer."""
+class GuardReply(_PaidReply):
+    """The site's verdict on the finished mixer.
+
+    Where the plan pays for a noisy gain its sums travel beside this; the verdict is then
+    `undecided`, and nothing else is said but the head of the ledger.
+    """
 
     plan_digest: Digest
     verdict: Verdict

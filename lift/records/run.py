@@ -84,6 +84,17 @@ class GuardRecord(Record):
         )
 
 
+class GainRecord(Record):
+    """What a mixer that was trained under noise gains over no mixer, by all sites' noisy sums.
+
+    A value of None: the noise hides how many patients there are.
+    """
+
+    verdict: Verdict
+    difference_db: Measure
+    sites: int
+
+
 class MixerRecord(Record):
     """Kind and size of the trained mixer."""
 
@@ -134,6 +145,7 @@ class RunRecord(Description):
     """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
     said: Said | None = None
     """What its sites said; None where none was asked."""
+    gain: GainRecord | None = None
     privacy: dict[str, JsonValue] = Field(default_factory=dict)
     epsilon_met: dict[str, float] = Field(default_factory=dict)
     ledger_heads: dict[str, str] = Field(default_factory=dict)

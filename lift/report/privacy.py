@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from lift.markup import Markup, foreign, join, number, pointer, table, tag
-from lift.records.run import RUN_FILE
+from lift.records.run import RUN_FILE, GainRecord
 from lift.report.read import Run
 from lift.report.sections import Section, lacking
 
@@ -51,6 +51,8 @@ def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
         content.append(lacking("Without noise there is no epsilon, and no site has a ledger line."))
     else:
         content.append(_by_site(run))
+    if run.record.gain is not None:
+        content.append(_gain(run.record.gain))
     content.append(tag("h3", "Audits"))
     content += _audits(audits)
     return Section("privacy", "Privacy", tuple(content))
@@ -59,6 +61,29 @@ def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
 def figure(value: JsonValue) -> float | None:
     """The number that a record holds; None where it holds none."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _gain(gain: GainRecord) -> Markup:
+    """What the mixer gains over no mixer, by the sites' noisy sums."""
+    found = gain.difference_db
+    if found.value is None:
+        return lacking("The noisy gain of the mixer is hidden by its noise.")
+
+    def shown(value: float | None, end: str) -> Markup:
+        return number(value, pointer(RUN_FILE, "gain", "difference_db", end), 2)
+
+    return tag(
+        "p",
+        "Gain of the mixer in PSNR over no mixer, each patient's clipped, from noisy sums of ",
+        number(gain.sites, pointer(RUN_FILE, "gain", "sites"), 0),
+        " sites: ",
+        shown(found.value, "value"),
+        " dB [",
+        shown(found.low, "low"),
+        ", ",
+        shown(found.high, "high"),
+        "] (95%, of noise and patients). It is counted in epsilon.",
+    )
 
 
 def _by_site(run: Run) -> Markup:

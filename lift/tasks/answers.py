@@ -9,6 +9,7 @@ from lift.generator.base import Generator
 from lift.protocol.messages import Kind
 from lift.tasks.registry import task_of
 from lift.wire.form import AnswerForm
+from lift.wire.gain import verdict_form
 from lift.wire.update import update_form
 
 Forms = Callable[[Kind, Plan], AnswerForm | None]
@@ -39,7 +40,7 @@ def answer_form(kind: Kind, plan: Plan, generator: Generator) -> AnswerForm:
         generator: of the plan.
     """
     if kind is Kind.GUARD:
-        return AnswerForm(kind, ())
+        return verdict_form(plan)
     task = task_of(plan)
     if kind is Kind.TRAIN:
         return update_form(task.trained_part(plan, generator).values(), plan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lift.protocol.messages import Kind
-from lift.wire.names import CURVE_SUMS, DRIFTING, TRAJECTORY, Z_FILTER_SUMS
+from lift.wire.names import CURVE_SUMS, DRIFTING, GAIN_SUMS, TRAJECTORY, Z_FILTER_SUMS
 
 PURPOSES: Final[Mapping[Kind, str]] = {
     Kind.STATISTICS: "Counts and sums over the training patients, so that all sites start alike.",
@@ -60,5 +60,18 @@ CLIPPED_SUM: Final = Group(
     ("the mixer's parameters",),
     "Sum of the patients' clipped gradients of the mixer's parameters.",
 )
-GROUPS: Final = (Z_FILTER, CURVES, MOMENTS, MOMENTS_WITH_STYLE, STATISTICS, UPDATE, CLIPPED_SUM)
+GAIN: Final = Group(
+    (GAIN_SUMS,),
+    "Noisy sum of the clipped gains of validation patients over no mixer, and their noisy number.",
+)
+GROUPS: Final = (
+    Z_FILTER,
+    CURVES,
+    MOMENTS,
+    MOMENTS_WITH_STYLE,
+    STATISTICS,
+    UPDATE,
+    CLIPPED_SUM,
+    GAIN,
+)
 """All that is ever sent as tensors."""

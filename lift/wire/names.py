@@ -15,6 +15,8 @@ TRAJECTORY: Final = "trajectory_"
 """Prefix, in an answer in round 0: moments of latent trajectories."""
 DRIFTING: Final = "drifting_"
 """Prefix, in an answer in round 0 and in a request to train: drifting statistics."""
+GAIN_SUMS: Final = "gain_sums"
+"""Of an answer at the end, under noise: sums of clipped gains and of patients."""
 
 MIXER: Final = "mixer/"
 """Prefix of the mixer's parameters in a request for a verdict, a checkpoint and a mixer file."""

@@ -38,6 +38,7 @@ from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift_server.release.privacy_record import epsilon_by_site
 from lift_server.release.results import (
+    gain_record,
     most_bytes,
     shipped_record,
     site_metrics,
@@ -278,6 +279,7 @@ class _Server:
             complete=True,
             guard=verdicts(run.guard),
             **shipped_record(run.shipped),
+            **gain_record(run.gain),
             loss_trend=loss_record([run.records]) if task_of(self._plan).loss_falls else None,
             epsilon_met=epsilon_by_site(self._plan, run.records),
             ledger_heads=LedgerHeads(self._config.state / HEADS_FILE).known(known),

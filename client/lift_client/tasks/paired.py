@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,7 +17,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
 from lift.device import AtOnce
-from lift.errors import ConfigError, ProtocolError
+from lift.errors import ConfigError, LiftError, ProtocolError
 from lift.generator.features import Features
 from lift.generator.networks import FrozenGenerator
 from lift.guard import OPTIMISM_DB, JudgedOn
@@ -26,6 +27,7 @@ from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves, CurveEquations
 from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.privacy.gain import release_gain
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
 from lift.randomness import derive_seed
@@ -40,6 +42,7 @@ from lift.tasks.paired.contrast import (
     write_site_curves,
 )
 from lift.tasks.paired.predictions import (
+    mixed,
     patient_equations,
     patient_psnr_db,
     site_contrast,
@@ -51,7 +54,7 @@ from lift.tasks.paired.private.training import clipped_sum, train_round_privatel
 from lift.tasks.paired.site_cohort import open_cohort
 from lift.tasks.paired.training import draw_batches, train_round
 from lift.tasks.steps import TrainedRound
-from lift.wire.names import MIXER, TAPS, Z_FILTER_SUMS, group
+from lift.wire.names import GAIN_SUMS, MIXER, TAPS, Z_FILTER_SUMS, group
 from lift_client.gate.check_received import received_values
 from lift_client.tasks.work import Counts, SiteWork, StepReport
 
@@ -326,6 +329,37 @@ class PairedWork:
         """The curves that this site uses with what all sites together know; see :meth:`curves`."""
         arrays = {name: tensor.numpy() for name, tensor in shared.items()}
         return self.curves(arrays, without=without).curves
+
+    def gain(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The noisy sums of what a mixer gains over no mixer, over validation patients.
+
+        Each gain follows from this patient and the mixer alone; a patient whose gain cannot be
+        computed adds nothing. Two numbers come out whoever is there.
+
+        Args:
+            values: the finished mixer.
+
+        Raises:
+            ValueError: the plan has no such release.
+        """
+        if self._privacy is None or self._privacy.gain is None:
+            raise ValueError("the plan does not pay for a gain")
+        self._mixer.load_values(dict(values))
+        gains = [self._gain_of(volumes) for volumes in self.cohort.by_person("validation")]
+        return {GAIN_SUMS: release_gain(gains, self._privacy.gain, self._stream)}
+
+    def _gain_of(self, volumes: Sequence[Features]) -> float:
+        try:
+            differences = [
+                patient_psnr_db(volume, mixed(self._mixer, volume))
+                - patient_psnr_db(volume, volume.pred)
+                for volume in volumes
+            ]
+        except (LiftError, ValueError) as error:
+            # that it fails depends on this patient: nobody outside may learn it
+            logger.warning("event=gain_left_out site=%s reason=%s", self._site, error)
+            return math.nan
+        return sum(differences) / len(differences)
 
     def _judged(self) -> tuple[JudgedOn, tuple[str, ...]]:
         """On whom the mixer is judged: on training patients too where others are too few.

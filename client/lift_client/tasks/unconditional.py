@@ -276,6 +276,11 @@ class UnconditionalWork:
             plan_digest=body.plan_digest, verdict=verdict, judged_on="validation_and_training"
         )
 
+    def gain(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """ValueError: new volumes have no target that they could be nearer to."""
+        del values
+        raise ValueError("the plan does not pay for a gain")
+
     def keep_final(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Nothing: the site's own commands are those of a paired task."""
         del tensors

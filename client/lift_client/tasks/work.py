@@ -87,6 +87,10 @@ class SiteWork(Protocol):
         """The site's verdict on the finished mixer."""
         ...
 
+    def gain(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The noisy sums of what the finished mixer gains here, where the plan pays for them."""
+        ...
+
     def keep_final(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Keep what was just judged for the site's own commands, where they can use it.
 

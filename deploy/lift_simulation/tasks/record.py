@@ -21,7 +21,7 @@ from lift.records.run import GuardRecord, RunRecord, SiteRecord, loss_record, re
 from lift.tasks.describe import describe_run
 from lift_client.tasks.unconditional import UnconditionalWork
 from lift_server.release.privacy_record import epsilon_by_site
-from lift_server.release.results import most_bytes, shipped_record, verdicts
+from lift_server.release.results import gain_record, most_bytes, shipped_record, verdicts
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_simulation.tasks.fold import FoldResult
@@ -101,6 +101,8 @@ class RecordFile:
                 folds=tuple(_guard([one], plan.seed) for one in results) if several else (),
                 epsilon_met=(met := epsilon_by_site(plan, results[0].finished.records)),
                 ledger_heads=self._heads(met),
+                # of several federations each has its own, and none is the run's
+                **({} if several else gain_record(results[0].finished.gain)),
                 chosen=tuple(_choices(result) for result in results),
                 loss_trend=loss_record([result.finished.records for result in results]),
                 update_bytes=_update_bytes(results),

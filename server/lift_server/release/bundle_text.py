@@ -31,6 +31,7 @@ def bundle_text(bundle: Mapping[str, Any]) -> str:
         "",
         *_audits(bundle["audits"]),
         "",
+        *_gain(bundle.get("gain")),
         *_metrics(bundle["metrics"]),
         "",
         "To check this folder, with the ca.pem that you have from the coordinator or your kit:",
@@ -114,6 +115,21 @@ def _audits(audits: Mapping[str, Any]) -> list[str]:
     if audits["sites"]:
         lines.append("  " + next(iter(audits["sites"].values()))["caveat"])
     return lines
+
+
+def _gain(gain: Mapping[str, Any] | None) -> list[str]:
+    """What a mixer that was trained under noise gains, by the sites' noisy sums."""
+    if gain is None:
+        return []
+    found = gain["difference_db"]
+    seen = f"gain       PSNR over no mixer, by noisy sums of {gain['sites']} sites: "
+    if found["value"] is None:
+        return [f"{seen}hidden by the noise", ""]
+    return [
+        f"{seen}{found['value']:+.2f} dB [{found['low']:+.2f}, {found['high']:+.2f}], "
+        f"{gain['verdict']}",
+        "",
+    ]
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:

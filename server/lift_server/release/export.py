@@ -138,6 +138,7 @@ def export_run(
             "missing": missing,
         },
         "metrics": _metrics(run),
+        "gain": None if record.gain is None else as_json(record.gain),
         "versions": record.versions,
     }
     return _write(config, output, bundle, keys.admitted_keys, rounds)

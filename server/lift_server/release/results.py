@@ -8,10 +8,11 @@ from pathlib import Path
 from lift.config.plan import Plan
 from lift.guard import SiteProfile
 from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.privacy.gain import PooledGain
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.records.metrics import Measure, Metrics, SiteFigures
 from lift.records.rounds import RoundRecord, SiteStatistics
-from lift.records.run import GuardRecord
+from lift.records.run import GainRecord, GuardRecord
 from lift.records.shipped import Said, Shipped, Source
 from lift.tasks.paired.contrast import POOLED_FILE, write_pooled_curves
 from lift.tasks.unconditional.style import kept_with_mixer
@@ -31,6 +32,18 @@ def write_finished_mixer(path: Path, plan: Plan, run: FinishedRun, *, phantom: b
     kept_back = run.shipped is not None and run.shipped.source == "gaussian"
     guard = {} if kept_back else run.guard
     profiles = [_profile(guard.get(site), statistics[site]) for site in known]
+    if run.gain is not None:
+        # of all sites together; what a site's spacing is nobody tells under noise
+        rules = plan.preprocessing
+        profiles.append(
+            SiteProfile(
+                run.gain.verdict,
+                rules.lowest_slice_spacing_mm,
+                rules.highest_slice_spacing_mm,
+                lowest_hf_share=None,
+                highest_hf_share=None,
+            )
+        )
     values = run.mixer | kept_with_mixer(run.shared)
     write_mixer(path, FinishedMixer(values, run.taps, plan, profiles, phantom))
     write_pooled_curves(path.parent / POOLED_FILE, run.shared, plan)
@@ -65,6 +78,18 @@ def site_metrics(run: FinishedRun) -> Metrics:
 def verdicts(guard: Mapping[str, GuardReply]) -> dict[str, GuardRecord]:
     """The guard's answers for `run.json`, in the form that a simulation writes."""
     return {site: GuardRecord.of(reply) for site, reply in sorted(guard.items())}
+
+
+def gain_record(gain: PooledGain | None) -> dict[str, GainRecord]:
+    """The noisy gain of a mixer that was trained under noise, for `run.json`; empty without one."""
+    if gain is None:
+        return {}
+    found = GainRecord(
+        verdict=gain.verdict,
+        difference_db=Measure(value=gain.value_db, low=gain.low_db, high=gain.high_db, unit="dB"),
+        sites=gain.sites,
+    )
+    return {"gain": found}
 
 
 def shipped_record(shipped: Shipped | None) -> dict[str, Source | Said | None]:

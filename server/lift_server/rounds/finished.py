@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lift.privacy.gain import PooledGain
 from lift.protocol.messages import GuardReply
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Shipped
@@ -24,6 +25,8 @@ class FinishedRun:
         records: the lines of `rounds.jsonl`.
         trained: what the rounds gave, whether it is released or not.
         shipped: which of Gaussian and mapper is released; None where there is no such choice.
+        gain: under noise, what the mixer gains by all sites' noisy sums; None where the plan pays
+            for none.
     """
 
     mixer: dict[str, Tensor]
@@ -32,6 +35,7 @@ class FinishedRun:
     records: list[RoundRecord]
     trained: dict[str, Tensor]
     shipped: Shipped | None
+    gain: PooledGain | None = None
 
     @property
     def taps(self) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Final
 from lift.errors import RecordError, UpdateRejectedError
 from lift.files import write_json
 from lift.protocol.heads import head_after
-from lift.protocol.messages import StatisticsReply, TrainReply
+from lift.protocol.messages import GuardReply, StatisticsReply, TrainReply
 from lift.strict_json import parse_json
 
 HEADS_FILE: Final = "ledger-heads.json"
@@ -55,14 +55,14 @@ class LedgerHeads:
 
         Args:
             site: who answered.
-            body: the answer's body; of a verdict nothing is kept.
-            required: whether the run is one that a site's ledger pays for.
+            body: the answer's body.
+            required: whether the answer is one that a site's ledger pays for.
 
         Raises:
             UpdateRejectedError: there is no head where there must be one, or the lines that came
                 with it do not lead to it from the head that the site told before.
         """
-        if not isinstance(body, StatisticsReply | TrainReply):
+        if not isinstance(body, StatisticsReply | TrainReply | GuardReply):
             return
         if body.ledger_head is None:
             if required:

@@ -22,6 +22,7 @@ from lift.config.plan import Plan, derived_deadline_s
 from lift.config.privacy import StatisticsOnce
 from lift.errors import UpdateRejectedError
 from lift.privacy.costs import epsilon_after
+from lift.privacy.gain import PooledGain, pooled_gain
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import (
     Answer,
@@ -49,7 +50,7 @@ from lift_server.rounds.quorum import check_quorum
 from lift_server.rounds.store import RunStore
 from lift_server.rounds.task import Contribution, RunTask
 from lift_server.rounds.updates import Contents, round_aggregation
-from lift_server.rounds.verdicts import recorded, reviewed
+from lift_server.rounds.verdicts import recorded, reviewed, reviewed_gains
 
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
@@ -155,9 +156,10 @@ class _Rounds:
             state = self._train(round_index, state, shared, joined)
         trained = mixer = state.released
         guard, shipped = self._verdicts(state, shared) if with_guard else ({}, None)
+        gain = self._gain(state, shared) if with_guard else None
         if shipped is not None and shipped.source == "gaussian":
             mixer = self._task.start(shared)
-        return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped)
+        return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped, gain)
 
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, self._statistics_request())
@@ -335,14 +337,8 @@ class _Rounds:
             return guard, self._task.shipped(guard, asked=asked)
         if not self._task.has_guard:
             return {}, self._task.shipped({}, asked=0)
-        tensors = grouped({n: t.numpy() for n, t in state.released.items()}, MIXER)
-        request = Parcel(
-            Kind.GUARD,
-            GuardRequest(plan_digest=self._digest),
-            tensors | self._task.judged_with(shared),
-        )
         round_index = self._plan.federation.rounds + 1
-        answers, tally = self._ask(round_index, request)
+        answers, tally = self._ask(round_index, self._guard_request(state, shared))
         guard = reviewed(answers, self._digest)
         shipped = self._task.shipped(guard, asked=len(tally.asked))
         if shipped is None:
@@ -366,6 +362,28 @@ class _Rounds:
         # from the record, so that a resumed run has the same
         kept = recorded(self._store.records, self._digest)
         return (guard if kept is None else kept[0]), shipped
+
+    def _guard_request(self, state: ServerState, shared: Mapping[str, Tensor]) -> Parcel:
+        tensors = grouped({n: t.numpy() for n, t in state.released.items()}, MIXER)
+        return Parcel(
+            Kind.GUARD,
+            GuardRequest(plan_digest=self._digest),
+            tensors | self._task.judged_with(shared),
+        )
+
+    def _gain(self, state: ServerState, shared: Mapping[str, Tensor]) -> PooledGain | None:
+        """What the mixer gains, by the noisy sums of whoever answers; None: the plan pays for none.
+
+        Whoever resumes asks again: a site gives the same bytes to the same request, for nothing.
+        """
+        release = self._task.gain
+        if release is None:
+            return None
+        trainers = [site for site in self._roster if site not in self._spent]
+        answers, _ = self._ask(
+            self._plan.federation.rounds + 1, self._guard_request(state, shared), trainers
+        )
+        return pooled_gain(reviewed_gains(answers, self._plan), release)
 
     def _ask(
         self,

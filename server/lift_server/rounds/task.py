@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from lift.config.privacy import GainRelease
 from lift.protocol.messages import GuardReply, Parcel, StatisticsReply
 from lift.records.shipped import Shipped
 
@@ -18,6 +19,11 @@ class Contribution:
 
 class RunTask(Protocol):
     """One kind of task, as the round loop sees it."""
+
+    @property
+    def gain(self) -> GainRelease | None:
+        """Of a plan that pays for a noisy gain of the finished mixer: its bound and noise."""
+        ...
 
     @property
     def has_guard(self) -> bool:

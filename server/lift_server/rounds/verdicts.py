@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lift.config.plan import Plan
 from lift.protocol.messages import GuardReply, Kind, Parcel
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
+from lift.wire.gain import verdict_form
+from lift.wire.names import GAIN_SUMS
 
 
 def reviewed(answers: Mapping[str, Parcel], plan_digest: str) -> dict[str, GuardReply]:
@@ -15,6 +21,22 @@ def reviewed(answers: Mapping[str, Parcel], plan_digest: str) -> dict[str, Guard
         for site, parcel in answers.items()
         if isinstance(parcel.body, GuardReply) and parcel.body.plan_digest == plan_digest
     }
+
+
+def reviewed_gains(answers: Mapping[str, Parcel], plan: Plan) -> list[NDArray[np.float32]]:
+    """The noisy sums of the answers that have their form; all others are left out.
+
+    No number is refused for its size: noise has none.
+    """
+    form, digest = verdict_form(plan), plan.digest()
+    return [
+        parcel.tensors[GAIN_SUMS]
+        for _, parcel in sorted(answers.items())
+        if isinstance(parcel.body, GuardReply)
+        and parcel.body.plan_digest == digest
+        and form.offence(parcel.tensors) is None
+        and bool(np.isfinite(parcel.tensors[GAIN_SUMS]).all())
+    ]
 
 
 def recorded(

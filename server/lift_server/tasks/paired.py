@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan
-from lift.config.privacy import PatientGradients
+from lift.config.privacy import GainRelease, PatientGradients
 from lift.mixer.curves import CurveEquations
 from lift.mixer.z_filter import NormalEquations, fit
 from lift.protocol.messages import GuardReply, Parcel, StatisticsReply
@@ -56,6 +56,11 @@ class PairedRun:
         self._sources = len(plan.task.source)
         self._answer = paired_statistics_form(plan)
         self._start = start
+
+    @property
+    def gain(self) -> GainRelease | None:
+        """What the plan pays for beside training: a noisy gain of the finished mixer."""
+        return None if self._privacy is None else self._privacy.gain
 
     @property
     def has_guard(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lift.config.plan import Plan
+from lift.config.privacy import GainRelease
 from lift.errors import ConfigError, DataError, UpdateRejectedError
 from lift.protocol.messages import GuardReply, Parcel, StatisticsReply
 from lift.records.shipped import Shipped, count
@@ -78,6 +79,11 @@ class UnconditionalRun:
         if self._public is not None:
             self._form = self._public.sent
         self._answer = unconditional_statistics_form(plan, decoder)
+
+    @property
+    def gain(self) -> GainRelease | None:
+        """None: new volumes have no target that they could be nearer to."""
+        return None
 
     @property
     def has_guard(self) -> bool:
