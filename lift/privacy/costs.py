@@ -22,6 +22,13 @@ START: Final = "start"
 STEPS: Final = "steps"
 STATISTICS: Final = "statistics"
 GAIN: Final = "gain"
+TIMES: Final = (
+    "How long a site takes for a round depends on who was drawn. Whoever sees when answers come "
+    "(the server, the network) may tell from it who took part in a step: for them sampling hides "
+    "nobody, and epsilon counts each patient in every step. What else a time tells, such as how "
+    "large somebody's volumes are, no epsilon counts."
+)
+"""Why a second epsilon stands beside the first."""
 STATEMENTS: Final = {
     "none": "nobody adds noise: no privacy guarantee",
     "patient-local": "each site adds the full noise: protects patients from the server, from other "
@@ -130,6 +137,18 @@ def releases_in_two_hospitals(plan: Plan) -> tuple[Release, ...]:
     return releases + releases
 
 
+def epsilon_where_times_are_seen(plan: Plan) -> float | None:
+    """Epsilon of the whole plan for whoever knows who was drawn in each step: sampling rate 1.
+
+    None where no patient is drawn at random.
+    """
+    privacy = plan.privacy
+    if not isinstance(privacy, PatientGradients):
+        return None
+    releases = (one.model_copy(update={"q": 1.0}) for one in planned_releases(plan))
+    return epsilon([release.mechanism(release.steps) for release in releases], privacy.delta)
+
+
 def describe_privacy(
     plan: Plan, sites: Sequence[str], *, target: float | None = None
 ) -> dict[str, object]:
@@ -165,6 +184,9 @@ def describe_privacy(
         "epsilon": rounded_up(epsilon(mechanisms, privacy.delta)),
         "epsilon_by_rdp": rounded_up(epsilon(mechanisms, privacy.delta, "rdp")),
     }
+    if (seen := epsilon_where_times_are_seen(plan)) is not None:
+        described["epsilon_where_times_are_seen"] = rounded_up(seen)
+        described["times"] = TIMES
     if not isinstance(privacy, SiteLevel):
         twice = [release.mechanism(release.steps) for release in releases_in_two_hospitals(plan)]
         described["epsilon_of_a_patient_in_two_hospitals"] = rounded_up(
@@ -187,6 +209,11 @@ def summary(described: Mapping[str, object]) -> str:
         line += (
             f"; epsilon {described['epsilon']} at delta {described['delta']:g}, "
             f"{described['unit']}, add or remove one"
+        )
+    if "epsilon_where_times_are_seen" in described:
+        line += (
+            f"; {described['epsilon_where_times_are_seen']} for whoever sees when answers come, "
+            "from which it may be told who was drawn"
         )
     return line
 

@@ -15,6 +15,7 @@ from lift.report.sections import Section, lacking
 RELEASE_FILE: Final = "release.json"
 _FIGURES: Final = (
     ("epsilon", "epsilon at the end", 4),
+    ("epsilon_where_times_are_seen", "for whoever sees when answers come", 4),
     ("epsilon_of_a_patient_in_two_hospitals", "of a patient in two hospitals", 4),
     ("epsilon_by_rdp", "the same by Rényi's looser accounting", 4),
     ("delta", "delta", 6),
@@ -51,6 +52,8 @@ def privacy_section(run: Run, audits: Mapping[str, Any] | None) -> Section:
         content.append(lacking("Without noise there is no epsilon, and no site has a ledger line."))
     else:
         content.append(_by_site(run))
+    if "times" in told:
+        content.append(tag("p", foreign(str(told["times"])), class_="note"))
     if run.record.gain is not None:
         content.append(_gain(run.record.gain))
     content.append(tag("h3", "Audits"))

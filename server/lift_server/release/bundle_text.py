@@ -75,6 +75,12 @@ def _privacy(privacy: Mapping[str, Any]) -> list[str]:
         f"           epsilon {privacy['epsilon']} for the whole plan, delta {privacy['delta']:g}; "
         f"unit {privacy['unit']}, add or remove one"
     )
+    if "epsilon_where_times_are_seen" in privacy:
+        seen = privacy["epsilon_where_times_are_seen"]
+        lines += [
+            f"           epsilon {seen} for whoever saw when answers came, from which it may be",
+            "           told who was drawn",
+        ]
     if "epsilon_of_a_patient_in_two_hospitals" in privacy:
         twice = privacy["epsilon_of_a_patient_in_two_hospitals"]
         lines.append(f"           a patient of two hospitals: epsilon {twice}")

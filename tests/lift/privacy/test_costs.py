@@ -139,3 +139,20 @@ def test_site_level_counts_rounds() -> None:
     assert told["unit"] == "site"
     assert told["epsilon"] == pytest.approx(epsilon([Mechanism(5.0, steps=10)], DELTA), abs=1e-4)
     assert "delta 0.0001" in summary(told)
+
+
+def test_whoever_sees_times_is_told_an_epsilon_without_sampling() -> None:
+    told = describe_privacy(plan(LOCAL), ["east", "west"])
+    # the start and every step, as if everybody took part
+    expected = epsilon([Mechanism(10.0), Mechanism(3.0, 1.0, 300)], DELTA)
+    seen = float(str(told["epsilon_where_times_are_seen"]))
+    assert seen == pytest.approx(expected, abs=1e-4)
+    assert seen > 5 * float(str(told["epsilon"]))
+    assert "who was drawn" in str(told["times"])
+    assert f"; {seen} for whoever sees when answers come" in summary(told)
+    # where all take part there is nothing to be told
+    whole = describe_privacy(plan(central(sampling_rate=1.0), steps=1), ["east", "west"])
+    assert whole["epsilon_where_times_are_seen"] == whole["epsilon"]
+    nobody_is_drawn = SiteLevel(mode="site", delta=DELTA, clip_norm=1.0, noise_multiplier=2.0)
+    for privacy in (nobody_is_drawn, NoPrivacy(mode="none")):
+        assert "epsilon_where_times_are_seen" not in describe_privacy(plan(privacy), ["east"])

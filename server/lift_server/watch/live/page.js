@@ -371,6 +371,7 @@ function showPrivacy() {
   }
   const names = {
     mode: "mode", statement: "meaning", unit: "protects", epsilon: "epsilon at the end",
+    epsilon_where_times_are_seen: "for whoever sees when answers come",
     epsilon_of_a_patient_in_two_hospitals: "of a patient in two hospitals", delta: "delta", accountant: "accountant",
   };
   facts(byId("privacy-facts"), Object.entries(names).filter(([key]) => key in told).map(([key, name]) => [name, String(told[key])]));

@@ -33,6 +33,7 @@ _PRIVACY_KEYS: Final = (
     "delta",
     "accountant",
     "epsilon",
+    "epsilon_where_times_are_seen",
     "epsilon_of_a_patient_in_two_hospitals",
 )
 
