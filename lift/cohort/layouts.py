@@ -76,7 +76,7 @@ def list_patients(
         )
         if data.on_bad_file == "stop":
             raise reason
-        refusals.append(Refusal(patient.id, reason))
+        refusals.append(Refusal(patient.id, reason, patient.subject))
     return patients, refusals
 
 

@@ -44,7 +44,14 @@ def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]
 
 @dataclass(frozen=True)
 class Refusal:
-    """An examination that cannot be used, and why, for the site's own operator."""
+    """An examination that cannot be used, and why, for the site's own operator.
+
+    Attributes:
+        patient: the examination's name.
+        reason: what is wrong, and what to do.
+        subject: the person: several refused examinations of one person count once.
+    """
 
     patient: str
     reason: DataError
+    subject: str

@@ -67,7 +67,7 @@ def read_patients(
         except DataError as error:
             if settings.data.on_bad_file == "stop" or error.where.startswith("cache."):
                 raise
-            refusals.append(Refusal(patient.id, error))
+            refusals.append(Refusal(patient.id, error, patient.subject))
         if report is not None:
             report(done, len(found))
     for refusal in refusals:

@@ -21,6 +21,7 @@ from lift.volumes.resampling import Grid, resample, with_spacing
 from lift_client import cli
 from lift_client.check import image_check, image_view
 from lift_client.check import inspect_data as examine
+from lift_client.check.data_card import make_card
 from lift_client.check.image_check import CohortReport, examine_cohort
 from lift_client.check.inspect_data import PatientReport
 from lift_client.gate.journal import verify
@@ -300,3 +301,18 @@ def test_a_fault_of_ours_in_one_patient_does_not_stop_the_others(
     assert "ZeroDivisionError" in remark.seen
     assert "Doe" not in str(found[name(3)])
     assert found[name(2)].verdict == "use"
+
+
+def test_refused_examinations_of_one_person_are_one_person_of_the_card(tmp_path: Path) -> None:
+    config = site_in(tmp_path)
+    for visit in range(5):
+        name = f"BraTS-TST-00001-{visit:03d}"
+        folder = config.data.root / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}-{CHANNELS[0]}.nii.gz").touch()
+    report = examine_cohort(config, CHANNELS, workers=1)
+    assert len(report.patients) == 5
+    assert {one.subject for one in report.patients} == {"BraTS-TST-00001"}
+    card = make_card(report.patients, CHANNELS, site="north", floor=5, day="2026-11-23")
+    # five of five: nothing of a single person is told
+    assert (card.persons, card.vetoed) == (0, 0)

@@ -168,7 +168,7 @@ def _of_refusal(refusal: Refusal) -> PatientReport:
     reason = refusal.reason
     remark = Remark(check="files", verdict="veto", seen=reason.seen, remedy=reason.remedy)
     return PatientReport(
-        patient=refusal.patient, subject=refusal.patient, files="", remarks=(remark,)
+        patient=refusal.patient, subject=refusal.subject, files="", remarks=(remark,)
     )
 
 
