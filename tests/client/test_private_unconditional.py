@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.config.cohort import BratsData
+from lift.config.cohort import BratsData, TableData
 from lift.config.plan import Plan
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.privacy.accounting import Mechanism, epsilon
@@ -32,7 +32,7 @@ from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
 from lift_client.session import SiteSession
 from lift_client.tasks import unconditional as module
 from tests.lift.privacy.streams import KnownStream
-from tests.lift.unconditional.tiny_decoder import tiny_plan, write_bodies
+from tests.lift.unconditional.tiny_decoder import CHANNEL, tiny_plan, write_bodies
 
 NOISE, DELTA, PUBLIC = 1.2, 1e-4, 4
 PATIENTS = 7
@@ -217,3 +217,22 @@ def test_a_patient_whose_latents_are_not_finite_is_refused_alone_and_nobody_is_t
     assert "NaN" in caplog.text
     assert (reply.refused_volumes, reply.train_patients) == (0, PUBLIC)
     assert arrays[TRAJECTORY + "patients"].tolist() == [PUBLIC]
+
+
+def test_numbers_of_patients_are_of_persons_for_new_volumes_too(
+    bodies: Path, decoder: FrozenDecoder, tmp_path: Path
+) -> None:
+    files = sorted(path.relative_to(bodies) for path in bodies.rglob("*.nii.gz"))
+    # two persons with three examinations, one with one
+    rows = [f"e{index},p{index // 3},{file}" for index, file in enumerate(files)]
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join([f"patient,subject,{CHANNEL}", *rows, ""]), encoding="utf-8")
+    settings = SiteSettings(name="north", data=TableData(root=bodies, table=table))
+    plan = make_plan(decoder, rounds=0)
+    work = SiteSession(settings, decoder, tmp_path / "work").work(plan)
+    assert isinstance(work, module.UnconditionalWork)
+    assert len(work.split.train) == PATIENTS
+    assert (work.counts.train, work.counts.validation, work.counts.test) == (3, 0, 0)
+    moments = work.moments()
+    assert moments is not None
+    assert moments.patients == 3
