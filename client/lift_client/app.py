@@ -38,7 +38,7 @@ from lift.tasks.registry import load_generator
 from lift.wire.form import AnswerForm
 from lift_client.enrolment import check_key, read_kit
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
-from lift_client.gate.policy import check_outgoing, check_plan
+from lift_client.gate.policy import check_outgoing, check_plan, check_start
 from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
@@ -219,6 +219,8 @@ class Release:
                 return
             self._check_plan(plan)
             self._plans[digest] = plan
+        if isinstance(body, TrainRequest):
+            check_start(request.tensors, self._config.policy)
         rounds = self._plans[digest].federation.rounds
         if isinstance(body, TrainRequest) and body.round > rounds:
             raise PolicyError(

@@ -84,6 +84,15 @@ policy:
   # A plan with more rounds, or more training steps in a round, is refused.
   most_rounds: 1000
   most_steps_per_round: 10000
+  # What training is steered by. Beyond these bounds a server could let one patient decide whether
+  # training overflows; plans that train stay far below them.
+  largest_learning_rate: 1.0
+  largest_weight_decay: 1.0
+  largest_gradient_clip: 1000.0
+  largest_loss_weight: 1000.0
+  least_clip_norm: 0.000001
+  largest_clip_norm: 1000.0
+  largest_start_value: 1000.0
   # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
   least_patient_count_step: 5
   # Whether a plan for new volumes may make this hospital's mean grey scale (two numbers, over its

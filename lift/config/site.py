@@ -72,6 +72,22 @@ class PolicySettings(Settings):
     """A plan with more training rounds is refused."""
     most_steps_per_round: int = Field(default=10_000, ge=1)
     """A plan with more optimiser steps in a round is refused."""
+    largest_learning_rate: float = Field(default=1.0, gt=0)
+    """A plan that trains with a higher learning rate is refused. This bound and the six below keep
+    the server from choosing numbers with which one patient decides whether training overflows;
+    their defaults are far from what training needs."""
+    largest_weight_decay: float = Field(default=1.0, ge=0)
+    """The same of weight decay, and of the pull back to the received mixer (`proximal`)."""
+    largest_gradient_clip: float = Field(default=1000.0, gt=0)
+    """The same of the bound on a step's gradient."""
+    largest_loss_weight: float = Field(default=1000.0, gt=0)
+    """The same of the loss's scale and of the weights of its terms."""
+    least_clip_norm: float = Field(default=1e-6, gt=0)
+    """A plan whose bound on one patient's part is lower is refused."""
+    largest_clip_norm: float = Field(default=1000.0, gt=0)
+    """A plan whose bound on one patient's part is higher is refused."""
+    largest_start_value: float = Field(default=1000.0, gt=0)
+    """A round that starts from a mixer with a larger number is refused."""
     least_patient_count_step: int = Field(default=5, ge=1)
     """A plan whose numbers of patients are rounded less than this is refused."""
     site_styles: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from lift.config.kit import Kit, TaskRule
 from lift.config.plan import (
     FederationPlan,
+    LossPlan,
     MixerPlan,
     Plan,
     SplitPlan,
@@ -18,7 +20,8 @@ from lift.config.plan import (
     TrainingPlan,
     UnconditionalPlan,
 )
-from lift.config.privacy import NoPrivacy
+from lift.config.privacy import NoPrivacy, PatientGradients, StartRelease
+from lift.config.simulation import SimulationConfig
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 from lift.mixer.base import FrozenParts
@@ -27,7 +30,7 @@ from lift.protocol.messages import Kind
 from lift.wire.form import AnswerForm, Part, TensorForm
 from lift.wire.groups import CURVES, UPDATE
 from lift.wire.update import update_form
-from lift_client.gate.policy import check_outgoing, check_plan
+from lift_client.gate.policy import check_outgoing, check_plan, check_start
 
 KIT = Kit(
     federation="brains",
@@ -52,6 +55,21 @@ POLICY = PolicySettings(
     largest_update_bytes=4000,
     largest_statistics_bytes=6000,
 )
+
+
+LOCAL = {"privacy_modes": ("patient-local",)}
+
+
+def private(clip_norm: float, *, start: float = 0.1) -> PatientGradients:
+    return PatientGradients(
+        mode="patient-local",
+        delta=1e-5,
+        public_patients=10,
+        clip_norm=clip_norm,
+        noise_multiplier=2.0,
+        sampling_rate=0.5,
+        start=StartRelease(noise_multiplier=5.0, clip_norm=start),
+    )
 
 
 def answer(*, dtype: str = "float32", **shapes: tuple[int, ...]) -> AnswerForm:
@@ -89,6 +107,15 @@ def test_a_plan_at_every_limit_is_allowed() -> None:
         ("privacy_modes", {}, {"privacy_modes": ("other",)}, 1),
         ("site_styles", {"unconditional": UnconditionalPlan(site_styles=True)}, {}, 1),
         ("largest_update_bytes", {}, {}, 1001),
+        ("largest_learning_rate", {"training": TrainingPlan(learning_rate=1.01)}, {}, 1),
+        ("largest_weight_decay", {"training": TrainingPlan(weight_decay=2.0**13.5)}, {}, 1),
+        ("largest_weight_decay", {"training": TrainingPlan(proximal=1.01)}, {}, 1),
+        ("largest_gradient_clip", {"training": TrainingPlan(gradient_clip=1e30)}, {}, 1),
+        ("largest_loss_weight", {"training": TrainingPlan(loss=LossPlan(scale=1e9))}, {}, 1),
+        ("largest_loss_weight", {"training": TrainingPlan(loss=LossPlan(dz_weight=1e9))}, {}, 1),
+        ("largest_clip_norm", {"privacy": private(1001.0)}, LOCAL, 1),
+        ("least_clip_norm", {"privacy": private(2.5e-9)}, LOCAL, 1),
+        ("least_clip_norm", {"privacy": private(0.1, start=1e-9)}, LOCAL, 1),
     ],
 )
 def test_each_offence_is_refused_by_its_key(
@@ -100,6 +127,41 @@ def test_each_offence_is_refused_by_its_key(
     assert caught.value.seen.startswith(f"{key}: ")
     assert caught.value.remedy
     assert caught.value.exit_code == 7
+
+
+PRESETS = [Path("configs/simulation.yaml"), *sorted(Path("configs/presets").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_the_bounds_that_a_site_has_by_itself_admit_every_preset(preset: Path) -> None:
+    plan = SimulationConfig.from_yaml(preset).plan
+    kit = KIT.model_copy(
+        update={
+            "generator_fingerprint": "a" * 64,
+            "task": TaskRule(source=plan.task.source, target=plan.task.target),
+        }
+    )
+    allowed = PolicySettings(privacy_modes=("none", "patient-local", "patient-central"))
+    known = plan.model_copy(update={"generator_fingerprint": "a" * 64})
+    rounded = known.federation.model_copy(update={"patient_count_step": 5})
+    check_plan(known.model_copy(update={"federation": rounded}), allowed, kit)
+
+
+def test_a_round_starts_from_no_number_beyond_the_bound() -> None:
+    small, shared = np.full(3, -1000.0, np.float32), np.full(3, 1e9, np.float32)
+    check_start({"w": small, "shared/drifting_a": shared, "none": np.zeros(0)}, POLICY)
+    for value in (1000.1, -1e30, np.inf):
+        with pytest.raises(PolicyError) as caught:
+            check_start({"v": small, "w": np.array([0.0, value], np.float32)}, POLICY)
+        assert caught.value.where == "policy.largest_start_value"
+
+
+def test_nothing_that_the_bounds_admit_overflows_half_precision() -> None:
+    """A step moves a number by its decay, and by the learning rate at most (AdamW)."""
+    policy = PolicySettings(privacy_modes=("none",))
+    decayed = policy.largest_start_value * policy.largest_weight_decay
+    moved = policy.largest_learning_rate * (decayed + policy.most_steps_per_round)
+    assert moved < np.finfo(np.float16).max
 
 
 def test_a_site_may_let_its_grey_scale_be_known() -> None:

@@ -176,6 +176,15 @@ def test_no_more_rounds_are_worked_on_than_the_plan_has(real: Real) -> None:
     assert desk.refusal(training(real.plan, 3, real.mixer()), "train") == "policy"
 
 
+def test_a_round_that_starts_from_huge_numbers_is_not_worked_on(real: Real) -> None:
+    desk = real.desk(POLICY)
+    desk.say(asking(real.plan))
+    computed = len(desk.computed)
+    huge = {name: array + F32(2e3) for name, array in real.mixer().items()}
+    assert desk.refusal(training(real.plan, 1, huge), "train") == "policy"
+    assert len(desk.computed) == computed
+
+
 def test_a_policy_that_was_tightened_holds_after_a_restart(real: Real) -> None:
     desk = real.desk(POLICY)
     desk.say(asking(real.plan))

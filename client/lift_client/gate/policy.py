@@ -11,10 +11,12 @@ import numpy as np
 
 from lift.config.kit import Kit
 from lift.config.plan import Plan
+from lift.config.privacy import PatientGradients
 from lift.config.site import PolicySettings
 from lift.errors import NonFiniteUpdateError, PolicyError
 from lift.protocol.messages import Kind
 from lift.wire.form import AnswerForm
+from lift.wire.names import SHARED, without
 
 
 def check_plan(
@@ -53,6 +55,7 @@ def check_plan(
             f"the plan has {plan.training.steps} steps a round; "
             f"at most {policy.most_steps_per_round}"
         )
+    offences |= _beyond_bounds(plan, policy)
     if (
         not plan.protects_patients
         and plan.federation.patient_count_step < policy.least_patient_count_step
@@ -89,6 +92,29 @@ def check_plan(
         )
 
 
+def check_start(tensors: Mapping[str, np.ndarray], policy: PolicySettings) -> None:
+    """Nothing, when training may start from these numbers.
+
+    Args:
+        tensors: of a request to train.
+        policy: what the site allows.
+
+    Raises:
+        PolicyError: a number of the mixer is larger than `policy.largest_start_value`.
+    """
+    for name, tensor in sorted(without(tensors, SHARED).items()):
+        largest = float(np.max(np.abs(tensor.astype(np.float64)), initial=0.0))
+        # a mixer with NaN does not fit the plan, which is the session's to say
+        if largest > policy.largest_start_value:
+            raise PolicyError(
+                "the site's policy refuses to train from this mixer",
+                where="policy.largest_start_value",
+                seen=f"tensor '{name}' holds {largest:g}; at most {policy.largest_start_value:g}",
+                remedy="Nothing was computed or sent. Tell the coordinator: a mixer has no such "
+                "numbers, unless its training diverged.",
+            )
+
+
 def check_outgoing(
     tensors: Mapping[str, np.ndarray], policy: PolicySettings, form: AnswerForm
 ) -> None:
@@ -120,6 +146,33 @@ def check_outgoing(
                 seen="it holds NaN or infinity",
                 remedy="Nothing was sent. The local training diverged: tell the coordinator.",
             )
+
+
+def _beyond_bounds(plan: Plan, policy: PolicySettings) -> dict[str, str]:
+    """Of the numbers that training is steered by: the keys that the plan offends, and how."""
+    training, loss = plan.training, plan.training.loss
+    clips = []
+    if isinstance(plan.privacy, PatientGradients):
+        clips = [plan.privacy.clip_norm]
+        if plan.privacy.start is not None:
+            clips.append(plan.privacy.start.clip_norm)
+    asked: dict[str, list[float]] = {
+        "largest_learning_rate": [training.learning_rate],
+        "largest_weight_decay": [training.weight_decay, training.proximal],
+        "largest_gradient_clip": [training.gradient_clip],
+        "largest_loss_weight": [loss.scale, loss.dz_weight, loss.ms_ssim_weight],
+        "largest_clip_norm": clips,
+    }
+    found = {}
+    for key, values in asked.items():
+        bound: float = getattr(policy, key)
+        if values and not max(values) <= bound:
+            found[key] = f"the plan has {max(values):g}; at most {bound:g}"
+    if clips and not min(clips) >= policy.least_clip_norm:
+        found["least_clip_norm"] = (
+            f"the plan has {min(clips):g}; at least {policy.least_clip_norm:g}"
+        )
+    return found
 
 
 def _largest(policy: PolicySettings, kind: Kind) -> tuple[str, int]:
