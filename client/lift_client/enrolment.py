@@ -36,7 +36,8 @@ data:
   # The folder of the volumes. Nothing in it is changed, and no file name leaves this site.
   root: data
   # skip: a patient whose files cannot be used is left out, by name, in the site's own log.
-  # stop: refuse to start until every patient can be used.
+  # stop: refuse to start until every patient can be used; under a plan that protects patients it is
+  # skip all the same, so that no answer that fails to come tells of one patient.
   on_bad_file: skip
 
 # auto: the GPU when there is one; or cpu, or cuda.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,11 @@ _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
 
 
 def list_patients(
-    data: CohortData, channels: Sequence[str], *, needs_mask: bool = False
+    data: CohortData,
+    channels: Sequence[str],
+    *,
+    needs_mask: bool = False,
+    one_by_one: bool = False,
 ) -> tuple[list[Patient], list[Refusal]]:
     """The patients that have every channel, sorted by id, and those that do not.
 
@@ -30,6 +34,8 @@ def list_patients(
         data: folder and layout.
         channels: names that a patient must have.
         needs_mask: whether the plan's mask rule is `file`.
+        one_by_one: under noise: whether this succeeds depends on no patient. A folder or table may
+            hold nobody, a bad row is passed over, and `on_bad_file: stop` does not hold.
 
     Raises:
         DataError: the folder or the table is missing, damaged or holds no patient; or a
@@ -42,14 +48,16 @@ def list_patients(
             seen="there is no such folder",
             remedy="Correct data.root, or mount the folder.",
         )
+    if one_by_one and not any(data.root.iterdir()):
+        return [], []
     known = guess_layout(data, channels).data if isinstance(data, AutoData) else data
     if isinstance(known, TableData):
-        found = _from_table(known)
+        found = _from_table(known, one_by_one=one_by_one)
     elif isinstance(known, BidsData):
         found = list_bids(known, channels)
     else:
         found = _from_folders(known, channels)
-    if not found:
+    if not found and not one_by_one:
         raise DataError(
             "cannot list the patients",
             where=str(data.root),
@@ -74,7 +82,7 @@ def list_patients(
             if patient.problem
             else "Add the files, or take the patient out of the folder or table.",
         )
-        if data.on_bad_file == "stop":
+        if data.on_bad_file == "stop" and not one_by_one:
             raise reason
         refusals.append(Refusal(patient.id, reason, patient.subject))
     return patients, refusals
@@ -130,35 +138,54 @@ def _holds_volumes(folder: Path) -> bool:
         return True
 
 
-def _from_table(data: TableData) -> list[Patient]:
+def _from_table(data: TableData, *, one_by_one: bool) -> list[Patient]:
     try:
         with data.table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
+            reader = csv.DictReader(stream, strict=True)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a CSV table in UTF-8"
         raise _table_error(data, str(reason)) from None
-    if not rows or "patient" not in rows[0]:
+    if (not rows and not one_by_one) or "patient" not in (reader.fieldnames or ()):
         raise _table_error(data, "it has no rows, or no column 'patient'")
-    told = _SUBJECT in rows[0]
+    told = _SUBJECT in (reader.fieldnames or ())
     if not told:
         logger.warning("event=no_subject_column table=%s each_row_is=a_person", data.table.name)
     found: dict[str, Patient] = {}
     for number, row in enumerate(rows, start=2):
-        name = (row["patient"] or "").strip()
-        if not name or None in row or name in found:
-            problem = "names no patient" if not name else f"is a second row of '{name}'"
-            problem = "has more cells than columns" if None in row else problem
-            raise _table_error(data, f"line {number} {problem}")
-        subject = (row[_SUBJECT] or "").strip() if told else name
-        if not subject:
-            raise _table_error(data, f"line {number} names no subject")
-        named = {"patient", _SUBJECT}
-        cells = {k: v.strip() for k, v in row.items() if k not in named and v and v.strip()}
-        paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
-        paths = {column: path for column, path in paths.items() if _is_volume(path, data)}
-        mask = paths.pop("mask", None)
-        found[name] = Patient(name, subject, paths, mask)
+        try:
+            patient = _from_row(data, row, number, found, told=told)
+        except DataError as error:
+            if not one_by_one:
+                raise
+            logger.warning("event=row_passed_over reason=%s", error)
+            continue
+        found[patient.id] = patient
     return list(found.values())
+
+
+def _from_row(
+    data: TableData,
+    row: Mapping[str, str | None],
+    number: int,
+    found: Collection[str],
+    *,
+    told: bool,
+) -> Patient:
+    name = (row["patient"] or "").strip()
+    if not name or None in row or name in found:
+        problem = "names no patient" if not name else f"is a second row of '{name}'"
+        problem = "has more cells than columns" if None in row else problem
+        raise _table_error(data, f"line {number} {problem}")
+    subject = (row[_SUBJECT] or "").strip() if told else name
+    if not subject:
+        raise _table_error(data, f"line {number} names no subject")
+    named = {"patient", _SUBJECT}
+    cells = {k: v.strip() for k, v in row.items() if k not in named and v and v.strip()}
+    paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
+    paths = {column: path for column, path in paths.items() if _is_volume(path, data)}
+    mask = paths.pop("mask", None)
+    return Patient(name, subject, paths, mask)
 
 
 def _is_volume(path: Path, data: TableData) -> bool:

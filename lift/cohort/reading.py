@@ -12,7 +12,7 @@ from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.config.plan import Plan, SplitPlan
 from lift.config.site import SiteSettings
-from lift.errors import DataError
+from lift.errors import ConfigError, DataError, DeviceMemoryError
 from lift.files import file_digest
 from lift.volumes.volume import stored_files
 
@@ -45,6 +45,8 @@ def read_patients(
 ) -> Usable[Content]:
     """Read every patient of a site; one that cannot be used is refused by name.
 
+    Under noise a patient is refused for whatever fails with it, and there may be nobody.
+
     Args:
         settings: the site's settings.
         plan: names the channels.
@@ -55,8 +57,11 @@ def read_patients(
         DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
             plan holds out somebody whom the site does not have.
     """
+    private = plan.protects_patients
     needs_mask = plan.preprocessing.mask == "file"
-    found, refusals = list_patients(settings.data, plan.task.channels, needs_mask=needs_mask)
+    found, refusals = list_patients(
+        settings.data, plan.task.channels, needs_mask=needs_mask, one_by_one=private
+    )
     known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
     _check_held_out(plan.split, settings.name, known)
     usable: Usable[Content] = Usable({}, {}, refusals)
@@ -65,15 +70,24 @@ def read_patients(
             usable.content[patient.id] = read(patient)
             usable.patients[patient.id] = patient
         except DataError as error:
-            if settings.data.on_bad_file == "stop" or error.where.startswith("cache."):
+            stops = settings.data.on_bad_file == "stop" or error.where.startswith("cache.")
+            if stops and not private:
                 raise
             refusals.append(Refusal(patient.id, error, patient.subject))
+        except Exception as error:
+            for_everybody = isinstance(error, ConfigError)
+            if not private or (for_everybody and not isinstance(error, DeviceMemoryError)):
+                raise
+            logger.exception("event=patient_failed site=%s", settings.name)
+            refusals.append(Refusal(patient.id, _fault(patient), patient.subject))
         if report is not None:
             report(done, len(found))
     for refusal in refusals:
         # the operator's own log, at the site: names of files are its business
         logger.warning("event=patient_refused site=%s reason=%s", settings.name, refusal.reason)
-    if not usable.patients:
+    if not usable.patients and private:
+        logger.error("event=no_patient_can_be_used site=%s sent=noise_alone", settings.name)
+    elif not usable.patients:
         first = refusals[0].reason if refusals else None
         raise DataError(
             "no patient can be used",
@@ -82,6 +96,14 @@ def read_patients(
             remedy="Mend or remove the named files and run the same command again.",
         )
     return usable
+
+
+def _fault(patient: Patient) -> DataError:
+    return DataError(
+        f"cannot use patient '{patient.id}'",
+        seen="a fault while it was read; the log has it",
+        remedy="Look at the patient's files; report the fault if they are whole.",
+    )
 
 
 def _check_held_out(rule: SplitPlan, site: str, known: Collection[str]) -> None:

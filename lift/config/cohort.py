@@ -14,7 +14,8 @@ class _FolderData(Settings):
     root: Path
     """The data folder; every message names files relative to it."""
     on_bad_file: Literal["skip", "stop"] = "skip"
-    """skip: refuse the patient by name and go on; stop: refuse the whole cohort."""
+    """skip: refuse the patient by name and go on; stop: refuse the whole cohort, but under a plan
+    that protects patients: that a site answers must not depend on one of them."""
 
 
 class BratsData(_FolderData):

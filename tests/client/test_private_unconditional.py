@@ -133,6 +133,21 @@ def test_a_site_that_starts_again_sends_the_same_bytes_and_pays_once(
     assert site.spent() > spent + 0.1
 
 
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_site_without_a_patient_sends_noise_of_the_same_form(
+    make_site: Callable[[str], Site], decoder: FrozenDecoder, tmp_path: Path, rounds: int
+) -> None:
+    plan, full, empty = make_plan(decoder, rounds=rounds), make_site("full"), make_site("empty")
+    (tmp_path / "nobody").mkdir()
+    empty.bodies = tmp_path / "nobody"
+    (reply, sums), (other, noise) = full.answer(plan), empty.answer(plan)
+    assert other.model_copy(update={"ledger_head": reply.ledger_head}) == reply
+    assert {n: (a.dtype, a.shape) for n, a in noise.items()} == {
+        n: (a.dtype, a.shape) for n, a in sums.items()
+    }
+    assert any(array.any() for array in noise.values())
+
+
 def test_nothing_beside_the_noisy_sums_is_the_cohorts_own(
     make_site: Callable[[str], Site], decoder: FrozenDecoder
 ) -> None:

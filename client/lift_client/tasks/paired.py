@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -27,6 +28,8 @@ from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves, CurveEquations
 from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.mixer.z_filter import NormalEquations
+from lift.one_patient import of_one_patient
 from lift.privacy.gain import release_gain
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import DifferenceDb, GuardReply, GuardRequest
@@ -96,11 +99,25 @@ class PairedWork:
         self.contrast: SiteContrast | None = None
         if plan.mixer.contrast != "none":
             affine = plan.mixer.contrast == "affine"
-            self.contrast = site_contrast(self.cohort, affine=affine)
-            self.cohort = self.cohort.seen_in_training(
-                own_curves_view(self.cohort.persons("train"), self.contrast)
-            )
-        self.z_filter_sums = sum_of_equations(self.cohort.by_person("train"))
+            private = plan.protects_patients
+            self.contrast = site_contrast(self.cohort, affine=affine, one_by_one=private)
+            self.cohort = self.cohort.seen_in_training(self._seen(self.contrast))
+
+    @cached_property
+    def z_filter_sums(self) -> NormalEquations:
+        """The z-filter's equations of the training patients, exact: they stay here under noise."""
+        return sum_of_equations(self.cohort.by_person("train"))
+
+    def _seen(self, contrast: SiteContrast) -> dict[str, list[Features]]:
+        """The training patients under their own curves; under noise one whose curves fail as is."""
+        persons = self.cohort.persons("train")
+        if self._privacy is None:
+            return own_curves_view(persons, contrast)
+        seen = {}
+        for name, volumes in persons.items():
+            own = of_one_patient(partial(own_curves_view, {name: volumes}, contrast))
+            seen[name] = volumes if own is None else own[name]
+        return seen
 
     @property
     def part(self) -> Mixer:
@@ -158,15 +175,16 @@ class PairedWork:
         """The normal equations of z-filter and curves; under privacy the z-filter's alone,
         clipped and noisy, or none at all.
         """
-        sums = self.z_filter_sums
-        if self._privacy is not None:
-            if self._privacy.start is None:
-                return {}
+        if self._privacy is None:
+            sums = self.z_filter_sums
+        elif self._privacy.start is None:
+            return {}
+        else:
             by_patient = [
-                patient_equations_of([patient_equations(volume) for volume in volumes])
-                for volumes in self.train_patients
+                of_one_patient(partial(_equations_of, volumes)) for volumes in self.train_patients
             ]
-            sums = release_equations(by_patient, self._privacy.start, self._stream)
+            added = [equations for equations in by_patient if equations is not None]
+            sums = release_equations(added, self._privacy.start, self._stream)
         own = [part.numpy() for part in sums.to_fixed_point()]
         return dict(zip(Z_FILTER_SUMS, own, strict=True)) | to_arrays(self._shared_curves)
 
@@ -418,6 +436,11 @@ def with_steps(plan: Plan, steps: int | None) -> Plan:
         return plan
     training = plan.training.model_copy(update={"steps": steps})
     return plan.model_copy(update={"training": training})
+
+
+def _equations_of(volumes: Sequence[Features]) -> NormalEquations:
+    """One patient's equations of the z-filter."""
+    return patient_equations_of([patient_equations(volume) for volume in volumes])
 
 
 def _mean_of(volumes: Sequence[Mapping[str, float]]) -> dict[str, float]:

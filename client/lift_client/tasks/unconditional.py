@@ -168,7 +168,8 @@ class UnconditionalWork:
 
     def sums(self) -> Sums:
         """The statistics of the training patients, nothing merged: they stay here."""
-        return sums_of(self.train_features, self._decoder.public)
+        private = self._noise is not None
+        return sums_of(self.train_features, self._decoder.public, one_by_one=private)
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The statistics that may leave: moments of trajectories, and what the drifting loss takes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from lift.mixer.z_filter import (
     person_equations,
     z_median,
 )
+from lift.one_patient import of_one_patient
 from lift.tasks.paired.choice import USES, Base, blend
 from lift.tasks.paired.contrast import SiteContrast, own_curves_view
 from lift.tasks.paired.site_cohort import SiteCohort
@@ -70,16 +72,39 @@ def under_own_curves(
     return own_curves_view(patients, SiteContrast.of(equations, {}, affine=affine))
 
 
-def site_contrast(cohort: SiteCohort, *, affine: bool = False) -> SiteContrast:
-    """The curve equations of a site's training and validation patients."""
+def site_contrast(
+    cohort: SiteCohort, *, affine: bool = False, one_by_one: bool = False
+) -> SiteContrast:
+    """The curve equations of a site's training and validation patients.
+
+    Args:
+        cohort: of the site.
+        affine: fit a gain and an offset in place of curves.
+        one_by_one: under noise: a patient whose equations cannot be computed is left out.
+
+    Raises:
+        VolumeError: of such a patient, without noise.
+    """
     train, validation = (
-        {
-            subject: [patient_curves(features) for features in volumes]
-            for subject, volumes in cohort.persons(part).items()
-        }
-        for part in _FITTED
+        _curves_of(cohort.persons(part), one_by_one=one_by_one) for part in _FITTED
     )
     return SiteContrast.of(train, validation, affine=affine)
+
+
+def _curves_of(
+    persons: Mapping[str, Sequence[Features]], *, one_by_one: bool
+) -> dict[str, list[CurveEquations]]:
+    found = {}
+    for subject, volumes in persons.items():
+        compute = partial(_curves_of_one, volumes)
+        equations = of_one_patient(compute) if one_by_one else compute()
+        if equations is not None:
+            found[subject] = equations
+    return found
+
+
+def _curves_of_one(volumes: Sequence[Features]) -> list[CurveEquations]:
+    return [patient_curves(features) for features in volumes]
 
 
 def mixed(mixer: Mixer, features: Features) -> Floats:

@@ -107,8 +107,10 @@ def open_cohort(
     """List, check, split and cache a site's patients.
 
     A patient whose files cannot be used is refused by name and the rest go on, unless
-    `data.on_bad_file` says stop. The split is stored in the work folder. Cached features of files
-    that are no longer there are removed: a deleted patient's, and those of a changed volume.
+    `data.on_bad_file` says stop. Under noise they always go on, also where nobody is left: that a
+    site answers must not depend on one patient. The split is stored in the work folder. Cached
+    features of files that are no longer there are removed: a deleted patient's, and those of a
+    changed volume.
 
     Args:
         settings: the site's settings.
@@ -187,4 +189,11 @@ def _features_of(
         return cached
     prepared = prepare(patient, plan, root=settings.data.root, with_target=True)
     features = compute_features(prepared, generator, mixer.tap_names, mixer.pooled_names)
-    return cache.write(key, features, owner=settings.name, files=files_name(digests))
+    try:
+        return cache.write(key, features, owner=settings.name, files=files_name(digests))
+    except DataError as error:
+        if not plan.protects_patients:
+            raise
+        # one patient more fills a cache: that must not be what keeps the site from answering
+        logger.warning("event=kept_in_memory site=%s reason=%s", settings.name, error)
+        return features

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -15,6 +16,7 @@ from lift.device import device_of
 from lift.errors import ConfigError, DataError
 from lift.mixer.gaussian import GaussianNoise, GaussianTrajectory, held_inside
 from lift.mixer.trajectory import TrajectoryMapper, slice_positions
+from lift.one_patient import of_one_patient
 from lift.randomness import derive_seed
 from lift.tasks.steps import TrainedRound, take_steps
 from lift.tasks.unconditional.decoder import FrozenDecoder, PublicFeatures
@@ -60,11 +62,24 @@ def features_of(volumes: Sequence[BodyVolume], public: PublicFeatures) -> Patien
     return PatientFeatures(tuple(torch.cat(rows).cpu() for rows in zip(*found, strict=True)))
 
 
-def sums_of(patients: Sequence[PatientFeatures], public: PublicFeatures) -> Sums:
-    """The additive statistics of some patients."""
+def sums_of(
+    patients: Sequence[PatientFeatures], public: PublicFeatures, *, one_by_one: bool = False
+) -> Sums:
+    """The additive statistics of some patients.
+
+    Args:
+        patients: of each the features.
+        public: what they are projected by.
+        one_by_one: under noise: a patient whose statistics cannot be computed adds nothing.
+
+    Raises:
+        DataError: such a patient, without noise.
+    """
     total = Sums.zero(public.projection)
     for patient in patients:
-        total = total + patient_sums(public.projection, patient.groups)
+        compute = partial(patient_sums, public.projection, patient.groups)
+        one = of_one_patient(compute) if one_by_one else compute()
+        total = total if one is None else total + one
     return total
 
 

@@ -12,6 +12,7 @@ from scipy.stats import kstest, norm
 
 from lift.config.plan import MixerKind
 from lift.mixer.base import Mixer
+from lift.one_patient import NotOfAPatientError
 from lift.privacy.clipping import clip_gradient
 from lift.privacy.noise import SecureStream, add_noise, poisson_sample
 from lift.tasks.paired.private.engines import (
@@ -21,6 +22,7 @@ from lift.tasks.paired.private.engines import (
     PatientLoop,
     StepPlan,
     noisy_mean_step,
+    patient_sum,
     zero_gradient,
 )
 from lift.tasks.paired.private.patient_batches import (
@@ -332,3 +334,53 @@ def test_a_plan_out_of_range_is_refused(change: dict[str, float]) -> None:
     }
     with pytest.raises(ValueError, match=next(iter(change))):
         StepPlan(**{**values, **change})  # type: ignore[arg-type]  # the wrong values are the point
+
+
+def failing(error: Exception) -> RowLosses:
+    """The loss of every patient but those whose target begins with a 7, at whom it fails."""
+
+    def losses_of(mixer: Mixer, batch: Batch) -> torch.Tensor:
+        if bool((batch.target[:, 0, 0, 0, 0] == 7).any()):
+            raise error
+        return losses(mixer, batch)
+
+    return losses_of
+
+
+@both_engines
+@pytest.mark.parametrize("error", [RuntimeError("x"), torch.OutOfMemoryError(), MemoryError()])
+def test_a_patient_whose_gradient_cannot_be_computed_adds_zeros(
+    engine: GradientEngine, error: Exception
+) -> None:
+    mixer, patients = make_mixer("zrefine_lite"), cohort(2, 1.0, count=4)
+    broken = make_patient(99, windows=2)
+    broken[1].target[:, 0, 0, 0, 0] = 7
+    mixed = [patients[0], broken, *patients[1:]]
+    whole = engine.sum_of_clipped_gradients(mixer, mixed, failing(error), C)
+    others = engine.sum_of_clipped_gradients(mixer, patients, losses, C)
+    # nobody else's part changes by more than kernels round
+    assert joint_norm(minus(whole.total, others.total)) <= C * engine.slack
+    assert [math.isinf(norm) for norm in whole.norms].count(True) == 1
+    assert len(whole.norms) == len(mixed)
+    assert joint_norm(others.total) > 0.1
+
+
+@both_engines
+def test_a_patient_whose_windows_cannot_be_drawn_adds_zeros(engine: GradientEngine) -> None:
+    mixer, patients = make_mixer("zrefine_lite"), cohort(2, 1.0, count=3)
+
+    def windows_of(index: int) -> PatientWindows:
+        if index == 1:
+            raise OSError(5, "a disk that is gone")
+        return patients[index]
+
+    found = patient_sum(engine, mixer, 3, windows_of, losses, C, 1.0, SecureStream())
+    others = engine.sum_of_clipped_gradients(mixer, [patients[0], patients[2]], losses, C)
+    assert joint_norm(minus(found.total, others.total)) <= C * engine.slack
+
+
+@both_engines
+def test_what_is_wrong_with_the_loss_is_no_patient_s_fault(engine: GradientEngine) -> None:
+    mixer = make_mixer("zrefine_lite")
+    with pytest.raises(NotOfAPatientError):
+        engine.sum_of_clipped_gradients(mixer, cohort(1, 1.0), lambda m, b: losses(m, b).mean(), C)

@@ -350,3 +350,13 @@ def test_shrinking_brings_the_gaussian_nearer_than_the_noisy_moments_are() -> No
         wrong = (noisy.mean("mean") - exact.mean("mean")).norm()
         better += bool((mean - exact.mean("mean")).norm() < 0.9 * wrong)
     assert better >= 9
+
+
+def test_a_patient_whose_moments_cannot_be_computed_adds_nothing() -> None:
+    people = cohort(FORM, 3)
+    torn = [people[0][0], people[0][0][:2]]
+    found, others = (
+        release_moments(some, FORM, PLAN, 50, KnownStream())
+        for some in ([people[0], torn, [], *people[1:]], people)
+    )
+    assert all(torch.equal(found.units[name], others.units[name]) for name in others.units)

@@ -180,3 +180,15 @@ def test_the_global_random_state_is_not_touched(decoder: FrozenDecoder) -> None:
     first, second = plan_mapper(plan, decoder).values(), plan_mapper(plan, decoder).values()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_under_noise_a_patient_without_statistics_adds_nothing(
+    decoder: FrozenDecoder, patients: list[PatientFeatures]
+) -> None:
+    spoilt = PatientFeatures(tuple(group * float("nan") for group in patients[0].groups))
+    with pytest.raises(DataError):
+        sums_of([*patients, spoilt], decoder.public)
+    found = sums_of([patients[0], spoilt, *patients[1:]], decoder.public, one_by_one=True)
+    others = sums_of(patients, decoder.public)
+    assert found.patients == others.patients
+    assert all(torch.equal(found.units[name], others.units[name]) for name in others.units)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lift.errors import ConfigError
 from lift.mixer.base import Mixer
+from lift.one_patient import NotOfAPatientError, of_one_patient
 from lift.privacy.clipping import check_clip_norm, clip_gradient
 from lift.privacy.noise import SecureStream, add_noise, poisson_sample
 from lift.tasks.paired.private.hooks import (
@@ -41,6 +44,8 @@ from lift.tasks.paired.private.patient_batches import (
 from lift.tasks.paired.windows import Batch
 
 _ROWS_AT_ONCE: Final = 8
+# of the mixer, the loss and the shapes of windows: the same for every patient
+_OF_EVERYBODY: Final = (ConfigError, NotOfAPatientError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ClippedSum:
     Attributes:
         total: trainable parameter -> sum of clipped gradients, float64 on the CPU, names sorted.
         norms: each patient's norm before clipping, in the patients' order; inf where a gradient
-            was not finite and counted as zero.
+            was not finite, or could not be computed, and counted as zero.
     """
 
     total: dict[str, Tensor] = field(repr=False)
@@ -85,12 +90,13 @@ class GradientEngine(Protocol):
         Args:
             mixer: what is trained, at the step's values; not changed.
             patients: windows by patient, taken one after the other. A patient without a window
-                adds zero.
+                adds zero; so does one whose gradient cannot be computed, whatever the error.
             losses: loss of each row.
             clip_norm: C, 1e-20 to 1e20.
 
         Raises:
             ConfigError: the mixer is of a kind whose gradients would not be the patients'.
+            NotOfAPatientError: the loss is not one number by row.
             ValueError: `clip_norm` is out of its range.
         """
         ...  # pragma: no cover
@@ -120,11 +126,8 @@ class PatientLoop:
         refuse_unsupported_layers(mixer, hooked=False)
         total = _Total(mixer, clip_norm)
         for windows in patients:
-            gradient = zero_gradient(mixer)
-            for batch in joined_windows(windows, _ROWS_AT_ONCE):
-                for name, part in plain_gradient(mixer, batch, losses).items():
-                    gradient[name] += part.double() / row_count(windows)
-            total.add(gradient)
+            gradient = partial(_patient_gradient, mixer, windows, losses)
+            total.add(of_one_patient(gradient, raised=_OF_EVERYBODY))
         return total.result()
 
 
@@ -176,7 +179,21 @@ class HookedGradients:
     def _add(
         self, total: _Total, mixer: Mixer, patients: Sequence[PatientWindows], losses: RowLosses
     ) -> None:
-        """Add these patients, whose rows fit into memory together."""
+        """Add these patients, whose rows fit into memory together; where one fails, each alone."""
+        gradients = of_one_patient(
+            partial(self._gradients, mixer, patients, losses), raised=_OF_EVERYBODY
+        )
+        if gradients is None and len(patients) > 1:
+            for windows in patients:
+                self._add(total, mixer, [windows], losses)
+            return
+        for gradient in [None] if gradients is None else gradients:
+            total.add(gradient)
+
+    def _gradients(
+        self, mixer: Mixer, patients: Sequence[PatientWindows], losses: RowLosses
+    ) -> list[dict[str, Tensor]]:
+        """Of each of these patients."""
         gradients = [zero_gradient(mixer) for _ in patients]
         by_form: dict[Hashable, list[tuple[int, Batch]]] = {}
         for patient, windows in enumerate(patients):
@@ -190,8 +207,7 @@ class HookedGradients:
             for name, gradient in rows.items():
                 for row, patient in zip(gradient.double(), owner, strict=True):
                     gradients[patient][name] += row / row_count(patients[patient])
-        for whole in gradients:
-            total.add(whole)
+        return gradients
 
     def _try(self, mixer: Mixer, batch: Batch, losses: RowLosses) -> None:
         """Try mixer, loss and shape on invented windows, unless that was done."""
@@ -307,17 +323,30 @@ def patient_sum(
     sampling_rate: float,
     stream: SecureStream,
 ) -> ClippedSum:
-    """The clipped gradients of a Poisson sample, summed, without noise; see `noisy_mean_step`."""
+    """The clipped gradients of a Poisson sample, summed, without noise; see `noisy_mean_step`.
+
+    A patient whose windows cannot be drawn has none, and adds zero.
+    """
     chosen = poisson_sample(patients, sampling_rate, stream)
-    return engine.sum_of_clipped_gradients(
-        mixer, (windows_of(int(index)) for index in chosen), losses, clip_norm
-    )
+    windows = (of_one_patient(partial(windows_of, int(index))) or () for index in chosen)
+    return engine.sum_of_clipped_gradients(mixer, windows, losses, clip_norm)
 
 
 def zero_gradient(mixer: nn.Module) -> dict[str, Tensor]:
     """Float64 zeros on the CPU for every trainable parameter, names sorted."""
     shapes = {name: p.shape for name, p in mixer.named_parameters() if p.requires_grad}
     return {name: torch.zeros(shapes[name], dtype=torch.float64) for name in sorted(shapes)}
+
+
+def _patient_gradient(
+    mixer: Mixer, windows: PatientWindows, losses: RowLosses
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss over one patient's windows."""
+    gradient = zero_gradient(mixer)
+    for batch in joined_windows(windows, _ROWS_AT_ONCE):
+        for name, part in plain_gradient(mixer, batch, losses).items():
+            gradient[name] += part.double() / row_count(windows)
+    return gradient
 
 
 class _Total:
@@ -329,8 +358,11 @@ class _Total:
         self._sum = zero_gradient(mixer)
         self._norms: list[float] = []
 
-    def add(self, gradient: dict[str, Tensor]) -> None:
-        """Clip one patient's gradient and add it."""
+    def add(self, gradient: dict[str, Tensor] | None) -> None:
+        """Clip one patient's gradient and add it; None adds zero."""
+        if gradient is None:
+            self._norms.append(math.inf)
+            return
         clipped = clip_gradient(gradient, self._clip_norm)
         for name, values in clipped.values.items():
             self._sum[name] += values.double()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lift.errors import ConfigError
 from lift.mixer.base import Mixer
+from lift.one_patient import NotOfAPatientError
 from lift.tasks.paired.private.patient_batches import RowLosses, invented_batch, one_row
 from lift.tasks.paired.windows import Batch
 
@@ -122,11 +123,11 @@ def row_losses(mixer: Mixer, batch: Batch, losses: RowLosses) -> Tensor:
     """`losses` of the batch, (rows,).
 
     Raises:
-        ValueError: it is not one number by row: a mean over the batch, say.
+        NotOfAPatientError: it is not one number by row: a mean over the batch, say.
     """
     result = losses(mixer, batch)
     if result.shape != (len(batch.target),):
-        raise ValueError(
+        raise NotOfAPatientError(
             f"one loss by row is needed (seen: {tuple(result.shape)} for {len(batch.target)} rows)"
         )
     return result

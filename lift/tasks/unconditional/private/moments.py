@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from lift.config.privacy import StatisticsOnce, TrajectoryBounds
 from lift.errors import DataError
+from lift.one_patient import of_one_patient
 from lift.privacy.noise import SecureStream, add_noise
 from lift.tasks.unconditional.drifting.statistics import LARGEST_COHORT
 from lift.tasks.unconditional.moments import (
@@ -136,7 +138,8 @@ def release_moments(
 
     One Gaussian mechanism with `privacy.noise_multiplier`, add or remove one patient. All that
     depends on a patient is clipped here, and the number of patients is not told: no patient at all
-    gives noise alone. 131,072 patients fit.
+    gives noise alone. A patient whose moments cannot be computed adds nothing. 131,072 patients
+    fit.
 
     Args:
         patients: trajectories of each patient's volumes, (K, D + tail) each.
@@ -161,8 +164,9 @@ def release_moments(
     lengths = lengths_of(form, privacy.trajectories, deviations=public is not None)
     total = dict(TrajectorySums.zero(form).units)
     for volumes in patients:
-        states = volumes if public is None else [deviation(v, public) for v in volumes]
-        one = _bounded_moments(states, form, lengths)
+        one = of_one_patient(partial(_bounded_moments, volumes, form, lengths, public))
+        if one is None:
+            continue
         total = {name: value + one[name] for name, value in total.items()}
     unit = units(form, lengths)
     exact = {name: value.double() / SCALE / unit[name] for name, value in total.items()}
@@ -178,9 +182,13 @@ def release_moments(
 
 
 def _bounded_moments(
-    states: Sequence[Tensor], form: TrajectoryForm, lengths: Lengths
+    volumes: Sequence[Tensor],
+    form: TrajectoryForm,
+    lengths: Lengths,
+    public: PublicGaussian | None,
 ) -> dict[str, Tensor]:
     """One patient's moments: means of states of one length, products of those of another."""
+    states = volumes if public is None else [deviation(v, public) for v in volumes]
     found = patient_moments([clipped(state, form, lengths) for state in states], form).units
     if lengths.product == lengths.joint:
         return dict(found)
