@@ -228,6 +228,9 @@ def sites_table(run: Run) -> Markup:
 def rounds_table(run: Run) -> Markup:
     """Each round: who was asked, who counted with which weight, who was refused and why."""
     with_epsilon = any(record.epsilon is not None for record in run.rounds)
+    # neither is on record where the plan protects patients
+    with_seconds = any(record.seconds is not None for record in run.rounds)
+    with_bytes = any(record.bytes for record in run.rounds)
     named = {
         site
         for record in run.rounds
@@ -238,17 +241,19 @@ def rounds_table(run: Run) -> Markup:
     for index, record in enumerate(run.rounds):
         cells: list[str] = [number(record.round, pointer(ROUNDS_FILE, index, "round"), 0)]
         cells.append(tag("td", record.kind, class_="word"))
-        cells.append(number(record.seconds, pointer(ROUNDS_FILE, index, "seconds"), 1))
+        if with_seconds:
+            cells.append(number(record.seconds, pointer(ROUNDS_FILE, index, "seconds"), 1))
         if with_epsilon:
             cells.append(number(record.epsilon, pointer(ROUNDS_FILE, index, "epsilon"), 3))
         cells += [_participation(record, index, site) for site in sites]
         rows.append(cells)
     return table(
-        "Rounds in order. By site: its weight in the sum (of verdicts: 1), and the bytes it sent.",
+        "Rounds in order. By site: its weight in the sum (of verdicts: 1)"
+        + (", and the bytes it sent." if with_bytes else "."),
         [
             "round",
             tag("th", "kind", scope="col", class_="word"),
-            "time (s)",
+            *(["time (s)"] if with_seconds else []),
             *(["epsilon so far"] if with_epsilon else []),
             *(foreign(site) for site in sites),
         ],
@@ -290,8 +295,8 @@ def stretches_table(run: Run) -> Markup:
         cells.append(tag("td", join(absent, "; "), class_="word worse" if absent else "word"))
         rows.append(cells)
     return table(
-        f"Rounds in order, those with the same outcome in one line. Weights, bytes and seconds of "
-        f"each round stand in {ROUNDS_FILE}.",
+        f"Rounds in order, those with the same outcome in one line. More of each round stands in "
+        f"{ROUNDS_FILE}.",
         [
             "rounds",
             tag("th", "kind", scope="col", class_="word"),
@@ -439,11 +444,14 @@ def _verdict(verdict: str) -> Markup:
 
 
 def _participation(record: RoundRecord, index: int, site: str) -> Markup:
-    sent = number(record.bytes.get(site), pointer(ROUNDS_FILE, index, "bytes", site), 0)
     found = became(record, site)
     if found is Outcome.COUNTED:
         weight = number(record.counted[site], pointer(ROUNDS_FILE, index, "counted", site), 3)
-        return tag("td", "weight ", weight, tag("small", sent, " bytes"))
+        sent = record.bytes.get(site)
+        if sent is None:
+            return tag("td", "weight ", weight)
+        size = number(sent, pointer(ROUNDS_FILE, index, "bytes", site), 0)
+        return tag("td", "weight ", weight, tag("small", size, " bytes"))
     if found is Outcome.REFUSED:
         return tag("td", "▼ refused: ", foreign(reason(record, site)), class_="word worse")
     if found is Outcome.NOT_ASKED:

@@ -24,6 +24,9 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import Transport
+from lift.records.run import RunRecord
+from lift.report.read import Run as Report
+from lift.report.tables import rounds_table
 from lift.tracking.figures import round_figures
 from lift_server.release.results import most_bytes
 from lift_server.rounds.loop import run_rounds
@@ -123,3 +126,8 @@ def test_sizes_and_seconds_are_on_record_only_where_no_mode_protects_patients(
     assert bool(re.search("lift_site_received_bytes|lift_last_round_duration", metrics)) is told
     assert (most_bytes(rounds.lines, "train") is not None) is told
     assert last_rounds(rounds.lines) is not None
+    record = RunRecord(name="trial", phantom=False, plan={})
+    table = rounds_table(
+        Report(record, rounds.lines, last_line_lost=False, metrics=None, patients=())
+    )
+    assert bool(re.search("bytes|time \\(s\\)", table)) is told
