@@ -425,19 +425,13 @@ class _Rounds:
             tally.answered.append(site)
             try:
                 body = answer.content.body
-                self._heads.note(site, body, required=self._is_paid(request.kind))
+                self._heads.note(site, body, required=_is_paid(self._plan, request.kind))
             except UpdateRejectedError as error:
                 logger.warning("event=ledger_refused site=%s reason=%s", site, error.seen)
                 tally.refused[site] = error.seen
                 continue
             parcels[site] = answer.content
         return parcels, tally
-
-    def _is_paid(self, kind: Kind) -> bool:
-        """Whether a site's ledger has a line of each answer to such a request."""
-        if isinstance(self._plan.privacy, StatisticsOnce):
-            return kind is Kind.STATISTICS
-        return self._plan.protects_patients
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
         check_quorum(
@@ -461,6 +455,12 @@ class _Rounds:
         logger.info("event=round_done round=%d", round_index)
         if self._on_round is not None:
             self._on_round(self._store.records[-1])
+
+
+def _is_paid(plan: Plan, kind: Kind) -> bool:
+    """Whether a site's privacy ledger pays for an answer, so that the answer names its head."""
+    once = isinstance(plan.privacy, StatisticsOnce)
+    return plan.protects_patients and (kind is Kind.STATISTICS or not once)
 
 
 def _with_head(request: Parcel, known_head: str | None) -> Parcel:
