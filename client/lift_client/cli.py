@@ -290,8 +290,13 @@ def ledger(
     ctx: typer.Context,
     site: SiteOption = None,
     create: Annotated[
-        bool, typer.Option("--create", help="Make the ledger, once, with the settings' budget.")
+        bool,
+        typer.Option("--create", help="Make the cohort's ledger, once, and mark its data."),
     ] = False,
+    adopt: Annotated[
+        Path | None,
+        typer.Option(help="File of a ledger that counts for this site's data from now on."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only say whether the ledger is whole.")
     ] = False,
@@ -306,14 +311,16 @@ def ledger(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Show what was told about the patients: each release, epsilon so far, what is left."""
-    if sum([create, lower is not None, raise_ is not None]) > 1:
-        raise click.UsageError("give one of --create, --lower and --raise")
+    if sum([create, adopt is not None, lower is not None, raise_ is not None]) > 1:
+        raise click.UsageError("give one of --create, --adopt, --lower and --raise")
     config = _settings(_site_file(site, ctx))
     from lift_client.gate import ledger_view
 
     cap = lower if raise_ is None else raise_
     if create:
         sys.stdout.write(ledger_view.create(config))
+    elif adopt is not None:
+        sys.stdout.write(ledger_view.take_over(config, adopt))
     elif cap is not None:
         if not reason:
             raise click.UsageError("a change of the cap needs a --reason")

@@ -174,7 +174,7 @@ class SiteSession:
         self._budget.admit(plan)
 
     def close(self) -> None:
-        """Let another session use the site's privacy ledger."""
+        """Let go of the site's privacy ledger."""
         self._budget.close()
 
     def work(self, plan: Plan) -> SiteWork:
@@ -217,17 +217,13 @@ class SiteSession:
             remedy="The server sends the plan with round 0; run the federation again.",
         )
 
-    def _find(self, plan_digest: str, known_head: str | None) -> _Opened:
-        plan = self._known_plan(plan_digest)
-        # at every request: the ledger may have been put back meanwhile, and what the budget covers
-        # may have changed; no volume was read yet
-        self._budget.admit(plan, known_head=known_head)
-        return self._open(plan)
-
     def _statistics(self, body: StatisticsRequest) -> Parcel:
         plan = body.plan
         # before the first of the patients' data is read
         self._budget.admit(plan, known_head=body.known_head)
+        purpose = _first_release(plan)
+        if purpose is not None:
+            self._budget.check(plan, round_index=0, purpose=purpose, steps=1, request=b"")
         opened = self._open(plan)
         if isinstance(plan.privacy, PatientGradients | StatisticsOnce):
             return self._private_statistics(opened, plan.privacy, body.known_head)
@@ -260,8 +256,8 @@ class SiteSession:
         """Noisy sums beside public numbers: nothing of it is the cohort's own."""
         plan = opened.plan
         tensors: dict[str, np.ndarray] = {}
-        purpose = START if isinstance(privacy, PatientGradients) else STATISTICS
-        if any(release.purpose == purpose for release in planned_releases(plan)):
+        purpose = _first_release(plan)
+        if purpose is not None:
             tensors = self._budget.release(
                 plan,
                 round_index=0,
@@ -294,8 +290,19 @@ class SiteSession:
         return round(min(estimate, _LONGEST_ROUND_S), 1)
 
     def _train(self, body: TrainRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
-        opened = self._find(body.plan_digest, body.known_head)
-        plan = opened.plan
+        plan = self._known_plan(body.plan_digest)
+        # at every request: the ledger may have been put back meanwhile, and what the budget covers
+        # may have changed; no volume was read yet
+        self._budget.admit(plan, known_head=body.known_head)
+        if isinstance(plan.privacy, PatientGradients):
+            self._budget.check(
+                plan,
+                round_index=body.round,
+                purpose=STEPS,
+                steps=plan.training.steps,
+                request=described(tensors),
+            )
+        opened = self._open(plan)
         fix_threads(plan.threads)
         start = received_values(without(tensors, SHARED), opened.work.part)
         shared = group(tensors, SHARED)
@@ -371,8 +378,8 @@ class SiteSession:
                 seen=f"the plan's mode is {plan.privacy.mode}",
                 remedy="Nothing was computed or sent. Tell the coordinator.",
             )
-        opened = self._find(body.plan_digest, body.known_head)
-        fix_threads(opened.plan.threads)
+        opened = self._open(plan)
+        fix_threads(plan.threads)
         reply = opened.work.guard(body, tensors)
         opened.work.keep_final(tensors)
         return Parcel(Kind.GUARD, reply)
@@ -413,6 +420,12 @@ class SiteSession:
     def _told(self, what: str, done: int, total: int) -> None:
         if self._report is not None:
             self._report(f"{self.settings.name}: {what}", done, total)
+
+
+def _first_release(plan: Plan) -> str | None:
+    """What the budget pays for with the statistics of round 0; None where nothing is."""
+    purposes = [release.purpose for release in planned_releases(plan)]
+    return next((item for item in (START, STATISTICS) if item in purposes), None)
 
 
 class _HiddenError(Exception):

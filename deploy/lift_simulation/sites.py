@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from lift.cohort.phantom.write import write_phantom_cohorts
-from lift.config.cohort import BratsData, SynthradData
+from lift.config.cohort import BratsData, CohortData, SynthradData
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.simulation import SimulatedSite, SimulationConfig
-from lift.config.site import BudgetSettings, SiteSettings
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger
+from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
+from lift_client.cohort_ledger import adopt, begin
+from lift_client.gate.ledger import LEDGER_FILE
 from lift_simulation.progress import Reporter
 
 _NO_CAP: Final = 1e6
@@ -54,20 +55,28 @@ def open_sites(
             data=data,
             cache=settings,
             device=config.device,
-            budget=_budget(config.plan, site, ledgers / site.name),
+            budget=_budget(config.plan, site, data, ledgers / site.name),
         )
     return opened
 
 
-def _budget(plan: Plan, site: SimulatedSite, folder: Path) -> BudgetSettings | None:
+def _budget(
+    plan: Plan, site: SimulatedSite, data: CohortData, folder: Path
+) -> BudgetSettings | None:
     """The site's budget with its ledger, which is made at the first start."""
     if isinstance(plan.privacy, NoPrivacy | SiteLevel):
         return site.budget
     given = site.budget or BudgetSettings(epsilon=_NO_CAP, delta=plan.privacy.delta)
     path = given.ledger or folder / LEDGER_FILE
+    # the data are not this program's to mark
+    mark = given.mark or path.with_name(MARK_FILE)
+    budget = given.model_copy(update={"ledger": path, "mark": mark})
+    settings = SiteSettings(name=site.name, data=data, budget=budget)
     if not path.exists():
-        create_ledger(path, cohort=site.name, delta=given.delta, cap=given.epsilon)
-    return given.model_copy(update={"ledger": path})
+        begin(settings, folder)
+    elif not mark.exists():
+        adopt(settings, folder, path)
+    return budget
 
 
 def phantoms_of(config: SimulationConfig) -> dict[str, PhantomCohortConfig]:

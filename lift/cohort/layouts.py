@@ -13,6 +13,7 @@ from lift.cohort.bids import list_bids
 from lift.cohort.guess import guess_layout
 from lift.cohort.patients import Patient, Refusal, volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
+from lift.config.site import MARK_FILE
 from lift.errors import DataError
 from lift.volumes.volume import SUFFIXES
 
@@ -48,7 +49,7 @@ def list_patients(
             seen="there is no such folder",
             remedy="Correct data.root, or mount the folder.",
         )
-    if one_by_one and not any(data.root.iterdir()):
+    if one_by_one and all(path.name == MARK_FILE for path in data.root.iterdir()):
         return [], []
     known = guess_layout(data, channels).data if isinstance(data, AutoData) else data
     if isinstance(known, TableData):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field
 
@@ -14,6 +15,9 @@ from lift.config.kit import TaskRule
 from lift.config.plan import Digest, Name
 from lift.config.privacy import Delta, PrivacyMode
 from lift.config.server import Port
+
+MARK_FILE: Final = "lift-cohort.json"
+"""In a data folder: the id of the cohort, by which its privacy ledger is known."""
 
 
 class CacheSettings(Settings):
@@ -34,7 +38,10 @@ class BudgetSettings(Settings):
     """The one delta at which all releases are counted; fixed when the ledger is made."""
     ledger: Path | None = None
     """File of the ledger; default: `ledger.jsonl` in the work folder. One for each cohort: sites
-    that share patients must share it."""
+    of a host that share patients name the same file."""
+    mark: Path | None = None
+    """File that says which ledger counts for the data; default: `lift-cohort.json` in `data.root`.
+    To be named where the data folder is read-only: the same for all sites that read the data."""
 
 
 class CardSettings(Settings):
@@ -130,9 +137,10 @@ class SiteConfig(SiteSettings):
             "generator": self.generator.under(folder),
             "data": self.data.model_copy(update=data_paths),
         }
-        if self.budget is not None and self.budget.ledger is not None:
-            ledger = folder / self.budget.ledger
-            update["budget"] = self.budget.model_copy(update={"ledger": ledger})
+        if self.budget is not None:
+            named = {"ledger": self.budget.ledger, "mark": self.budget.mark}
+            paths = {name: folder / path for name, path in named.items() if path is not None}
+            update["budget"] = self.budget.model_copy(update=paths)
         if self.cache.folder is not None:
             update["cache"] = self.cache.model_copy(update={"folder": folder / self.cache.folder})
         return self.model_copy(update=update)

@@ -13,8 +13,9 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StartRelease
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.errors import BudgetSpentError, ConfigError, DataError, RecordError
 from lift.privacy.costs import START, STEPS
+from lift_client.cohort_ledger import begin
 from lift_client.gate.budget import Arrays, Budget
-from lift_client.gate.ledger import create_ledger, verify
+from lift_client.gate.ledger import verify
 
 DELTA = 1e-4
 PLAN = Plan(
@@ -44,7 +45,7 @@ class Site:
             data=BratsData(root=folder),
             budget=BudgetSettings(epsilon=epsilon, delta=DELTA),
         )
-        create_ledger(self.ledger, cohort="north", delta=DELTA, cap=epsilon)
+        begin(self.settings, folder)
         self.budget = Budget(self.settings, folder)
 
     def restart(self) -> None:
@@ -170,6 +171,9 @@ def test_a_site_without_budget_or_ledger_computes_nothing(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="no privacy budget"):
         Budget(settings, tmp_path).admit(PLAN)
     budgeted = settings.model_copy(update={"budget": BudgetSettings(epsilon=1, delta=DELTA)})
+    with pytest.raises(ConfigError, match="which privacy ledger"):
+        Budget(budgeted, tmp_path).admit(PLAN)
+    begin(budgeted, tmp_path).unlink()
     with pytest.raises(RecordError):
         Budget(budgeted, tmp_path).admit(PLAN)
 

@@ -11,6 +11,7 @@ from lift.config.site import BudgetSettings, SiteConfig
 from lift.privacy.book import PlannedRun, Release
 from lift_client.check.budget_check import check_budget
 from lift_client.check.verdict import Verdict
+from lift_client.cohort_ledger import begin, cohort_of
 from lift_client.gate.ledger import Ledger, create_ledger
 
 DELTA = 1e-4
@@ -64,11 +65,11 @@ def test_a_ledger_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_what_was_spent_and_what_is_left(tmp_path: Path, given: bool) -> None:
     path = tmp_path / ("elsewhere.jsonl" if given else "ledger.jsonl")
-    create_ledger(path, cohort="north", delta=DELTA, cap=8.0)
     site = config(tmp_path, "patient-local", ledger=path if given else None)
+    assert begin(site, tmp_path) == path
     verdict = only(site)
     assert (verdict.status, verdict.detail) == ("ok", "epsilon 0.000 of 8 spent at delta 0.0001")
-    with Ledger(path, cohort="north") as ledger:
+    with Ledger(path, cohort=cohort_of(site)) as ledger:
         ledger.begin(RUN)
         ledger.reserve(RUN.run, 0, "start", 1)
         spent = ledger.epsilon
@@ -77,6 +78,19 @@ def test_what_was_spent_and_what_is_left(tmp_path: Path, given: bool) -> None:
     assert verdict.status == "warning"
     assert f"epsilon {spent:.3f} of" in verdict.detail
     assert "nothing is left" in verdict.detail
+
+
+def test_a_ledger_that_does_not_count_for_the_data_is_a_problem(tmp_path: Path) -> None:
+    site = config(tmp_path, "patient-local")
+    create_ledger(tmp_path / "ledger.jsonl", cohort="others", delta=DELTA, cap=8.0)
+    verdict = only(site)
+    assert (verdict.status, verdict.label) == ("problem", "config")
+    assert "--adopt" in verdict.fix
+    (tmp_path / "ledger.jsonl").unlink()
+    (tmp_path / "ledger.head").unlink()
+    begin(site, tmp_path)
+    (tmp_path / "ledger.jsonl").rename(tmp_path / "away")
+    assert "--adopt" in only(site).fix
 
 
 def test_a_damaged_ledger_is_a_problem(tmp_path: Path) -> None:

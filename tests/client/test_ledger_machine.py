@@ -242,7 +242,7 @@ def unsent_is_free(self: Book) -> Counter[tuple[str, str]]:
         (Ledger, "_check_cap", lambda *_: None),
         (Ledger, "_check_open", lambda *_: None),
         (Ledger, "_same_settings", lambda *_: None),
-        (module, "LedgerFile", lambda path, _, clock: LedgerFile(path, START, clock)),
+        (module, "LedgerFile", lambda path, _, *more: LedgerFile(path, {START}, *more)),
         (fcntl, "flock", lambda *_: None),
     ],
     ids=["unsent is free", "no cap", "taken back twice", "other settings", "no server", "no lock"],

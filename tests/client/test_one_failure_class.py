@@ -31,7 +31,8 @@ from lift.tasks.paired import predictions as evaluation
 from lift.tasks.paired import site_cohort as opened
 from lift.tasks.paired.building import plan_mixer
 from lift_client import session as module
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.cohort_ledger import begin
+from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_client.tasks import paired
 from tests.lift.small_world import small_generator, small_plan, write_brats_patient
@@ -57,7 +58,6 @@ def generator() -> FrozenGenerator:
 @pytest.fixture
 def make(generator: FrozenGenerator, tmp_path: Path) -> Iterator[Open]:
     opened: list[SiteSession] = []
-    create_ledger(tmp_path / LEDGER_FILE, cohort="north", delta=DELTA, cap=50.0)
 
     def session(patients: int, **settings: object) -> SiteSession:
         (tmp_path / "data").mkdir()
@@ -69,6 +69,7 @@ def make(generator: FrozenGenerator, tmp_path: Path) -> Iterator[Open]:
             budget=BudgetSettings(epsilon=50.0, delta=DELTA),
             device="cpu",
         )
+        begin(plain, tmp_path)
         opened.append(SiteSession(plain.model_copy(update=settings), generator, tmp_path))
         return opened[-1]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lift.config.cohort import BratsData, TableData
 from lift.config.plan import Plan
-from lift.config.site import BudgetSettings, SiteSettings
+from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
 from lift.privacy.accounting import Mechanism, epsilon
 from lift.privacy.noise import SecureStream
 from lift.protocol.messages import Kind, Parcel, StatisticsReply, StatisticsRequest
@@ -28,7 +28,8 @@ from lift.tasks.unconditional.private import statistics
 from lift.tasks.unconditional.public_gaussian import sent_form
 from lift.tasks.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.cohort_ledger import begin
+from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_client.tasks import unconditional as module
 from tests.lift.privacy.streams import KnownStream
@@ -82,10 +83,10 @@ class Site:
         settings = SiteSettings(
             name="north",
             data=BratsData(root=self.bodies),
-            budget=BudgetSettings(epsilon=20.0, delta=DELTA),
+            budget=BudgetSettings(epsilon=20.0, delta=DELTA, mark=self.folder / MARK_FILE),
         )
         if not (self.folder / LEDGER_FILE).exists():
-            create_ledger(self.folder / LEDGER_FILE, cohort="north", delta=DELTA, cap=20.0)
+            begin(settings, self.folder)
         return SiteSession(settings, self.decoder, self.folder)
 
     def answer(self, plan: Plan) -> tuple[StatisticsReply, Arrays]:

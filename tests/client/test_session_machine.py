@@ -49,8 +49,9 @@ from lift.protocol.messages import (
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.steps import TrainedRound
 from lift_client import session as module
+from lift_client.cohort_ledger import begin, cohort_of
 from lift_client.gate.budget import Budget
-from lift_client.gate.ledger import LEDGER_FILE, Ledger, create_ledger, verify
+from lift_client.gate.ledger import LEDGER_FILE, Ledger, verify
 from lift_client.session import SiteSession
 from tests.client.test_ledger_machine import true_epsilon
 from tests.lift.small_world import small_generator, small_plan
@@ -108,8 +109,12 @@ class Site(RuleBasedStateMachine):
         self.place = Path(tempfile.mkdtemp(prefix="lift-session-"))
         self.folder, self.copies_in = self.place / "work", self.place / "copies"
         self.folder.mkdir()
-        path = self.folder / LEDGER_FILE
-        create_ledger(path, cohort="north", delta=DELTA, cap=CAP)
+        self.settings = SiteSettings(
+            name="north",
+            data=BratsData(root=self.folder),
+            budget=BudgetSettings(epsilon=CAP, delta=DELTA),
+        )
+        begin(self.settings, self.folder)
         self.cap = CAP
         self.left: dict[bytes, float] = {}
         self.answers: dict[tuple[int, int, int], bytes] = {}
@@ -122,12 +127,7 @@ class Site(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        site = SiteSettings(
-            name="north",
-            data=BratsData(root=self.folder),
-            budget=BudgetSettings(epsilon=CAP, delta=DELTA),
-        )
-        self.session = SiteSession(site, GENERATOR, self.folder)
+        self.session = SiteSession(self.settings, GENERATOR, self.folder)
 
     def teardown(self) -> None:
         self.session.close()
@@ -230,8 +230,21 @@ class Site(RuleBasedStateMachine):
     @precondition(lambda self: self.copies)
     @rule(data=st.data(), round_=ROUNDS, mixer=MIXERS)
     def roll_back(self, data: st.DataObject, round_: int, mixer: int) -> None:
-        """A copy is put back while the server asks on: nothing is computed, nothing leaves."""
-        place, plan = data.draw(st.sampled_from(self.copies))
+        """A copy is put back while the server asks on."""
+        self.put_back(*data.draw(st.sampled_from(self.copies)), round_, mixer)
+
+    @rule(plan=PLANS, mixer=MIXERS)
+    def last_nights_copy(self, plan: int, mixer: int) -> None:
+        """A copy is made, a round goes on, and the copy is put back."""
+        self.statistics(plan)
+        if self.plan is None:
+            return
+        self.back_up()
+        self.train(self.plan, 1, mixer)
+        self.put_back(*self.copies[-1], 1, mixer)
+
+    def put_back(self, place: Path, plan: int, round_: int, mixer: int) -> None:
+        """If the server knows of more than the copy, nothing is computed and nothing leaves."""
         if self.head in verify(place / LEDGER_FILE).heads:
             return
         self.session.close()
@@ -257,7 +270,7 @@ class Site(RuleBasedStateMachine):
     def lower(self, cap: float) -> None:
         """The hospital lowers its cap; what was promised before stays spent."""
         self.session.close()
-        with Ledger(self.folder / LEDGER_FILE, cohort="north") as ledger:
+        with Ledger(self.folder / LEDGER_FILE, cohort=cohort_of(self.settings)) as ledger:
             if ledger.epsilon <= cap < ledger.cap:
                 ledger.lower_cap(cap, "the board")
                 self.cap = cap

@@ -34,7 +34,7 @@ from lift.protocol.messages import (
 from lift.tasks.paired.choice import USES
 from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
 from lift.wire.names import CURVE_SUMS, SHARED
-from lift_client.gate.ledger import create_ledger
+from lift_client.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.tasks.registry import run_task
@@ -104,8 +104,11 @@ def handled(session: SiteSession, request: Parcel) -> Parcel:
 
 @pytest.fixture
 def private(tmp_path: Path) -> BudgetSettings:
-    create_ledger(tmp_path / "ledger.jsonl", cohort=SHARING, delta=DELTA, cap=20)
-    return BudgetSettings(epsilon=20, delta=DELTA, ledger=tmp_path / "ledger.jsonl")
+    budget = BudgetSettings(
+        epsilon=20, delta=DELTA, ledger=tmp_path / "ledger.jsonl", mark=tmp_path / "mark.json"
+    )
+    begin(SiteSettings(name=SHARING, data=BratsData(root=tmp_path), budget=budget), tmp_path)
+    return budget
 
 
 def own_curves(work: object) -> dict[str, Tensor]:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from lift.config.cohort import BratsData
 from lift.config.plan import Plan
-from lift.config.site import BudgetSettings
+from lift.config.site import BudgetSettings, SiteSettings
 from lift.generator.bundle import load_bundle
 from lift.generator.networks import FrozenGenerator
 from lift.guard import OPTIMISM_DB
 from lift.protocol.messages import GuardReply, GuardRequest, Kind, Parcel
 from lift.tasks.paired import predictions as evaluation
 from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
-from lift_client.gate.ledger import create_ledger
+from lift_client.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks import paired
 from lift_client.tasks.paired import PairedWork
@@ -140,9 +141,9 @@ def test_no_training_patient_is_judged_under_privacy_or_without_curves(
     changes: dict[str, object] = {"plan__split": FEW}
     budget = None
     if why == "privacy":
-        path = tmp_path / "ledger.jsonl"
-        create_ledger(path, cohort=SITE, delta=DELTA, cap=20)
-        budget = BudgetSettings(epsilon=20, delta=DELTA, ledger=path)
+        path, mark = tmp_path / "ledger.jsonl", tmp_path / "mark.json"
+        budget = BudgetSettings(epsilon=20, delta=DELTA, ledger=path, mark=mark)
+        begin(SiteSettings(name=SITE, data=BratsData(root=tmp_path), budget=budget), tmp_path)
         changes["plan__privacy"] = LOCAL
     else:
         changes["plan__mixer"] = {**CURVES, "contrast": "none"}

@@ -18,7 +18,8 @@ from lift.protocol.messages import Failure, Parcel
 from lift.protocol.transport import SiteHandler, Transport
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import start_values
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger, verify
+from lift_client.cohort_ledger import begin
+from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_server.rounds.loop import run_rounds
 from lift_server.rounds.store import RunStore
@@ -43,14 +44,14 @@ class Hospital:
         self._data, self._copy = folder / "data", folder / "copy"
         for index in range(2):
             write_brats_patient(self._data, f"BraTS-GLI-{index:05d}-000", seed=index)
-        create_ledger(self.work / LEDGER_FILE, cohort=name, delta=DELTA, cap=CAP)
+        budget = BudgetSettings(epsilon=CAP, delta=DELTA)
+        data = BratsData(root=self._data)
+        self._settings = SiteSettings(name=name, data=data, budget=budget, device="cpu")
+        begin(self._settings, self.work)
         self.open()
 
     def open(self) -> None:
-        budget = BudgetSettings(epsilon=CAP, delta=DELTA)
-        data = BratsData(root=self._data)
-        settings = SiteSettings(name=self.name, data=data, budget=budget, device="cpu")
-        self.session = SiteSession(settings, self._generator, self.work)
+        self.session = SiteSession(self._settings, self._generator, self.work)
 
     def __call__(self, request: Parcel) -> Parcel | Failure:
         return self.session.handle(request)

@@ -23,7 +23,8 @@ from lift.protocol.messages import (
     Parcel,
     StatisticsRequest,
 )
-from lift_client.gate.ledger import create_ledger, verify
+from lift_client.cohort_ledger import begin
+from lift_client.gate.ledger import verify
 from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import DROP, PATIENTS, TinyRun, check_refusal, run_here
 
@@ -180,10 +181,10 @@ def test_a_verdict_on_private_patients_is_refused(tiny: TinyRun, tmp_path: Path)
     settings = SiteSettings(
         name=site,
         data=BratsData(root=tiny.site(site)),
-        budget=BudgetSettings(epsilon=20, delta=DELTA),
+        budget=BudgetSettings(epsilon=20, delta=DELTA, mark=tmp_path / "mark.json"),
         device="cpu",
     )
-    create_ledger(tmp_path / "ledger.jsonl", cohort=site, delta=DELTA, cap=20)
+    begin(settings, tmp_path)
     session = SiteSession(settings, generator, tmp_path)
     first = session.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
     assert isinstance(first, Parcel)

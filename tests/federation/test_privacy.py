@@ -39,7 +39,12 @@ def ended(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name in SITES:
             made.enrol(
                 name,
-                budget={"epsilon": 0.5 if name == POOR else 20.0, "delta": DELTA},
+                budget={
+                    "epsilon": 0.5 if name == POOR else 20.0,
+                    "delta": DELTA,
+                    # the volumes are those of other tests too
+                    "mark": "mark.json",
+                },
                 policy__privacy_modes=["patient-local"],
             )
             run("lift-client", "ledger", "--create", "--site", made.site(name) / "site.yaml")

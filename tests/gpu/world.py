@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.config.plan import Plan
-from lift.config.site import SiteSettings
+from lift.config.site import MARK_FILE, SiteSettings
 from lift.device import resolve_device
 from lift.generator.base import Generator
 from lift.protocol.flower.in_process import run_in_process
@@ -22,7 +22,7 @@ from lift.tasks.paired.task import slice_generator
 from lift.tasks.registry import load_generator, with_generator
 from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift.tasks.unconditional.learning import plan_mapper
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger
+from lift_client.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.loop import run_rounds
@@ -83,12 +83,16 @@ def federate(
                 "data": {"layout": "brats", "root": str(root)},
                 "cache": {"folder": None if cache is None else str(cache)},
                 "device": device,
-                "budget": {"epsilon": 1000.0, "delta": 1e-3},
+                "budget": {
+                    "epsilon": 1000.0,
+                    "delta": 1e-3,
+                    "mark": str(folder / name / MARK_FILE),
+                },
             },
             "test",
         )
         (folder / name).mkdir(parents=True)
-        create_ledger(folder / name / LEDGER_FILE, cohort=name, delta=1e-3, cap=1000.0)
+        begin(settings, folder / name)
         sessions[name] = SiteSession(settings, generator, folder / name, report=report)
     store = RunStore(folder, whole.digest())
     results: list[FinishedRun] = []

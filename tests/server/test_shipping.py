@@ -25,7 +25,7 @@ from lift.tasks.steps import TrainedRound
 from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift.tasks.unconditional.learning import plan_mapper
 from lift.tasks.unconditional.moments import fit_gaussian
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger
+from lift_client.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks import unconditional as site_module
 from lift_server.release.results import write_finished_mixer
@@ -113,8 +113,8 @@ def sessions(
         root = write_bodies(folder / "bodies" / site, 90 + number, PATIENTS)
         work = folder / site
         budget = BudgetSettings(epsilon=20.0, delta=1e-4)
-        create_ledger(work / LEDGER_FILE, cohort=site, delta=1e-4, cap=20.0)
         settings = SiteSettings(name=site, data=BratsData(root=root), budget=budget)
+        begin(settings, work)
         found[site] = SiteSession(settings, decoder, work)
     yield found
     for session in found.values():

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from lift.config.site import SiteConfig
 from lift.errors import LiftError
 from lift_client.check.verdict import Verdict, problem
-from lift_client.gate.budget import ledger_path
 
 _NEEDS_BUDGET = {"patient-local", "patient-central", "stats-once"}
 _CHECK = "privacy budget"
@@ -26,21 +25,32 @@ def check_budget(config: SiteConfig) -> Iterator[Verdict]:
                 "then run `lift-client ledger --create`.",
             )
         return
+    # accounting takes a second to load
+    from lift_client.cohort_ledger import check_cohort, ledger_path, mark_path
+    from lift_client.gate.ledger import verify
+
     path = ledger_path(config, config.folder)
     if not path.exists():
+        mark = mark_path(config)
+        fix = (
+            f"The data belong to a cohort that has one: see '{mark}'. Name it in `budget.ledger`, "
+            "or take it over with `lift-client ledger --adopt FILE`."
+            if mark.exists()
+            else "For a new cohort run `lift-client ledger --create`. For one that was in private "
+            "runs find its ledger, and run `lift-client ledger --adopt FILE`: without it nobody "
+            "knows what was spent."
+        )
         yield Verdict(
             _CHECK,
             "problem" if private else "warning",
             f"there is no ledger at {path}",
-            "For a new cohort run `lift-client ledger --create`. If there was one, put it back "
-            "from a backup: without it nobody knows what was spent.",
+            fix,
             "record" if private else "",
         )
         return
-    from lift_client.gate.ledger import verify  # accounting takes a second to load
-
     try:
         book = verify(path)
+        check_cohort(config, path, book.cohort)
         spent = book.epsilon()
     except LiftError as error:
         yield problem(_CHECK, error)

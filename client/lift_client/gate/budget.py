@@ -8,7 +8,8 @@ for the same round is another release.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,17 +21,22 @@ from lift.config.site import SiteSettings
 from lift.errors import ConfigError
 from lift.files import write_atomically
 from lift.privacy.book import START as NO_HEAD
-from lift.privacy.book import PlannedRun
+from lift.privacy.book import Book, PlannedRun
 from lift.privacy.costs import planned_releases
-from lift_client.gate.ledger import LEDGER_FILE, Cost, Ledger
+from lift_client.cohort_ledger import budget_of, cohort_of, ledger_path
+from lift_client.gate.ledger import Cost, Ledger, Memory
 
 Arrays = dict[str, np.ndarray]
 _STORED: Final = "released"
 _KEPT: Final = 8
+_LONGEST_WAIT_S: Final = 60.0
 
 
 class Budget:
-    """The privacy budget of one site, opened when a plan with noise needs it.
+    """The privacy budget of one site, looked at when a plan with noise needs it.
+
+    The ledger is held only while it is read or written, never while something is computed: another
+    site that has the same patients uses it in between.
 
     Args:
         settings: the site's settings, with its budget.
@@ -40,21 +46,26 @@ class Budget:
     def __init__(self, settings: SiteSettings, folder: Path) -> None:
         self._settings = settings
         self._folder = folder
-        self._ledger: Ledger | None = None
+        self._memory = Memory()
+        self._book: Book | None = None
 
     @property
     def head(self) -> str | None:
-        """Head of the ledger, for the server to keep; None without a ledger."""
-        return None if self._ledger is None else self._ledger.head
+        """Head of the ledger, for the server to keep; None before a run was admitted."""
+        return None if self._book is None else self._book.head
 
     def proof(self, known_head: str | None) -> tuple[str, ...]:
         """Hashes of the ledger's lines since a head that the server knows; none without one."""
-        return () if self._ledger is None else self._ledger.proof(known_head or NO_HEAD)
+        if self._book is None or known_head is None:
+            return ()
+        return self._book.lines_since(known_head)
 
     @property
     def epsilon(self) -> float | None:
-        """What everything released so far costs, at the ledger's delta; None without a ledger."""
-        return None if self._ledger is None else self._ledger.epsilon
+        """What everything released so far costs, at the ledger's delta; None before a run was
+        admitted.
+        """
+        return None if self._book is None else self._book.epsilon()
 
     def admit(self, plan: Plan, *, known_head: str | None = None) -> Cost | None:
         """Admit the whole run, before the first of its data is read; None without noise.
@@ -65,15 +76,35 @@ class Budget:
 
         Raises:
             BudgetSpentError: the run would pass the site's cap.
-            ConfigError: the site has no budget, or no ledger.
+            ConfigError: the site has no budget, no ledger, or data that another one counts for.
             RecordError: the ledger is damaged, or older than what the server knows.
             PrivacyError: it has grown by more lines since than a message can show.
         """
         if not spends(plan):
             return None
-        ledger = self._open(known_head or NO_HEAD)
-        ledger.proof(known_head or NO_HEAD)
-        return ledger.begin(PlannedRun(run=plan.digest(), releases=planned_releases(plan)))
+        with self._held(known_head or NO_HEAD) as ledger:
+            ledger.proof(known_head or NO_HEAD)
+            return ledger.begin(PlannedRun(run=plan.digest(), releases=planned_releases(plan)))
+
+    def check(
+        self, plan: Plan, *, round_index: int, purpose: str, steps: int, request: bytes
+    ) -> None:
+        """Refuse a release that the budget does not cover, before a volume is read for it.
+
+        Args:
+            plan: the run's plan, admitted.
+            round_index: as for :meth:`release`, like the rest.
+            purpose: as there.
+            steps: as there.
+            request: as there.
+
+        Raises:
+            BudgetSpentError: there is no stored answer, and another one would pass the cap.
+        """
+        run = plan.digest()
+        with self._held() as ledger:
+            if self._stored(ledger, run, round_index, purpose, request) is None:
+                ledger.check(run, round_index, purpose, steps)
 
     def release(
         self,
@@ -97,59 +128,65 @@ class Budget:
 
         Raises:
             BudgetSpentError: it would pass the cap; `compute` was not called.
+            RecordError: the ledger was put back or damaged meanwhile; nothing may leave.
         """
-        ledger = self._open(NO_HEAD)
         run = plan.digest()
-        key = hashlib.sha256(f"{run} {round_index} {purpose} ".encode() + request).hexdigest()
-        path = self._folder / _STORED / f"{round_index:06d}-{key}.safetensors"
-        if path.is_file():
-            stored = path.read_bytes()
-            if ledger.may_resend(run, round_index, hashlib.sha256(stored).hexdigest()):
+        with self._held() as ledger:
+            stored = self._stored(ledger, run, round_index, purpose, request)
+            if stored is not None:
                 return dict(safetensors.numpy.load(stored))
-        reservation = ledger.reserve(run, round_index, purpose, steps)
+            reservation = ledger.reserve(run, round_index, purpose, steps)
         # that it fails may depend on one patient, and is known to the server: nothing is refunded
         arrays = compute()
         # a sorted order of names makes the bytes, and so their digest, those of the numbers
         content = safetensors.numpy.save({n: _own(arrays[n]) for n in sorted(arrays)})
+        path = self._path(run, round_index, purpose, request)
         write_atomically(path, content, mode=0o600)
-        ledger.sent(reservation, hashlib.sha256(content).hexdigest())
+        with self._held() as ledger:
+            ledger.sent(reservation, hashlib.sha256(content).hexdigest())
         self._forget_old()
         return arrays
 
-    def close(self) -> None:
-        """Let another process use the ledger."""
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
+    def _path(self, run: str, round_index: int, purpose: str, request: bytes) -> Path:
+        key = hashlib.sha256(f"{run} {round_index} {purpose} ".encode() + request).hexdigest()
+        return self._folder / _STORED / f"{round_index:06d}-{key}.safetensors"
 
-    def _open(self, known_head: str) -> Ledger:
-        if self._ledger is not None and known_head != NO_HEAD:
-            # the server's head is looked for in the file as it is now
-            self.close()
-        if self._ledger is None:
-            budget = self._settings.budget
-            if budget is None:
-                raise ConfigError(
-                    "the plan adds noise by patient, and this site has no privacy budget",
-                    where="budget",
-                    seen="no such section in the site's settings",
-                    remedy="Decide with the data protection officer, write `budget: {epsilon: ..., "
-                    "delta: ...}`, and make the ledger with `lift-client ledger --create`.",
-                )
-            path = ledger_path(self._settings, self._folder)
-            ledger = Ledger(path, cohort=self._settings.name, expected_head=known_head)
+    def _stored(
+        self, ledger: Ledger, run: str, round_index: int, purpose: str, request: bytes
+    ) -> bytes | None:
+        """The stored answer to a request, if it is what the ledger says was sent."""
+        path = self._path(run, round_index, purpose, request)
+        if not path.is_file():
+            return None
+        stored = path.read_bytes()
+        sent = ledger.may_resend(run, round_index, hashlib.sha256(stored).hexdigest())
+        return stored if sent else None
+
+    def close(self) -> None:
+        """Let go of the ledger: what was seen of it is forgotten."""
+        self._memory, self._book = Memory(), None
+
+    @contextmanager
+    def _held(self, known_head: str = NO_HEAD) -> Iterator[Ledger]:
+        budget = budget_of(self._settings)
+        with Ledger(
+            ledger_path(self._settings, self._folder),
+            cohort=cohort_of(self._settings),
+            expected_head=known_head,
+            memory=self._memory,
+            wait_s=_LONGEST_WAIT_S,
+        ) as ledger:
             if ledger.delta != budget.delta or ledger.cap > budget.epsilon:
-                seen = f"ledger: epsilon {ledger.cap:g} at delta {ledger.delta:g}; settings: "
-                ledger.close()
                 raise ConfigError(
                     "the site's settings and its privacy ledger disagree",
                     where="budget",
-                    seen=f"{seen}epsilon {budget.epsilon:g} at delta {budget.delta:g}",
+                    seen=f"ledger: epsilon {ledger.cap:g} at delta {ledger.delta:g}; settings: "
+                    f"epsilon {budget.epsilon:g} at delta {budget.delta:g}",
                     remedy="The ledger's delta never changes. Lower its cap with `lift-client "
                     "ledger --lower`, or correct the settings. Nothing was computed.",
                 )
-            self._ledger = ledger
-        return self._ledger
+            self._book = ledger.book
+            yield ledger
 
     def _forget_old(self) -> None:
         stored = sorted((self._folder / _STORED).glob("*.safetensors"), key=_age)
@@ -160,14 +197,6 @@ class Budget:
 def spends(plan: Plan) -> bool:
     """Whether a run of the plan costs a site's patients anything that is counted."""
     return plan.protects_patients
-
-
-def ledger_path(settings: SiteSettings, folder: Path) -> Path:
-    """Where the site's ledger lies."""
-    budget = settings.budget
-    if budget is None or budget.ledger is None:
-        return folder / LEDGER_FILE
-    return budget.ledger
 
 
 def described(tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -11,7 +11,7 @@ Every refusal comes before the data are touched. The file itself:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -21,15 +21,18 @@ from lift.privacy.book import (
     START,
     Book,
     CapChanged,
+    Note,
     Opened,
     Planned,
     PlannedRun,
     Release,
     ReleasedNothing,
+    Reserved,
     Sent,
 )
 from lift.protocol.heads import MOST_LINES
 from lift_client.gate.ledger_file import Clock, LedgerFile, begin_file, read_file
+from lift_client.ledger_rows import Row, rows_of
 
 LEDGER_FILE: Final = "ledger.jsonl"
 
@@ -47,20 +50,14 @@ class Cost:
     cap: float
 
 
-@dataclass(frozen=True)
-class Row:
-    """One reservation, for a table."""
+@dataclass
+class Memory:
+    """What a process keeps of a ledger that it closes and opens again."""
 
-    line: int
-    time: str
-    run: str
-    round: int
-    purpose: str
-    mechanism: str
-    noise_multiplier: float
-    q: float
-    steps: int
-    state: str
+    head: str = START
+    """The last one that it has seen."""
+    mine: set[int] = field(default_factory=set)
+    """Its own reservations: only of these it is known whether something left."""
 
 
 def create_ledger(
@@ -98,25 +95,6 @@ def verify(path: Path, *, expected_head: str = START) -> Book:
     return read_file(path, expected_head)
 
 
-def rows_of(book: Book) -> list[Row]:
-    """All reservations of a book, oldest first."""
-    return [
-        Row(
-            line=seq,
-            time=book.lines[seq - 1].time,
-            run=item.run,
-            round=item.round,
-            purpose=item.purpose,
-            mechanism=item.mechanism,
-            noise_multiplier=item.noise_multiplier,
-            q=item.q,
-            steps=item.count,
-            state=book.state(seq),
-        )
-        for seq, item in book.reservations.items()
-    ]
-
-
 class Ledger:
     """A ledger held by one trainer; close it, or use it as a context manager.
 
@@ -127,6 +105,8 @@ class Ledger:
         path: `ledger.jsonl`.
         cohort: the cohort that is going to be read; must be the ledger's own.
         expected_head: the last head that the server knows; START when it knows none.
+        memory: of an earlier opening by the same process; what it saw must still be there.
+        wait_s: how long to wait for another process that holds it.
         clock: gives the present time, with its zone.
 
     Raises:
@@ -140,15 +120,16 @@ class Ledger:
         *,
         cohort: str,
         expected_head: str = START,
+        memory: Memory | None = None,
+        wait_s: float = 0.0,
         clock: Clock = _utc_now,
     ) -> None:
-        self._file = LedgerFile(path, expected_head, clock)
+        self._memory = Memory() if memory is None else memory
+        self._file = LedgerFile(path, {expected_head, self._memory.head}, clock, wait_s)
         self._book = self._file.book
         self._path = path
-        # reservations of this process: only of these it is known whether something left
-        self._mine: set[int] = set()
         if self._book.cohort != cohort:
-            self.close()
+            self._file.close()
             raise ConfigError(
                 "this privacy ledger belongs to another cohort",
                 where=str(path),
@@ -164,7 +145,13 @@ class Ledger:
 
     def close(self) -> None:
         """Let the next trainer in. Reservations that are still open stay, and count."""
+        self._memory.head = self._book.head
         self._file.close()
+
+    @property
+    def book(self) -> Book:
+        """What the lines say; it stays as it is once the ledger is closed."""
+        return self._book
 
     @property
     def head(self) -> str:
@@ -231,19 +218,8 @@ class Ledger:
             self._file.append(Planned(run=run.run, releases=run.releases))
         return cost
 
-    def reserve(self, run: str, round_: int, purpose: str, steps: int) -> int:
-        """Pay for a block of steps before its first one; returns the reservation's line number.
-
-        Args:
-            run: the plan's SHA-256, as given to :meth:`begin`.
-            round_: the round that the block belongs to.
-            purpose: one of the purposes that the run planned.
-            steps: steps of the block, at least 1; empty Poisson batches count as well.
-
-        Raises:
-            BudgetSpentError: the block would pass the cap; no data may be touched.
-            PrivacyError: the run has not begun, or did not plan this purpose.
-        """
+    def check(self, run: str, round_: int, purpose: str, steps: int) -> Reserved:
+        """What :meth:`reserve` would write down; it raises as that does, and nothing is written."""
         if steps < 1:
             raise ValueError(f"a block has at least one step (seen: {steps})")
         entry = self._book.reservation(run, round_, purpose, steps)
@@ -257,8 +233,24 @@ class Ledger:
             )
         after = self._book.epsilon([(self._book.runs[run], purpose, steps)])
         self._check_cap(after, f"round {round_} of the run {run[:12]}")
+        return entry
+
+    def reserve(self, run: str, round_: int, purpose: str, steps: int) -> int:
+        """Pay for a block of steps before its first one; returns the reservation's line number.
+
+        Args:
+            run: the plan's SHA-256, as given to :meth:`begin`.
+            round_: the round that the block belongs to.
+            purpose: one of the purposes that the run planned.
+            steps: steps of the block, at least 1; empty Poisson batches count as well.
+
+        Raises:
+            BudgetSpentError: the block would pass the cap; no data may be touched.
+            PrivacyError: the run has not begun, or did not plan this purpose.
+        """
+        entry = self.check(run, round_, purpose, steps)
         seq = self._file.append(entry)
-        self._mine.add(seq)
+        self._memory.mine.add(seq)
         return seq
 
     def sent(self, reservation: int, content: str) -> None:
@@ -297,6 +289,10 @@ class Ledger:
         """
         self._check_open(reservation, "take back")
         self._file.append(ReleasedNothing(reservation=reservation, reason=reason))
+
+    def remark(self, text: str) -> None:
+        """Write down something that costs nothing."""
+        self._file.append(Note.from_data({"text": text}, str(self._path)))
 
     def lower_cap(self, cap: float, reason: str) -> None:
         """Allow less from now on; below what is spent, nothing more is released.
@@ -356,7 +352,7 @@ class Ledger:
         self._file.check_usable()
         if reservation in self._book.reservations:
             state: str = self._book.state(reservation)
-            if state == "reserved" and reservation in self._mine:
+            if state == "reserved" and reservation in self._memory.mine:
                 return
             seen = "another process made it" if state == "reserved" else f"it is closed: {state}"
         else:

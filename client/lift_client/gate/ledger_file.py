@@ -11,9 +11,9 @@ head. So after a crash
 - one complete line after the head's counts as it stands.
 
 What these two files cannot reveal is that both were deleted or replaced by older copies. The
-server therefore keeps the last head it was told and names it in every request, and `expected_head`
-must be one of the chain's. The ledger may have grown since: reservations of a crash are known here
-alone.
+server therefore keeps the last head it was told and names it in every request: it must be one of
+the chain's, as must the last one that this process has seen. The ledger may have grown since:
+reservations of a crash are known here alone, as are those of another site with the same patients.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 
 from pydantic import Field
@@ -37,6 +38,7 @@ from lift.privacy.book import START, Book, Entry, Note, Opened, next_line, read_
 from lift.strict_json import parse_model
 
 _MODE: Final = 0o600
+_LOOK_EVERY_S: Final = 0.05
 Clock = Callable[[], datetime]
 
 
@@ -56,7 +58,7 @@ def begin_file(path: Path, opened: Opened, clock: Clock) -> None:
     with _written(path):
         write_atomically(whole, text, mode=_MODE)
         try:
-            if _head_path(path).exists():
+            if head_path(path).exists():
                 raise FileExistsError
             # fails when the name is taken, which a rename would not
             os.link(whole, path)
@@ -83,7 +85,12 @@ def read_file(path: Path, expected_head: str) -> Book:
             before, content = _head_bytes(path), path.read_bytes()
             if _head_bytes(path) == before:
                 break
-    return _checked(path, content, before, expected_head)[0]
+    return _checked(path, content, before, [expected_head])[0]
+
+
+def head_path(path: Path) -> Path:
+    """The file beside a ledger that names its last line."""
+    return path.with_name(f"{path.stem}.head")
 
 
 class LedgerFile:
@@ -94,12 +101,14 @@ class LedgerFile:
 
     Raises:
         RecordError: missing, damaged, cut off or rolled back; nothing was changed.
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, and still does after `wait_s`.
     """
 
     book: Book
 
-    def __init__(self, path: Path, expected_head: str, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, expected: Collection[str], clock: Clock, wait_s: float = 0.0
+    ) -> None:
         self.path = path
         self._clock = clock
         self._process = os.getpid()
@@ -107,7 +116,8 @@ class LedgerFile:
         with _readable(path):
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            self._take_over(expected_head)
+            self._lock(wait_s)
+            self._take_over(expected)
         except BaseException:
             self.close()
             raise
@@ -165,19 +175,27 @@ class LedgerFile:
         self._usable = True
         return line.seq
 
-    def _take_over(self, expected_head: str) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                "another trainer uses this privacy ledger",
-                where=str(self.path),
-                seen="its lock is held",
-                remedy="Wait until that one has ended, or stop it. Nothing was computed.",
-            ) from None
+    def _lock(self, wait_s: float) -> None:
+        end = monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if monotonic() < end:
+                    sleep(_LOOK_EVERY_S)
+                    continue
+                raise ConfigError(
+                    "another trainer uses this privacy ledger",
+                    where=str(self.path),
+                    seen="its lock is held",
+                    remedy="Wait until that one has ended, or stop it. Nothing was computed.",
+                ) from None
+            return
+
+    def _take_over(self, expected: Collection[str]) -> None:
         content = self._content()
         head = _head_bytes(self.path)
-        self.book, unfinished = _checked(self.path, content, head, expected_head)
+        self.book, unfinished = _checked(self.path, content, head, expected)
         with _written(self.path):
             os.fchmod(self._file, _MODE)
             if unfinished:
@@ -196,7 +214,7 @@ class LedgerFile:
 
 
 def _checked(
-    path: Path, content: bytes, head_text: bytes | None, expected_head: str
+    path: Path, content: bytes, head_text: bytes | None, expected: Collection[str]
 ) -> tuple[Book, bytes]:
     book, unfinished, problem = read_book(content)
     count = len(book.lines)
@@ -217,11 +235,11 @@ def _checked(
         raise _damage(path, count + 1, seen)
     if head.count < count - 1 or head.last_hash != book.lines[head.count - 1].hash:
         raise _damage(path, head.count, "ledger.head names another line: one of them is older")
-    if expected_head not in {START, *book.heads}:
+    for missing in set(expected) - {START, *book.heads}:
         raise _damage(
             path,
             count,
-            f"the head {expected_head[:12]} that the other side knows is none of this chain's: "
+            f"the head {missing[:12]} that is known from before is none of this chain's: "
             "the ledger was rolled back, replaced or begun anew",
         )
     return book, unfinished
@@ -235,7 +253,7 @@ def _set_aside(path: Path, unfinished: bytes) -> None:
 
 
 def _write_head(path: Path, head: _Head) -> None:
-    write_atomically(_head_path(path), head.canonical_json().encode() + b"\n", mode=_MODE)
+    write_atomically(head_path(path), head.canonical_json().encode() + b"\n", mode=_MODE)
     # renames and new names are on the disk only when their folder is
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -244,13 +262,9 @@ def _write_head(path: Path, head: _Head) -> None:
         os.close(folder)
 
 
-def _head_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.head")
-
-
 def _head_bytes(path: Path) -> bytes | None:
     try:
-        return _head_path(path).read_bytes()
+        return head_path(path).read_bytes()
     except FileNotFoundError:
         return None
 

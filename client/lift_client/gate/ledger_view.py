@@ -14,25 +14,42 @@ from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.privacy.book import Book, PlannedRun
 from lift.privacy.costs import planned_releases
-from lift_client.gate.budget import ledger_path
-from lift_client.gate.ledger import Ledger, Row, create_ledger, rows_of, verify
+from lift_client.cohort_ledger import adopt, begin, budget_of, cohort_of, ledger_path, mark_path
+from lift_client.gate.ledger import Ledger, verify
+from lift_client.ledger_rows import Row, rows_of
 
 _PIPE_WIDTH: Final = 140
+_LONGEST_WAIT_S: Final = 10.0
 
 
 def create(config: SiteConfig) -> str:
-    """Make the site's ledger, once, and say where.
+    """Make the ledger of the site's cohort, once, mark its data, and say where.
 
     Raises:
-        ConfigError: the settings have no budget.
-        RecordError: there is a ledger already.
+        ConfigError: the settings have no budget, or the mark cannot be written.
+        RecordError: the cohort has a ledger already.
     """
-    if config.budget is None:
-        raise _no_budget()
-    path = ledger_path(config, config.folder)
-    budget = config.budget
-    create_ledger(path, cohort=config.name, delta=budget.delta, cap=budget.epsilon)
-    return f"made: {path}  (epsilon at most {budget.epsilon:g} at delta {budget.delta:g})\n"
+    budget, path = budget_of(config), begin(config, config.folder)
+    return (
+        f"made: {path}  (epsilon at most {budget.epsilon:g} at delta {budget.delta:g})\n"
+        f"marked: {mark_path(config)}\n"
+    )
+
+
+def take_over(config: SiteConfig, source: Path) -> str:
+    """Let a ledger that exists count for the site's data, and say where it lies now.
+
+    Raises:
+        ConfigError: the settings have no budget, the data belong to another cohort, or the mark
+            cannot be written.
+        RecordError: the ledger is missing or damaged, or there is another one in its place.
+    """
+    path = adopt(config, config.folder, source)
+    book = verify(path)
+    return (
+        f"adopted: {path}  (cohort {book.cohort}; epsilon {book.epsilon():.4f} of {book.cap:g} "
+        f"spent at delta {book.delta:g})\nmarked: {mark_path(config)}\n"
+    )
 
 
 def change_cap(config: SiteConfig, cap: float, reason: str, *, upwards: bool) -> str:
@@ -40,10 +57,10 @@ def change_cap(config: SiteConfig, cap: float, reason: str, *, upwards: bool) ->
 
     Raises:
         PrivacyError: it is no change in that direction.
-        ConfigError: a training holds the ledger.
+        ConfigError: the ledger is held for long, or counts for other data.
     """
     path = ledger_path(config, config.folder)
-    with Ledger(path, cohort=config.name) as ledger:
+    with Ledger(path, cohort=cohort_of(config), wait_s=_LONGEST_WAIT_S) as ledger:
         if upwards:
             ledger.raise_cap(cap, reason)
         else:
@@ -69,8 +86,8 @@ def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | N
         _table(rows_of(book))
     sys.stdout.write(
         f"epsilon {spent:.4f} of {book.cap:g} spent, at delta {book.delta:g} (patient, add or "
-        f"remove one)\nwhole: {len(book.lines)} lines, none changed or missing; head "
-        f"{book.head}\n"
+        f"remove one)\ncohort {book.cohort}\n"
+        f"whole: {len(book.lines)} lines, none changed or missing; head {book.head}\n"
     )
     if cost is not None:
         verdict = "fits" if cost <= book.cap else "DOES NOT FIT"
@@ -144,13 +161,3 @@ def _table(rows: Sequence[Row]) -> None:
         table.add_row(*map(Text, cells))
     console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     console.print(table)
-
-
-def _no_budget() -> ConfigError:
-    return ConfigError(
-        "the site has no privacy budget",
-        where="budget",
-        seen="no such section in the site's settings",
-        remedy="Decide with the data protection officer, and write `budget: {epsilon: ..., delta: "
-        "...}` into the settings.",
-    )

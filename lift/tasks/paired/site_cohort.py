@@ -12,7 +12,7 @@ from lift.cohort.preprocessing import Prepared, prepare, preprocessing_digest
 from lift.cohort.reading import file_digests, read_patients
 from lift.cohort.split import Part, Split, split_patients, write_split
 from lift.config.plan import Plan
-from lift.config.site import SiteSettings
+from lift.config.site import MARK_FILE, SiteSettings
 from lift.device import feature_precision
 from lift.errors import DataError
 from lift.generator.features import (
@@ -160,9 +160,9 @@ def prepare_patient(cohort: SiteCohort, patient: str, plan: Plan, root: Path) ->
 
 
 def _is_empty(root: Path) -> bool:
-    """Whether the data folder is there and holds nothing."""
+    """Whether the data folder is there and holds nothing but its mark."""
     try:
-        return root.is_dir() and not any(root.iterdir())
+        return root.is_dir() and all(path.name == MARK_FILE for path in root.iterdir())
     except OSError:
         return False
 
