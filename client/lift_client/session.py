@@ -386,8 +386,13 @@ class SiteSession:
 
     def _noisy_gain(self, body: GuardRequest, tensors: Mapping[str, np.ndarray]) -> Parcel:
         """What the mixer gains here, noisy and paid for; no verdict, which is the exact one's."""
-        opened = self._find(body.plan_digest, body.known_head)
-        plan = opened.plan
+        plan = self._known_plan(body.plan_digest)
+        round_index = plan.federation.rounds + 1
+        request = described(tensors)
+        self._budget.admit(plan, known_head=body.known_head)
+        # before the first of the patients' data is read
+        self._budget.check(plan, round_index=round_index, purpose=GAIN, steps=1, request=request)
+        opened = self._open(plan)
         fix_threads(plan.threads)
         values = received_values(group(tensors, MIXER), opened.work.part)
 
@@ -396,10 +401,10 @@ class SiteSession:
 
         sums = self._budget.release(
             plan,
-            round_index=plan.federation.rounds + 1,
+            round_index=round_index,
             purpose=GAIN,
             steps=1,
-            request=described(tensors),
+            request=request,
             compute=_one_class(plan)(compute),
         )
         opened.work.keep_final(tensors)

@@ -13,7 +13,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
-from lift_client.cohort_ledger import adopt, begin
+from lift_client.gate.cohort_ledger import adopt, begin
 from lift_client.gate.ledger import LEDGER_FILE
 from lift_simulation.progress import Reporter
 

@@ -42,6 +42,10 @@ class BudgetSettings(Settings):
     mark: Path | None = None
     """File that says which ledger counts for the data; default: `lift-cohort.json` in `data.root`.
     To be named where the data folder is read-only: the same for all sites that read the data."""
+    repeats: float = Field(default=0.1, ge=0, le=1)
+    """How much a run may take beyond what it was admitted for, when something is computed again (a
+    crash, or another request for the same round): this share of the planned, in whole rounds,
+    rounded up."""
 
 
 class CardSettings(Settings):

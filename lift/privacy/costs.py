@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -74,6 +75,18 @@ def planned_releases(plan: Plan) -> tuple[Release, ...]:
     if isinstance(privacy, SiteLevel):
         return (_release(STEPS, privacy, plan.federation.rounds),)
     return ()
+
+
+def most_steps(release: Release, *, block: int, repeats: float) -> int:
+    """Steps that a run may take for a release: the planned ones, and some that are computed again.
+
+    Args:
+        release: as planned.
+        block: steps of one block (of a round), at least 1.
+        repeats: share of the planned steps; what it gives is rounded up to whole blocks.
+    """
+    # a share of 0.1 of 10 is 1, whatever the product is in binary
+    return release.steps + math.ceil(round(repeats * release.steps / block, 9)) * block
 
 
 def _release(

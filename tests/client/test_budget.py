@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from lift.config.cohort import BratsData
-from lift.config.plan import Plan, TaskPlan
+from lift.config.plan import FederationPlan, Plan, TaskPlan
 from lift.config.privacy import NoPrivacy, PatientGradients, StartRelease
 from lift.config.site import BudgetSettings, SiteSettings
 from lift.errors import BudgetSpentError, ConfigError, DataError, RecordError
-from lift.privacy.costs import START, STEPS
-from lift_client.cohort_ledger import begin
+from lift.privacy.book import Release
+from lift.privacy.costs import START, STEPS, epsilon_after, most_steps
 from lift_client.gate.budget import Arrays, Budget
+from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import verify
 
 DELTA = 1e-4
@@ -31,6 +32,8 @@ PLAN = Plan(
     ),
 )
 STEPS_A_ROUND = PLAN.training.steps
+SHORT = PLAN.model_copy(update={"federation": FederationPlan(rounds=3)})
+LONG = PLAN.model_copy(update={"federation": FederationPlan(rounds=12)})
 
 
 class Site:
@@ -52,13 +55,13 @@ class Site:
         self.budget.close()
         self.budget = Budget(self.settings, self.folder)
 
-    def train(self, round_index: int, request: bytes = b"start") -> Arrays:
+    def train(self, round_index: int, request: bytes = b"start", *, plan: Plan = PLAN) -> Arrays:
         def compute() -> Arrays:
             self.touched += 1
             return {"w": np.random.default_rng().normal(size=3).astype(np.float32)}
 
         return self.budget.release(
-            PLAN,
+            plan,
             round_index=round_index,
             purpose=STEPS,
             steps=STEPS_A_ROUND,
@@ -109,8 +112,9 @@ def test_a_stored_result_that_was_changed_is_not_sent_again(site: Site) -> None:
 
 
 def test_stored_results_are_the_owners_alone_and_few(site: Site) -> None:
+    site.budget.admit(LONG)
     for number in range(12):
-        site.train(1, bytes([number]))
+        site.train(1, bytes([number]), plan=LONG)
     stored = list((site.folder / "released").iterdir())
     assert len(stored) == 8
     assert {path.stat().st_mode & 0o777 for path in stored} == {0o600}
@@ -142,6 +146,44 @@ def test_repetitions_beyond_the_cap_are_refused_before_the_data_is_touched(
     assert refused > 0
     assert tight.touched > 0
     assert tight.spent() <= cap
+
+
+def test_an_admitted_run_takes_no_more_than_its_plan_and_the_stated_repeats(
+    tmp_path: Path,
+) -> None:
+    # the cap would pay for several times as much
+    site = Site(tmp_path, epsilon=1000.0)
+    site.budget.admit(SHORT)
+    refused = 0
+    for number in range(12):
+        before = site.touched
+        try:
+            site.train(1, bytes([number]), plan=SHORT)
+        except BudgetSpentError:
+            refused += 1
+            assert site.touched == before
+    # a tenth of three rounds is one, rounded up
+    assert site.touched == SHORT.federation.rounds + 1
+    assert refused == 12 - site.touched
+    planned = epsilon_after(SHORT, SHORT.federation.rounds)
+    assert planned is not None
+    assert planned < site.spent() < 1.3 * planned
+    # what was answered is still there for nothing
+    site.train(1, bytes([0]), plan=SHORT)
+    # another run is another decision
+    site.budget.admit(PLAN)
+    site.train(1)
+
+
+@pytest.mark.parametrize(
+    ("share", "planned", "block", "most"),
+    [(0.1, 30, 10, 40), (0.1, 300, 10, 330), (0.0, 30, 10, 30), (1.0, 3, 1, 6), (0.1, 1, 1, 2)],
+)
+def test_repeats_are_a_share_of_the_plan_in_whole_rounds(
+    share: float, planned: int, block: int, most: int
+) -> None:
+    release = Release(purpose=STEPS, noise_multiplier=2.0, q=0.1, clip_norm=0.1, steps=planned)
+    assert most_steps(release, block=block, repeats=share) == most
 
 
 def test_a_failure_after_the_patients_were_touched_counts_in_full(site: Site) -> None:

@@ -11,7 +11,7 @@ from lift.config.site import BudgetSettings, SiteConfig
 from lift.privacy.book import PlannedRun, Release
 from lift_client.check.budget_check import check_budget
 from lift_client.check.verdict import Verdict
-from lift_client.cohort_ledger import begin, cohort_of
+from lift_client.gate.cohort_ledger import begin, cohort_of
 from lift_client.gate.ledger import Ledger, create_ledger
 
 DELTA = 1e-4

@@ -19,8 +19,8 @@ from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
 from lift.errors import ConfigError, RecordError
 from lift.privacy.costs import STEPS
 from lift_client.cli import app
-from lift_client.cohort_ledger import adopt, begin
 from lift_client.gate.budget import Arrays, Budget
+from lift_client.gate.cohort_ledger import adopt, begin
 from lift_client.gate.ledger import LEDGER_FILE, verify
 
 DELTA, CAP = 1e-4, 20.0
@@ -38,13 +38,12 @@ PLAN = Plan(
 )
 
 
-def settings(data: Path, name: str = "north", **budget: Path) -> SiteSettings:
+def settings(
+    data: Path, name: str = "north", *, ledger: Path | None = None, mark: Path | None = None
+) -> SiteSettings:
     data.mkdir(exist_ok=True)
-    return SiteSettings(
-        name=name,
-        data=BratsData(root=data),
-        budget=BudgetSettings(epsilon=CAP, delta=DELTA, **budget),
-    )
+    budget = BudgetSettings(epsilon=CAP, delta=DELTA, ledger=ledger, mark=mark)
+    return SiteSettings(name=name, data=BratsData(root=data), budget=budget)
 
 
 def release(budget: Budget, round_: int, request: bytes = b"") -> None:

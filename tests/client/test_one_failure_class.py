@@ -31,7 +31,7 @@ from lift.tasks.paired import predictions as evaluation
 from lift.tasks.paired import site_cohort as opened
 from lift.tasks.paired.building import plan_mixer
 from lift_client import session as module
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_client.tasks import paired

@@ -28,7 +28,7 @@ from lift.tasks.unconditional.private import statistics
 from lift.tasks.unconditional.public_gaussian import sent_form
 from lift.tasks.unconditional.review import moments_from_arrays
 from lift.wire.names import TRAJECTORY
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_client.tasks import unconditional as module

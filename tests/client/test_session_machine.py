@@ -49,8 +49,8 @@ from lift.protocol.messages import (
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.steps import TrainedRound
 from lift_client import session as module
-from lift_client.cohort_ledger import begin, cohort_of
 from lift_client.gate.budget import Budget
+from lift_client.gate.cohort_ledger import begin, cohort_of
 from lift_client.gate.ledger import LEDGER_FILE, Ledger, verify
 from lift_client.session import SiteSession
 from tests.client.test_ledger_machine import true_epsilon

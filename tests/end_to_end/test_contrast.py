@@ -34,7 +34,7 @@ from lift.protocol.messages import (
 from lift.tasks.paired.choice import USES
 from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
 from lift.wire.names import CURVE_SUMS, SHARED
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.tasks.registry import run_task

@@ -18,7 +18,7 @@ from lift.guard import OPTIMISM_DB
 from lift.protocol.messages import GuardReply, GuardRequest, Kind, Parcel
 from lift.tasks.paired import predictions as evaluation
 from lift.tasks.paired.contrast import CURVES_FILE, read_site_model
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks import paired
 from lift_client.tasks.paired import PairedWork

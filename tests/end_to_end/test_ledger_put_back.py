@@ -18,7 +18,7 @@ from lift.protocol.messages import Failure, Parcel
 from lift.protocol.transport import SiteHandler, Transport
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import start_values
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
 from lift_server.rounds.loop import run_rounds

@@ -23,7 +23,7 @@ from lift.protocol.messages import (
     Parcel,
     StatisticsRequest,
 )
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import verify
 from lift_client.session import SiteSession
 from tests.end_to_end.tiny_run import DROP, PATIENTS, TinyRun, check_refusal, run_here

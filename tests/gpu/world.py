@@ -22,7 +22,7 @@ from lift.tasks.paired.task import slice_generator
 from lift.tasks.registry import load_generator, with_generator
 from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift.tasks.unconditional.learning import plan_mapper
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.loop import run_rounds

@@ -25,7 +25,7 @@ from lift.tasks.steps import TrainedRound
 from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift.tasks.unconditional.learning import plan_mapper
 from lift.tasks.unconditional.moments import fit_gaussian
-from lift_client.cohort_ledger import begin
+from lift_client.gate.cohort_ledger import begin
 from lift_client.session import SiteSession
 from lift_client.tasks import unconditional as site_module
 from lift_server.release.results import write_finished_mixer

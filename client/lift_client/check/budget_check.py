@@ -26,7 +26,7 @@ def check_budget(config: SiteConfig) -> Iterator[Verdict]:
             )
         return
     # accounting takes a second to load
-    from lift_client.cohort_ledger import check_cohort, ledger_path, mark_path
+    from lift_client.gate.cohort_ledger import check_cohort, ledger_path, mark_path
     from lift_client.gate.ledger import verify
 
     path = ledger_path(config, config.folder)

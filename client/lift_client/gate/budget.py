@@ -23,7 +23,7 @@ from lift.files import write_atomically
 from lift.privacy.book import START as NO_HEAD
 from lift.privacy.book import Book, PlannedRun
 from lift.privacy.costs import planned_releases
-from lift_client.cohort_ledger import budget_of, cohort_of, ledger_path
+from lift_client.gate.cohort_ledger import budget_of, cohort_of, ledger_path
 from lift_client.gate.ledger import Cost, Ledger, Memory
 
 Arrays = dict[str, np.ndarray]
@@ -127,7 +127,8 @@ class Budget:
             compute: the noisy result. When it fails it is paid for all the same.
 
         Raises:
-            BudgetSpentError: it would pass the cap; `compute` was not called.
+            BudgetSpentError: it would pass the cap, or what the run was admitted for; `compute` was
+                not called.
             RecordError: the ledger was put back or damaged meanwhile; nothing may leave.
         """
         run = plan.digest()
@@ -173,6 +174,7 @@ class Budget:
             ledger_path(self._settings, self._folder),
             cohort=cohort_of(self._settings),
             expected_head=known_head,
+            repeats=budget.repeats,
             memory=self._memory,
             wait_s=_LONGEST_WAIT_S,
         ) as ledger:

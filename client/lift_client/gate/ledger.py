@@ -30,9 +30,10 @@ from lift.privacy.book import (
     Reserved,
     Sent,
 )
+from lift.privacy.costs import most_steps
 from lift.protocol.heads import MOST_LINES
 from lift_client.gate.ledger_file import Clock, LedgerFile, begin_file, read_file
-from lift_client.ledger_rows import Row, rows_of
+from lift_client.gate.ledger_rows import Row, rows_of
 
 LEDGER_FILE: Final = "ledger.jsonl"
 
@@ -105,6 +106,8 @@ class Ledger:
         path: `ledger.jsonl`.
         cohort: the cohort that is going to be read; must be the ledger's own.
         expected_head: the last head that the server knows; START when it knows none.
+        repeats: share of a run's planned steps that may be paid beyond them; see
+            `lift.privacy.costs.most_steps`.
         memory: of an earlier opening by the same process; what it saw must still be there.
         wait_s: how long to wait for another process that holds it.
         clock: gives the present time, with its zone.
@@ -120,11 +123,13 @@ class Ledger:
         *,
         cohort: str,
         expected_head: str = START,
+        repeats: float = 0.1,
         memory: Memory | None = None,
         wait_s: float = 0.0,
         clock: Clock = _utc_now,
     ) -> None:
         self._memory = Memory() if memory is None else memory
+        self._repeats = repeats
         self._file = LedgerFile(path, {expected_head, self._memory.head}, clock, wait_s)
         self._book = self._file.book
         self._path = path
@@ -231,7 +236,9 @@ class Ledger:
                 seen=f"its admitted plan releases for: {planned}",
                 remedy="Nothing was computed. What a run releases is fixed at its start.",
             )
-        after = self._book.epsilon([(self._book.runs[run], purpose, steps)])
+        begun = self._book.runs[run]
+        self._check_plan(begun, purpose, steps)
+        after = self._book.epsilon([(begun, purpose, steps)])
         self._check_cap(after, f"round {round_} of the run {run[:12]}")
         return entry
 
@@ -245,7 +252,8 @@ class Ledger:
             steps: steps of the block, at least 1; empty Poisson batches count as well.
 
         Raises:
-            BudgetSpentError: the block would pass the cap; no data may be touched.
+            BudgetSpentError: the block would pass the cap, or what the run was admitted for; no
+                data may be touched.
             PrivacyError: the run has not begun, or did not plan this purpose.
         """
         entry = self.check(run, round_, purpose, steps)
@@ -346,6 +354,20 @@ class Ledger:
                 f"the cap is {self.cap:.4f}, and {self.epsilon:.4f} is spent",
                 remedy="Nothing was computed. Plan more noise or fewer steps; only the hospital "
                 "can raise the cap.",
+            )
+
+    def _check_plan(self, run: PlannedRun, purpose: str, steps: int) -> None:
+        release = run.release(purpose)
+        taken = self._book.steps()[run.run, purpose]
+        most = 0 if release is None else most_steps(release, block=steps, repeats=self._repeats)
+        if taken + steps > most:
+            raise BudgetSpentError(
+                f"the run {run.run[:12]} has taken all that it was admitted for",
+                where=str(self._path),
+                seen=f"{taken} steps for '{purpose}', and {steps} more are asked for; the plan has "
+                f"{0 if release is None else release.steps}, with repeats at most {most}",
+                remedy="Nothing was computed. Ask the coordinator why rounds are asked for again. "
+                "`budget.repeats` in the settings allows more.",
             )
 
     def _check_open(self, reservation: int, action: str) -> None:

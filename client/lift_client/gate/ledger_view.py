@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,17 @@ from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.privacy.book import Book, PlannedRun
-from lift.privacy.costs import planned_releases
-from lift_client.cohort_ledger import adopt, begin, budget_of, cohort_of, ledger_path, mark_path
+from lift.privacy.costs import STEPS, most_steps, planned_releases
+from lift_client.gate.cohort_ledger import (
+    adopt,
+    begin,
+    budget_of,
+    cohort_of,
+    ledger_path,
+    mark_path,
+)
 from lift_client.gate.ledger import Ledger, verify
-from lift_client.ledger_rows import Row, rows_of
+from lift_client.gate.ledger_rows import Row, rows_of
 
 _PIPE_WIDTH: Final = 140
 _LONGEST_WAIT_S: Final = 10.0
@@ -78,9 +86,11 @@ def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | N
     path = ledger_path(config, config.folder)
     book = verify(path)
     spent = book.epsilon()
-    cost = None if plan is None else _cost(book, plan)
+    asked = None if plan is None else _asked(plan)
+    cost = None if asked is None else book.epsilon(book.still_planned(asked.run))
+    most = None if asked is None else _most(book, asked, config)
     if as_json:
-        sys.stdout.write(json.dumps(_as_json(book, spent, cost), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_json(book, spent, cost, most), indent=2) + "\n")
         return
     if not only_verify:
         _table(rows_of(book))
@@ -92,6 +102,7 @@ def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | N
     if cost is not None:
         verdict = "fits" if cost <= book.cap else "DOES NOT FIT"
         sys.stdout.write(f"after this plan: epsilon {cost:.4f} of {book.cap:g}: {verdict}\n")
+        sys.stdout.write(f"with all repeats that budget.repeats allows: epsilon {most:.4f}\n")
 
 
 def read_plan(path: Path) -> Plan:
@@ -105,7 +116,15 @@ def read_plan(path: Path) -> Plan:
     return Plan.from_data(inner if isinstance(inner, dict) else data, str(path))
 
 
-def _cost(book: Book, path: Path) -> float:
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan releases, and in blocks of how many steps."""
+
+    run: PlannedRun
+    steps_of_a_round: int
+
+
+def _asked(path: Path) -> _Asked:
     plan = read_plan(path)
     releases = planned_releases(plan)
     if not releases:
@@ -115,10 +134,23 @@ def _cost(book: Book, path: Path) -> float:
             seen=plan.privacy.mode,
             remedy="Ask with a plan that adds noise.",
         )
-    return book.epsilon(book.still_planned(PlannedRun(run=plan.digest(), releases=releases)))
+    return _Asked(PlannedRun(run=plan.digest(), releases=releases), plan.training.steps)
 
 
-def _as_json(book: Book, spent: float, cost: float | None) -> dict[str, object]:
+def _most(book: Book, asked: _Asked, config: SiteConfig) -> float:
+    """Epsilon after all that the run may take, whatever is asked for again."""
+    taken = book.steps()
+    more = []
+    for release in asked.run.releases:
+        block = asked.steps_of_a_round if release.purpose == STEPS else 1
+        most = most_steps(release, block=block, repeats=budget_of(config).repeats)
+        left = most - taken[asked.run.run, release.purpose]
+        if left > 0:
+            more.append((asked.run, release.purpose, left))
+    return book.epsilon(more)
+
+
+def _as_json(book: Book, spent: float, cost: float | None, most: float | None) -> dict[str, object]:
     return {
         "cohort": book.cohort,
         "epsilon": spent,
@@ -127,6 +159,7 @@ def _as_json(book: Book, spent: float, cost: float | None) -> dict[str, object]:
         "unit": "patient",
         "relation": "add or remove one",
         "epsilon_after_plan": cost,
+        "epsilon_after_all_repeats": most,
         "head": book.head,
         "last_hash": book.last_hash,
         "reservations": [vars(row) for row in rows_of(book)],

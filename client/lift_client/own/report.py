@@ -51,7 +51,7 @@ from lift.tasks.paired.methods import (
 from lift.tasks.paired.predictions import sum_of_equations
 from lift.tasks.paired.site_cohort import prepare_patient
 from lift.wire.names import MIXER, TAPS, grouped
-from lift_client.cohort_ledger import ledger_path
+from lift_client.gate.cohort_ledger import ledger_path
 from lift_client.gate.journal import JOURNAL_FILE, read_journal
 from lift_client.gate.ledger import verify
 from lift_client.own.work import Progress, finished_mixer, mixer_path, open_own_work, shared_sums
