@@ -59,6 +59,20 @@ def mean_update(updates: Updates, weights: Mapping[str, float]) -> dict[str, Ten
     }
 
 
+def combined(
+    updates: Updates, patients: Mapping[str, int], plan: AggregationPlan
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """One update of all sites, and each site's weight in it: here a new rule goes.
+
+    Args:
+        updates: by site, of one form.
+        patients: training patients of these sites.
+        plan: names the rule.
+    """
+    weights = site_weights({site: patients[site] for site in updates}, plan)
+    return mean_update(updates, weights), weights
+
+
 @dataclass(frozen=True)
 class ServerState:
     """What the server carries from round to round; all of it is in the checkpoint.

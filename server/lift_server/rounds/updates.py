@@ -29,7 +29,7 @@ from lift.privacy.noise import SecureStream, add_noise
 from lift.protocol.messages import Parcel, TrainReply
 from lift.tasks.paired.private.training import UNITS, noisy_update
 from lift.wire.update import update_form
-from lift_server.rounds.aggregation import mean_update, site_weights
+from lift_server.rounds.aggregation import combined
 from lift_server.rounds.review import check_form, rejected, review_update
 
 Contents = Mapping[str, np.ndarray]
@@ -89,8 +89,7 @@ class MeanOfUpdates:
         self, sent: Mapping[str, Contents], patients: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """See `RoundAggregation`."""
-        weights = site_weights({site: patients[site] for site in sent}, self._plan.aggregation)
-        return mean_update(_tensors(sent), weights), weights
+        return combined(_tensors(sent), patients, self._plan.aggregation)
 
 
 class SumOfGradients:
