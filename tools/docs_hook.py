@@ -9,6 +9,7 @@ from typing import Final
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from tools.api_reference import api_page
 from tools.command_reference import command_page, exit_code_page
@@ -24,6 +25,9 @@ COPIED: Final = {
 }
 """Files at the root that are pages of the site too."""
 _IN_DOCS: Final = re.compile(r"(\]\()docs/")
+_FROM_DOCS: Final = re.compile(
+    r"\]\((|\.\./)\.\./(" + "|".join(map(re.escape, COPIED)) + r")([#)])"
+)
 _AT_ROOT: Final = re.compile(r"\]\((" + "|".join(map(re.escape, COPIED)) + r")([#)])")
 
 
@@ -44,6 +48,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, picture in page.pictures.items():
         files.append(File.generated(config, name, content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files at the root and to the notebook, which work in the repository, as links."""
+    del page, config, files
+    markdown = _FROM_DOCS.sub(lambda found: f"]({found[1]}{COPIED[found[2]]}{found[3]}", markdown)
+    return markdown.replace("](tutorial.ipynb)", "](tutorial.md)")
 
 
 def as_page(text: str) -> str:
