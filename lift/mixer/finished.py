@@ -10,7 +10,7 @@ from typing import Final
 
 import safetensors
 import safetensors.torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from lift.config.plan import Plan
@@ -22,6 +22,8 @@ from lift.strict_json import is_version, parse_json
 from lift.wire.names import MIXER, TAPS, group, grouped
 
 MIXER_FILE_VERSION: Final = 1
+_SITES: Final = TypeAdapter(tuple[SiteProfile, ...])
+_PHANTOM: Final = TypeAdapter(bool)
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
             values=group(tensors, MIXER),
             taps=tensors[TAPS],
             plan=Plan.model_validate_json(json.dumps(card["plan"])),
-            sites=tuple(SiteProfile(**site) for site in card["sites"]),
-            phantom=bool(card["phantom"]),
+            sites=_SITES.validate_python(card["sites"]),
+            phantom=_PHANTOM.validate_python(card["phantom"], strict=True),
         )
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         # ValidationError is a ValueError: a plan of another version ends here too
-        reason = "its plan does not fit" if isinstance(error, ValidationError) else ""
+        reason = "its card does not fit" if isinstance(error, ValidationError) else ""
         seen = reason or ("no such file" if not file.is_file() else "not a finished mixer")
         raise CheckpointError(
             "cannot use the mixer",

@@ -114,6 +114,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "sites missing": lambda card: card.update(sites=None),
     "site without verdict": lambda card: card["sites"][0].pop("verdict"),
     "no phantom": lambda card: card.pop("phantom"),
+    "phantom of text": lambda card: card.update(phantom="no"),
+    "another verdict": lambda card: card["sites"][0].update(verdict="<script>alert(1)</script>"),
+    "spacing of text": lambda card: card["sites"][0].update(lowest_slice_spacing_mm="thin"),
 }
 
 
