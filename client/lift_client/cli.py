@@ -76,9 +76,10 @@ def enroll(
         f"fingerprint: {made.fingerprint}\n"
     )
     _next(
-        f"set data.root in {made.settings.name}, send {made.public.name} to the coordinator, and "
-        f"compare the fingerprint by telephone; put the kit that comes back into "
-        f"'{made.settings.parent / 'kit'}', then: {PROGRAM} check --site {made.settings}"
+        f"set data.root and choose policy.privacy_modes in {made.settings.name}, send "
+        f"{made.public.name} to the coordinator, and compare the fingerprint by telephone; put the "
+        f"kit that comes back into '{made.settings.parent / 'kit'}', then: "
+        f"{PROGRAM} check --site {made.settings}"
     )
 
 

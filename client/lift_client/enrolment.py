@@ -73,10 +73,14 @@ card:
 
 # What a federation may do here. The site decides: whatever the server asks beyond this is refused.
 policy:
-  # `none`: what leaves carries no added noise. `patient-local`, `patient-central` (the server is
-  # trusted), `stats-once` protect patients and need the section `budget`. Required: this is a
-  # choice, never a default.
-  privacy_modes: [none]
+  # Which privacy modes this hospital accepts, as [patient-local] or [patient-local, none]. Decide
+  # it with the security officer: it has no default, and nothing starts before it is chosen.
+  #   none             what leaves carries no added noise: single patients are not protected
+  #   patient-local    this site adds noise before anything leaves; needs the section `budget`
+  #   patient-central  the server adds the noise: it sees sums without it, and is trusted; `budget`
+  #   stats-once       this site adds noise to sums that it sends once (new volumes); `budget`
+  #   site             the server hides whether a site took part; patients are not protected
+  privacy_modes: []
   # Tasks that may run here; left empty: the kit's own task alone. Example:
   #   - {{source: [t1n, t1c, t2w], target: t2f}}
   tasks: []

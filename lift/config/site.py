@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lift.config.base import Settings
 from lift.config.cohort import CohortData
@@ -73,8 +73,9 @@ class SiteSettings(Settings):
 class PolicySettings(Settings):
     """What the site lets a federation do here: the site decides, whatever the server asks."""
 
-    privacy_modes: tuple[PrivacyMode, ...] = Field(min_length=1)
-    """Privacy modes that the site accepts; `none` adds no noise to what leaves. Required."""
+    privacy_modes: tuple[PrivacyMode, ...]
+    """Privacy modes that the site accepts; `none` adds no noise to what leaves. Required:
+    `lift-client enroll` leaves it empty, and nothing starts before it is chosen."""
     tasks: tuple[TaskRule, ...] = ()
     """Tasks that may run here; empty: the kit's task alone."""
     generators: tuple[Digest, ...] = ()
@@ -111,6 +112,18 @@ class PolicySettings(Settings):
     largest_statistics_bytes: int = Field(default=8_000_000, ge=1)
     """The same of what is sent once, before the rounds. Moments of trajectories take some 0.5 MB,
     a sketch of whole trajectories 7 MB; these are sums over patients and do not repeat."""
+
+    @field_validator("privacy_modes")
+    @classmethod
+    def _chosen(cls, modes: tuple[PrivacyMode, ...]) -> tuple[PrivacyMode, ...]:
+        if not modes:
+            raise ValueError(
+                "nobody has chosen yet which privacy modes this hospital accepts; needed: one or "
+                f"more of {', '.join(get_args(PrivacyMode))}, such as [patient-local], or [none] "
+                "for no protection of single patients (site.yaml says what each means; decide it "
+                "with the security officer)"
+            )
+        return modes
 
 
 class SiteConfig(SiteSettings):

@@ -16,9 +16,9 @@ import pytest
 from lift.protocol.messages import Kind
 from lift.wire.groups import PURPOSES
 from lift_client.cli import _KINDS, PROGRAM, main
-from lift_client.enrolment import enrol
 from lift_client.gate.journal import Entry, Journal, TensorNote, verify
 from tests import wording
+from tests.enrolled import enrolled
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The settings of a site with three journal lines, the last of them a repetition."""
-    settings = enrol(tmp_path, "north").settings
+    settings = enrolled(tmp_path, "north").settings
     journal = Journal(
         tmp_path / "work" / "journal.jsonl",
         clock=lambda: datetime(2026, 11, 22, 12, 30, 15, tzinfo=UTC),
@@ -129,7 +129,7 @@ def test_an_option_before_the_command_is_meant_well(run: Run, site: Path) -> Non
 
 
 def test_an_empty_journal_says_that_nothing_left(run: Run, tmp_path: Path) -> None:
-    settings = enrol(tmp_path, "north").settings
+    settings = enrolled(tmp_path, "north").settings
     said = run("journal", "--site", settings)
     assert said.code == 0
     assert "nothing has left this site yet" in said.out
@@ -241,7 +241,7 @@ def test_a_quick_check_imports_no_torch(site: Path) -> None:
 
 
 def test_text_in_brackets_is_shown_as_it_is(run: Run, tmp_path: Path) -> None:
-    settings = enrol(tmp_path, "north").settings
+    settings = enrolled(tmp_path, "north").settings
     Journal(tmp_path / "work" / "journal.jsonl").append(
         Entry(
             run="a" * 64,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from cryptography import x509
@@ -16,10 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
+from lift.config.privacy import PrivacyMode
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
+from lift_client.check.preflight import run_checks
 from lift_client.enrolment import check_key, enrol, read_kit
 from tests import wording
+from tests.enrolled import NOT_CHOSEN, enrolled
 
 FILES = ["site.key", "site.pub", "site.yaml"]
 
@@ -44,16 +49,18 @@ def test_enrolment_makes_a_key_pair_and_settings_that_fit(tmp_path: Path, name: 
     public = serialization.load_ssh_public_key(made.public.read_bytes())
     assert public == key.public_key()
     assert b"PRIVATE" not in made.public.read_bytes() + made.settings.read_bytes()
+    chosen = made.settings.read_text().replace(NOT_CHOSEN, "  privacy_modes: [site]\n")
+    made.settings.write_text(chosen)
     config = SiteConfig.from_yaml(made.settings)
     assert config.name == name
     assert config.data.layout == "auto"
-    assert config.policy.privacy_modes == ("none",)
+    assert config.policy.privacy_modes == ("site",)
     assert config.under(tmp_path).key == tmp_path / "site.key"
     assert check_key(made.key) == made.fingerprint
 
 
 def test_the_settings_hold_the_defaults_and_explain_every_key(tmp_path: Path) -> None:
-    path = enrol(tmp_path, "north").settings
+    path = enrolled(tmp_path, "north").settings
     shortest = {
         "name": "north",
         "data": {"layout": "auto", "root": "data"},
@@ -66,6 +73,27 @@ def test_the_settings_hold_the_defaults_and_explain_every_key(tmp_path: Path) ->
     # `folder` of the cache alone is left to its default
     assert [key for key in keys if f"{key}:" not in text] == []
     assert text.count("#") > 20
+
+
+def test_nothing_starts_before_somebody_has_chosen_the_privacy_modes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = enrol(tmp_path, "north").settings
+    text = path.read_text()
+    with pytest.raises(ConfigError) as caught:
+        SiteConfig.from_yaml(path)
+    assert caught.value.seen.startswith("policy.privacy_modes: nobody has chosen yet")
+    # what each mode means stands above the key, and the check says what is missing
+    for mode in get_args(PrivacyMode):
+        assert mode in caught.value.seen
+        assert re.search(rf"^  #   {mode} +\S", text, re.MULTILINE), mode
+    (verdict,) = run_checks(path, quick=True)
+    assert (verdict.check, verdict.status) == ("settings", "problem")
+    assert "nobody has chosen yet" in verdict.detail
+    without = text.replace(NOT_CHOSEN, "")
+    path.write_text(without)
+    with pytest.raises(ConfigError, match="privacy_modes: missing"):
+        SiteConfig.from_yaml(path)
 
 
 def test_the_key_is_never_open_to_others_whatever_the_umask(

@@ -28,8 +28,8 @@ from lift.errors import ProtocolError
 from lift_client.check.preflight import run_checks
 from lift_client.check.verdict import Verdict
 from lift_client.cli import exit_code
-from lift_client.enrolment import enrol
 from tests import wording
+from tests.enrolled import enrolled
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -221,7 +221,7 @@ def site(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) 
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    enrol(tmp_path, "north")
+    enrolled(tmp_path, "north")
     made = Site(tmp_path, authority)
     yield made
     for server in made.running:

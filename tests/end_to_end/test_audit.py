@@ -22,7 +22,6 @@ from lift.audit.documents import AttackRow, SiteAudit, write_signed
 from lift.config.server import ServerConfig
 from lift.files import file_digest
 from lift.keys import read_key
-from lift_client.enrolment import enrol
 from lift_server.sites import provisioning, roster
 from tests import wording
 from tests.end_to_end.tiny_run import (
@@ -36,6 +35,7 @@ from tests.end_to_end.tiny_run import (
     run_here,
     write_nifti,
 )
+from tests.enrolled import enrolled
 
 PATIENTS = 16
 SITES = ("east", "west")
@@ -99,17 +99,17 @@ def make_federation(tiny: TinyRun, folder: Path, privacy: dict[str, object]) -> 
     settings = made.server / "server.yaml"
     config = ServerConfig.from_yaml(settings).under(made.server)
     for number, name in enumerate(SITES):
-        enrolled = enrol(made.site(name), name)
-        roster.add_site(config, name, enrolled.public)
+        joined = enrolled(made.site(name), name)
+        roster.add_site(config, name, joined.public)
         for index in range(PATIENTS):
             rng = np.random.default_rng([7, number, index])
             patient = made.site(name) / "data" / patient_name(index)
             for channel, voxels in make_patient(rng).items():
                 write_nifti(patient / f"{patient.name}-{channel}.nii.gz", voxels)
-        data = yaml.safe_load(enrolled.settings.read_text())
+        data = yaml.safe_load(joined.settings.read_text())
         data |= {"generator": {"bundle": str(tiny.bundle)}, "device": "cpu"}
         data["data"] = {"layout": "brats", "root": "data"}
-        enrolled.settings.write_text(yaml.safe_dump(data))
+        joined.settings.write_text(yaml.safe_dump(data))
     done = tiny.simulate(
         out,
         sites=[

@@ -120,6 +120,7 @@ class Federation:
             "local_port": free_port(),
             "device": "cpu",
         }
+        settings["policy"]["privacy_modes"] = ["none"]
         text = yaml.safe_dump(changed(settings, changes))
         (folder / "site.yaml").write_text(text, encoding="utf-8")
 

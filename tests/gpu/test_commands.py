@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 import lift_client.cli
 from lift.config.simulation import Comparison
-from lift_client.enrolment import enrol
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SOURCES,
@@ -31,6 +30,7 @@ from tests.end_to_end.tiny_run import (
     run_here,
     write_nifti,
 )
+from tests.enrolled import enrolled
 from tests.gpu.checks import NEAR_DB
 from tests.gpu.fake_cuda import fake_cuda
 from tests.lift.unconditional.tiny_decoder import (
@@ -143,7 +143,7 @@ def test_a_full_device_is_an_operator_s_message(
 
 def site_settings(folder: Path, data: Path, bundle: Path, device: str) -> Path:
     """An enrolled site's settings file."""
-    path = enrol(folder, "east").settings
+    path = enrolled(folder, "east").settings
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings |= {"generator": {"bundle": str(bundle)}, "device": device}
     settings["data"] = {"layout": "brats", "root": str(data)}

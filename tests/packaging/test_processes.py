@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 
 from lift.process import prepared_environment
-from lift_client.enrolment import enrol
 from lift_server.sites.provisioning import init_folder
+from tests.enrolled import enrolled
 
 ROOT: Final = Path(__file__).parents[2]
 PROMISED: Final = {
@@ -73,7 +73,7 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         [_program("lift-server"), "--config", str(_federation(folder))], "flwr",
     ),
     "lift-client": lambda folder: (
-        [_program("lift-client"), "--site", str(enrol(folder, "north").settings)], "flwr",
+        [_program("lift-client"), "--site", str(enrolled(folder, "north").settings)], "flwr",
     ),
     "lift-simulate": lambda _: ([_program("lift-simulate"), "--dry-run"], "flwr"),
     "lift.protocol.flower.superlink": lambda _: (

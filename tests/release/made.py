@@ -23,10 +23,10 @@ from lift.release.manifest import (
     ListedFile,
     Manifest,
 )
-from lift_client.enrolment import enrol
 from lift_server.release.key import make_release_key, read_release_key, sign_release
 from lift_server.sites import provisioning, roster
 from lift_server.sites.provisioning import load_settings
+from tests.enrolled import enrolled
 
 SITES: Final = ("east", "west")
 SUMS: Final = "SHA256SUMS"
@@ -83,8 +83,8 @@ def make_world(folder: Path, name: str = "trial", sites: tuple[str, ...] = SITES
     make_release_key(made.certificates, made.keys, name)
     config = load_settings(made.server)
     for site in sites:
-        enrolled = enrol(folder / site, site)
-        admitted = roster.add_site(config, site, enrolled.public)
+        joined = enrolled(folder / site, site)
+        admitted = roster.add_site(config, site, joined.public)
         shutil.copytree(admitted.kit, folder / site / "kit")
     return made
 

@@ -16,9 +16,9 @@ from lift.keys import public_text, read_key, sign_text
 from lift.release.approvals import Approval, read_roster_keys
 from lift.release.manifest import MANIFEST_FILE
 from lift_client.approval import approve
-from lift_client.enrolment import enrol
 from lift_server.release.key import read_release_key, sign_release
 from lift_server.sites import roster
+from tests.enrolled import enrolled
 from tests.release.made import World, findings, list_files, looked_at, make_world
 from tests.release.test_forged import forge
 
@@ -163,10 +163,8 @@ def test_a_site_that_the_release_does_not_name_is_told_so(
     server = tmp_path / "server"
     shutil.copytree(world.server, server)
     config = ServerConfig.from_yaml(server / "server.yaml").under(server)
-    enrolled = enrol(tmp_path / "north", "north")
-    shutil.copytree(
-        roster.add_site(config, "north", enrolled.public).kit, tmp_path / "north" / "kit"
-    )
+    joined = enrolled(tmp_path / "north", "north")
+    shutil.copytree(roster.add_site(config, "north", joined.public).kit, tmp_path / "north" / "kit")
     late = World(tmp_path).site("north")
     with pytest.raises(PolicyError, match="names no site 'north'"):
         approve(late, folder, NOW)

@@ -16,9 +16,9 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from lift.config.base import Settings
+from lift.config.base import VERSION, Settings
 from lift.config.plan import Name
 from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
 from lift.errors import ConfigError, RecordError
@@ -36,7 +36,7 @@ _STATEMENT: Final = (
 class Mark(Settings):
     """Says whose ledger counts for the data that it lies with."""
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1], VERSION] = 1
     cohort: Name
     """Id of the cohort, as in the first line of its ledger."""
     statement: str = _STATEMENT

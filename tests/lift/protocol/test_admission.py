@@ -33,6 +33,7 @@ from lift_client.enrolment import enrol
 from lift_server.sites.provisioning import init_folder, load_settings
 from lift_server.sites.roster import add_site
 from tests import wording
+from tests.enrolled import enrolled
 from tests.ports import free_ports
 
 
@@ -231,7 +232,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_the_check_of_a_site_says_whether_it_is_admitted_and_ends_with_seven_when_not(
     server: Server, tmp_path: Path, check: Check
 ) -> None:
-    made = enrol(tmp_path / "valley", "valley")
+    made = enrolled(tmp_path / "valley", "valley")
     kit = add_site(server.config, "valley", made.public).kit
     shutil.copytree(kit, made.settings.parent / "kit")
     code, verdicts = check("--site", made.settings, "--quick")
