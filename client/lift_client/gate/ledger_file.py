@@ -67,7 +67,8 @@ def begin_file(path: Path, opened: Opened, clock: Clock) -> None:
                 "there is a privacy ledger already",
                 where=str(path.parent),
                 seen="a ledger is begun once for a cohort; a second one would forget the first",
-                remedy="Nothing was changed. Use the ledger that is there.",
+                remedy="Nothing was changed. Use the ledger that is there; where the data do not "
+                "name it yet, `lift-client ledger --adopt FILE` with its file marks them.",
             ) from None
         finally:
             whole.unlink()
