@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -253,6 +254,29 @@ def test_what_fails_in_a_round_is_paid_and_has_one_class(
         spent.append(verify(tmp_path / LEDGER_FILE).epsilon())
     # a query that fails is no free one
     assert spent == sorted(set(spent))
+
+
+def test_a_round_that_is_not_covered_opens_no_volume_after_a_restart_either(
+    make: Open, generator: FrozenGenerator, tmp_path: Path
+) -> None:
+    site, plan = make(2), plan_of(generator, PRIVATE)
+    site.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+    values = {n: v.numpy() for n, v in plan_mixer(plan, generator).values().items()}
+
+    def ask(session: SiteSession, number: int) -> Parcel | Failure:
+        moved = {name: value + np.float32(number) for name, value in values.items()}
+        request = TrainRequest(plan_digest=plan.digest(), round=1)
+        return session.handle(Parcel(Kind.TRAIN, request, moved))
+
+    # two rounds, and a tenth of them for what is asked for again, rounded up
+    answers = [ask(site, number) for number in range(4)]
+    assert [isinstance(answer, Parcel) for answer in answers] == [True, True, True, False]
+    (tmp_path / "split.json").unlink()
+    again = SiteSession(site.settings, generator, tmp_path)
+    assert kind_of(ask(again, 3)) is FailureKind.BUDGET
+    assert not (tmp_path / "split.json").exists()
+    # what was answered is there for nothing
+    assert isinstance(ask(again, 0), Parcel)
 
 
 NONE = NoPrivacy(mode="none")
