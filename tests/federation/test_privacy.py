@@ -21,6 +21,7 @@ PRIVACY = {
     "clip_norm": 0.05,
     "noise_multiplier": 4.0,
     "sampling_rate": 0.5,
+    "gain": {"noise_multiplier": 4.0},
 }
 POOR = "west"
 
@@ -32,6 +33,7 @@ def ended(volumes: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         made.make(
             privacy=PRIVACY,
+            mixer__contrast="none",
             federation__rounds=2,
             federation__quorum_sites=1,
             federation__quorum_patients=0.4,
@@ -82,14 +84,27 @@ def test_the_server_keeps_the_ledgers_head(ended: Federation) -> None:
     heads = json.loads(path.read_text())
     book = verify(ended.site("east") / "work" / "ledger.jsonl")
     assert heads == {"east": book.head}
-    assert [item.count for item in book.reservations.values()] == [2, 2]
+    assert [item.count for item in book.reservations.values()] == [2, 2, 1]
+
+
+def test_the_noisy_gain_is_journaled_and_stands_in_the_record(ended: Federation) -> None:
+    journal = (ended.site("east") / "work" / "journal.jsonl").read_text().splitlines()
+    last = [line for line in map(json.loads, journal) if line["kind"] == "guard"]
+    assert [[tensor["name"] for tensor in line["tensors"]] for line in last] == [["gain_sums"]]
+    assert "Noisy sum of the clipped gains" in last[0]["purpose"]
+    record = json.loads((ended.out / "run.json").read_text())
+    # whoever has no budget is not asked; so few patients are hidden by the noise
+    assert record["gain"]["sites"] == 1
+    assert record["gain"]["verdict"] == "undecided"
+    assert record["guard"] == {}
 
 
 def test_the_ledger_can_be_read_and_a_run_asked_for(ended: Federation, tmp_path: Path) -> None:
     site = ended.site("east") / "site.yaml"
     table = run("lift-client", "ledger", "--site", site)
     assert "steps" in table
-    assert "whole: 6 lines" in table
+    assert "gain" in table
+    assert "whole: 8 lines" in table
     planned = tmp_path / "dry.json"
     planned.write_text(
         run("lift-server", "--config", ended.server / "server.yaml", "--dry-run"),
