@@ -32,13 +32,13 @@ from lift.protocol.messages import (
     TrainRequest,
 )
 from lift.protocol.transport import SiteHandler
-from lift.strict_json import parse_model
 from lift.tasks.answers import Forms, answer_forms
 from lift.tasks.registry import load_generator
 from lift.wire.form import AnswerForm
 from lift_client.enrolment import check_key, read_kit
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
 from lift_client.gate.policy import check_outgoing, check_plan, check_start
+from lift_client.gate.stored_plan import stored_plan
 from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
@@ -211,11 +211,8 @@ class Release:
         digest = _plan_digest(request)
         if digest not in self._plans:
             # after a restart: the stored plan has to pass the policy of today
-            stored = self._config.folder / "plan.json"
-            if not stored.is_file():
-                return
-            plan = parse_model(Plan, stored.read_bytes())
-            if plan.digest() != digest:
+            plan = stored_plan(self._config.folder)
+            if plan is None or plan.digest() != digest:
                 return
             self._check_plan(plan)
             self._plans[digest] = plan

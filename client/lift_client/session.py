@@ -35,7 +35,6 @@ from lift.errors import (
     RecordError,
     VersionMismatchError,
 )
-from lift.files import write_atomically
 from lift.generator.base import Generator
 from lift.mixer.update import difference, is_finite
 from lift.privacy.costs import GAIN, START, STATISTICS, STEPS, planned_releases
@@ -51,7 +50,6 @@ from lift.protocol.messages import (
     TrainReply,
     TrainRequest,
 )
-from lift.strict_json import parse_model
 from lift.tasks.answers import answer_forms
 from lift.tasks.registry import task_of
 from lift.tasks.steps import TrainedRound
@@ -60,6 +58,7 @@ from lift.wire.names import MIXER, SHARED, group, without
 from lift_client.check.data_card import shared_card
 from lift_client.gate.budget import Budget, described
 from lift_client.gate.check_received import received_values
+from lift_client.gate.stored_plan import store_plan, stored_plan
 from lift_client.tasks.paired import rounded_up
 from lift_client.tasks.registry import open_work
 from lift_client.tasks.work import SiteWork
@@ -198,7 +197,7 @@ class SiteSession:
                 logger.warning("event=machine_busy %s", busy)
             with _one_class(plan):
                 work = open_work(self.settings, plan, self._generator, self._work, self._told)
-            write_atomically(self._work / "plan.json", plan.canonical_json().encode())
+            store_plan(self._work, plan)
             self._opened[digest] = _Opened(plan, work)
         return self._opened[digest]
 
@@ -206,11 +205,9 @@ class SiteSession:
         """The plan that the server sent before, maybe to an earlier process; reads no volume."""
         if plan_digest in self._opened:
             return self._opened[plan_digest].plan
-        stored = self._work / "plan.json"
-        if stored.is_file():
-            plan = parse_model(Plan, stored.read_bytes())
-            if plan.digest() == plan_digest:
-                return plan
+        plan = stored_plan(self._work)
+        if plan is not None and plan.digest() == plan_digest:
+            return plan
         raise ProtocolError(
             "a request belongs to a plan that this site has not seen",
             seen=f"plan {plan_digest[:12]}...",

@@ -20,10 +20,10 @@ from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
 from lift.mixer.finished import FinishedMixer, read_mixer
 from lift.release.check import is_release
-from lift.strict_json import parse_model
 from lift.tasks.paired.contrast import CURVES_FILE, read_shared_sums
 from lift.tasks.paired.task import slice_generator
 from lift.tasks.registry import load_generator
+from lift_client.gate.stored_plan import stored_plan
 from lift_client.tasks.paired import FINAL_MIXER_FILE, PairedWork
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +45,7 @@ def finished_mixer(config: SiteConfig, mixer: Path | None) -> FinishedMixer:
     """
     path = mixer_path(config, mixer)
     if mixer is None and not path.is_file():
-        _check_kind(_stored_kind(config.folder / "plan.json"))
+        _check_kind(_stored_kind(config.folder))
         raise ConfigError(
             "this site has no finished mixer yet",
             where=str(path),
@@ -113,9 +113,10 @@ def _check_kind(kind: str) -> None:
         )
 
 
-def _stored_kind(path: Path) -> str:
+def _stored_kind(work: Path) -> str:
     """The kind of task of the last run; a paired one where there was none."""
     try:
-        return parse_model(Plan, path.read_bytes()).task.kind
+        plan = stored_plan(work)
     except (OSError, ValueError):
-        return "paired"
+        plan = None
+    return "paired" if plan is None else plan.task.kind

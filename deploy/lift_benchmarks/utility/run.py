@@ -24,8 +24,6 @@ from lift.mixer.z_filter import NormalEquations, fit
 from lift.privacy.accounting import noise_multiplier_for
 from lift.privacy.costs import epsilon_after
 from lift.privacy.noise import SecureStream
-from lift.protocol.flower.in_process import run_in_process
-from lift.protocol.transport import Transport
 from lift.strict_json import parse_json
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.methods import (
@@ -44,9 +42,7 @@ from lift_benchmarks.utility.cells import Cell, UtilityConfig, cell_config, publ
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import paired_work
 from lift_server.rounds.finished import FinishedRun
-from lift_server.rounds.loop import run_rounds
-from lift_server.rounds.store import RunStore
-from lift_server.tasks.registry import run_task
+from lift_simulation.federation import federate
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 
@@ -147,28 +143,17 @@ def _federate(
     for name, session in sessions.items():
         session.admit(plan)
         cohorts[name] = paired_work(session, plan).cohort
-    store = RunStore(folder, plan.digest())
-    results: list[FinishedRun] = []
-
-    def main(transport: Transport) -> None:
-        results.append(
-            run_rounds(
-                plan,
-                transport,
-                store,
-                run_task(plan, generator),
-                roster=lambda: list(sessions),
-                on_round=lambda record: reporter.step(
-                    "rounds", record.round, plan.federation.rounds
-                ),
-                with_guard=False,
-            )
-        )
-
-    run_in_process(main, {name: session.handle for name, session in sessions.items()})
+    finished = federate(
+        plan,
+        generator,
+        sessions,
+        folder,
+        on_round=lambda record: reporter.step("rounds", record.round, plan.federation.rounds),
+        with_guard=False,
+    )
     for session in sessions.values():
         session.close()
-    return cohorts, results[0]
+    return cohorts, finished
 
 
 def _whole_filter(

@@ -19,8 +19,6 @@ from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves
 from lift.mixer.z_filter import NormalEquations, fit, person_equations
-from lift.protocol.flower.in_process import run_in_process
-from lift.protocol.transport import Transport
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.calibration import Calibration, calibrated
@@ -44,10 +42,8 @@ from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.rounds.finished import FinishedRun
-from lift_server.rounds.loop import run_rounds
-from lift_server.rounds.store import RunStore
-from lift_server.tasks.registry import run_task
-from lift_simulation.progress import SITE_LOGS, Reporter
+from lift_simulation.federation import federate
+from lift_simulation.progress import Reporter
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values, as_is, fitted
 
@@ -185,12 +181,7 @@ class Fold:
             )
 
     def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
-        results: list[FinishedRun] = []
-        store = RunStore(folder, plan.digest())
         repeated = self._participation
-
-        def next_round() -> int:
-            return len(store.records)
 
         def round_done(record: RoundRecord) -> None:
             self._reporter.round_done(record)
@@ -198,28 +189,19 @@ class Fold:
             if self._on_round is not None and plan is self._plan:
                 self._on_round(record)
 
-        def main(transport: Transport) -> None:
-            results.append(
-                run_rounds(
-                    plan,
-                    transport if repeated is None else repeated.replayed(transport, next_round),
-                    store,
-                    run_task(plan, self._generator),
-                    roster=lambda: (
-                        list(self._joined) if repeated is None else repeated.asked(next_round())
-                    ),
-                    on_round=round_done,
-                    with_guard=guard,
-                    site_logs=SITE_LOGS,
-                )
-            )
-
-        handlers = {name: self._sessions[name].handle for name in self._joined}
-        with self._reporter.federation(
-            handlers, plan.federation.rounds, lambda: store.records
-        ) as watched:
-            run_in_process(main, watched)
-        return results[0]
+        return federate(
+            plan,
+            self._generator,
+            {name: self._sessions[name] for name in self._joined},
+            folder,
+            on_round=round_done,
+            with_guard=guard,
+            watch=lambda handlers, records: self._reporter.federation(
+                handlers, plan.federation.rounds, records
+            ),
+            replay=None if repeated is None else repeated.replayed,
+            asked=None if repeated is None else repeated.asked,
+        )
 
     def _evaluate(
         self,

@@ -22,8 +22,6 @@ from lift.errors import ConfigError
 from lift.files import write_atomically
 from lift.generator.card import CARD_FILE, bundle_folder, check_task
 from lift.metrics.distribution import EVALUATION_SEED
-from lift.protocol.flower.in_process import run_in_process
-from lift.protocol.transport import Transport
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.report.page import write_report
 from lift.tasks.describe import describe_dry_run
@@ -54,10 +52,8 @@ from lift_client.session import SiteSession
 from lift_client.tasks.unconditional import UnconditionalWork
 from lift_server.release.results import write_finished_mixer
 from lift_server.rounds.finished import FinishedRun
-from lift_server.rounds.loop import run_rounds
-from lift_server.rounds.store import RunStore
-from lift_server.tasks.registry import run_task
-from lift_simulation.progress import SITE_LOGS, Reporter
+from lift_simulation.federation import federate
+from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.baselines import read_baseline
 from lift_simulation.tasks.generated import Evidence
@@ -334,33 +330,20 @@ class _Run:
         return gaussian | values
 
     def _federate(self, plan: Plan, folder: Path) -> FinishedRun:
-        results: list[FinishedRun] = []
-        store = RunStore(folder, plan.digest())
-
         def round_done(record: RoundRecord) -> None:
             self._reporter.round_done(record)
             # a comparison's rounds are no part of the federation's record
             if plan is self._plan:
                 self._on_round(record)
 
-        def main(transport: Transport) -> None:
-            results.append(
-                run_rounds(
-                    plan,
-                    transport,
-                    store,
-                    run_task(plan, self._decoder),
-                    roster=lambda: list(self._sessions),
-                    on_round=round_done,
-                    # a comparison is never released
-                    with_guard=plan is self._plan,
-                    site_logs=SITE_LOGS,
-                )
-            )
-
-        handlers = {name: session.handle for name, session in self._sessions.items()}
-        with self._reporter.federation(
-            handlers, plan.federation.rounds, lambda: store.records
-        ) as watched:
-            run_in_process(main, watched)
-        return results[0]
+        return federate(
+            plan,
+            self._decoder,
+            self._sessions,
+            folder,
+            on_round=round_done,
+            with_guard=plan is self._plan,
+            watch=lambda handlers, records: self._reporter.federation(
+                handlers, plan.federation.rounds, records
+            ),
+        )
