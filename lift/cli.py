@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="3D synthesis from a frozen 2D generator and a through-plane mixer, on files.",
+    help="Synthesise 3D volumes on files, with a frozen 2D generator and a through-plane mixer.",
 )
 app.add_typer(audit_app, name="audit")
 app.command("verify-release")(verify_release)
@@ -40,27 +40,25 @@ app.command("verify-release")(verify_release)
 
 CaOption = Annotated[
     Path | None,
-    typer.Option(
-        help="ca.pem of the federation: the mixer must be of a release that its key signed."
-    ),
+    typer.Option(help="ca.pem of the federation. Require a release that its key has signed."),
 ]
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N", help="Where to compute; auto: on the GPU if there is one."
+        metavar="auto|cpu|cuda|cuda:N", help="Device. auto: the GPU if there is one, else the CPU."
     ),
 ]
 
 
 class Guard(StrEnum):
-    """What to do when the volume is not like those that the mixer helped on."""
+    """What to do when the volume differs from the volumes that the mixer improved."""
 
     WARN = "warn"
     FALL_BACK = "fall-back"
 
 
 class Protocol(StrEnum):
-    """Which challenge's rules the metrics follow."""
+    """The rules of which challenge the metrics follow."""
 
     MR = "mr"
     CT = "ct"
@@ -68,7 +66,7 @@ class Protocol(StrEnum):
 
 @app.callback()
 def start(_version: VersionOption = False) -> None:
-    """Hold the options that stand before a command."""
+    """Accept the options that precede a command."""
 
 
 @app.command()
@@ -79,15 +77,15 @@ def pretrain(
         Path | None,
         typer.Option(
             "--import",
-            help="Take the weights from your own trusted state dict (.pt) instead of training.",
+            help="Import the weights from a state dict (.pt) that you trust, instead of training.",
         ),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for cohorts and checkpoints; default: OUTPUT.work.")
+        Path | None, typer.Option(help="Folder for cohorts and checkpoints. Default: OUTPUT.work.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make a frozen generator's bundle from public slices, or from a state dict of your own.
+    """Make the bundle of a frozen generator, from public slices or from your own state dict.
 
     With `kind: unconditional` the settings describe a slice decoder for `lift generate`. Run the
     same command again to resume.
@@ -153,12 +151,12 @@ def landmarks(
     config: Annotated[Path, typer.Option(help="Settings of `lift pretrain` (YAML).")],
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder for phantom cohorts, kept; default: a temporary one."),
+        typer.Option(help="Folder that keeps the phantom cohorts. Default: temporary."),
     ] = None,
 ) -> None:
-    """Learn the standard scales of the normalisation rule `nyul` on the same public volumes.
+    """Fit the standard grey scales of the normalisation rule `nyul` on the same public volumes.
 
-    Prints `preprocessing.normalisation` for those settings and for the plans of the generator.
+    Prints `preprocessing.normalisation` for these settings and for plans that use the generator.
     """
     import tempfile
 
@@ -181,7 +179,8 @@ def landmarks(
 @app.command()
 def translate(
     inputs: Annotated[
-        list[str], typer.Argument(help="Source volumes: NAME=FILE, or files in the plan's order.")
+        list[str],
+        typer.Argument(help="Source volumes: NAME=FILE, or files in the order of the plan."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.nii.gz).")],
     mixer: Annotated[
@@ -189,24 +188,25 @@ def translate(
     ],
     generator: Annotated[
         Path | None,
-        typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
+        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="The patient's mask, if the plan's rule is `file`.")
+        Path | None,
+        typer.Option(help="Mask of the patient, if the mask rule of the plan is `file`."),
     ] = None,
     curves: Annotated[
         Path | None,
         typer.Option(
-            help="site-curves.safetensors of this site's work folder, for a mixer with contrast."
+            help="site-curves.safetensors from the site's work folder, for a mixer with contrast."
         ),
     ] = None,
     guard: Annotated[
-        Guard, typer.Option(help="When the volume is unlike those the mixer helped on.")
+        Guard, typer.Option(help="What to do with a volume on which the mixer may not help.")
     ] = Guard.WARN,
     ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Synthesise the missing channel of one patient, on the first input's own grid."""
+    """Synthesise the missing channel of one patient, on the grid of the first input."""
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
@@ -226,7 +226,9 @@ def translate(
     if site is not None and curves is not None and site.own is not None:
         finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
     if site is not None and site.name != "mixer":
-        console.print(f"note: this site uses {site.name}, by its own patients", highlight=False)
+        console.print(
+            f"note: this site uses {site.name}, chosen on its own patients", highlight=False
+        )
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=None)
         done = run(
@@ -240,7 +242,7 @@ def translate(
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if done.concern is not None:
-        action = "the mixer was left out" if done.method == "no_mixer" else "check the result"
+        action = "the mixer was not used" if done.method == "no_mixer" else "check the result"
         console.print(f"warning: {done.concern}; {action}", highlight=False, soft_wrap=True)
     sys.stdout.write(f"{output}\n")
 
@@ -255,30 +257,31 @@ def calibrate(
     ],
     pairs: Annotated[
         Path | None,
-        typer.Argument(help="Own pairs: a folder in a known layout, or a table (.csv)."),
+        typer.Argument(help="Your own pairs: a folder in a known layout, or a table (.csv)."),
     ] = None,
     site: Annotated[
-        Path | None, typer.Option(help="In place of PAIRS: a site's settings (YAML).")
+        Path | None, typer.Option(help="Settings of a site (YAML), instead of PAIRS.")
     ] = None,
     generator: Annotated[
         Path | None,
-        typer.Option(help="Bundle folder; default: the one that the run used, or a shipped one."),
+        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
     ] = None,
     pooled: Annotated[
         Path | None,
         typer.Option(
-            help="Curves of all sites of the run; default: pooled-curves.safetensors beside the "
-            "mixer, if it is there."
+            help="Curves of all sites of the run. Default: pooled-curves.safetensors in the "
+            "folder of the mixer, if it exists."
         ),
     ] = None,
     ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Fit a hospital's grey scale from two to four of its own pairs, for `lift translate --curves`.
+    """Fit the grey scale of a hospital from two to four of its own pairs.
 
-    For a mixer whose plan has contrast, at a hospital that took no part in its training. It is a
-    closed form: nothing is trained, and nothing leaves. Each pair is left out in turn to choose
-    what of the mixer is used. Without a pair the curves are those of all sites of the run.
+    Use it at a hospital that did not take part in the training, with a mixer whose plan has
+    contrast. Pass the result to `lift translate --curves`. The fit is a closed form: it trains
+    nothing and sends nothing. It leaves out each pair in turn to choose which part of the mixer to
+    use. Without pairs it uses the curves of all sites of the run.
     """
     from lift.config.site import SiteConfig, SiteSettings
     from lift.device import resolve_device
@@ -295,10 +298,10 @@ def calibrate(
     nothing = pairs is None and site is None and pooled is None
     if nothing or (pairs is not None and site is not None):
         raise ConfigError(
-            "the pairs are named once",
+            "the pairs must be given exactly once",
             where="PAIRS, --site",
-            seen="both" if pairs else "neither, and there are no pooled curves of the run",
-            remedy="Give a folder or a table of pairs, or a site's settings.",
+            seen="both" if pairs else "neither, and the run has no pooled curves",
+            remedy="Give either a folder or table of pairs, or the settings of a site.",
         )
     finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "paired", "generate")
@@ -324,14 +327,16 @@ def calibrate(
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if found.patients == 0:
-        console.print("warning: no pair of this hospital: look at what comes out")
+        console.print("warning: no pairs of this hospital were used; inspect the results")
     elif found.patients < ENOUGH:
-        console.print("warning: one patient says nothing of another: look at what comes out")
+        console.print("warning: one patient does not represent the others; inspect the results")
     elif found.chosen.curves is None:
-        console.print("note: curves do not help these patients: the generator's contrast stays")
+        console.print(
+            "note: curves do not help these patients; the contrast of the generator is kept"
+        )
     counts = f"{found.patients} patients of this hospital"
     if found.pooled:
-        counts += f", {found.pooled} of the run's sites"
+        counts += f", {found.pooled} of the sites of the run"
     console.print(counts, highlight=False)
     if found.choice.psnr_db:
         before, now = (found.choice.psnr_db[name] for name in ("no_mixer", found.choice.method))
@@ -343,7 +348,7 @@ def calibrate(
 
 
 def _pairs(path: Path | None) -> dict[str, str]:
-    """The settings of a folder or a table of volumes."""
+    """Return the data settings for a folder or a table of volumes."""
     if path is not None and path.is_file():
         return {"layout": "table", "root": str(path.parent), "table": str(path)}
     return {"layout": "auto", "root": str(path)}
@@ -357,44 +362,45 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the volumes.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many volumes.")] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="One seed and number in the series are one volume.")
+        int, typer.Option(min=0, help="Seed. Seed and position in the series determine a volume.")
     ] = 0,
     slices: Annotated[
-        int | None, typer.Option(min=2, max=2048, help="Slices of a volume; default: the plan's.")
+        int | None,
+        typer.Option(min=2, max=2048, help="Slices of a volume. Default: as in the plan."),
     ] = None,
     spacing: Annotated[
         float | None,
         typer.Option(
             min=0.05,
             max=50,
-            help="Distance of slices in mm; default: the body's length over the slices.",
+            help="Slice spacing in mm. Default: length of the body divided by the slices.",
         ),
     ] = None,
     field_of_view: Annotated[
         str | None,
         typer.Option(
             metavar="MM[xMMxMM]",
-            help="Length along the slices in mm, or that, height and width of a slice; of slices, "
-            "distance and length two give the third.",
+            help="Length along the slices in mm; or length, height and width. Two of slices, "
+            "spacing and length determine the third.",
         ),
     ] = None,
     style: Annotated[
         str | None,
         typer.Option(
             metavar="SITE|mean",
-            help="Grey scale of all volumes: a site's mean, or that of all; default: drawn anew "
-            "for each.",
+            help="Grey scale of all volumes: the mean of one site or of all sites. Default: a new "
+            "random one for each volume.",
         ),
     ] = None,
     generator: Annotated[
-        Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
+        Path | None, typer.Option(help="Bundle of the mixer, if it is not a shipped one.")
     ] = None,
     ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make new volumes that are nobody's, as NIfTI files, one after the other.
+    """Generate new synthetic volumes that belong to no real patient, as NIfTI files.
 
-    Volumes that are there already are kept: run the same command again to go on.
+    Existing volumes are kept. Run the same command again to resume.
     """
     from lift.device import resolve_device
     from lift.generator.card import known_bundle
@@ -444,9 +450,9 @@ def generate(
     )
     if rms > MOST_OUTSIDE:
         console.print(
-            f"warning: latents of these volumes are far from real ones: RMS {rms:.2f}, real 1 (in "
-            f"the first {looked_at}). The decoder was not made for such: look at the volumes, and "
-            "prefer a run with unconditional.trajectory: gaussian.",
+            f"warning: the latents of these volumes differ much from real ones: RMS {rms:.2f}, "
+            f"real 1 (first {looked_at} volumes). The decoder was not trained for such latents. "
+            "Inspect the volumes, and prefer a run with unconditional.trajectory: gaussian.",
             highlight=False,
         )
 
@@ -454,48 +460,48 @@ def generate(
 @app.command()
 def evaluate(
     predicted: Annotated[
-        Path | None, typer.Option(help="Folder of synthetic volumes, each with its target.")
+        Path | None, typer.Option(help="Folder of translated volumes, each with a target.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Option(help="Folder of real volumes of the same names.")
+        Path | None, typer.Option(help="Folder of real volumes with the same file names.")
     ] = None,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="mr: normalised to [0, 1] (default with --generated); ct: HU."),
+        typer.Option(help="mr: grey values in [0, 1] (default with --generated). ct: HU."),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Folder of masks of the same names.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Folder of masks with the same names.")] = None,
     generated: Annotated[
-        Path | None, typer.Option(help="Folder of generated volumes, of nobody: 2 at least.")
+        Path | None, typer.Option(help="Folder of generated volumes, at least 2.")
     ] = None,
     real: Annotated[
         Path | None,
-        typer.Option(help="Folder of real volumes that training did not see: 4 at least."),
+        typer.Option(help="Folder of real volumes not used in training, at least 4."),
     ] = None,
     training: Annotated[
         Path | None,
-        typer.Option(help="Folder of real volumes that training saw: are there copies of them?"),
+        typer.Option(help="Folder of real training volumes, to search for copies of them."),
     ] = None,
     subjects: Annotated[
         Path | None,
-        typer.Option(help="CSV table: `file`, `subject`. Files of one person count once."),
+        typer.Option(help="CSV table with `file` and `subject`. Files of one person count once."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the table as JSON here.")
+        Path | None, typer.Option("--output", "-o", help="Also write the table to this JSON file.")
     ] = None,
 ) -> None:
-    """Metrics of synthetic against real volumes: a table, and JSON with intervals.
+    """Compare synthetic volumes with real ones. Print a table, or JSON with intervals.
 
-    With --predicted, --target and --protocol, file by file: a translated volume against the real
-    one of the same name. With --generated and --real, set against set: new volumes, which have
-    no partner, against real ones, and beside it one half of the real ones against the other.
+    --predicted, --target and --protocol compare file by file: each translated volume with the real
+    volume of the same name. --generated and --real compare two sets: new volumes, which have no
+    partner, with real ones. For reference, one half of the real set is compared with the other.
     """
     if generated is not None or real is not None or training is not None:
         given = {"--predicted": predicted, "--target": target, "--mask": mask}
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(
-                    f"'{option}' compares file by file, --generated and --real set with set: "
-                    "give either."
+                    f"'{option}' compares file by file; --generated and --real compare two sets. "
+                    "Use only one of the two forms."
                 )
         folders = (_needed("--generated", generated), _needed("--real", real))
         _evaluate_generated(*folders, training, protocol or Protocol.MR, subjects, output)
@@ -573,7 +579,7 @@ def _needed(option: str, value: T | None) -> T:
 
 
 def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
-    """Channel -> file, from NAME=FILE words or from files in the plan's order."""
+    """Return channel -> file, from NAME=FILE arguments or from files in the order of the plan."""
     named = [word.partition("=") for word in inputs]
     # a file may have = in its name; what is no file but has one was meant as NAME=FILE
     if any("=" in word and not Path(word).exists() for word in inputs):
@@ -584,7 +590,7 @@ def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
         return dict(zip(sources, map(Path, inputs), strict=True))
     given = ", ".join(name if equals else Path(name).name for name, equals, _ in named)
     raise ConfigError(
-        "the inputs do not fit the mixer",
+        "the inputs do not match the mixer",
         where="inputs",
         seen=f"given: {given}; needed: {', '.join(sources)}",
         remedy="Give one file for each source, as NAME=FILE or in this order.",
@@ -595,7 +601,7 @@ def _check_kind(finished: FinishedMixer, needed: str, other: str) -> None:
     kind = finished.plan.task.kind
     if kind != needed:
         raise ConfigError(
-            "the mixer is for another command",
+            "the mixer belongs to another command",
             where="--mixer",
             seen=f"its task is {kind}; needed: {needed}",
             remedy=f"Use `lift {other}`.",
@@ -610,19 +616,19 @@ def view(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write one HTML file that needs nothing else."),
+        typer.Option("--output", "-o", help="Write one self-contained HTML file."),
     ] = None,
     label: Annotated[str, typer.Option(help="Heading of the page.")] = "Volumes",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any free port.")
     ] = 0,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
 ) -> None:
-    """Look at volumes side by side: linked axial, coronal and sagittal slices, swipe, difference.
+    """View volumes side by side: linked axial, coronal and sagittal slices, swipe, difference.
 
-    Without --output the page is served to this machine alone until Ctrl-C. Nothing else is read
+    Without --output, the page is served to this machine only, until Ctrl-C. Nothing else is read
     or sent.
     """
     from lift.viewer.command import show_volumes

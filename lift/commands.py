@@ -1,4 +1,4 @@
-"""What every command line shares: errors become four-part messages and exit codes."""
+"""Shared parts of all command lines: errors become four-part messages and exit codes."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def _show_version(context: typer.Context, wanted: bool) -> None:
 VersionOption = Annotated[
     bool,
     typer.Option(
-        "--version", callback=_show_version, is_eager=True, help="Print the versions and stop."
+        "--version", callback=_show_version, is_eager=True, help="Print the versions and exit."
     ),
 ]
-"""`--version` of a program; it answers before anything else is looked at."""
+"""`--version` of a program. It is handled before anything else."""
 
 
 def version_line(program: str) -> str:
-    """The version of a program, and of what it stands on, from what pip installed here.
+    """Return the installed versions of a program and of its main dependencies.
 
-    Nothing is imported: torch and flwr would take seconds.
+    Imports nothing: torch and flwr would take seconds.
     """
-    ours = _version(_DISTRIBUTION) or "of no version: pip did not install it"
+    ours = _version(_DISTRIBUTION) or "(unknown version: not installed by pip)"
     beside = [f"{name} {_version(package) or 'absent'}" for name, package in _BESIDE.items()]
     return f"{program} {ours} ({', '.join(beside)}, Python {platform.python_version()})"
 
 
 def run_command(app: typer.Typer, program: str) -> None:
-    """Run a typer application and exit with the code of `lift/errors.py`.
+    """Run a typer application and exit with the code from `lift/errors.py`.
 
-    The process is prepared first: an application imports torch and flwr in its commands alone.
-    Whatever a command writes is its user's alone (files 0600, folders 0700).
-    A :class:`LiftError` is shown in its four parts; a fault of our own goes to a file, and the
-    screen says which. No traceback ever reaches the screen.
+    The process is prepared first: an application imports torch and flwr only in its commands.
+    Only the user can read what a command writes (files 0600, folders 0700).
+    A :class:`LiftError` is printed in its four parts. A bug of this software is written to a log
+    file, and its path is printed. A traceback is never printed.
     """
     prepare_process()
     with files_kept_private():
@@ -101,7 +101,7 @@ def _guarded(command: Callable[[], object], program: str) -> int:
             traceback.print_exc(file=log)
         _say(
             f"{program}: a fault of this software [bug, exit {EXIT_CODES['bug'].number}]\n"
-            f"  The details are in '{Path(log.name)}'; please report them."
+            f"  Details are in '{Path(log.name)}'. Please report them."
         )
         return EXIT_CODES["bug"].number
     return outcome if isinstance(outcome, int) else 0
@@ -115,18 +115,18 @@ def _version(distribution: str) -> str | None:
 
 
 def _file_error(error: OSError) -> DataError:
-    """A folder that is a file, a full disk, a missing right: the operator's to mend."""
+    """Return the error for a path, permission or disk space that the operator must fix."""
     return DataError(
         "cannot read or write a file",
         where=str(error.filename or "the output folder"),
         seen=error.strerror or type(error).__name__,
         remedy="Check the path, its permissions and the free disk space, then run the same "
-        "command again: what was finished is kept.",
+        "command again. Finished work is kept.",
     )
 
 
 def _is_full_memory(error: Exception) -> bool:
-    """Whether a GPU's memory is full; where torch is not loaded, no GPU is used."""
+    """Return whether the memory of a GPU is full. Without torch, no GPU is in use."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 

@@ -1,4 +1,4 @@
-"""`lift-client`: everything that a hospital types."""
+"""`lift-client`: the commands of a hospital."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="A hospital's side of a federation: nothing listens to the outside, no code arrives, "
-    "and a journal shows what left.",
+    help="The hospital's side of a federation. It opens no port to the outside and receives no "
+    "code. A journal records everything that leaves.",
 )
-_SITE_HELP = "The site's settings (YAML)."
+_SITE_HELP = "Settings of the site (YAML)."
 SiteOption = Annotated[Path | None, typer.Option("--site", help=_SITE_HELP)]
 _KINDS: Final = {
     "statistics": "statistics",
@@ -40,15 +40,15 @@ _KINDS: Final = {
     "note": "(note)",
 }
 _PIPE_WIDTH: Final = 160
-# the kind of problem that is to be mended first decides the exit code
+# the kind of problem to fix first decides the exit code
 _WORST_FIRST: Final = ("config", "version", "connection", "policy", "data")
 
 
 @app.callback(invoke_without_command=True)
 def start(ctx: typer.Context, site: SiteOption = None, _version: VersionOption = False) -> None:
-    """Join the federation, train, stay up and reconnect; without a command below.
+    """Without a command: join the federation, train, and reconnect until the run ends.
 
-    To resume, run the same command again.
+    Run the same command again to resume.
     """
     ctx.obj = site
     if ctx.invoked_subcommand is not None:
@@ -63,9 +63,9 @@ def start(ctx: typer.Context, site: SiteOption = None, _version: VersionOption =
 @app.command()
 def enroll(
     name: Annotated[str, typer.Argument(help="Name of this site, as agreed with the coordinator.")],
-    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
 ) -> None:
-    """Make this site's key and settings here; only the public half of the key leaves."""
+    """Create the key and the settings of this site. Only the public key leaves it."""
     from lift_client.enrolment import enrol
 
     made = enrol(folder, name)
@@ -78,7 +78,7 @@ def enroll(
     _next(
         f"set data.root and choose policy.privacy_modes in {made.settings.name}, send "
         f"{made.public.name} to the coordinator, and compare the fingerprint by telephone; put the "
-        f"kit that comes back into '{made.settings.parent / 'kit'}', then: "
+        f"kit that you receive into '{made.settings.parent / 'kit'}', then run: "
         f"{PROGRAM} check --site {made.settings}"
     )
 
@@ -88,7 +88,7 @@ def check(
     ctx: typer.Context,
     site: SiteOption = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out admission, device, generator and data.")
+        bool, typer.Option("--quick", help="Skip admission, device, generator and data.")
     ] = False,
     timed: Annotated[
         bool,
@@ -96,27 +96,28 @@ def check(
     ] = False,
     images: Annotated[
         bool,
-        typer.Option("--images", help="Also look at every patient's volumes; takes minutes."),
+        typer.Option("--images", help="Also check the volumes of every patient. Takes minutes."),
     ] = False,
     share_card: Annotated[
         bool,
         typer.Option("--share-card", help="Also show the data card, and share it if you agree."),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Share the card without asking: for scripts.")
+        bool, typer.Option("--yes", help="Share the card without asking, for scripts.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Test everything that could keep this site out; one verdict each; nothing is changed.
+    """Run all preflight checks and print one result per line. Changes nothing.
 
-    With --images each patient is read and judged: use, use with a warning, veto, with what to do.
-    Reports stay in the work folder, and unchanged files are not looked at again. The data card
-    counts what was seen, rounded; it leaves only after --share-card, and stands in the journal.
+    --images reads each patient and prints a verdict (use, use with a warning, veto) and what to
+    do. The reports stay in the work folder. Unchanged files are not read again. The data card
+    holds rounded counts of what was found. It is sent only after --share-card, and the journal
+    records it.
     """
     from lift_client.check.preflight import run_checks
 
     if share_card and not (yes or sys.stdin.isatty()):
-        raise click.UsageError("--share-card asks at a terminal; in a script, add --yes")
+        raise click.UsageError("--share-card asks on a terminal; add --yes in a script")
     path = _site_file(site, ctx)
     verdicts = []
     ask = None if quick else _admission_check(path)
@@ -148,7 +149,7 @@ def check(
     if code == 0:
         _next(f"{PROGRAM} --site {path}")
     else:
-        _next("mend the problems, the topmost first, and run the same command again")
+        _next("fix the problems, starting at the top, and run the same command again")
     return code
 
 
@@ -157,18 +158,18 @@ def journal(
     ctx: typer.Context,
     site: SiteOption = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Only say whether the journal is whole.")
+        bool, typer.Option("--verify", help="Only verify that the journal is complete.")
     ] = False,
     head: Annotated[
-        bool, typer.Option("--head", help="Print number of lines and last hash, to write down.")
+        bool, typer.Option("--head", help="Print the number of lines and the last hash.")
     ] = False,
     expect: Annotated[
         str | None,
-        typer.Option(help="A hash written down earlier (at least 16 digits): is it still there?"),
+        typer.Option(help="Check that the journal still holds this earlier hash (16+ digits)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show what left this site, for what, and whether the journal is whole."""
+    """Show what left this site and why, and verify the journal."""
     path = _site_file(site, ctx)
     from lift_client.gate.journal import JOURNAL_FILE, read_journal
 
@@ -184,16 +185,16 @@ def journal(
     if reading.unfinished:
         sys.stderr.write(
             f"warning: a crash cut off the last line ({len(reading.unfinished)} bytes); the next "
-            "start sets it aside and notes it\n"
+            "start moves it to a separate file and records this\n"
         )
     # the lines before the damage are shown first: they still stand
     if reading.problem is not None:
         raise reading.problem
     if not as_json and not head:
         since = "" if found is None else f"; line {found} has the expected hash"
-        sys.stdout.write(f"whole: {len(reading.lines)} lines, none changed or missing{since}\n")
+        sys.stdout.write(f"complete: {len(reading.lines)} lines, none changed or missing{since}\n")
     _next(
-        f"write the last hash down outside this machine ({PROGRAM} journal --site {path} --head) "
+        f"write down the last hash outside this machine ({PROGRAM} journal --site {path} --head) "
         "and compare it later with --expect"
     )
 
@@ -204,22 +205,22 @@ def report(
     site: SiteOption = None,
     mixer: Annotated[
         Path | None,
-        typer.Option(help="mixer.safetensors of the coordinator; default: the last one judged."),
+        typer.Option(help="mixer.safetensors from the coordinator. Default: the last one judged."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder; default: WORK/report.")
+        Path | None, typer.Option("--output", "-o", help="Folder. Default: WORK/report.")
     ] = None,
     local_only: Annotated[
         bool,
-        typer.Option("--local-only", help="Also train on this site alone, to compare; takes long."),
+        typer.Option("--local-only", help="Also train on this site alone, to compare. Takes long."),
     ] = False,
     phantom: Annotated[
-        bool, typer.Option("--phantom", help="Say on every figure that the volumes are phantoms.")
+        bool, typer.Option("--phantom", help="Mark every figure as made from phantom volumes.")
     ] = False,
 ) -> None:
-    """Write this hospital's own report, with its own images. It never leaves: nothing is sent.
+    """Write a report for this hospital, with its own images. Nothing is sent.
 
-    The site's held-out patients, through every method: tables, pictures, a viewer to scroll in.
+    It shows the held-out patients of the site with every method, in tables, pictures and a viewer.
     """
     from rich.console import Console
 
@@ -238,7 +239,7 @@ def report(
             progress=progress,
         )
     sys.stdout.write(f"report: {path}\n")
-    _next("look at it here; it holds patients' images and must not leave the hospital")
+    _next("read it here; it holds images of patients and must not leave the hospital")
 
 
 @app.command()
@@ -247,7 +248,7 @@ def choose(
     site: SiteOption = None,
     mixer: Annotated[
         Path | None,
-        typer.Option(help="mixer.safetensors of the coordinator; default: the last one judged."),
+        typer.Option(help="mixer.safetensors from the coordinator. Default: the last one judged."),
     ] = None,
     steps: Annotated[
         int | None,
@@ -255,23 +256,24 @@ def choose(
             "--local-steps",
             min=0,
             max=10_000,
-            help="Also try the mixer after so many steps on this site's patients; 0: do not; "
-            "default: as many as the run had.",
+            help="Also try the mixer after this many training steps on this site's patients. "
+            "0: do not. Default: as many as the run had.",
         ),
     ] = None,
     local: Annotated[
         bool,
         typer.Option(
-            "--local", help="Also try a mixer of this site alone; takes as long as a run."
+            "--local", help="Also try a mixer trained on this site alone. Takes as long as a run."
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Choose what this site translates with, by its own validation patients; nothing is sent.
+    """Choose the model that this site translates with, on its validation patients. Sends nothing.
 
-    From simplest to richest: no mixer, the site's curves, the z-filter, the mixer, parts of it, and
-    what is trained here. It stays the mixer unless something simpler is better on these patients,
-    or something else by more than its standard error. `lift translate --curves` follows it.
+    Candidates, from simplest to richest: no mixer, the curves of the site, the z-filter, the
+    mixer, parts of the mixer, and what is trained here. The mixer is kept unless a simpler
+    candidate is better on these patients, or another candidate is better by more than its standard
+    error. `lift translate --curves` uses the choice.
     """
     from rich.console import Console
 
@@ -292,28 +294,28 @@ def ledger(
     site: SiteOption = None,
     create: Annotated[
         bool,
-        typer.Option("--create", help="Make the cohort's ledger, once, and mark its data."),
+        typer.Option("--create", help="Create the ledger of the cohort, once, and mark its data."),
     ] = False,
     adopt: Annotated[
         Path | None,
-        typer.Option(help="File of a ledger that counts for this site's data from now on."),
+        typer.Option(help="Use this ledger file for the site's data from now on."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Only say whether the ledger is whole.")
+        bool, typer.Option("--verify", help="Only verify that the ledger is complete.")
     ] = False,
     plan: Annotated[
-        Path | None, typer.Option(help="What would this plan cost? A plan or a dry run's output.")
+        Path | None, typer.Option(help="Print the cost of this plan (a plan or dry-run output).")
     ] = None,
-    lower: Annotated[float | None, typer.Option(help="A lower cap on epsilon.")] = None,
+    lower: Annotated[float | None, typer.Option(help="Lower the cap on epsilon to this.")] = None,
     raise_: Annotated[
-        float | None, typer.Option("--raise", help="A higher cap on epsilon; needs a reason.")
+        float | None, typer.Option("--raise", help="Raise the cap on epsilon. Needs --reason.")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Why the cap changes; kept for ever.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Reason for the new cap, recorded.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show what was told about the patients: each release, epsilon so far, what is left."""
+    """Show the privacy budget: every release, epsilon spent and left."""
     if sum([create, adopt is not None, lower is not None, raise_ is not None]) > 1:
-        raise click.UsageError("give one of --create, --adopt, --lower and --raise")
+        raise click.UsageError("give only one of --create, --adopt, --lower and --raise")
     config = _settings(_site_file(site, ctx))
     from lift_client.gate import ledger_view
 
@@ -324,7 +326,7 @@ def ledger(
         sys.stdout.write(ledger_view.take_over(config, adopt))
     elif cap is not None:
         if not reason:
-            raise click.UsageError("a change of the cap needs a --reason")
+            raise click.UsageError("a change of the cap needs --reason")
         upwards = raise_ is not None
         sys.stdout.write(ledger_view.change_cap(config, cap, reason, upwards=upwards))
     else:
@@ -337,9 +339,10 @@ def approve_release(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the release.")],
     site: SiteOption = None,
 ) -> None:
-    """Say with this site's key that the hospital looked at a release: approvals/SITE.json.
+    """Sign a release with this site's key, as reviewed by the hospital. Writes approvals/SITE.json.
 
-    The release is checked first, with the kit's certificate. Nothing is sent: hand the file over.
+    The release is first checked with the certificate of the kit. Nothing is sent: you send the
+    file yourself.
     """
     from datetime import UTC, datetime
 
@@ -347,11 +350,11 @@ def approve_release(
 
     config = _settings(_site_file(site, ctx))
     sys.stdout.write(f"approved: {approve(config, folder, datetime.now(UTC))}\n")
-    _next("send this file to the coordinator, who puts it into the release's folder `approvals`")
+    _next("send this file to the coordinator, who adds it to the folder `approvals` of the release")
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:
-    """0 without a problem, else the code of the problem that is to be mended first."""
+    """Return 0 without a problem, else the exit code of the problem to fix first."""
     labels = [verdict.label for verdict in verdicts if verdict.status == "problem"]
     first = [label for label in _WORST_FIRST if label in labels]
     return EXIT_CODES[[*first, *labels][0]].number if labels else 0
@@ -364,21 +367,21 @@ def _settings(path: Path) -> SiteConfig:
 
 
 def _site_file(site: Path | None, ctx: typer.Context | None = None) -> Path:
-    """`--site` of the command, or the one before it: `lift-client --site F check` is meant well."""
+    """Return `--site` of the command, or the one before it, as in `lift-client --site F check`."""
     chosen = site or (ctx.obj if ctx is not None else None)
     if not isinstance(chosen, Path):
         raise ConfigError(
             "no settings given",
             where="--site",
             seen="the option is missing",
-            remedy=f"Name the site's settings: --site site.yaml. A new site begins with: "
+            remedy=f"Give the settings of the site: --site site.yaml. A new site starts with: "
             f"{PROGRAM} enroll NAME",
         )
     return chosen
 
 
 def _admission_check(path: Path) -> Callable[[], str | None]:
-    """Asks the server of the site's kit; to be called when settings and kit were found good."""
+    """Return a check that asks the server. Call it once settings and kit are known to be valid."""
 
     def ask() -> str | None:
         from lift.config.kit import CA_FILE
@@ -398,23 +401,23 @@ def _verdict_text(verdict: Verdict) -> str:
 
 
 def _expected(expect: str, reading: Reading, file: Path) -> int:
-    """Number of the line whose hash begins so."""
+    """Return the number of the line whose hash starts with `expect`."""
     if not re.fullmatch(r"[0-9a-f]{16,64}", expect.lower()):
         raise ConfigError(
             "cannot compare the hash",
             where="--expect",
             seen="it is not 16 to 64 hexadecimal digits",
-            remedy="Give the hash as `--head` printed it, or at least its first 16 digits.",
+            remedy="Give the hash that `--head` printed, or at least its first 16 digits.",
         )
     for line in reading.lines:
         if line.hash.startswith(expect.lower()):
             return line.number
     raise RecordError(
-        "the journal is not the one that the hash was written down from",
+        "the journal does not contain this hash",
         where=str(file),
         seen=f"none of its {len(reading.lines)} lines has the hash {expect[:16]}...",
-        remedy="Keep the folder as it is, and show it to the security officer: the journal was "
-        "cut off or rewritten, or the hash is of another site.",
+        remedy="Leave the folder unchanged and show it to the security officer. The journal was "
+        "truncated or rewritten, or the hash belongs to another site.",
     )
 
 
@@ -440,7 +443,17 @@ def _show(lines: Sequence[Line]) -> None:
         sys.stdout.write("nothing has left this site yet\n")
         return
     table = Table(box=SIMPLE, title="What left this site")
-    for heading in ("no.", "when (UTC)", "what", "run", "round", "numbers", "kB", "to whom", "why"):
+    for heading in (
+        "no.",
+        "when (UTC)",
+        "what",
+        "run",
+        "round",
+        "numbers",
+        "kB",
+        "receiver",
+        "purpose",
+    ):
         table.add_column(
             heading, justify="right" if heading in {"no.", "round", "numbers", "kB"} else "left"
         )
@@ -459,7 +472,7 @@ def _show(lines: Sequence[Line]) -> None:
         table.add_row(*map(Text, cells))
     console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     console.print(table)
-    console.print(f"{sum(line.bytes for line in lines) / 1000:,.1f} kB in all", highlight=False)
+    console.print(f"{sum(line.bytes for line in lines) / 1000:,.1f} kB in total", highlight=False)
 
 
 def _write_json(data: object) -> None:

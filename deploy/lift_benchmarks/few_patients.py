@@ -1,4 +1,4 @@
-"""`make few-patients`: from how many patients a site on does joining a federation still pay?"""
+"""`make few-patients`: measure the gain of a federation by the number of patients of a site."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def few_patients(
     config: Annotated[
         Path | None,
-        typer.Option(help="Settings (YAML) of the sites; default: the preset few-patients."),
+        typer.Option(help="Settings (YAML) of the sites. Default: the preset few-patients."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("out/few-patients"),
     number: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Training patients of each site; may be repeated. All come last."),
+        typer.Option(
+            min=1, help="Training patients of each site. May be repeated; all is run last."
+        ),
     ] = None,
 ) -> None:
-    """One federation for each number of training patients; the test patients are the same.
+    """Run one federation for each number of training patients, with the same test patients.
 
-    Run the same command again to go on. Table and figure are written after every federation.
+    Run the same command again to resume. The table and the figure are written after every
+    federation.
     """
     config = config or shipped_settings() / _SETTINGS
     settings = SimulationConfig.from_yaml(config)

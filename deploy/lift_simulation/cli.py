@@ -1,4 +1,4 @@
-"""`lift-simulate`: a whole federation in one process."""
+"""`lift-simulate`: run a whole federation in one process."""
 
 from __future__ import annotations
 
@@ -23,34 +23,32 @@ _DEMO = Path(__file__).parent / "demo.yaml"
 def simulate(
     config: Annotated[
         Path | None,
-        typer.Option(help="Settings (YAML). Without it: the embedded demo on phantom volumes."),
+        typer.Option(help="Settings (YAML). Default: the built-in demo on phantom volumes."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the result; default: out/NAME.")
+        Path | None, typer.Option(help="Folder for the result. Default: out/NAME.")
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved plan, with its privacy cost, and stop."),
+        typer.Option("--dry-run", help="Print the resolved plan and its privacy cost, then exit."),
     ] = False,
     epsilon: Annotated[
         float | None,
-        typer.Option(
-            help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
-        ),
+        typer.Option(help="With --dry-run: print the noise multiplier that this epsilon needs."),
     ] = None,
     clip_norms: Annotated[
         bool,
         typer.Option(
             "--clip-norms",
-            help="Measure on phantom sites how long patients' gradients are, suggest clip norms, "
-            "and stop.",
+            help="Measure the gradient norms of patients at phantom sites, suggest clip norms, "
+            "then exit.",
         ),
     ] = False,
     _version: VersionOption = False,
 ) -> None:
-    """Run a federation of simulated sites: statistics, rounds, baselines, evidence, report.
+    """Run a federation of simulated sites, from statistics and rounds to baselines and report.
 
-    Run the same command again to resume; a finished run is left as it is.
+    Run the same command again to resume. A finished run is not changed.
     """
     settings = SimulationConfig.from_yaml(config or _DEMO)
     from lift_simulation import run  # torch and flwr take seconds: a typo must not wait for them
@@ -75,7 +73,7 @@ def simulate(
     command = shlex.join([PROGRAM, *sys.argv[1:]])
     with log_to_file(out / "log.txt"):
         report = run.simulate(settings, out, reporter, command=command)
-    reporter.line(f"{sum(reporter.seconds.values()):.0f} s in all")
+    reporter.line(f"{sum(reporter.seconds.values()):.0f} s in total")
     sys.stdout.write(f"result: {out}\nreport: {report}\n")
 
 

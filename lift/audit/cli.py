@@ -1,4 +1,4 @@
-"""`lift audit`: what an attacker learns of a patient from what was released."""
+"""`lift audit`: measure what an attacker learns about a patient from a release."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Privacy audits of a released mixer, and of the training that made it.",
+    help="Audit the privacy of a released mixer and of its training.",
 )
 Mixer = Annotated[
-    Path, typer.Argument(metavar="MIXER", help="A run's folder, or its mixer.safetensors.")
+    Path, typer.Argument(metavar="MIXER", help="Folder of a run, or its mixer.safetensors.")
 ]
 _PIPE_WIDTH = 110
 
@@ -29,26 +29,28 @@ _PIPE_WIDTH = 110
 @app.command()
 def patients(
     mixer: Mixer,
-    site: Annotated[Path, typer.Option(help="The site's settings (YAML).")],
+    site: Annotated[Path, typer.Option(help="Settings of the site (YAML).")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File for the signed result.")
     ] = Path("audit.json"),
     generated: Annotated[
-        int, typer.Option(min=8, help="Unconditional: how many volumes are generated and searched.")
+        int, typer.Option(min=8, help="Unconditional: number of volumes to generate and search.")
     ] = 96,
     references: Annotated[
         int,
-        typer.Option(min=2, help="Paired: reference mixers, an even number; more see more."),
+        typer.Option(
+            min=2, help="Paired: even number of reference mixers. More are more sensitive."
+        ),
     ] = 4,
 ) -> None:
-    """At a site: can its own patients be told from others by the released mixer?
+    """At a site: test whether the released mixer reveals which patients it was trained on.
 
-    Membership inference for a paired mixer, copy detection for one that makes new volumes. The
-    result holds AUC and TPR of each attack and nothing of a single patient; it is signed with the
-    site's key, and leaves when you send it to the coordinator.
+    Runs membership inference for a paired mixer, and copy detection for a mixer that generates new
+    volumes. The result holds AUC and TPR of each attack, and nothing about a single patient. It is
+    signed with the key of the site. You send it to the coordinator yourself.
 
-    Of a mixer that noise protects, the figures are shown here and no file is written: they are
-    exact, and epsilon does not count them.
+    For a mixer that is protected by noise, the figures are only printed and no file is written:
+    they are exact, and epsilon does not count them.
     """
     from lift.audit.documents import write_signed
     from lift.audit.patients import audit_patients
@@ -89,21 +91,21 @@ def patients(
     copies = found.audit.copies
     if copies is not None:
         screen.print(
-            f"copies: {copies.copies:.0%} of {copies.generated} generated volumes are nearer to a "
-            f"training patient than nearly all held-out ones are; the same of held-out patients, "
-            f"which is no copying: {copies.copies_of_held_out:.0%}. Nearer to training patients: "
-            f"{copies.nearer_training:.2f}; by chance {copies.chance_low:.2f} to "
+            f"copies: {copies.copies:.0%} of {copies.generated} generated volumes are closer to a "
+            f"training patient than nearly all held-out patients are. For comparison, the same "
+            f"share for held-out patients: {copies.copies_of_held_out:.0%}. Share closer to "
+            f"training patients: {copies.nearer_training:.2f}; chance {copies.chance_low:.2f} to "
             f"{copies.chance_high:.2f}"
         )
     for attack, row in found.audit.attacks.items():
         if row.auc_low > 0.5:
-            console.print(f"warning: {attack} tells training patients from others", highlight=False)
+            console.print(f"warning: {attack} identifies training patients", highlight=False)
     if found.concern:
         console.print(f"warning: {found.concern}", highlight=False, soft_wrap=True)
     if not found.may_leave:
         console.print(
-            f"nothing was written to {output}: noise protects the patients of this mixer, and "
-            "these figures of theirs are exact. Epsilon does not count them, so they stay here. "
+            f"nothing was written to {output}: noise protects the patients of this mixer, but "
+            "these figures are exact. Epsilon does not count them, so they stay here. "
             "The coordinator audits the training instead, without patients.",
             highlight=False,
             soft_wrap=True,
@@ -111,7 +113,7 @@ def patients(
         return
     sys.stdout.write(f"{output}\n")
     console.print(
-        "next: read the file; it holds what stands above and no more. Send it to the coordinator "
+        "next: read the file; it holds only what is printed above. Send it to the coordinator "
         "if your hospital agrees.",
         highlight=False,
         soft_wrap=True,
@@ -122,16 +124,17 @@ def patients(
 def training(
     mixer: Mixer,
     generator: Annotated[
-        Path | None, typer.Option(help="The mixer's bundle, if it does not ship with us.")
+        Path | None, typer.Option(help="Bundle of the mixer, if it is not a shipped one.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the result as JSON here.")
+        Path | None, typer.Option("--output", "-o", help="Also write the result to this JSON file.")
     ] = None,
 ) -> None:
-    """Does private training do what it claims? With invented patients, on any machine.
+    """Test on invented patients whether private training keeps its claimed epsilon.
 
-    Canaries take part or not by a coin; who sees what training releases guesses the coins. The
-    more guesses are right, the larger the epsilon that the training must have had.
+    Each canary (an invented patient) takes part with probability 1/2. An attacker sees what the
+    training releases and guesses which canaries took part. More correct guesses prove a larger
+    epsilon. Runs on any machine.
     """
     from lift.audit.training import training_audit
     from lift.errors import PrivacyError
@@ -152,6 +155,6 @@ def training(
             where=found.audited,
             seen=f"epsilon is at least {found.epsilon_lower_bound:.2f}; "
             f"{found.claimed_epsilon:.2f} was claimed; {found.noise_seen}",
-            remedy="Noise, sampling or clipping do less than they say. Please report it. A right "
-            f"pipeline fails once in {1 / (1 - found.confidence):.0f} times: run it again.",
+            remedy="Noise, sampling or clipping do less than claimed. Please report it. A correct "
+            f"pipeline fails once in {1 / (1 - found.confidence):.0f} times: run it again first.",
         )

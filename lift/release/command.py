@@ -1,4 +1,4 @@
-"""`lift verify-release`: what everybody runs who receives a release. It needs no torch."""
+"""`lift verify-release`: check a release that was received. Does not need torch."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def verify_release(
     ca: Annotated[
         Path,
         typer.Option(
-            help="ca.pem of the federation, from the coordinator or the kit: never from the "
-            "release itself."
+            help="ca.pem of the federation, from the coordinator or the kit. Never take it from "
+            "the release itself."
         ),
     ],
     roster: Annotated[
         Path | None,
         typer.Option(
-            help="sites.json of the coordinator: check approvals by its keys, not by those that "
-            "the signed manifest names."
+            help="sites.json of the coordinator. Check approvals with its keys instead of those in "
+            "the signed manifest."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Is this release, to the last byte, what the federation's release key signed?
+    """Verify that a release is exactly what the release key of the federation signed.
 
-    One line for each file, for the signature and for each hospital's approval. Exit code 9 when
-    anything is missing, added, changed, or not signed by that key.
+    Prints one line for each file, for the signature and for each approval by a hospital. Exit code
+    9 if anything is missing, added, changed, or not signed by that key.
     """
     checked = check_release(
         folder,
@@ -53,11 +53,11 @@ def verify_release(
         sys.stdout.write("".join(f"{line}\n" for line in _lines(checked)))
     if code:
         sys.stderr.write(
-            f"next: use nothing of '{folder}', keep it as it is, and get the release again from "
+            f"next: do not use '{folder}', leave it unchanged, and get the release again from "
             "the coordinator\n"
         )
     else:
-        sys.stderr.write("next: compare the release key's fingerprint once, by telephone\n")
+        sys.stderr.write("next: compare the fingerprint of the release key once, by telephone\n")
     return code
 
 
@@ -82,7 +82,7 @@ def _lines(checked: Checked) -> list[str]:
         lines.append(f"NOT the release that was signed: {len(checked.findings)} findings")
     else:
         count = len(checked.approvals)
-        lines.append(f"whole: {len(listed)} files, as they were signed; approved by {count} sites")
+        lines.append(f"complete: {len(listed)} files, all as signed; approved by {count} sites")
     return lines
 
 

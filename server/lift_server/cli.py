@@ -1,4 +1,4 @@
-"""`lift-server`: the coordinator's commands. All but the start itself answer without torch."""
+"""`lift-server`: the commands of the coordinator. Only the start itself loads torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lift_server.release.key import ReleaseKey
 
 PROGRAM = "lift-server"
-# the first of these that a problem has is the one to mend first: it decides the exit code
+# the kind of problem to fix first decides the exit code
 _WORST_FIRST: Final = ("config", "version", "connection", "data", "quorum")
 _PIPE_WIDTH: Final = 120
 
@@ -40,37 +40,35 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Coordinate a federation: admit sites, run the rounds, ship the result.",
+    help="Coordinate a federation: admit sites, run the rounds, release the result.",
 )
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help=f"Folder of {CONFIG_FILE}.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help=f"Folder that holds {CONFIG_FILE}.")]
 
 
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help=f"Settings (YAML); default: {CONFIG_FILE} here.")
+        Path | None, typer.Option(help=f"Settings (YAML). Default: {CONFIG_FILE} in this folder.")
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved plan, with its privacy cost, and stop."),
+        typer.Option("--dry-run", help="Print the resolved plan and its privacy cost, then exit."),
     ] = False,
     epsilon: Annotated[
         float | None,
-        typer.Option(
-            help="With --dry-run: say which noise multiplier this plan needs for this epsilon."
-        ),
+        typer.Option(help="With --dry-run: print the noise multiplier that this epsilon needs."),
     ] = None,
     _version: VersionOption = False,
 ) -> None:
-    """Start the federation, or resume it, and stay until it ends.
+    """Without a command: start or resume the federation, and run until it ends.
 
     Run the same command again to resume.
     """
     if context.invoked_subcommand is not None:
         if config is not None or dry_run:
             raise click.UsageError(
-                f"--config and --dry-run start the server: leave out '{context.invoked_subcommand}'"
+                f"--config and --dry-run start the server; omit '{context.invoked_subcommand}'"
             )
         return
     path = config or Path(CONFIG_FILE)
@@ -85,18 +83,18 @@ def start(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     host: Annotated[
         list[str],
-        typer.Option(help="Name or IP address that sites dial; repeat it for further ones."),
+        typer.Option(help="Host name or IP address that sites connect to. May be repeated."),
     ],
     name: Annotated[str, typer.Option(help="Name of the federation.")],
 ) -> None:
-    """Make certificates, an empty roster of sites and a commented server.yaml."""
+    """Create certificates, an empty roster of sites and a commented server.yaml."""
     provisioning.init_folder(folder, host, name)
     config = load_settings(folder)
     _write(
-        f"made: {folder}",
+        f"created: {folder}",
         f"address: {config.address}",
         f"certificate authority: {certificates.ca_fingerprint(config.certificates)}",
         f"keep secret: {config.certificates / CA_KEY_FILE} (makes certificates), "
@@ -104,7 +102,7 @@ def init(
     )
     _next(
         f"edit {shlex.quote(str(folder / CONFIG_FILE))}; lift-server release-key {_quoted(folder)} "
-        "--output KEYS, on a medium that stays offline; then for each site: "
+        "--output KEYS, on an offline medium; then for each site: "
         f"lift-server add-site {_quoted(folder)} NAME SITE.PUB"
     )
 
@@ -112,46 +110,46 @@ def init(
 @app.command("add-site")
 def add_site(
     folder: Folder,
-    name: Annotated[str, typer.Argument(help="The site's name.")],
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
     public_key: Annotated[
-        Path, typer.Argument(metavar="PUBKEY", help="The site.pub that the site sent.")
+        Path, typer.Argument(metavar="PUBKEY", help="The site.pub file from the site.")
     ],
 ) -> None:
-    """Admit one site and write its kit; nothing of any other site changes.
+    """Admit one site and write its kit. Other sites are not affected.
 
-    A removed site can be admitted again. With the key it had this works as long as no server
-    was running after the removal; else let the site enroll anew and admit the new key.
+    A removed site can be admitted again. Its old key works only if no server was running after
+    the removal. Otherwise the site must enroll again, and you admit its new key.
     """
     config = load_settings(folder)
     done = roster.add_site(config, name, public_key)
     said = {
         "new": f"admitted: {name}",
-        "unchanged": f"{name} is admitted with this key already; its kit was written anew",
-        "same_key": f"admitted again, with the key it had: {name}\n"
-        "if the server refuses this key, let the site enroll anew and admit the new one",
+        "unchanged": f"{name} is already admitted with this key; its kit was written again",
+        "same_key": f"admitted again, with its old key: {name}\n"
+        "if the server refuses this key, the site must enroll again; then admit its new key",
         "new_key": f"admitted again, with a new key: {name}",
     }
     _write(
         said[done.change],
         f"key: {done.fingerprint}",
         f"kit: {done.kit}",
-        "compare both fingerprints with the site by telephone; the authority's: "
+        "compare both fingerprints with the site by telephone; certificate authority: "
         f"{done.ca_fingerprint}",
     )
     _next(
         f"send the folder {shlex.quote(str(done.kit))} to the site (nothing in it is secret); "
-        "a running server takes the site from its next round"
+        "a running server includes the site from its next round"
     )
 
 
 @app.command("remove-site")
 def remove_site(
-    folder: Folder, name: Annotated[str, typer.Argument(help="The site's name.")]
+    folder: Folder, name: Annotated[str, typer.Argument(help="Name of the site.")]
 ) -> None:
-    """Remove one site: a running server refuses it from the next round."""
+    """Remove one site. A running server refuses it from the next round."""
     changed = roster.remove_site(load_settings(folder), name)
-    _write(f"removed: {name}" if changed else f"{name} was removed before; nothing was changed")
-    _next(f"lift-server check {_quoted(folder)}   # is the quorum still within reach?")
+    _write(f"removed: {name}" if changed else f"{name} is already removed; nothing was changed")
+    _next(f"lift-server check {_quoted(folder)}   # can the quorum still be reached?")
 
 
 @app.command()
@@ -159,22 +157,22 @@ def renew(
     folder: Folder,
     host: Annotated[
         list[str] | None,
-        typer.Option(help="Name or IP address; default: those of the present certificate."),
+        typer.Option(help="Host name or IP address. Default: those of the current certificate."),
     ] = None,
 ) -> None:
-    """Make a new server certificate from the same authority: every kit stays good."""
+    """Create a new server certificate from the same authority. All kits stay valid."""
     config = load_settings(folder)
     made = certificates.renew_server_certificate(config.certificates, host or _hosts(config))
     _write(
         f"valid until: {made.not_valid_after_utc:%Y-%m-%d}",
         f"hosts: {', '.join(certificates.certificate_hosts(made))}",
     )
-    _next("stop the server and start it again: it reads the certificate at its start")
+    _next("restart the server: it reads the certificate when it starts")
 
 
 @app.command()
 def check(folder: Folder) -> None:
-    """Test everything that a start needs, one verdict each; nothing is changed."""
+    """Run all preflight checks of the server and print one result per line. Changes nothing."""
     verdicts: list[Verdict] = []
     for verdict in run_checks(folder, datetime.now(UTC)):
         verdicts.append(verdict)
@@ -183,7 +181,7 @@ def check(folder: Folder) -> None:
         _write(*lines)
     problems = [verdict for verdict in verdicts if verdict.verdict == "problem"]
     if problems:
-        _next(f"mend what is marked `problem`, then: lift-server check {_quoted(folder)}")
+        _next(f"fix what is marked `problem`, then run: lift-server check {_quoted(folder)}")
         labels = [verdict.label for verdict in problems]
         first = next((label for label in _WORST_FIRST if label in labels), labels[0])
         raise typer.Exit(EXIT_CODES[first].number)
@@ -195,7 +193,7 @@ def status(
     folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show the running federation: its round, each site with its last contact, certificates."""
+    """Show the running federation: round, sites with last contact, certificates."""
     config = load_settings(folder)
     now = datetime.now(UTC)
     rounds = RoundsFile(config.output)
@@ -215,12 +213,12 @@ def status(
 def page(
     folder: Folder,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Another port than page_port.")
+        int | None, typer.Option(min=1, max=65535, help="Port to use instead of page_port.")
     ] = None,
 ) -> None:
-    """Serve the live page alone, of a run that is over or whose page is switched off.
+    """Serve only the live page, for a run that has ended or has its page switched off.
 
-    A running server serves its own page; this one reads the same files and changes none.
+    A running server serves its own page. This command reads the same files and changes nothing.
     """
     from lift_server.watch.live.app import serve_page
     from lift_server.watch.live.process import page_url
@@ -229,37 +227,37 @@ def page(
     if port is not None:
         config = config.model_copy(update={"page_port": port})
     if config.page_port is not None:
-        sys.stderr.write(f"live page: {page_url(config)}  (Ctrl-C ends it)\n")
+        sys.stderr.write(f"live page: {page_url(config)}  (Ctrl-C stops it)\n")
     serve_page(config)
 
 
 @app.command()
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     audit: Annotated[
         list[Path] | None,
-        typer.Option(help="A site's `lift audit patients`; once for each site."),
+        typer.Option(help="Result of `lift audit patients` from one site. Repeat for each site."),
     ] = None,
     without_audit: Annotated[
         bool,
         typer.Option(
-            "--without-audit", help="Release although audits are missing; the bundle says so."
+            "--without-audit", help="Release without the missing audits. The bundle states this."
         ),
     ] = False,
     release_key: Annotated[
         Path | None,
         typer.Option(
             metavar="KEYS",
-            help="Sign it too, with the folder of `release-key`; default: `sign-release` later.",
+            help="Also sign it, with the folder made by `release-key`. Default: sign it later.",
         ),
     ] = None,
 ) -> None:
-    """Make the release bundle of the finished mixer, with a manifest of every file.
+    """Create the release bundle of the finished mixer, with a manifest of all files.
 
-    It needs an audit of every site that the mixer learned from. Under patient-level privacy it
-    takes none, since their figures are exact: training is audited here, with invented patients;
-    that takes some minutes.
+    It needs an audit from every site that contributed to the mixer. Under patient-level privacy it
+    accepts no audits from sites, since their figures are exact. It then audits the training with
+    invented patients, which takes a few minutes.
     """
     config = load_settings(folder)
     key = None
@@ -288,7 +286,7 @@ def export(
     _write(f"exported: {output}", *sums)
     if key is None:
         _next(
-            "nobody can check it yet: read RELEASE.txt, then on the machine of the release key: "
+            "not signed yet: read RELEASE.txt, then on the machine with the release key run: "
             f"lift-server sign-release {_quoted(output)} --release-key KEYS"
         )
         return
@@ -302,13 +300,14 @@ def export(
 def make_key(
     folder: Folder,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="KEYS", help="Folder to make, kept offline.")
+        Path,
+        typer.Option("--output", "-o", metavar="KEYS", help="Folder to create. Keep it offline."),
     ],
 ) -> None:
-    """Make the key that signs releases, and nothing else, under this federation's authority.
+    """Create the key that signs releases, certified by the authority of this federation.
 
-    It needs ca.key. Keep the folder on a medium that stays offline: `export` and `sign-release`
-    need it, the server never does.
+    It needs ca.key. Keep the folder on an offline medium. `export` and `sign-release` need it; the
+    server never does.
     """
     from lift_server.release.key import RELEASE_KEY_FILE, make_release_key
 
@@ -319,17 +318,17 @@ def make_key(
         f"valid until: {made.certificate.not_valid_after_utc:%Y-%m-%d}",
         f"release key: {made.fingerprint}",
     )
-    _next("read this fingerprint to every site, by telephone; then put ca.key offline again")
+    _next("read this fingerprint to every site by telephone, then move ca.key offline again")
 
 
 @app.command("sign-release")
 def sign_release_folder(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder that `export` made.")],
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder made by `export`.")],
     release_key: Annotated[
-        Path, typer.Option(metavar="KEYS", help="Folder that `release-key` made.")
+        Path, typer.Option(metavar="KEYS", help="Folder made by `release-key`.")
     ],
 ) -> None:
-    """Sign a release whose files fit its manifest; works on a machine without network."""
+    """Sign a release whose files match its manifest. Works without a network."""
     from lift_server.release.key import read_release_key, sign_release
 
     key = read_release_key(release_key)
@@ -343,7 +342,7 @@ def main() -> None:
 
 
 def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
-    """The resolved plan and what a run would send, without starting anything."""
+    """Return the resolved plan and what a run would send. Starts nothing."""
     from lift.device import resolve_device
     from lift.tasks.describe import describe_dry_run
     from lift.tasks.registry import load_generator, with_generator
@@ -361,11 +360,11 @@ def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
 
 def _signed(release: Path, key: ReleaseKey) -> None:
     _write(f"signed: {release}", f"release key: {key.fingerprint}")
-    _next(f"lift verify-release {_quoted(release)} --ca ca.pem, then send the folder")
+    _next(f"run: lift verify-release {_quoted(release)} --ca ca.pem, then send the folder")
 
 
 def _hosts(config: ServerConfig) -> Sequence[str]:
-    """What the server's certificate is for now, and the address that sites dial."""
+    """Return the hosts of the current certificate and the address that sites connect to."""
     address = certificates.address_host(config.address)
     path = config.certificates / SERVER_FILE
     present = (

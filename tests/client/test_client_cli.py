@@ -114,7 +114,7 @@ def test_the_journal_is_a_table_for_a_non_programmer(run: Run, site: Path) -> No
         *("2,000", "8.0", "lift.example.org:8443"),
     ]
     assert "24.0 kB in all" in said.out
-    assert "whole: 3 lines" in said.out
+    assert "complete: 3 lines" in said.out
     assert "Repetition" in said.out
     assert said.err.startswith("next: ")
 
@@ -193,7 +193,7 @@ def test_the_check_prints_one_verdict_each_and_ends_with_the_worst(run: Run, sit
     assert lines[0].split() == ["ok", "settings", "site", "'north'"]
     assert lines[1].startswith("problem  kit")
     assert lines[2].strip().startswith("fix: ")
-    assert said.err.startswith("next: mend")
+    assert said.err.startswith("next: fix")
     found = json.loads(run("check", "--site", site, "--quick", "--json").out)
     assert found["exit_code"] == 2
     assert found["checks"][1] | {"detail": "", "fix": ""} == {

@@ -305,7 +305,7 @@ def test_options_that_do_not_go_together_are_a_usage_error(
 def test_the_help_names_both_ways() -> None:
     done = run_here("lift", "evaluate", "--help")
     assert done.code == 0
-    for word in ("--predicted", "--generated", "--training", "set against set", "file by file"):
+    for word in ("--predicted", "--generated", "--training", "compare two sets", "file by file"):
         assert word in " ".join(done.stdout.split())
 
 

@@ -105,7 +105,7 @@ def test_a_missing_file_a_folder_and_another_file_are_refused(tmp_path: Path) ->
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "no version": lambda card: card.pop("version"),
+    "unknown version": lambda card: card.pop("version"),
     "no plan": lambda card: card.pop("plan"),
     "unknown setting": lambda card: card["plan"].update(surprise=1),
     "no privacy": lambda card: card["plan"].pop("privacy"),

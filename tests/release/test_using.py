@@ -56,7 +56,7 @@ def test_verify_release_says_file_by_file_what_is_wrong(
     assert code == 0
     assert all(f"ok: {name}\n" in out for name in FILES)
     assert "signed: by 'LiFT trial release'" in out
-    assert "whole: 5 files" in out
+    assert "complete: 5 files" in out
     forge(folder)
     code, out, err = lift_command("verify-release", folder, "--ca", world.ca)
     assert code == 9

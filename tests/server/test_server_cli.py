@@ -262,7 +262,7 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     removed = run("remove-site", folder, "north")
     assert removed.stdout == "removed: north\n"
     assert removed.stderr.startswith("next: lift-server check")
-    assert "removed before" in run("remove-site", folder, "north").stdout
+    assert "already removed" in run("remove-site", folder, "north").stdout
     assert run("remove-site", folder, "south").code == 2
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: what one run costs, as ratios measured in one go; writes bench.json.
+"""`make bench`: measure the cost of one run, as ratios within one session. Writes bench.json.
 
 Ratios, not seconds, carry over to other machines. cWDM is counted with its published 1000
 steps: against few-step samplers every ratio is smaller by that factor.

@@ -1,4 +1,4 @@
-"""`make downstream`: whether new volumes help a segmenter, in a table and a figure."""
+"""`make downstream`: test whether new volumes help a segmenter. Writes a table and a figure."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def downstream(
     / "settings.yaml",
     cell: Annotated[
         list[str] | None,
-        typer.Option(help="Only this cell, ROW or ROW-NUMBER, all its seeds; may be repeated."),
+        typer.Option(
+            help="Run only this cell, ROW or ROW-NUMBER, with all seeds. May be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Dice of a segmenter from few labelled patients, from generated pairs, and from both.
+    """Measure the Dice of a segmenter trained on few patients, on generated pairs, and on both.
 
-    It takes a quarter of an hour. Run the same command again to go on: what has been trained is
-    kept. Table and figure are written after every training.
+    Takes about 15 minutes. Run the same command again to resume: finished trainings are kept. The
+    table and the figure are written after every training.
     """
     # torch reads its environment when it is imported, and `main` sets it
     from lift.config.simulation import SimulationConfig

@@ -1,4 +1,4 @@
-"""`make reach`: quality against parameters, in a table and a figure."""
+"""`make reach`: compare quality with the number of parameters. Writes a table and a figure."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def reach(
     output: Annotated[Path, typer.Option(help="Folder of the result.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="Settings of a simulation (YAML). Without it: the figure alone."),
+        typer.Option(help="Settings of a simulation (YAML). Without it, only draw the figure."),
     ] = None,
     settings: Annotated[Path, typer.Option(help="Models and budgets (YAML).")] = _SETTINGS,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of another data set's result, drawn beside; may be repeated."),
+        typer.Option(help="Result folder of another data set, to draw as well. May be repeated."),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Only this training, KIND-WIDTH-MODE; may be repeated."),
+        typer.Option(help="Run only this training, KIND-WIDTH-MODE. May be repeated."),
     ] = None,
 ) -> None:
-    """PSNR against parameters: mixers of several sizes and a plain 3D U-Net, each to its plateau.
+    """Train mixers of several sizes and a plain 3D U-Net to their plateau, and compare the PSNR.
 
-    It takes half an hour. Run the same command again to go on: what has been trained is kept.
-    Table and figure are written after every training.
+    Takes about 30 minutes. Run the same command again to resume: finished trainings are kept. The
+    table and the figure are written after every training.
     """
     # torch reads its environment when it is imported, and `main` sets it
     from lift.errors import ConfigError

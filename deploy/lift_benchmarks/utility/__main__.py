@@ -1,4 +1,4 @@
-"""`make bench-privacy`: what patient-level privacy costs, in a table and a figure."""
+"""`make bench-privacy`: measure the cost of patient-level privacy. Writes a table and a figure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def bench(
     config: Annotated[Path, typer.Option(help="Settings (YAML).")] = _SETTINGS,
     output: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("out/bench-privacy"),
     cohort: Annotated[
-        list[int] | None, typer.Option(help="Only cohorts of so many patients; may be repeated.")
+        list[int] | None, typer.Option(help="Run only this cohort size. May be repeated.")
     ] = None,
 ) -> None:
-    """Gain over no mixer and over an equally private z-filter, by epsilon, on phantoms.
+    """Measure the gain over no mixer and over an equally private z-filter, on phantoms.
 
     It takes hours. Run the same command again to go on: finished cells are kept, and one that was
     broken off goes on from its last round. Table and figure are written after every cell.
