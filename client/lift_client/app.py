@@ -52,7 +52,7 @@ def serve(config: SiteConfig) -> None:
     for ever, with growing pauses.
 
     Raises:
-        BudgetSpentError: the site's privacy budget does not cover the run; the server was told
+        BudgetSpentError: the site's privacy budget does not cover the run. The server is informed
             that, and nothing else.
         LiftError: settings, kit, key, generator or journal cannot be used; nothing was sent.
     """
@@ -99,7 +99,7 @@ def serve(config: SiteConfig) -> None:
                 "the privacy budget does not cover what the server asks for",
                 where=str(work / "log.txt"),
                 seen="the log has the figures: event=request_refused",
-                remedy="Nothing was computed, and the server was told no more than that. See "
+                remedy="Nothing was computed, and the server was not told the figures. See "
                 "`lift-client ledger`; only the hospital can raise the cap.",
             )
 

@@ -52,7 +52,7 @@ def approve(config: SiteConfig, folder: Path, now: datetime) -> Path:
         )
     if known.split()[:2] != public_key.split()[:2]:
         raise PolicyError(
-            "nobody could check this site's approval",
+            "the approval of this site could not be verified",
             where=str(folder),
             seen=f"the release names no site '{config.name}' with the key "
             f"{key_fingerprint(public_key)}",

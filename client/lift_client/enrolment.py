@@ -1,4 +1,4 @@
-"""How a site joins: its key, made here; its settings; and the kit that it gets back."""
+"""Enrolment of a site: its key, its settings, and the kit from the coordinator."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ KEY_FILE: Final = "site.key"
 PUBLIC_FILE: Final = "site.pub"
 SETTINGS_FILE: Final = "site.yaml"
 _SETTINGS: Final = """\
-# Settings of one site for lift-client. Relative paths start at this file's folder.
+# Settings of one site for lift-client. Relative paths are relative to this file's folder.
 # Check them at any time: lift-client check --site site.yaml
 
-# The name under which the coordinator admits this site.
+# Name of this site, as admitted by the coordinator.
 name: "{name}"
 
 data:
-  # How the volumes lie on the disk: brats, synthrad, bids or table (then also `table:
-  # patients.csv`); auto finds out, and `lift-client check` says what it found.
+  # Layout of the data folder: brats, synthrad, bids or table (table also needs `table:
+  # patients.csv`). auto detects it, and `lift-client check` prints the result.
   layout: auto
-  # The folder of the volumes. Nothing in it is changed, and no file name leaves this site.
+  # Folder of the volumes. It is only read, and no file name leaves this site.
   root: data
-  # skip: a patient whose files cannot be used is left out, by name, in the site's own log.
-  # stop: refuse to start until every patient can be used; under a plan that protects patients it is
-  # skip all the same, so that no answer that fails to come tells of one patient.
+  # skip: leave out a patient whose files cannot be used, and name it in the site's own log.
+  # stop: refuse to start until every patient can be used. Under a plan that protects patients,
+  # stop acts like skip, so that a missing answer reveals nothing about one patient.
   on_bad_file: skip
 
-# auto: the GPU when there is one; or cpu, or cuda.
+# auto (the GPU if there is one), cpu or cuda.
 device: auto
 
-# The frozen generator: one that ships with this software, or `bundle: FOLDER`.
-# Its fingerprint must be the one in the kit, wherever the bundle comes from.
+# The frozen generator: `builtin: NAME` for a shipped one, or `bundle: FOLDER`.
+# In both cases its fingerprint must be the one in the kit.
 generator:
   builtin: phantom-t1n-t1c-t2w-t2f
 
 cache:
-  # Frozen features are computed once and kept on this disk, at most this much.
+  # Features of the frozen generator are computed once and kept on disk, up to this size.
   largest_gb: 50.0
 
-# The folder that the coordinator sends back: kit.json and ca.pem.
+# The kit from the coordinator: kit.json and ca.pem.
 kit: kit
-# The private key. It was made here, and must never leave this machine.
+# The private key. It was created here and must never leave this machine.
 key: site.key
-# Journal of what left, log, and what is needed to go on after a restart.
+# Work folder: the journal of what left, the log, and what a restart needs.
 folder: work
-# A port on 127.0.0.1 between this program's own two processes; nothing listens to the outside.
+# Port on 127.0.0.1 between the two processes of this program. No port is open to the outside.
 local_port: 9094
 
-# How much may ever be told about this cohort's patients, all runs together: decide it with the
-# data protection officer, then make the ledger once: lift-client ledger --create --site site.yaml
+# Privacy budget of this cohort's patients over all runs. Decide it with the data protection
+# officer, then create the ledger once: lift-client ledger --create --site site.yaml
 # budget: {{epsilon: 8.0, delta: 0.0001}}
 
-# The data card tells the coordinator what the cohort is like, and leaves only after
+# The data card describes the cohort to the coordinator. It leaves only after
 # `lift-client check --share-card`.
 card:
-  # Its counts of persons are rounded down to a multiple of this; nothing smaller appears.
+  # Counts of persons are rounded down to a multiple of this. Smaller counts do not appear.
   floor: 5
 
-# What a federation may do here. The site decides: whatever the server asks beyond this is refused.
+# What a federation may do at this site. The site refuses every request beyond this.
 policy:
   # Which privacy modes this hospital accepts, as [patient-local] or [patient-local, none]. Decide
   # it with the security officer: it has no default, and nothing starts before it is chosen.
@@ -81,16 +81,16 @@ policy:
   #   stats-once       this site adds noise to sums that it sends once (new volumes); `budget`
   #   site             the server hides whether a site took part; patients are not protected
   privacy_modes: []
-  # Tasks that may run here; left empty: the kit's own task alone. Example:
+  # Tasks that may run here. Empty: only the task of the kit. Example:
   #   - {{source: [t1n, t1c, t2w], target: t2f}}
   tasks: []
-  # Fingerprints of generators that may run here; left empty: the kit's own alone.
+  # Fingerprints of generators that may run here. Empty: only the one of the kit.
   generators: []
   # A plan with more rounds, or more training steps in a round, is refused.
   most_rounds: 1000
   most_steps_per_round: 10000
-  # What training is steered by. Beyond these bounds a server could let one patient decide whether
-  # training overflows; plans that train stay far below them.
+  # Bounds on training settings. Beyond them, a server could choose settings with which one patient
+  # decides whether training overflows. Useful plans stay far below them.
   largest_learning_rate: 1.0
   largest_weight_decay: 1.0
   largest_gradient_clip: 1000.0
@@ -98,21 +98,21 @@ policy:
   least_clip_norm: 0.000001
   largest_clip_norm: 1000.0
   largest_start_value: 1000.0
-  # Numbers of patients leave this hospital rounded up to a multiple of at least this; 1: exact.
+  # Numbers of patients are rounded up to a multiple of at least this before they leave. 1: exact.
   least_patient_count_step: 5
-  # Whether a plan for new volumes may make this hospital's mean grey scale (two numbers, over its
-  # training patients) known, under its name, to everyone who has the mixer.
+  # Whether a plan for new volumes may publish this hospital's mean grey scale (two numbers, over
+  # its training patients), under its name, to everyone who has the mixer.
   site_styles: false
-  # No single answer of a round may hold more bytes of numbers than this.
+  # Largest number of bytes in the tensors of one answer of a round.
   largest_update_bytes: 1000000
-  # Nor may what is sent once, before the rounds: sums over this hospital's patients.
+  # Largest number of bytes in the statistics that are sent once, before the rounds.
   largest_statistics_bytes: 8000000
 """
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """The files of a new site, and its key's fingerprint as `ssh-keygen -lf site.pub` shows it."""
+    """The files of a new site, and the fingerprint of its key, as in `ssh-keygen -lf site.pub`."""
 
     key: Path
     public: Path
@@ -121,7 +121,7 @@ class Enrolled:
 
 
 def enrol(folder: Path, name: str) -> Enrolled:
-    """A new EC P-384 key, its public half, and commented settings, all in `folder`.
+    """Create a new EC P-384 key pair and commented settings in `folder`.
 
     Guarantee: the private key has mode 0600 from its first byte on; nothing that exists is
     overwritten; when it fails, none of the three files is left behind.

@@ -23,7 +23,7 @@ from lift.report.terms import (
 
 FRECHET: Final = ("frechet_axial", "frechet_coronal", "frechet_sagittal")
 CEILING: Final = "reconstruction"
-WARNING: Final = "nearer to real than the decoder can draw: a warning, not a win"
+WARNING: Final = "closer to real than the decoder can draw: a warning, not a success"
 
 _AUC: Final = {"auc_content": 0.75, "auc_texture": 0.85}
 _SHARE_OF_CEILING: Final = 1.3

@@ -1,4 +1,4 @@
-"""The sentences that the numbers allow: what a reader must know before any picture."""
+"""The findings in sentences, for readers to see before any picture."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ALONE: Final = (
     "local_curves",
     "local_longer",
 )
-"""Rows of what a site has without any other site."""
+"""Rows that a site can have without any other site."""
 _FEW_PATIENTS = 10
 _MOST_NAMED = 12
 
 
 def headline(run: Run) -> tuple[Markup, ...]:
-    """One paragraph per finding, the most sobering first.
+    """Return one paragraph per finding, the most critical first.
 
-    The first one says whether the run is complete, if it is not, and whether joining is better
-    than staying out. Then come the fitted linear z-filter, no mixer, the sites' own verdicts, and
-    whether training was too short.
+    The first paragraph states that the run is incomplete, if so, and whether joining is better
+    than staying out. The others compare with the fitted linear z-filter and with no mixer, give
+    the verdicts of the sites, and state whether training was too short.
     """
     paragraphs: list[Markup] = []
     if run.record.kind != FEDERATION:
@@ -44,16 +44,16 @@ def headline(run: Run) -> tuple[Markup, ...]:
     if run.record.complete:
         return tuple(paragraphs)
     incomplete = Markup(
-        "This run is <b>not complete</b>: no figure here is final, and some may be missing. "
+        "This run is <b>not complete</b>. No figure here is final, and some may be missing. "
     )
     return (join([incomplete, paragraphs[0]]), *paragraphs[1:])
 
 
 def smoothing(metrics: Metrics) -> tuple[Markup, ...]:
-    """Whether there is more in the result than smoothing along depth, from the band figures.
+    """Return whether the mixer does more than smooth along depth, from the band figures.
 
-    The yardstick is the fitted z-filter, the best linear smoother of its reach: a filter alone
-    can bring HF error below 1 and raise HF coherence, so neither is proof by itself.
+    The reference is the fitted z-filter, the best linear smoother of its reach. A filter alone
+    can bring HF error below 1 and raise HF coherence, so neither is proof on its own.
     """
     main = metrics.main
     federated = metrics.pooled.get(main, {})
@@ -68,7 +68,7 @@ def smoothing(metrics: Metrics) -> tuple[Markup, ...]:
                 "Its HF error is ",
                 interval(error, ("pooled", main, "hf_error"), 3),
                 ", below" if below else ", not shown to be below",
-                " the 1 of a volume with nothing in this band. ",
+                " the value 1 of a volume with nothing in this band. ",
                 _beside("hf_coherence", "HF coherence", metrics.pooled, main),
             ]
         ),
@@ -86,18 +86,18 @@ def _band_comparison(differences: Table, main: str) -> Markup:
     coherence = differences.get("hf_coherence", Measure())
     if error.value is None or coherence.value is None:
         return Markup(
-            "The federated mixer was <b>not compared with the fitted z-filter</b> in this band: "
-            "whether it does more than smooth is not known."
+            "The federated mixer was <b>not compared with the fitted z-filter</b> in this band. "
+            "It is not known whether it does more than smooth."
         )
     better = (
         outcome("hf_error", error) == "better" and outcome("hf_coherence", coherence) != "worse"
     )
     opening = (
         "<b>It does more than smooth:</b> above 0.25 cycles per slice the federated mixer is "
-        "nearer to the target than the fitted z-filter, the best linear smoother of its reach: "
+        "closer to the target than the fitted z-filter, the best linear smoother of its reach: "
         if better
-        else "<b>It is not shown to do more than smooth</b> above 0.25 cycles per slice, beside "
-        "the fitted z-filter, the best linear smoother of its reach: "
+        else "<b>It is not shown to do more than smooth</b> above 0.25 cycles per slice, compared "
+        "with the fitted z-filter, the best linear smoother of its reach: "
     )
     path = ("comparisons", "pooled", f"{main} - z_filter")
     return join(
@@ -114,8 +114,8 @@ def _band_comparison(differences: Table, main: str) -> Markup:
 
 def _no_figures() -> Markup:
     return Markup(
-        "There are <b>no figures</b>: metrics.json is not in the run folder, so nothing is known "
-        "of what the mixer does."
+        "There are <b>no figures</b>: metrics.json is not in the run folder, so the effect of the "
+        "mixer is not known."
     )
 
 
@@ -127,8 +127,8 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
     if against_filter is None or against_filter.value is None:
         paragraphs.append(
             Markup(
-                "The federated mixer was <b>not compared with the fitted linear z-filter</b>: "
-                "whether it does more than such a filter is not known."
+                "The federated mixer was <b>not compared with the fitted linear z-filter</b>. "
+                "It is not known whether it does more than such a filter."
             )
         )
     else:
@@ -144,8 +144,8 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
         ]
         if outcome("psnr_db", against_filter) != "better":
             sentence.append(
-                " What it gains may be no more than what a linear filter along depth, six "
-                "numbers, gains too."
+                " Its gain may be no larger than that of a linear filter along depth, which has "
+                "six parameters."
             )
         paragraphs.append(join(sentence))
     if against_none is not None and against_none.value is not None:
@@ -163,8 +163,8 @@ def _gains(comparisons: Comparisons) -> list[Markup]:
     if 1 < n < _FEW_PATIENTS:
         paragraphs.append(
             Markup(
-                "With fewer than ten test patients an interval tends to be too narrow: "
-                "read it as an indication."
+                "With fewer than ten test patients, intervals tend to be too narrow. "
+                "Read them as an indication."
             )
         )
     return paragraphs
@@ -191,9 +191,9 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
         join(
             [
                 Markup(opening),
-                "Against what sites could have had alone, over all patients best ",
+                "Of the methods that a site could use alone, the best over all patients is ",
                 tag("b", METHODS[best].label),
-                f" (of {compared}), the federated mixer gains ",
+                f" (of {compared}). Over this, the federated mixer gains ",
                 _gain(known[best], f"{comparisons.main} - {best}"),
             ]
         )
@@ -201,10 +201,10 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
     chosen = comparisons.pooled.get(f"chosen - {best}", {}).get("psnr_db")
     if chosen is not None and chosen.value is not None:
         opening = {
-            "better": "With what each site <b>chose by its own patients</b>, joining is better: ",
-            "worse": "With what each site <b>chose by its own patients</b>, joining is worse: ",
-            None: "With what each site <b>chose by its own patients</b>, joining is not shown to "
-            "be better: ",
+            "better": "With each site's <b>choice on its own patients</b>, joining is better: ",
+            "worse": "With each site's <b>choice on its own patients</b>, joining is worse: ",
+            None: "With each site's <b>choice on its own patients</b>, joining is not shown to be "
+            "better: ",
         }[outcome("psnr_db", chosen)]
         label = METHODS[best].label
         gain = _gain(chosen, f"chosen - {best}")
@@ -213,20 +213,20 @@ def _staying_out(comparisons: Comparisons) -> list[Markup]:
 
 
 def _through_plane(comparisons: Comparisons) -> list[Markup]:
-    """How much of the gain a network without reach along depth has as well."""
+    """Return how much of the gain a network without reach along depth also has."""
     alone = comparisons.pooled.get("control_2d - no_mixer", {}).get("psnr_db")
     above = comparisons.pooled.get(f"{comparisons.main} - control_2d", {}).get("psnr_db")
     if alone is None or alone.value is None or above is None or above.value is None:
         return []
     opening = {
-        "better": "Above that, <b>context along depth adds</b> to the federated mixer ",
+        "better": "On top of that, <b>context along depth adds</b> to the federated mixer ",
         "worse": "The federated mixer is <b>worse than that</b>: ",
-        None: "Above that, context along depth is <b>not shown to add</b> anything: ",
+        None: "On top of that, context along depth is <b>not shown to add</b> anything: ",
     }[outcome("psnr_db", above)]
     return [
         join(
             [
-                "A network of at least its size without reach along depth (2D control) gains ",
+                "A network of at least the same size without reach along depth (2D control) gains ",
                 _gain(alone, "control_2d - no_mixer"),
                 " ",
                 Markup(opening),
@@ -255,20 +255,20 @@ def _gain(measure: Measure, comparison: str) -> Markup:
 
 
 def _guard(run: Run) -> Markup:
-    """Which sites the mixer harmed, helped, or neither, on their own patients."""
+    """Return which sites the mixer harmed or helped on their own patients."""
     groups = []
     for verdict in ("harmed", "helped", "undecided"):
         sites = [site for site, record in run.record.guard.items() if record.verdict == verdict]
         if sites:
-            # who was harmed is always named; a long list of others would hide it
+            # sites that were harmed are always named; a long list of others would hide them
             long = verdict != "harmed" and len(sites) > _MOST_NAMED
             named = escape(f"{len(sites)} sites") if long else _listing(sites)
             groups.append(join([tag("b", f"{verdict} at "), named]))
     also = [s for s, record in run.record.guard.items() if record.judged_on != "validation"]
-    training = join([" With training patients, for want of others: ", _listing(also), "."])
+    training = join([" Sites that also used training patients: ", _listing(also), "."])
     return join(
         [
-            "On the sites' own validation patients, against no mixer: ",
+            "Verdicts of the sites on their own validation patients, against no mixer: ",
             join(groups, "; "),
             ".",
             training if also else "",
@@ -277,7 +277,7 @@ def _guard(run: Run) -> Markup:
 
 
 def _training(trend: LossRecord | None) -> list[Markup]:
-    """Whether the loss still fell at the end; nothing where it did not, or nobody knows."""
+    """Return a warning if the loss still fell at the end, else nothing."""
     if trend is None or not trend.still_falling:
         return []
     fall = number(trend.fall_percent, pointer(RUN_FILE, "loss_trend", "fall_percent"), 0)
@@ -285,7 +285,8 @@ def _training(trend: LossRecord | None) -> list[Markup]:
         join(
             [
                 Markup("<b>Training may have been too short:</b> "),
-                "the training loss was still falling at the end, in the last third of the rounds ",
+                "the training loss was still falling at the end. In the last third of the rounds, "
+                "it was ",
                 fall,
                 "% below that of the middle third. More rounds may give a better mixer.",
             ]

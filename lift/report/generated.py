@@ -1,4 +1,4 @@
-"""The report of a run that makes new volumes: how near they are to real ones, and how they look."""
+"""The report of a run that makes new volumes: their distance to real ones, and pictures."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ Floats = NDArray[np.float32]
 
 
 def generated_page(run: Run, synthesis: Path, audits: Mapping[str, Any] | None) -> Markup:
-    """The whole page of a run that makes new volumes.
+    """Return the whole page of a run that makes new volumes.
 
     Args:
         run: the run.
-        synthesis: folder of the volumes that the run wrote; it need not be there.
-        audits: `audits` of the release that the report goes with.
+        synthesis: folder of the volumes that the run wrote; it may be missing.
+        audits: `audits` of the release to which the report belongs.
 
     Raises:
         VolumeError: a volume under `synthesis` is damaged.
@@ -94,7 +94,7 @@ def _opening(run: Run) -> Iterable[Markup]:
 
 
 def shipped_markup(shipped: Shipped) -> Markup:
-    """The sentence of what ships, each number with its place."""
+    """Return the sentence on what is released, each number with its source."""
     return join(
         [
             number(part.value, pointer(RUN_FILE, "said", part.key), 0)
@@ -145,13 +145,13 @@ def _trained(run: Run) -> Section:
 
 
 def _mapper_facts(run: Run) -> Iterable[tuple[str, Markup]]:
-    """What is said of a mapper that rounds trained."""
+    """Yield the facts about a mapper that was trained in rounds."""
     loss = [plain_setting(run, "unconditional", key) for key in ("loss", "attraction")]
-    yield "loss", join([loss[0], ", drawn by ", loss[1]])
+    yield "loss", join([loss[0], ", attraction by ", loss[1]])
     mixer, update_bytes = run.record.mixer, run.record.update_bytes
     if mixer is not None:
         count = number(mixer.parameters, pointer(RUN_FILE, "mixer", "parameters"), 0)
-        yield "mapper", join([foreign(mixer.kind), ", ", count, " trained numbers"])
+        yield "mapper", join([foreign(mixer.kind), ", ", count, " trained parameters"])
     if update_bytes is not None:
         count = number(update_bytes, pointer(RUN_FILE, "update_bytes"), 0)
         yield "one update", join([count, " bytes"])
@@ -168,7 +168,7 @@ def _training(run: Run) -> Markup:
 
 
 def _samples(run: Run, synthesis: Path) -> Section:
-    title = "New volumes beside real ones"
+    title = "New volumes and real ones"
     pictures = [
         _mosaic(run, synthesis / folder, name)
         for folder, name in (("generated", "New"), ("held-out", "Real, held out"))
@@ -176,10 +176,11 @@ def _samples(run: Run, synthesis: Path) -> Section:
     pictures.append(styles_picture(run, synthesis))
     shown = [markup for picture in pictures for markup in figure_markup(picture)]
     note = (
-        "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1, but "
-        "for those of stated styles."
+        "The volumes are the first ones, not a selection. Each has its own grey scale from 0 to 1, "
+        "except those with a given style."
         if pictures[-1] is not None
-        else "The volumes were taken in order, not chosen; each has its own grey scale from 0 to 1."
+        else "The volumes are the first ones, not a selection. Each has its own grey scale from 0 "
+        "to 1."
     )
     if not shown:
         return Section("samples", title, (lacking("No volumes were written."),))
@@ -196,7 +197,7 @@ def _aims(run: Run) -> Section:
 def _tried(run: Run) -> Iterable[Markup]:
     if run.record.runs_tried:
         yield tag("h3", "Runs tried before")
-        yield tag("p", "As those who chose the settings wrote them down.", class_="note")
+        yield tag("p", "As recorded by the authors of the settings.", class_="note")
         yield tag("ul", *(tag("li", foreign(text)) for text in run.record.runs_tried))
 
 
@@ -241,9 +242,9 @@ def _pooled(run: Run) -> Section:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     pooled, path = run.metrics.pooled, ("pooled",)
     captions = (
-        ("Can a volume be told from the held-out ones of all sites?", _JUDGED),
-        ("Against the held-out volumes of all sites.", _MAIN),
-        ("The same features by MMD.", _MMD),
+        ("Can the volumes be distinguished from the held-out ones of all sites?", _JUDGED),
+        ("Compared with the held-out volumes of all sites.", _MAIN),
+        ("The same features, compared by MMD.", _MMD),
         ("Quality of single volumes.", _QUALITY),
     )
     tables = [
@@ -257,9 +258,9 @@ def _pooled(run: Run) -> Section:
         tag("summary", "What the rows and columns mean"),
         tag(
             "p",
-            "Features are those of a random encoder that training never saw. Distances of this "
-            "page are comparable with each other, not with published ones; few volumes make them "
-            "larger, which is why real volumes stand in the first row.",
+            "Features are those of a random encoder that is not used in training. Compare the "
+            "distances only within this page, not with published ones. Few volumes make them "
+            "larger; the first row, with real volumes, shows by how much.",
         ),
         tag("dl", *listed),
     )
@@ -288,7 +289,7 @@ def _table(
 
 
 def _how_compared(run: Run) -> Iterable[Markup]:
-    """What was done to all rows alike, and what is missing."""
+    """Yield how all rows were prepared, and what is missing."""
     if run.metrics is None:
         return
     view = run.metrics.field_of_view
@@ -300,12 +301,12 @@ def _how_compared(run: Run) -> Iterable[Markup]:
             number(view.slices, pointer(*place, "slices"), 0),
             " slices of ",
             number(view.slice_spacing_mm, pointer(*place, "slice_spacing_mm"), 2),
-            " mm. Real volumes were cut to it around the middle of the body; a shorter one goes on "
-            "with its own border, and slices of another spacing were brought to this one.",
+            " mm. Real volumes were cut to it around the middle of the body. A shorter one was "
+            "extended with its own border, and slices with another spacing were resampled.",
             class_="note",
         )
     if not any("auc_content" in figures for figures in run.metrics.pooled.values()):
-        yield lacking(f"Fewer than {FEWEST} volumes on a side: no classifier was asked.")
+        yield lacking(f"Fewer than {FEWEST} volumes on one side: no classifier was trained.")
 
 
 def _by_site(run: Run) -> Section:
@@ -319,14 +320,14 @@ def _by_site(run: Run) -> Section:
             content.append(lacking("This site has too few held-out volumes for a distribution."))
             continue
         found = run.metrics.sites[site]
-        caption = f"Against this site's {found.patients} held-out volumes."
+        caption = f"Compared with the {found.patients} held-out volumes of this site."
         path = ("sites", site, "methods")
         content.append(_table(found.methods, path, caption, _MAIN, {}))
     return Section("sites", title, tuple(content))
 
 
 def _mosaic(run: Run, folder: Path, name: str) -> Picture | None:
-    """Three planes of some volumes, each in a column, in millimetres."""
+    """Draw three planes of some volumes, one volume per column, in millimetres."""
     paths = sorted(folder.glob("*.nii.gz"))[:_SHOWN]
     if not paths:
         return None

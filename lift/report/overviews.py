@@ -34,7 +34,7 @@ _GAINS: Final = ("no_mixer", "z_filter", "local_only")
 
 
 def timeline_figure(run: Run) -> Picture | None:
-    """Who counted in which round: a row by site, a bar for each stretch of rounds."""
+    """Draw which site counted in which round: one row per site, one bar per stretch of rounds."""
     if not run.rounds:
         return None
     sites = taking_part(run)
@@ -83,14 +83,14 @@ def timeline_figure(run: Run) -> Picture | None:
 
 
 def stretches(rounds: tuple[RoundRecord, ...], site: str) -> Iterator[tuple[Outcome, int, int]]:
-    """What became of the site, with the first and last round of each stretch of the same."""
+    """Yield the outcome of the site, with the first and last round of each stretch."""
     for became, records in groupby(rounds, key=lambda record: outcome(record, site)):
         indices = [record.round for record in records]
         yield became, indices[0], indices[-1]
 
 
 def taking_part(run: Run) -> list[str]:
-    """Sites that a round names, those of `run.json` first and in its order."""
+    """Return the sites named in any round, those of `run.json` first, in its order."""
     named = {
         site
         for record in run.rounds
@@ -100,7 +100,7 @@ def taking_part(run: Run) -> list[str]:
 
 
 def shared_curves_figure(run: Run, sites: list[str]) -> Picture | None:
-    """Loss and validation PSNR of many sites: a thin line for each, the mean in bold."""
+    """Draw loss and validation PSNR of many sites: a thin line for each, the mean in bold."""
     panels: list[tuple[str, list[Mapping[str, float | None]]]] = [
         ("training loss", [record.loss for record in run.rounds]),
         ("validation PSNR (dB)", [record.validation_psnr_db for record in run.rounds]),
@@ -122,13 +122,13 @@ def shared_curves_figure(run: Run, sites: list[str]) -> Picture | None:
     return svg(
         figure,
         "Training loss and validation PSNR by round, all sites together.",
-        "Thin: each site. Bold: the mean over the sites that told a value in that round. PSNR is "
+        "Thin: each site. Bold: mean over the sites that reported a value in that round. PSNR is "
         "of the sites' own validation patients.",
     )
 
 
 def mean_loss_figure(extract: Sequence[PublicRound], run: Run) -> Picture | None:
-    """The mean training loss by round, of a release."""
+    """Draw the mean training loss by round, for a release."""
     told = [line for line in extract if line.loss is not None]
     if not told:
         return None
@@ -139,7 +139,7 @@ def mean_loss_figure(extract: Sequence[PublicRound], run: Run) -> Picture | None
     place.set_xlabel("round")
     place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(titled(run, "mean loss by round"), x=0.01, ha="left")
-    return svg(figure, "Mean training loss by round.", "The mean over the sites that told theirs.")
+    return svg(figure, "Mean training loss by round.", "Mean over the sites that reported a loss.")
 
 
 def gains_figure(run: Run, by_site: Mapping[str, Mapping[str, Table]]) -> Picture | None:

@@ -1,4 +1,4 @@
-"""The run report: one HTML file that needs nothing else, from what a run folder holds."""
+"""The run report: one self-contained HTML file, made from a run folder."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ REPORT_FILE: Final = "report.html"
 
 
 def write_report(run: Path) -> Path:
-    """`run/report.html`, written atomically: see :func:`render_report`."""
+    """Write `run/report.html` atomically and return its path. See :func:`render_report`."""
     path = run / REPORT_FILE
     write_atomically(path, render_report(run))
     return path
 
 
 def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
-    """Everything that the run folder knows, as one HTML file.
+    """Return the content of a run folder as one HTML file.
 
     Args:
         run: the run's folder.
-        audits: `audits` of the release that the report goes with. With it the page has the public
-            extract of the rounds in place of the coordinator's record.
+        audits: `audits` of the release to which the report belongs. With it, the page shows the
+            public extract of the rounds instead of the coordinator's record.
 
-    Guarantee: reads files of `run` only; the same files (and package versions) give the same
-    bytes; the page is at most 10 MB (with a dozen sites; tables of more add to it), runs no
-    script but its viewer's, and fetches nothing; every number in it carries its file, its place
-    in it and all its digits. What the folder lacks is said.
+    Guarantee: reads only files of `run`. The same files and package versions give the same bytes.
+    The page is at most 10 MB with a dozen sites; tables of more sites add to it. It runs only the
+    script of its viewer and fetches nothing. Every number carries its file, its place in that file
+    and all its digits. The page states what the folder lacks.
 
     Raises:
         DataError: `run.json` is missing, or a record is damaged.
@@ -103,13 +103,13 @@ _PAGES: Final[Mapping[str, Callable[[Run, Path, Mapping[str, Any] | None], str]]
 
 
 def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, ...]:
-    """What a server can tell: it has no patient, so no figure and no picture of one."""
+    """Return the sections of a server's report, which has no patients."""
     nowhere = tag(
         "p",
-        "A server has no patients: tables of all methods, pictures and flicker profiles exist in "
-        "a simulation, and in each site's own report (",
+        "A server has no patients. Tables of all methods, pictures and flicker profiles exist in "
+        "a simulation, and in the report of each site (",
         tag("code", "lift-client report"),
-        "), which stays there.",
+        "), which stays at the site.",
         class_="note",
     )
     guard = _guard(run)
@@ -126,9 +126,9 @@ def _of_a_server(run: Run, audits: Mapping[str, Any] | None) -> tuple[Section, .
 def _page(
     run: Run, pictures: Pictures, audits: Mapping[str, Any] | None, *, own: bool = False
 ) -> Markup:
-    """A page with patients: a simulation's, or a hospital's own."""
+    """Return a page with patients, for a simulation or for a hospital."""
     shown = viewer_section(run)
-    # a hospital has one site, and no rounds but what its own journal tells
+    # a hospital is one site, and knows of the rounds only what is in its journal
     by_site = () if own else (_by_site(run),)
     of_the_run = (
         () if own else (curves_section(run), rounds_section(run), privacy_section(run, audits))
@@ -179,11 +179,13 @@ def _trained(run: Run) -> Section:
                 ]
             ),
         ),
-        ("slice plane", join([run.plane, "; depth runs across it"])),
+        ("slice plane", join([run.plane, "; depth is perpendicular to it"])),
     ]
     if record.mixer is not None:
         count = number(record.mixer.parameters, pointer(RUN_FILE, "mixer", "parameters"), 0)
-        facts.append(("mixer", join([foreign(record.mixer.kind), ", ", count, " trained numbers"])))
+        facts.append(
+            ("mixer", join([foreign(record.mixer.kind), ", ", count, " trained parameters"]))
+        )
     if record.update_bytes is not None:
         size = number(record.update_bytes, pointer(RUN_FILE, "update_bytes"), 0)
         facts.append(("one update", join([size, " bytes"])))
@@ -204,7 +206,7 @@ def _trained(run: Run) -> Section:
             "generator",
             join(
                 [
-                    "frozen, never trained here; made from: ",
+                    "frozen, not trained in this run; made from: ",
                     foreign(json_text(training)),
                     "; licence: ",
                     foreign(json_text(licence)),
@@ -239,12 +241,12 @@ def _pooled(run: Run) -> Section:
     if run.metrics is None or not run.metrics.pooled:
         return Section("pooled", title, (lacking("metrics.json holds no pooled figures."),))
     metrics = run.metrics
-    caption = "Test patients of all sites, each counting once."
+    caption = "Test patients of all sites, each counted once."
     told = [site for site in metrics.sites.values() if site.examinations is not None]
     if more := sum((site.examinations or 0) - site.patients for site in told):
-        caption = f"{caption} They have {more} further examinations, which are part of their means."
+        caption = f"{caption} They have {more} further examinations, included in their means."
     if any(site.calibration_patients is not None for site in run.record.sites):
-        caption = f"{caption} A site that joined after the training of others is not among them."
+        caption = f"{caption} Sites that joined after the training are not included."
     content = [methods_table(metrics.pooled, ("pooled",), caption, only=MAIN_METRICS)]
     if metrics.comparisons.pooled:
         content.append(
@@ -283,7 +285,7 @@ def _meanings() -> Markup:
     return tag(
         "details",
         tag("summary", "What the rows and columns mean"),
-        tag("p", "↑: higher is better; ↓: lower is better; → 1: the target's own value is 1."),
+        tag("p", "↑: higher is better; ↓: lower is better; → 1: the value of the target is 1."),
         tag("dl", *listed),
     )
 
@@ -293,7 +295,7 @@ def _by_site(run: Run) -> Section:
     if run.metrics is None or not run.metrics.sites:
         return Section("sites", title, (lacking("metrics.json holds no figures by site."),))
     metrics = run.metrics
-    # a long list of sites is folded: one line each, with the figure that most look for
+    # a long list of sites is folded: one line each, with the most important figure
     folded = len(run.sites) > MOST_PANELS
     content: list[Markup] = []
     for site in run.sites:
@@ -304,13 +306,13 @@ def _by_site(run: Run) -> Section:
         else:
             content += [tag("h3", foreign(site)), *tables]
     if metrics.cross_site:
-        content.append(tag("h3", "One site's mixer at another site"))
+        content.append(tag("h3", "Mixer of one site at another site"))
         content.append(cross_site_table(run, metrics.cross_site))
     return Section("sites", title, tuple(content))
 
 
 def _site_line(metrics: Metrics, site: str) -> list[Markup]:
-    """A site's name and its gain over no mixer."""
+    """Return a site's name and its gain over no mixer."""
     comparison = f"{metrics.main} - no_mixer"
     measure = metrics.comparisons.sites.get(site, {}).get(comparison, {}).get("psnr_db")
     if measure is None:
@@ -321,22 +323,22 @@ def _site_line(metrics: Metrics, site: str) -> list[Markup]:
 
 
 _POOLED_ALONE: Final = (" - z_median", " - z_filter_local", " - control_2d_z_filter")
-"""Differences that stand in the table of all sites alone."""
+"""Differences that only the table of all sites shows."""
 
 
 def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
     if site not in metrics.sites:
         return [lacking("No test patient of this site was measured.")]
     path = ("sites", site, "methods")
-    caption = "This site's test patients."
+    caption = "Test patients of this site."
     found = metrics.sites[site]
     if found.examinations is not None and found.examinations > found.patients:
         caption = (
-            f"This site's test patients: {found.patients} persons with {found.examinations} "
-            "examinations, each person counting once."
+            f"Test patients of this site: {found.patients} persons with {found.examinations} "
+            "examinations, each person counted once."
         )
     tables = [methods_table(metrics.sites[site].methods, path, caption, only=MAIN_METRICS)]
-    # of what the site would use alone: other pairs stand in the table of all sites
+    # only what the site would use; other pairs are in the table of all sites
     own = (f"{metrics.main} - ", "chosen - ")
     differences = {
         name: figures
@@ -357,7 +359,7 @@ def _guard(run: Run) -> Section:
 
 def _flicker(run: Run, pictures: Pictures) -> Section:
     content = figure_markup(flicker_figure(run, pictures.profiles)) or [
-        lacking("There are no volumes to take slice means from.")
+        lacking("There are no volumes to compute slice means from.")
     ]
     return Section("flicker", "Flicker along depth", tuple(content))
 

@@ -70,14 +70,14 @@ def _gain(gain: GainRecord) -> Markup:
     """What the mixer gains over no mixer, by the sites' noisy sums."""
     found = gain.difference_db
     if found.value is None:
-        return lacking("The noisy gain of the mixer is hidden by its noise.")
+        return lacking("The gain of the mixer cannot be seen above its noise.")
 
     def shown(value: float | None, end: str) -> Markup:
         return number(value, pointer(RUN_FILE, "gain", "difference_db", end), 2)
 
     return tag(
         "p",
-        "Gain of the mixer in PSNR over no mixer, each patient's clipped, from noisy sums of ",
+        "Gain of the mixer in PSNR over no mixer, clipped per patient, from noisy sums of ",
         number(gain.sites, pointer(RUN_FILE, "gain", "sites"), 0),
         " sites: ",
         shown(found.value, "value"),
@@ -85,7 +85,7 @@ def _gain(gain: GainRecord) -> Markup:
         shown(found.low, "low"),
         ", ",
         shown(found.high, "high"),
-        "] (95%, of noise and patients). It is counted in epsilon.",
+        "] (95%, over noise and patients). It is counted in epsilon.",
     )
 
 
@@ -109,13 +109,13 @@ def _by_site(run: Run) -> Markup:
                     pointer(RUN_FILE, "privacy", "public_patients", site),
                     0,
                 ),
-                tag("td", tag("code", foreign(head or "not told")), class_="word"),
+                tag("td", tag("code", foreign(head or "not reported")), class_="word"),
             ]
         )
     return table(
-        "Epsilon of one patient at each site: as planned, and as met by the server's record (each "
-        "round in which the site was asked counts). The hospital's own ledger decides; its head "
-        "is as the site told it, and `lift-client ledger` shows it there.",
+        "Epsilon of one patient at each site: as planned, and as spent by the server's record "
+        "(each round in which the site was asked counts). The ledger of the hospital is the "
+        "authority. Its head is as reported by the site; `lift-client ledger` shows it there.",
         [
             "site",
             "epsilon planned",

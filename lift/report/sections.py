@@ -1,4 +1,4 @@
-"""What every report page is made of: the shell, and the sections that all tasks share."""
+"""Shared parts of all report pages: the shell, and the sections of every task."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def shell(
     policy: str = _CONTENT_POLICY,
     more_style: str = "",
 ) -> Markup:
-    """The whole page: head, opening with links, sections.
+    """Return the whole page: head, opening with links, sections.
 
     Args:
         run: the run.
-        opening: what stands above the sections.
+        opening: the content above the sections.
         sections: in order.
-        policy: what the page may do beside nothing, as a content security policy.
-        more_style: style sheet of what the sections bring along.
+        policy: what the page may do, as a content security policy; all else is forbidden.
+        more_style: additional style sheet for the sections.
     """
     links = (tag("a", section.title, href=f"#{section.anchor}") for section in sections)
     style = (files("lift.report") / "report.css").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def section_markup(section: Section) -> Markup:
 
 
 def data_banner(run: Run) -> Markup:
-    """What the data are; phantom data in large letters."""
+    """Return the description of the data. Phantom data are marked in large letters."""
     record = run.record
     if record.phantom:
         return tag(
@@ -96,7 +96,7 @@ def data_banner(run: Run) -> Markup:
             tag(
                 "p",
                 "Every image and every number on this page comes from volumes made by a "
-                "program. They show how the method behaves on such volumes; they say nothing "
+                "program. They show how the method behaves on such volumes, and say nothing "
                 "about patients. ",
                 foreign(record.data_statement),
             ),
@@ -107,7 +107,7 @@ def data_banner(run: Run) -> Markup:
 
 
 def privacy_markup(run: Run) -> Markup:
-    """Who adds which noise."""
+    """Return who adds which noise."""
     mode = run.setting("privacy", "mode")
     if mode == "none":
         return Markup("none: no noise was added to what the sites sent")
@@ -120,7 +120,7 @@ def privacy_markup(run: Run) -> Markup:
         )
     if "epsilon_of_a_patient_in_two_hospitals" in told:
         text += (
-            f"; of a patient in two hospitals {told['epsilon_of_a_patient_in_two_hospitals']}. "
+            f"; for a patient in two hospitals {told['epsilon_of_a_patient_in_two_hospitals']}. "
             "The rows local_only, local_curves, local_steps and centralised are trained without "
             "noise, for comparison"
         )
@@ -128,16 +128,16 @@ def privacy_markup(run: Run) -> Markup:
 
 
 def curves_section(run: Run) -> Section:
-    """Loss and validation figures by round; of a release the mean loss alone."""
+    """Return loss and validation figures by round; for a release, only the mean loss."""
     if run.extract is not None:
         content = figure_markup(mean_loss_figure(run.extract, run))
-        told = f"{PUBLIC_ROUNDS_FILE} holds no loss: fewer than {FEWEST_TOLD} sites told theirs."
+        told = f"{PUBLIC_ROUNDS_FILE} holds no loss: fewer than {FEWEST_TOLD} sites reported one."
         return Section("curves", "Loss by round", tuple(content or [lacking(told)]))
     sites = taking_part(run)
     picture = curves_figure(run) if len(sites) <= MOST_PANELS else shared_curves_figure(run, sites)
     content = figure_markup(picture) or [
         lacking(
-            f"{ROUNDS_FILE} holds neither loss nor validation PSNR; under differential privacy no "
+            f"{ROUNDS_FILE} holds neither loss nor validation PSNR. Under differential privacy, no "
             "site sends them."
         )
     ]
@@ -145,7 +145,7 @@ def curves_section(run: Run) -> Section:
 
 
 def rounds_section(run: Run) -> Section:
-    """Who was asked, answered, counted: as a picture, then in figures; of a release how many."""
+    """Return who was asked, answered and counted, as a picture and table; numbers for a release."""
     if run.extract is not None:
         return Section("rounds", "Rounds", (public_rounds_table(run.extract),))
     content = figure_markup(timeline_figure(run))
@@ -156,12 +156,12 @@ def rounds_section(run: Run) -> Section:
     else:
         content.append(rounds_table(run))
     if run.last_line_lost:
-        content.append(lacking(f"The last line of {ROUNDS_FILE} is cut off and was passed over."))
+        content.append(lacking(f"The last line of {ROUNDS_FILE} is cut off and was ignored."))
     return Section("rounds", "Rounds", tuple(content))
 
 
 def seconds_section(run: Run) -> Section:
-    """What each stage took."""
+    """Return the time that each stage took."""
     figure = figure_markup(seconds_figure(run))
     content = [*figure, seconds_table(run)] if figure else [lacking("No times were recorded.")]
     return Section("seconds", "Seconds against the budget", tuple(content))
@@ -190,11 +190,11 @@ def reproducibility_section(run: Run) -> Section:
     sources = f"Written from {RUN_FILE}, {ROUNDS_FILE}, {METRICS_FILE} and synthesis/."
     return Section(
         "reproducibility",
-        "To do it again",
+        "How to reproduce this run",
         (
             tag("p", "The command:"),
             tag("pre", foreign(record.command or "not recorded"), class_="command"),
-            table("What decides the result.", ["what", "value"], digests, kind="words"),
+            table("What determines the result.", ["what", "value"], digests, kind="words"),
             table("Package versions.", ["package", "version"], versions, kind="words")
             if versions
             else lacking("No package versions were recorded."),
@@ -215,7 +215,7 @@ def figure_markup(picture: Picture | None) -> list[Markup]:
 
 
 def lacking(sentence: str) -> Markup:
-    """A note on what the run has not got."""
+    """Return a note on what the run lacks."""
     return tag("p", sentence, class_="note")
 
 

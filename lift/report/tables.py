@@ -26,7 +26,7 @@ from lift.report.terms import (
     metric_decimals,
 )
 
-PERSONS: Final = "A patient is a person: several examinations of one count once."
+PERSONS: Final = "A patient is a person. Several examinations of one person count once."
 INTERVALS: Final = "Brackets: 95% bootstrap interval over patients"
 _COMPARED: Final = (
     "psnr_db",

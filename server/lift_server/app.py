@@ -160,7 +160,7 @@ class _Server:
     def _rounds(self, transport: Transport, coordinator: Coordinator) -> FinishedRun:
         def roster() -> list[str]:
             admitted = self._roster()
-            # whoever was admitted or removed since the last look: from now on
+            # sites that were admitted or removed since the last check, from now on
             coordinator.admit(admitted)
             return sorted(admitted)
 

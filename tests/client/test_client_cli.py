@@ -113,7 +113,7 @@ def test_the_journal_is_a_table_for_a_non_programmer(run: Run, site: Path) -> No
         *("2", "2026-11-22", "12:30:15", "mixer", "update", "0123456789ab", "1"),
         *("2,000", "8.0", "lift.example.org:8443"),
     ]
-    assert "24.0 kB in all" in said.out
+    assert "24.0 kB in total" in said.out
     assert "complete: 3 lines" in said.out
     assert "Repetition" in said.out
     assert said.err.startswith("next: ")

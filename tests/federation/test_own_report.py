@@ -75,7 +75,7 @@ def test_every_number_is_the_value_in_its_files(report: Path) -> None:
     assert "must not leave the hospital" in seen.text
     assert "STAYS HERE" in seen.text
     assert "What left this hospital" in seen.text
-    assert "rounds.jsonl" not in seen.text.split("To do it again")[0]
+    assert "rounds.jsonl" not in seen.text.split("How to reproduce this run")[0]
 
 
 def test_it_says_what_left_and_adds_nothing_to_it(finished: Federation, report: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_ledger_can_be_read_and_a_run_asked_for(ended: Federation, tmp_path:
     table = run("lift-client", "ledger", "--site", site)
     assert "steps" in table
     assert "gain" in table
-    assert "whole: 8 lines" in table
+    assert "complete: 8 lines" in table
     planned = tmp_path / "dry.json"
     planned.write_text(
         run("lift-server", "--config", ended.server / "server.yaml", "--dry-run"),

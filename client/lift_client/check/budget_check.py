@@ -21,7 +21,7 @@ def check_budget(config: SiteConfig) -> Iterator[Verdict]:
                 _CHECK,
                 "warning",
                 f"none is set; the policy allows {', '.join(private)}",
-                "A plan with such a mode will be refused. Set `budget` in the site's settings, "
+                "Plans with such a mode will be refused. Set `budget` in the settings of the site, "
                 "then run `lift-client ledger --create`.",
             )
         return

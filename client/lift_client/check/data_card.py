@@ -154,7 +154,7 @@ def share(card: DataCard, config: SiteConfig, receiver: str) -> Path:
             bytes=len(text),
             sha256=card.digest(),
             receiver=receiver,
-            purpose="The operator looked at the data card and shares it: with the first answer of "
+            purpose="The operator reviewed the data card and shares it: with the first answer of "
             f"a run, or as the file {CARD_FILE}.",
             card=card,
         )

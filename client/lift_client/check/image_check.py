@@ -69,7 +69,7 @@ def examine_cohort(
         progress: called with the patients done and their number.
 
     Raises:
-        DataError: the folder or the table cannot be read, or holds nobody.
+        DataError: the folder or the table cannot be read, or holds no patient.
     """
     data = config.data.model_copy(update={"on_bad_file": "skip"})
     usable, refusals = list_patients(data, channels)

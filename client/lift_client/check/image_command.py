@@ -79,7 +79,7 @@ def offer(config: SiteConfig, card: DataCard, *, share_it: bool, yes: bool, as_j
     if not as_json:
         show_card(card, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False))
     if not share_it:
-        sys.stderr.write("the data card stays here; --share-card lets the coordinator have it\n")
+        sys.stderr.write("the data card stays here; --share-card shares it with the coordinator\n")
         return
     if not yes and not click.confirm("Share exactly this?", default=False, err=True):
         sys.stderr.write("not shared\n")

@@ -63,7 +63,7 @@ def show(report: CohortReport) -> None:
 
 
 def cost(report: CohortReport) -> str:
-    """One line: time and memory by patient; empty when nobody could be looked at."""
+    """One line: time and memory by patient; empty if no patient could be read."""
     seconds = [patient.seconds for patient in report.patients if patient.seconds]
     if not seconds:
         return ""
@@ -95,6 +95,6 @@ def verdict(report: CohortReport) -> Verdict:
         "images",
         "warning" if usable else "problem",
         summary(report),
-        "Mend the files named above, or take these patients out: the others go on without them.",
+        "Fix the files named above, or exclude these patients. The others continue without them.",
         "" if usable else "data",
     )

@@ -1,7 +1,7 @@
 """What the site's own volumes look like, patient by patient: use, use with a warning, or veto.
 
 One bad patient never stops the others. Nothing of a report leaves the site; it names files and
-patients, because its reader is the operator who has to mend them.
+patients, because its reader is the operator who has to fix them.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _facts(one: _Read, path: Path) -> ChannelFacts:
 
 
 def _looked_at(one: _Read) -> list[Finding]:
-    """Everything that one channel shows by itself."""
+    """Everything that can be checked on one channel alone."""
     voxels, spacing = one.volume.voxels, one.volume.spacing_mm
     axis = _depth_axis(one.volume)
     return [

@@ -13,13 +13,13 @@ _PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
 def reset_peak() -> None:
-    """Begin to count anew, where the system lets a process do so (Linux; proc(5), clear_refs)."""
+    """Reset the count of peak memory, if the system allows it (Linux; proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         _RESET.write_text("5")
 
 
 def peak_mb() -> float | None:
-    """Largest resident memory, MB, since the last reset (or the start); None where nobody tells."""
+    """Largest resident memory, MB, since the last reset (or the start); None if it is not known."""
     try:
         found = _PEAK.search(_STATUS.read_text(encoding="ascii", errors="replace"))
     except OSError:

@@ -302,7 +302,7 @@ def _admission(ask: Callable[[], str | None] | None) -> Verdict:
 
 
 def _policy(config: SiteConfig) -> Verdict:
-    """What the site lets out, for whoever reads the check: nothing is looked at."""
+    """Summarise what the site's policy lets out. Reads only the settings."""
     policy = config.policy
     once, often = policy.largest_statistics_bytes, policy.largest_update_bytes
     seen = (
@@ -411,5 +411,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _reason(causes: Sequence[BaseException]) -> str:
     """The failure as the operating system or the proxy tells it."""
-    told = [error for error in causes if str(error)]
-    return str(told[-1]) if told else type(causes[0]).__name__ if causes else "no reason given"
+    named = [error for error in causes if str(error)]
+    return str(named[-1]) if named else type(causes[0]).__name__ if causes else "no reason given"

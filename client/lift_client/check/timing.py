@@ -132,10 +132,10 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         break
     else:
         raise refusal or DataError(
-            "nobody to time",
+            "no patient to time",
             where=str(config.data.root),
             seen="no patient has all channels",
-            remedy="Mend the data first; the check says what is missing.",
+            remedy="Fix the data first. The check names what is missing.",
         )
     short = plan.model_copy(
         update={"training": plan.training.model_copy(update={"steps": _STEPS, "warmup_steps": 0})}

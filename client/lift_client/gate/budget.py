@@ -72,7 +72,7 @@ class Budget:
 
         Args:
             plan: the run's plan.
-            known_head: the last head that the server was told.
+            known_head: the last head that the server received.
 
         Raises:
             BudgetSpentError: the run would pass the site's cap.

@@ -28,7 +28,7 @@ from lift_client.gate.ledger import LEDGER_FILE, Ledger, create_ledger, verify
 from lift_client.gate.ledger_file import head_path
 
 _STATEMENT: Final = (
-    "A privacy ledger counts what was told about these patients. Keep this file with their data: "
+    "A privacy ledger counts all releases about these patients. Keep this file with their data: "
     "without it no private run starts. See `lift-client ledger`."
 )
 
@@ -208,7 +208,7 @@ def _read(path: Path) -> Mark | None:
             "cannot read which privacy ledger counts for the site's data",
             where=str(path),
             seen=str(reason),
-            remedy="Nothing was computed. Mend the file's permissions, or put it back from a "
+            remedy="Nothing was computed. Fix the file's permissions, or restore it from a "
             "backup; `lift-client ledger` shows the cohort that has to stand in it.",
         ) from None
 

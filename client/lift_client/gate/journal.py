@@ -149,7 +149,7 @@ def verify(path: Path) -> Reading:
     """The journal, if no line was edited, deleted, inserted, reordered or cut off.
 
     A head that is exactly one line behind is accepted: a crash between the two writes leaves
-    that. Bytes of a line that a crash cut off are told in `unfinished`.
+    that. Bytes of a line that a crash cut off are in `unfinished`.
 
     Raises:
         RecordError: names the first line that is wrong, and what is wrong with it.

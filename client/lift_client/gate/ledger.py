@@ -173,7 +173,7 @@ class Ledger:
         lines = () if known_head == START else self._book.lines_since(known_head)
         if len(lines) > MOST_LINES:
             raise PrivacyError(
-                "the privacy ledger cannot show the server that it goes on from where it was",
+                "the privacy ledger cannot prove to the server that it continues its head",
                 where=str(self._path),
                 seen=f"it has grown by {len(lines)} lines since; a message takes {MOST_LINES}",
                 remedy="Nothing was computed. Tell the coordinator, who may remove this site's "
@@ -293,7 +293,7 @@ class Ledger:
 
         Raises:
             PrivacyError: it was sent or taken back before, or another process made it; after a
-                crash nobody knows what left, and it counts in full.
+                crash it is unknown what left, so it counts in full.
         """
         self._check_open(reservation, "take back")
         self._file.append(ReleasedNothing(reservation=reservation, reason=reason))

@@ -241,7 +241,7 @@ def _checked(
             path,
             count,
             f"the head {missing[:12]} that is known from before is none of this chain's: "
-            "the ledger was rolled back, replaced or begun anew",
+            "the ledger was rolled back, replaced or started again",
         )
     return book, unfinished
 
@@ -296,7 +296,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise RecordError(
             "the privacy ledger is missing",
             where=str(path),
-            seen=f"{error.strerror}; without it nobody knows what was released before",
+            seen=f"{error.strerror}; without it, earlier releases are unknown",
             remedy="Nothing was computed. Bring the ledger back; a new cohort's is begun "
             "explicitly.",
         ) from None

@@ -1,4 +1,4 @@
-"""`lift-client ledger`: what was told about the patients, what is left, what a run would cost."""
+"""`lift-client ledger`: the privacy budget spent and left, and the cost of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST_WAIT_S: Final = 10.0
 
 
 def create(config: SiteConfig) -> str:
-    """Make the ledger of the site's cohort, once, mark its data, and say where.
+    """Create the ledger of the cohort, mark its data, and return a text that names both files.
 
     Raises:
         ConfigError: the settings have no budget, or the mark cannot be written.
@@ -39,13 +39,13 @@ def create(config: SiteConfig) -> str:
     """
     budget, path = budget_of(config), begin(config, config.folder)
     return (
-        f"made: {path}  (epsilon at most {budget.epsilon:g} at delta {budget.delta:g})\n"
+        f"created: {path}  (epsilon at most {budget.epsilon:g} at delta {budget.delta:g})\n"
         f"marked: {mark_path(config)}\n"
     )
 
 
 def take_over(config: SiteConfig, source: Path) -> str:
-    """Let a ledger that exists count for the site's data, and say where it lies now.
+    """Use an existing ledger for the site's data. Return a text that names its new place.
 
     Raises:
         ConfigError: the settings have no budget, the data belong to another cohort, or the mark
@@ -61,7 +61,7 @@ def take_over(config: SiteConfig, source: Path) -> str:
 
 
 def change_cap(config: SiteConfig, cap: float, reason: str, *, upwards: bool) -> str:
-    """Raise or lower the cap, with the reason on record.
+    """Raise or lower the cap and record the reason.
 
     Raises:
         PrivacyError: it is no change in that direction.
@@ -77,7 +77,7 @@ def change_cap(config: SiteConfig, cap: float, reason: str, *, upwards: bool) ->
 
 
 def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | None) -> None:
-    """Print the ledger as a table or JSON, or only whether it is whole; and a plan's cost.
+    """Print the ledger as a table or JSON, or only verify it. Also print the cost of a plan.
 
     Raises:
         RecordError: missing or damaged: says which line.
@@ -97,16 +97,16 @@ def show(config: SiteConfig, *, as_json: bool, only_verify: bool, plan: Path | N
     sys.stdout.write(
         f"epsilon {spent:.4f} of {book.cap:g} spent, at delta {book.delta:g} (patient, add or "
         f"remove one)\ncohort {book.cohort}\n"
-        f"whole: {len(book.lines)} lines, none changed or missing; head {book.head}\n"
+        f"complete: {len(book.lines)} lines, none changed or missing; head {book.head}\n"
     )
     if cost is not None:
         verdict = "fits" if cost <= book.cap else "DOES NOT FIT"
         sys.stdout.write(f"after this plan: epsilon {cost:.4f} of {book.cap:g}: {verdict}\n")
-        sys.stdout.write(f"with all repeats that budget.repeats allows: epsilon {most:.4f}\n")
+        sys.stdout.write(f"with all repeats allowed by budget.repeats: epsilon {most:.4f}\n")
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan by itself, or the section `plan` of any settings or dry run, YAML or JSON.
+    """Read a plan from a plan file, or from the section `plan` of settings or of a dry run.
 
     Raises:
         ConfigError: the file cannot be read or does not fit.
@@ -118,7 +118,7 @@ def read_plan(path: Path) -> Plan:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a plan releases, and in blocks of how many steps."""
+    """The releases of a plan, and the number of steps in one block."""
 
     run: PlannedRun
     steps_of_a_round: int
@@ -129,16 +129,16 @@ def _asked(path: Path) -> _Asked:
     releases = planned_releases(plan)
     if not releases:
         raise ConfigError(
-            "this plan spends nothing that a ledger counts",
+            "this plan spends no privacy budget",
             where="privacy.mode",
             seen=plan.privacy.mode,
-            remedy="Ask with a plan that adds noise.",
+            remedy="Give a plan that adds noise.",
         )
     return _Asked(PlannedRun(run=plan.digest(), releases=releases), plan.training.steps)
 
 
 def _most(book: Book, asked: _Asked, config: SiteConfig) -> float:
-    """Epsilon after all that the run may take, whatever is asked for again."""
+    """Return epsilon after all steps that the run may take, repeats included."""
     taken = book.steps()
     more = []
     for release in asked.run.releases:
@@ -173,9 +173,9 @@ def _table(rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     if not rows:
-        sys.stdout.write("nothing has been told about this cohort's patients yet\n")
+        sys.stdout.write("nothing has been released about the patients of this cohort yet\n")
         return
-    table = Table(box=SIMPLE, title="What was told about this cohort's patients")
+    table = Table(box=SIMPLE, title="Releases about the patients of this cohort")
     right = {"line", "round", "noise", "q", "steps"}
     for heading in ("line", "when (UTC)", "run", "round", "for", "noise", "q", "steps", "state"):
         table.add_column(heading, justify="right" if heading in right else "left")

@@ -237,7 +237,7 @@ def _trained_alone(
 def _verdict(
     config: SiteConfig, work: PairedWork, finished: FinishedMixer
 ) -> dict[str, GuardRecord]:
-    """What this site says of the mixer, on its own patients, as it tells a server."""
+    """The verdict of this site on the mixer, on its own patients, as sent to a server."""
     taps = finished.taps
     if taps.numel() != _TAPS:
         taps = fit(work.z_filter_sums, finished.plan.mixer.ridge)
@@ -249,7 +249,7 @@ def _verdict(
 
 
 def _statement(part: str, count: int) -> str:
-    kept = f"{count} {part} patients of this hospital, whom no training has seen"
+    kept = f"{count} {part} patients of this hospital, not used in any training"
     return f"{kept}." if part == "test" else f"{kept}; the site's verdict rests on the same ones."
 
 

@@ -70,7 +70,7 @@ def open_own_work(
         config: the site's settings.
         plan: of the finished mixer.
         folder: takes the split: never the run's own. The cache is shared with the run.
-        progress: told of the features.
+        progress: is called while features are computed.
 
     Raises:
         GeneratorError: mixer and site have different generators.
@@ -99,7 +99,7 @@ def open_own_work(
 
 
 def shared_sums(config: SiteConfig, plan: Plan) -> dict[str, np.ndarray]:
-    """What this site was told of all sites' curves, in the run of this plan."""
+    """What this site received about the curves of all sites, in the run of this plan."""
     return read_shared_sums(config.folder / CURVES_FILE, plan)
 
 

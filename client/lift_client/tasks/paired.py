@@ -301,7 +301,7 @@ class PairedWork:
             }
             by_person.setdefault(person, []).append(psnr_db)
             if patient not in held_out:
-                # what a site uses is chosen by whom no mixer has seen
+                # a site chooses on patients that no mixer has seen
                 continue
             chosen_on.setdefault(person, []).append(psnr_db)
             share = hf_share(features.source, features.mask)
@@ -352,7 +352,7 @@ class PairedWork:
         """The noisy sums of what a mixer gains over no mixer, over validation patients.
 
         Each gain follows from this patient and the mixer alone; a patient whose gain cannot be
-        computed adds nothing. Two numbers come out whoever is there.
+        computed adds nothing. The result is always two numbers.
 
         Args:
             values: the finished mixer.
@@ -374,15 +374,15 @@ class PairedWork:
                 for volume in volumes
             ]
         except (LiftError, ValueError) as error:
-            # that it fails depends on this patient: nobody outside may learn it
+            # the failure depends on this patient, so nothing outside may show it
             logger.warning("event=gain_left_out site=%s reason=%s", self._site, error)
             return math.nan
         return sum(differences) / len(differences)
 
     def _judged(self) -> tuple[JudgedOn, tuple[str, ...]]:
-        """On whom the mixer is judged: on training patients too where others are too few.
+        """The patients on which the mixer is judged, training patients too if others are too few.
 
-        Never under patient-level privacy: nothing of a training patient may be told without noise.
+        Not for patient-level privacy: nothing about a training patient may leave without noise.
         Nor without curves, which are fitted without the judged patient: a mixer that learns the
         contrast too has learned that patient's.
         """

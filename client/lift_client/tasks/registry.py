@@ -69,7 +69,7 @@ def open_work(
         plan: of the run.
         generator: of the plan.
         folder: for split, cache and what the site keeps.
-        report: told of the reading.
+        report: is called while data are read.
 
     Raises:
         ConfigError: the generator is that of another task.

@@ -58,11 +58,15 @@ def _large(statement: str) -> list[str]:
 
 
 def _sites(rounds: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each site: in how many rounds it counted, training patients as it told them."""
+    """One line for each site: rounds in which it counted, and its reported training patients."""
     patients = {site["name"]: site["patients"]["train"] for site in sites}
     lines = []
     for site, own in rounds.items():
-        told = f", {patients[site]} training patients by its own word" if site in patients else ""
+        told = (
+            f", {patients[site]} training patients as reported by the site"
+            if site in patients
+            else ""
+        )
         lines.append(f"           {site}: counted in {own['counted']}{told}")
     return lines
 
@@ -78,8 +82,8 @@ def _privacy(privacy: Mapping[str, Any]) -> list[str]:
     if "epsilon_where_times_are_seen" in privacy:
         seen = privacy["epsilon_where_times_are_seen"]
         lines += [
-            f"           epsilon {seen} for whoever saw when answers came, from which it may be",
-            "           told who was drawn",
+            f"           epsilon {seen} for anyone who saw the times of answers: they may show",
+            "           who was drawn",
         ]
     if "epsilon_of_a_patient_in_two_hospitals" in privacy:
         twice = privacy["epsilon_of_a_patient_in_two_hospitals"]

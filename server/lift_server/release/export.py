@@ -145,7 +145,7 @@ def export_run(
 
 
 def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
-    """Of each site: training rounds that counted it. Why others did not is nobody else's to know.
+    """Training rounds in which each site counted. Why it did not count in others stays private.
 
     Args:
         rounds: lines of `rounds.jsonl`, round 0 first.
@@ -162,8 +162,8 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
 
     Raises:
         ConfigError: a file cannot be read.
-        PolicyError: an audit is of another mixer, of nobody in the roster, or not signed by its
-            site, or a site has two.
+        PolicyError: an audit is of another mixer, of a site that is not in the roster, or not
+            signed by its site, or a site has two.
     """
     found: dict[str, SiteAudit] = {}
     for path in paths:

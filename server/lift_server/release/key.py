@@ -113,7 +113,7 @@ def read_release_key(folder: Path) -> ReleaseKey:
             "the release key is open to others",
             where=str(path),
             seen=f"its mode is {mode:04o}; needed: 0600",
-            remedy=f"Run: chmod 600 '{path}'. If others could have read it, it is spoiled: see "
+            remedy=f"Run: chmod 600 '{path}'. If others could have read it, it is compromised: see "
             "SECURITY.md.",
         )
     certificate = read_certificate(folder / CERTIFICATE_FILE)

@@ -1,4 +1,4 @@
-"""The last head of each site's privacy ledger, as the site told it: kept outside the hospital.
+"""The last head of each site's privacy ledger, as reported by the site, kept at the server.
 
 A ledger cannot show that an older copy was put in its place, or that it was deleted and begun
 again. So the server keeps the last head that came with an answer and names it in every request. A
@@ -47,7 +47,7 @@ class LedgerHeads:
                 ) from None
 
     def known(self, sites: Iterable[str]) -> dict[str, str]:
-        """The heads that these sites told last."""
+        """The heads that these sites reported last."""
         return {site: self._heads[site] for site in sites if site in self._heads}
 
     def note(self, site: str, body: object, *, required: bool) -> None:
@@ -60,7 +60,7 @@ class LedgerHeads:
 
         Raises:
             UpdateRejectedError: there is no head where there must be one, or the lines that came
-                with it do not lead to it from the head that the site told before.
+                with it do not lead to it from the head that the site reported before.
         """
         if not isinstance(body, StatisticsReply | TrainReply | GuardReply):
             return
@@ -71,7 +71,7 @@ class LedgerHeads:
         known = self._heads.get(site)
         if known is not None and head_after(known, body.ledger_proof) != body.ledger_head:
             raise _refusal(
-                site, "the site's privacy ledger does not go on from the head told before"
+                site, "the site's privacy ledger does not continue from the head reported before"
             )
         if known != body.ledger_head:
             self._heads[site] = body.ledger_head

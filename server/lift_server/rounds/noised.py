@@ -111,5 +111,5 @@ def _damaged(path: Path) -> RecordError:
         where=str(path),
         seen="the file is damaged",
         remedy="Nothing was asked or computed. Put the file back from a backup. If there is none, "
-        "move it away and start again: the sites compute the round anew, and pay for it again.",
+        "move it away and start again: the sites compute the round again, and pay for it again.",
     )

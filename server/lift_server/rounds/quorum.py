@@ -38,7 +38,7 @@ def check_quorum(
     known = [site for site in roster if patients.get(site, 0) > 0]
     everyone = roster if round_index == 0 else known
     needed = plan.quorum_sites or len(everyone)
-    # a removed site's patients are nobody's to wait for
+    # do not wait for the patients of a removed site
     total = sum(patients[site] for site in known)
     share = sum(patients[site] for site in trained) / total if total else 0.0
     enough_patients = share >= plan.quorum_patients - 1e-9
@@ -46,7 +46,7 @@ def check_quorum(
         return
     missing = [site for site in tally.asked if site not in present]
     reasons = {site: tally.refused.get(site, NO_ANSWER) for site in missing}
-    told = "\n".join(f"{site} ({why}): {reason_words(why)}" for site, why in reasons.items())
+    reported = "\n".join(f"{site} ({why}): {reason_words(why)}" for site, why in reasons.items())
     raise QuorumError(
         f"the quorum of round {round_index} was missed"
         if present
@@ -54,8 +54,8 @@ def check_quorum(
         where="federation.quorum_sites, federation.quorum_patients",
         seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
         f"patients counted; needed: {needed} sites and {plan.quorum_patients:.0%}"
-        + (f"\nmissing:\n{told}" if told else ""),
+        + (f"\nmissing:\n{reported}" if reported else ""),
         remedy=f"A site tells the class of its reason alone; the text is in {site_logs}. "
-        "Nothing of this round was aggregated. Mend the sites and run the same command again: "
+        "Nothing of this round was aggregated. Fix the sites and run the same command again: "
         "it goes on from the round before.",
     )

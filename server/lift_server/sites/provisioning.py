@@ -28,53 +28,53 @@ CONFIG_FILE: Final = "server.yaml"
 CERTIFICATES: Final = "certificates"
 
 _SERVER_YAML: Final = Template("""\
-# Settings of lift-server. Relative paths are those of this file's folder.
-# Every key is checked: a typo stops the start. `lift-server check` tests all that stands here.
+# Settings of lift-server. Relative paths are relative to this file's folder.
+# Every key is checked, and a typo stops the start. `lift-server check` tests all settings.
 name: "$federation"
-data_statement: ""   # what the sites' volumes are, in one sentence: it stands in the run's record
-phantom: false       # true when every site's volumes are phantoms: said wherever the mixer goes
-address: "$address"   # what sites dial; the host must stand in the server's certificate
+data_statement: ""   # one sentence that describes the sites' volumes, for the run's record
+phantom: false       # true if all volumes are phantoms; the mixer is then marked as such
+address: "$address"   # where sites connect; the host must be in the server's certificate
 listen_host: 0.0.0.0
-listen_port: 8443              # the only public port: TLS, and nothing but what sites need
+listen_port: 8443              # the only public port (TLS); serves only what sites need
 control_port: 8444             # on 127.0.0.1 only
-health_port: 8445              # on 127.0.0.1 only: gRPC health service; null switches it off
-page_host: 127.0.0.1           # the live page is for this machine: it asks for no password
-page_port: 8446                # live page and /metrics, read-only; null switches both off
+health_port: 8445              # on 127.0.0.1 only: gRPC health service; null disables it
+page_host: 127.0.0.1           # the live page has no password: keep it on this machine
+page_port: 8446                # live page and /metrics, read-only; null disables both
 certificates: certificates     # ca.pem, ca.key, server.pem, server.key
 sites: sites.json              # written by add-site and remove-site
-state: state                   # what the server must remember between starts
+state: state                   # what the server keeps between starts
 output: run                    # run.json, rounds.jsonl, checkpoints, mixer.safetensors
 generator:
-  # Trained on PHANTOM volumes: for trials. For patients: `bundle: FOLDER` of `lift pretrain`.
+  # Trained on PHANTOM volumes, for trials. For patients: `bundle: FOLDER` from `lift pretrain`.
   builtin: phantom-t1n-t1c-t2w-t2f
-wait_for_sites_s: 3600         # how long a start waits for the quorum of sites to connect
-tracking:                      # who gets the rounds' figures; no part of the plan
+wait_for_sites_s: 3600         # longest wait for a quorum of sites to connect
+tracking:                      # where the figures of the rounds go; not part of the plan
   tensorboard: true            # run/tensorboard, for `tensorboard --logdir run/tensorboard`
-  # Online ones send the sites' names and curves to that service: agree on it with the sites.
+  # Online trackers send the names and curves of the sites to that service: ask the sites first.
   mlflow: null                 # {} writes run/mlflow/mlflow.db; {uri: "https://..."} sends it
   wandb: null                  # {} writes run/wandb; {mode: online} sends it (wandb.ai, or `uri`)
 plan:
   task: {source: [t1n, t1c, t2w], target: t2f}
   seed: 1
-  threads: 2                   # part of what makes runs bit-identical on a CPU
+  threads: 2                   # needed for bit-identical runs on a CPU
   split: {train: 0.7, validation: 0.15, key: "$federation"}
   mixer: {kind: zrefine}
   training: {steps: 40, patients_per_step: 4, window: [10, 48, 48]}
   aggregation: {weights: patients, largest_share: 0.6}
   federation:
     rounds: 20
-    quorum_sites: 0            # sites that must answer in each round; 0 means all
-    quorum_patients: 1.0       # share of all training patients that must have answered
+    quorum_sites: 0            # sites that must answer in each round; 0: all
+    quorum_patients: 1.0       # share of all training patients that must be covered
     patient_count_step: 5      # sites round their numbers of patients up to a multiple of this
-    deadline_s: 3600           # a round closes after this with those who answered; null derives
+    deadline_s: 3600           # a round closes after this, with the answers so far; null derives
                                # it from the sites' timed dry runs
-  # Required, and a choice: with `none` nobody adds noise to what the sites send, so the updates
-  # and the mixer carry no privacy guarantee. Each site's policy must accept it as well. Another
-  # choice, whose epsilon and noise `lift-server --dry-run --epsilon 8` tells:
+  # Required; there is no default. With `none`, no noise is added to what the sites send, so the
+  # updates and the mixer have no privacy guarantee. The policy of each site must accept the mode.
+  # Example of another mode; `lift-server --dry-run --epsilon 8` prints its epsilon and noise:
   # privacy:
   #   mode: patient-local
   #   delta: 0.0001              # 1 / (10 x public number of patients), rounded down
-  #   public_patients: 100       # agreed for every site, or by site: {north: 100, south: 60}
+  #   public_patients: 100       # agreed, for every site or by site: {north: 100, south: 60}
   #   clip_norm: 0.1             # from public data
   #   noise_multiplier: 3.0
   #   sampling_rate: 0.16
@@ -86,19 +86,19 @@ plan:
 def init_folder(
     folder: Path, hosts: Sequence[str], federation: str, *, now: datetime | None = None
 ) -> None:
-    """Make a coordinator's folder: certificates with their keys, an empty roster, server.yaml.
+    """Create a coordinator's folder: certificates with keys, an empty roster, server.yaml.
 
     The keys have mode 0600 from their first moment. Either all files are written or, unless
     the process is killed, none.
 
     Args:
-        folder: is made if it is not there.
-        hosts: names or IP addresses at which sites reach the server; the first one is dialled.
+        folder: is created if it does not exist.
+        hosts: names or IP addresses of the server; sites connect to the first one.
         federation: name of the federation.
-        now: the time at which the certificates are made.
+        now: the time at which the certificates are created.
 
     Raises:
-        ConfigError: a name is not one, or the folder holds one of the files already.
+        ConfigError: a name is not valid, or the folder already holds one of the files.
     """
     check_name(federation, "the federation")
     made = make_certificates(hosts, federation, now or datetime.now(UTC))
@@ -137,7 +137,7 @@ def init_folder(
 
 
 def load_settings(folder: Path) -> ServerConfig:
-    """The settings of a coordinator's folder, with its paths.
+    """Read the settings of a coordinator's folder, with its paths.
 
     Raises:
         ConfigError: server.yaml is missing or wrong.

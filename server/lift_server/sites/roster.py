@@ -38,17 +38,17 @@ _NAME: Final = TypeAdapter(Name)
 _KIT_README: Final = Template("""\
 Kit of the site '$site' for the federation '$federation'. Nothing in it is secret.
 
-  kit.json   what the federation does, and where its server answers: $address
-  ca.pem     the certificate by which your site recognises that server
+  kit.json   the federation's task, and the address of its server: $address
+  ca.pem     the certificate that identifies this server
 
-1. Put this folder beside your site.yaml, under the name `kit`.
-2. Ask the coordinator, by telephone, to read out the fingerprint of the certificate authority.
+1. Put this folder next to your site.yaml, with the name `kit`.
+2. Ask the coordinator by telephone to read out the fingerprint of the certificate authority.
    It must be: $ca
    The fingerprint of your own key, as the coordinator received it, is: $key
 3. lift-client check --site site.yaml
 4. lift-client --site site.yaml
 
-Your private key (site.key) never leaves your site: nobody will ever ask you for it.
+Your private key (site.key) never leaves your site. The coordinator will never ask for it.
 """)
 
 
@@ -135,7 +135,7 @@ def add_site(
 ) -> Admission:
     """Admit one site and write its kit, `kits/NAME` beside the roster.
 
-    A site that is admitted with this very key stays as it is, and its kit is written anew (the
+    A site that is admitted with this very key stays as it is, and its kit is written again (the
     address may have changed). A removed site may come back, with the key it had or another one.
     No other site's entry or kit is touched.
 
@@ -232,7 +232,7 @@ def read_public_key(path: Path) -> str:
             where=str(path),
             seen="a private key must never leave its site; needed: the public one, `site.pub`",
             remedy="Nothing was admitted. Delete this file. If it came from a site, its key is "
-            "spoiled:\nthe site makes a new one (`lift-client enroll`) and sends site.pub alone.",
+            "compromised:\nit makes a new one (`lift-client enroll`) and sends only site.pub.",
         )
     words = content.split()
     seen = "it is not a public key in OpenSSH form"

@@ -1,4 +1,4 @@
-"""`rounds.jsonl` read again only when it has changed: for whoever looks at a run every second."""
+"""`rounds.jsonl` read again only when it has changed: for programs that poll a run every second."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class RoundsFile:
                 "cannot read the record of rounds",
                 where=str(self._path),
                 seen="it is not readable, or a line is not what a round leaves",
-                remedy="Start the server again: it makes this file anew from its checkpoints.",
+                remedy="Start the server again: it rebuilds this file from its checkpoints.",
             ) from None
         return self._rounds
 

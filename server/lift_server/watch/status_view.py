@@ -1,4 +1,4 @@
-"""What the running server last wrote, and the run's record, for whoever looks: as plain data.
+"""The last status of the running server and the run's record, as plain data.
 
 `lift-server status`, the live board of a terminal and the live page all show what stands here.
 """
@@ -42,7 +42,7 @@ def describe(
     Args:
         config: the server's settings.
         now: the present time.
-        rounds: the reader of the run's rounds; whoever asks often keeps one.
+        rounds: the reader of the run's rounds; keep one if you call this often.
 
     Raises:
         ConfigError: the roster cannot be read.

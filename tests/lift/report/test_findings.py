@@ -70,7 +70,7 @@ def test_joining_is_held_against_the_best_of_staying_out(
     (sentence,) = _staying_out(comparisons(**gains))
     text = re.sub(r"<[^>]+>", "", str(sentence))
     assert words in text
-    assert "best curves + z-filter (of no mixer, curves + z-filter, local only)" in text
+    assert "is curves + z-filter (of no mixer, curves + z-filter, local only)" in text
     assert f"{worst[0]:+.2f}".replace("-", "\N{MINUS SIGN}") in text
 
 
@@ -112,7 +112,7 @@ def test_a_verdict_that_rests_on_training_patients_is_told(tmp_path: Path, judge
     finding = str(_guard(run))
     table = str(guard_table(run.record.guard))
     also = judged_on != "validation"
-    assert ("With training patients" in finding) == also
+    assert ("also used training patients" in finding) == also
     assert (finding.count(SITES[1]) == 2) == also
     assert ("with training" in table) == also
     assert ("only if the interval lies above 0.3 dB" in table) == also

@@ -75,7 +75,7 @@ def make_app(snapshots: Snapshots, host: str) -> Starlette:
         *(Route(path, _static(*named), methods=["GET"]) for path, named in _STATIC.items()),
     ]
     allowed = [*_LOCAL_NAMES, *([] if _is_any(host) else [host])]
-    # whoever listens on every interface has decided to be reached by any name
+    # listening on every interface means: any host name is accepted
     hosts = ["*"] if _is_any(host) else allowed
     return Starlette(
         routes=routes,
@@ -84,7 +84,7 @@ def make_app(snapshots: Snapshots, host: str) -> Starlette:
 
 
 def serve_page(config: ServerConfig) -> None:
-    """Serve the page in this process until it is told to stop.
+    """Serve the page in this process until it receives a stop signal.
 
     Raises:
         ConfigError: the settings switch the page off, or the port is taken.

@@ -98,7 +98,7 @@ function showOpening() {
 // the server's sentence without its ever-changing seconds: a screen reader would never fall silent
 function sentence(nowMs) {
   if (state.phase !== "round" || !state.running) return state.summary;
-  const what = { statistics: "sites prepare their volumes", guard: "sites judge the mixer" };
+  const what = { statistics: "sites prepare their volumes", guard: "sites evaluate the mixer" };
   const late = deadline() !== null && deadline() < nowMs ? ", past its deadline" : "";
   return `round ${state.round} of ${state.rounds}, ${what[state.exchange] ?? "sites train"}${late}`;
 }
@@ -116,7 +116,7 @@ function closes(nowMs) {
 
 // ---- sites
 
-const HEADINGS = ["connection", "doing", "last seen", "counted", "loss", "validation", "sent", "epsilon", "last missed"];
+const HEADINGS = ["connection", "activity", "last seen", "counted", "loss", "validation", "sent", "epsilon", "last missed"];
 
 function showSites() {
   const body = byId("site-rows");
@@ -212,7 +212,7 @@ function showTimeline() {
   const room = Math.max(6, Math.floor((box.clientWidth - place - 8) / CELL));
   const shown = rounds.slice(-room);
   if (!shown.length) {
-    box.replaceChildren(make("p", "No round is over yet.", "note"));
+    box.replaceChildren(make("p", "No round is finished yet.", "note"));
     return;
   }
   const width = place + shown.length * CELL + 4;
@@ -220,7 +220,7 @@ function showTimeline() {
   const missed = shown.reduce((sum, line) => sum + Object.values(line.sites).filter((kind) => kind !== "counted").length, 0);
   const picture = drawn("svg", {
     width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": `Rounds ${shown[0].round} to ${shown.at(-1).round}: ${names.length} sites, ${missed} times a site did not count. The table of refusals says who and why.`,
+    "aria-label": `Rounds ${shown[0].round} to ${shown.at(-1).round}: ${names.length} sites, ${missed} times a site did not count. The table of refusals lists the sites and the reasons.`,
   });
   shown.forEach((line, column) => {
     if (line.round % 5 === 0 || shown.length < 8) {
@@ -281,8 +281,8 @@ function chart(title, lines, unit) {
   const x = (round) => left + ((width - left - right) * (round - 1)) / Math.max(last - 1, 1);
   const y = (value) => top + ((height - top - bottom) * (high - value)) / (high - low);
   const mean = meanOf(lines);
-  const told = `${title} after round ${last}: mean ${mean.at(-1)[1].toPrecision(4)}${unit}, from ${values.length ? low.toPrecision(4) : "?"} to ${high.toPrecision(4)}.`;
-  const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told });
+  const label = `${title} after round ${last}: mean ${mean.at(-1)[1].toPrecision(4)}${unit}, from ${values.length ? low.toPrecision(4) : "?"} to ${high.toPrecision(4)}.`;
+  const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   for (const part of [0, 0.25, 0.5, 0.75, 1]) {
     const value = low + part * (high - low);
     picture.append(drawn("line", { class: "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
@@ -334,7 +334,7 @@ function showCurves() {
     ["Seconds by round", seconds.get("all sites").length ? seconds : new Map(), " s"],
   ];
   const charts = wanted.filter(([, lines]) => lines.size).map(([title, lines, unit]) => chart(title, lines, unit));
-  const note = make("p", "No round is over yet.", "note");
+  const note = make("p", "No round is finished yet.", "note");
   byId("charts").replaceChildren(...(charts.length ? charts : [note]));
 }
 
@@ -371,8 +371,8 @@ function showPrivacy() {
   }
   const names = {
     mode: "mode", statement: "meaning", unit: "protects", epsilon: "epsilon at the end",
-    epsilon_where_times_are_seen: "for whoever sees when answers come",
-    epsilon_of_a_patient_in_two_hospitals: "of a patient in two hospitals", delta: "delta", accountant: "accountant",
+    epsilon_where_times_are_seen: "epsilon if the times of answers are seen",
+    epsilon_of_a_patient_in_two_hospitals: "epsilon of a patient in two hospitals", delta: "delta", accountant: "accountant",
   };
   facts(byId("privacy-facts"), Object.entries(names).filter(([key]) => key in told).map(([key, name]) => [name, String(told[key])]));
 }
@@ -444,7 +444,7 @@ async function poll() {
     document.documentElement.dataset.looks = String(Number(document.documentElement.dataset.looks ?? 0) + 1);
   } catch (error) {
     const since = lastAnswer ? ` since ${lastAnswer.toLocaleTimeString()}` : "";
-    trouble(`The page's process does not answer${since}; what stands below is old. This says nothing about the run: look at "lift-server status".`);
+    trouble(`The process of this page does not answer${since}; the figures below are old. The run itself may be fine: see "lift-server status".`);
   }
   const over = state && state.complete && !state.running;
   setTimeout(poll, document.hidden ? HIDDEN_POLL_MS : over ? OVER_POLL_MS : POLL_MS);

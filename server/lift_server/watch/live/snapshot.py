@@ -113,7 +113,7 @@ class Snapshots:
             state |= describe(self._config, now, self._rounds)
             lines = self._rounds.read().lines
         except LiftError as error:
-            # a page that goes blank helps nobody: it says what is wrong and looks again
+            # do not go blank: show the problem and try again
             state["problem"] = {"what": error.what, "seen": error.seen, "remedy": error.remedy}
             lines = ()
         state.pop("last_round", None)
