@@ -45,7 +45,7 @@ def read_patients(
 ) -> Usable[Content]:
     """Read every patient of a site; one that cannot be used is refused by name.
 
-    Under noise a patient is refused for whatever fails with it, and there may be nobody.
+    Under noise, a patient is refused if anything fails with it, and no patient may be left.
 
     Args:
         settings: the site's settings.
@@ -55,7 +55,7 @@ def read_patients(
 
     Raises:
         DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
-            plan holds out somebody whom the site does not have.
+            plan holds out a patient that the site does not have.
     """
     private = plan.protects_patients
     needs_mask = plan.preprocessing.mask == "file"
@@ -93,7 +93,7 @@ def read_patients(
             "no patient can be used",
             where=str(settings.data.root),
             seen=f"{len(refusals)} refused; the first: {first}" if first else "the folder is empty",
-            remedy="Mend or remove the named files and run the same command again.",
+            remedy="Fix or remove the named files and run the same command again.",
         )
     return usable
 
@@ -107,7 +107,7 @@ def _fault(patient: Patient) -> DataError:
 
 
 def _check_held_out(rule: SplitPlan, site: str, known: Collection[str]) -> None:
-    """Refuse names of this site's patients that nobody has: they would be dropped in silence."""
+    """Refuse held-out names that match no patient of this site. They would have no effect."""
     prefix = f"{site}/"
     named = [name for name in rule.held_out if name.startswith(prefix)]
     unknown = [name for name in named if name.removeprefix(prefix) not in known]

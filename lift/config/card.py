@@ -77,14 +77,14 @@ class ChannelCard(Settings):
 
 
 class DataCard(Settings):
-    """What one site tells of its cohort, when it chooses to."""
+    """What one site reports about its cohort, if it chooses to."""
 
     format_version: Annotated[Literal[1], VERSION] = 1
     site: Name
     made: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
-    """Day on which the volumes were looked at last, UTC."""
+    """Day of the last check of the volumes, UTC."""
     floor: int = Field(ge=2, le=1000)
-    """Every count is rounded down to a multiple of it; nothing smaller appears."""
+    """Every count is rounded down to a multiple of this. Smaller counts do not appear."""
     persons: Persons
     usable: Persons
     """With a volume set that was not vetoed."""

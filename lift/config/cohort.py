@@ -1,4 +1,4 @@
-"""Where a site's volumes lie, and in which layout."""
+"""Folder and layout of a site's volumes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lift.config.base import Settings
 
 class _FolderData(Settings):
     root: Path
-    """The data folder; every message names files relative to it."""
+    """The data folder. Messages name files relative to it."""
     on_bad_file: Literal["skip", "stop"] = "skip"
-    """skip: refuse the patient by name and go on; stop: refuse the whole cohort, but under a plan
-    that protects patients: that a site answers must not depend on one of them."""
+    """skip: leave out the patient, by name, and continue. stop: refuse the whole cohort. Under a
+    plan that protects patients, stop acts like skip: an answer must not depend on one patient."""
 
 
 class BratsData(_FolderData):
@@ -38,7 +38,7 @@ SeriesPattern = Annotated[
 
 
 class BidsData(_FolderData):
-    """BIDS: `sub-01[/ses-01]/anat/sub-01[_ses-01][_ce-gd]_T1w.nii.gz`; each session by itself."""
+    """BIDS: `sub-01[/ses-01]/anat/sub-01[_ses-01][_ce-gd]_T1w.nii.gz`, by session."""
 
     layout: Literal["bids"] = "bids"
     """Chooses this layout."""
@@ -65,7 +65,7 @@ KnownData = BratsData | SynthradData | BidsData | TableData
 
 
 class AutoData(_FolderData):
-    """The layout is found out from the folder, and said; a name of it here is better."""
+    """The layout is detected from the folder and reported. Naming it is safer."""
 
     layout: Literal["auto"] = "auto"
     """Chooses this layout."""

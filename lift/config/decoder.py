@@ -105,7 +105,7 @@ class DecoderCard(Settings):
     format_version: Annotated[Literal[1, 2], VERSION] = 2
     """Version of the bundle's format."""
     kind: Literal["unconditional"]
-    """Tells this card from that of a paired generator."""
+    """Distinguishes this card from that of a paired generator."""
     network: DecoderConfig
     """Architecture of the decoder."""
     source: tuple[Name, ...] = Field(default=(), max_length=0)
@@ -166,13 +166,13 @@ class DecoderPretrainConfig(Settings):
     """Settings of `lift pretrain` for an unconditional generator."""
 
     kind: Literal["unconditional"]
-    """Tells these settings from those of a paired generator."""
+    """Distinguishes these settings from those of a paired generator."""
     network: DecoderConfig
     """Architecture of the decoder."""
     target: Name
     """The channel to learn."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
-    """From files to slices, as a plan that uses the bundle will have it."""
+    """From files to slices, as in the plans that use the bundle."""
     cohorts: tuple[PretrainCohort, ...] = Field(min_length=1)
     """Public data; a phantom cohort is written first."""
     training_data: str = Field(min_length=1)
@@ -226,7 +226,7 @@ class DecoderPretrainConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the training."""
     threads: int = Field(default=2, ge=1, le=256)
-    """CPU threads: part of what makes two trainings bit-identical."""
+    """CPU threads. Bit-identical trainings need the same number."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
 

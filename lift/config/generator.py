@@ -101,7 +101,7 @@ class TapShape(Settings):
 
 
 class GeneratorCard(Settings):
-    """The content of a bundle's `generator.json`: what the weights are and where they are from."""
+    """The content of `generator.json` in a bundle: what the weights are, and their origin."""
 
     task_kind: ClassVar[TaskKind] = "paired"
 
@@ -143,7 +143,7 @@ class GeneratorCard(Settings):
 
 
 class GeneratorChoice(Settings):
-    """Which frozen generator: one that ships with the package, or a bundle's folder."""
+    """The frozen generator: a shipped one, or the folder of a bundle."""
 
     builtin: str | None = None
     """Name of a bundle that ships with the package."""
@@ -157,14 +157,14 @@ class GeneratorChoice(Settings):
         return self
 
     def under(self, folder: Path) -> Self:
-        """The same choice with a relative bundle taken from `folder`."""
+        """Return the same choice with a relative bundle path resolved against `folder`."""
         if self.bundle is None:
             return self
         return self.model_copy(update={"bundle": folder / self.bundle})
 
 
 class GeneratorDescription(Settings):
-    """What a bundle says of itself: also the settings of `lift pretrain --import`."""
+    """The description of a bundle, also the settings of `lift pretrain --import`."""
 
     network: NetworkConfig
     """Architecture of the network."""
@@ -173,7 +173,7 @@ class GeneratorDescription(Settings):
     target: Name
     """The channel that the network predicts."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
-    """From files to slices, as a plan that uses the bundle will have it."""
+    """From files to slices, as in the plans that use the bundle."""
     training_data: str = Field(min_length=1)
     """Statement: which data the weights were trained on."""
     licence: str = Field(min_length=1)
@@ -198,7 +198,7 @@ class PretrainConfig(GeneratorDescription):
     """Settings of `lift pretrain`: a bundle's description, and how its weights are made."""
 
     cohorts: tuple[PretrainCohort, ...] = Field(min_length=1)
-    """Public data; a phantom cohort is written first."""
+    """Public data. A phantom cohort is written first."""
     steps: int = Field(ge=1)
     """Optimiser steps."""
     batch_slices: int = Field(default=16, ge=1, le=1024)
@@ -215,6 +215,6 @@ class PretrainConfig(GeneratorDescription):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the training."""
     threads: int = Field(default=2, ge=1, le=256)
-    """CPU threads: part of what makes two trainings bit-identical."""
+    """CPU threads. Bit-identical trainings need the same number."""
     checkpoint_steps: int = Field(default=100, ge=1)
-    """Steps between checkpoints; a training that is started again goes on from the last one."""
+    """Steps between checkpoints. A restarted training resumes from the last one."""

@@ -1,4 +1,4 @@
-"""A site's kit: what a coordinator hands to one site. Nothing in it is secret."""
+"""The kit that a coordinator sends to one site. Nothing in it is secret."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TaskRule(Settings):
 
 
 class Kit(Settings):
-    """The content of `kit.json`; the certificate authority's certificate lies beside it."""
+    """The content of `kit.json`. The certificate of the authority is in the same folder."""
 
     format_version: Annotated[Literal[1], VERSION] = 1
     """Version of the kit's format."""
@@ -34,7 +34,7 @@ class Kit(Settings):
     site: Name
     """The name under which the site was admitted."""
     address: Address
-    """Where the server answers: the only address that the site ever dials."""
+    """Address of the server: the only address that the site connects to."""
     ca_sha256: Digest
     """SHA-256 of the certificate authority's certificate (DER), to be compared by telephone."""
     generator_fingerprint: Digest

@@ -1,4 +1,4 @@
-"""The plan: everything that decides a run's result, in one frozen model.
+"""The plan: everything that determines the result of a run, in one frozen model.
 
 The server sends the plan with round 0; a site validates it against its own policy and
 stores it. Its canonical JSON has one SHA-256, which every message and checkpoint names.
@@ -57,7 +57,7 @@ class PercentileRule(Settings):
     """volume: percentiles of all voxels, background included; mask: of those inside the mask, so
     that neither the amount of air nor what the mask leaves out moves the scale."""
     written_maximum: float = Field(default=1000.0, gt=0)
-    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+    """MR has no unit. The normalised value 1 of a synthetic volume is written as this number."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -92,7 +92,7 @@ class WindowRule(Settings):
 
 
 class WhiteMatterRule(Settings):
-    """MR of the brain: one gain a volume, so that white matter has the same number in all.
+    """MR of the brain: one gain per volume, so that white matter has the same value in all.
 
     White matter is a peak of the smoothed histogram inside the mask; 0 stays 0, and what comes
     out above 1 is clipped. Lesions and background do not move the peak. In a mask with scalp, fat
@@ -109,7 +109,7 @@ class WhiteMatterRule(Settings):
     """Where the peak comes to lie; 1 is the peak's value divided by this number, so a channel
     whose brightest tissue is far above white matter (T2: fluid) needs a low one."""
     written_maximum: float = Field(default=1000.0, gt=0)
-    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+    """MR has no unit. The normalised value 1 of a synthetic volume is written as this number."""
 
 
 class NyulRule(Settings):
@@ -127,9 +127,9 @@ class NyulRule(Settings):
     )
     """Percentiles inside the mask, increasing."""
     landmarks: tuple[Fraction, ...]
-    """Where each of them comes to lie, increasing."""
+    """Target value of each percentile, increasing."""
     written_maximum: float = Field(default=1000.0, gt=0)
-    """MR has no unit: a synthetic volume's normalised 1 is written as this number."""
+    """MR has no unit. The normalised value 1 of a synthetic volume is written as this number."""
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
@@ -152,7 +152,7 @@ TaskKind = Literal["paired", "unconditional"]
 
 
 class TaskPlan(Settings):
-    """Which channels go in and which one comes out."""
+    """Source channels and target channel."""
 
     kind: TaskKind = "paired"
     """paired: the target from its registered sources; unconditional: new volumes of the target."""
@@ -187,14 +187,14 @@ class TaskPlan(Settings):
 
 
 class OwnGrid(Settings):
-    """Each patient on its own grid, which all channels must share already."""
+    """Keep each patient's own grid. All channels must share it already."""
 
     kind: Literal["own"] = "own"
     """Chooses this grid."""
 
 
 class FirstSourceGrid(Settings):
-    """Each patient on the grid of the first input; the other channels, and a mask, are resampled.
+    """Use the grid of the first input. The other channels, and a mask, are resampled.
 
     For channels that are registered and stored on grids of their own, such as a 1 mm T1 beside a
     FLAIR of 5 mm slices.
@@ -205,7 +205,7 @@ class FirstSourceGrid(Settings):
 
 
 class SpacingGrid(Settings):
-    """Every patient at one spacing, along the axes of the first input; results go back again.
+    """Use one spacing for all patients, along the axes of the first input, then resample back.
 
     For sites whose grids differ so much that one generator cannot serve them. Resampling blurs:
     leave it out where grids are alike.
@@ -230,10 +230,10 @@ GridRule = Annotated[OwnGrid | FirstSourceGrid | SpacingGrid, Field(discriminato
 
 
 class PreprocessingPlan(Settings):
-    """From files to slices; every step can be inverted on the way out."""
+    """From files to slices. Every step can be inverted for the results."""
 
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
-    """The slice plane; depth runs across it (axial: inferior to superior)."""
+    """The slice plane. Depth is perpendicular to it (axial: inferior to superior)."""
     grid: GridRule = OwnGrid()
     """own: as stored; first_source: channels onto the first input's grid; spacing: all onto one
     spacing. Results are written on the first input's own grid in any case."""
@@ -251,9 +251,9 @@ class PreprocessingPlan(Settings):
     crop_multiple: int = Field(default=8, ge=1, le=64)
     """The in-plane size is padded up to a multiple of this (the generator's stride)."""
     lowest_slice_spacing_mm: Positive = 0.5
-    """Through-plane spacing below which a volume is refused."""
+    """Smallest through-plane spacing of a volume, in mm."""
     highest_slice_spacing_mm: Positive = 6.5
-    """Through-plane spacing above which a volume is refused."""
+    """Largest through-plane spacing of a volume, in mm."""
 
     def rule(self, channel: str) -> AnyRule:
         """The normalisation rule of one channel."""
@@ -262,20 +262,20 @@ class PreprocessingPlan(Settings):
 
 
 class SplitPlan(Settings):
-    """By patient, from a keyed hash of the patient's id: stable when patients are added."""
+    """Split by patient, from a keyed hash of the patient's id. Stable when patients are added."""
 
     train: Fraction = 0.7
     """Share of the persons that are training patients."""
     validation: Fraction = 0.15
     """Share of the persons that are validation patients; the others are test patients."""
     key: str = "lift"
-    """Another key gives another, independent split."""
+    """Key of the hash. Another key gives another, independent split."""
     held_out: tuple[str, ...] = ()
-    """Patients that are test patients whatever their hash says (`SITE/PATIENT`). When given,
-    no other patient is a test patient: leave-one-patient-out."""
+    """Test patients (`SITE/PATIENT`), for leave-one-patient-out. If given, these and no others are
+    test patients, regardless of their hash."""
     most_training: int | None = Field(default=None, ge=1)
-    """Training patients of each site that are used, the first by their hash; the others have no
-    part in anything. Null: all. It shows what fewer patients would give."""
+    """Largest number of training patients per site, the first by their hash. The others are not
+    used at all. Null: all. Use it to test the effect of fewer patients."""
 
     @model_validator(mode="after")
     def _leaves_test(self) -> Self:
@@ -285,7 +285,7 @@ class SplitPlan(Settings):
 
 
 class MixerPlan(Settings):
-    """Which z-context mixer, and its sizes."""
+    """Architecture and sizes of the mixer."""
 
     kind: MixerKind = "zrefine"
     """Architecture of the mixer; `trajectory_mapper` belongs to an unconditional task."""
@@ -293,9 +293,9 @@ class MixerPlan(Settings):
     """Hidden channels (zrefine, zrefine_lite, control_2d; pyramid: at its finest scale) or GRU
     units (pooled_bigru)."""
     radius: int = Field(default=3, ge=1, le=8)
-    """Reach of zdiff's kernel along depth, in slices."""
+    """Reach of the zdiff kernel along depth, in slices."""
     ridge: float = Field(default=1e-3, gt=0)
-    """Ridge of the z-filter's fit, relative to the mean diagonal of its normal matrix."""
+    """Ridge of the z-filter fit, relative to the mean diagonal of its normal matrix."""
     contrast: Literal["none", "affine", "curves"] = "curves"
     """What brings the prediction to a patient's grey scale before the mixer (`lift.mixer.curves`).
 
@@ -324,7 +324,7 @@ class TrainingPlan(Settings):
     steps: int = Field(default=40, ge=1)
     """Optimiser steps that each site takes in a round."""
     patients_per_step: int = Field(default=4, ge=1, le=64)
-    """One window from each of this many random patients."""
+    """Random patients in one step, with one window each."""
     window: tuple[int, int, int] = (10, 48, 48)
     """Slices, rows and columns of a window."""
     learning_rate: Positive = 5e-3
@@ -353,7 +353,7 @@ class MapperPlan(Settings):
     """Sizes of the trajectory mapper (method 5.3)."""
 
     latent: int = Field(default=64, ge=1, le=1024)
-    """Numbers of a volume's one latent vector."""
+    """Length of the latent vector of a volume."""
     width: int = Field(default=256, ge=8, le=2048)
     """Hidden units of each layer."""
     layers: int = Field(default=3, ge=1, le=8)
@@ -361,7 +361,7 @@ class MapperPlan(Settings):
     octaves: int = Field(default=4, ge=1, le=8)
     """Fourier octaves of the position along the body."""
     variation_channels: int = Field(default=8, ge=0, le=64)
-    """Channels of the slow random variation along the body; 0 leaves it out."""
+    """Channels of the slow random variation along the body. 0: none."""
     variation_length: float = Field(default=0.15, gt=0, le=2)
     """Its correlation length, as a share of the body."""
 
@@ -379,7 +379,7 @@ class GaussianPlan(Settings):
     trajectories, by random columns: truer shapes, megabytes, and 20 training patients of a site at
     least."""
     columns: int = Field(default=128, ge=2, le=1024)
-    """Of a sketch: the rank of what it can tell."""
+    """Rank of the sketch."""
     tied: bool = False
     """One covariance within a position and one with the next for all positions, after each
     position's own mean: far fewer numbers, which noise needs."""
@@ -407,7 +407,7 @@ class UnconditionalPlan(Settings):
     """Write each site's mean grey scale, under its name, beside the Gaussian, for `lift generate
     --style SITE`: everyone who has the mixer knows it. A site's policy has to allow it."""
     prior_weight: float = Field(default=1.0, ge=0)
-    """How strongly the mapper's latents are held at the Gaussian's mean and spread."""
+    """How strongly the latents of the mapper are held at the mean and spread of the Gaussian."""
     mapper: MapperPlan = MapperPlan()
     """Sizes of the trajectory mapper."""
     loss: Literal["drift", "mmd", "hybrid"] = "hybrid"
@@ -418,21 +418,21 @@ class UnconditionalPlan(Settings):
     volumes_per_step: int = Field(default=16, ge=2, le=256)
     """Generated volumes of one optimiser step."""
     groups_per_step: int = Field(default=4, ge=1, le=64)
-    """Tri-planar groups that a step compares, drawn anew each time."""
+    """Tri-planar groups compared in one step, chosen at random each time."""
     windows_per_step: int = Field(default=2, ge=1, le=16)
-    """Windows that a generated volume gives to each of them, at places drawn anew."""
+    """Windows per generated volume and group, at random places."""
     slices: int = Field(default=36, ge=8, le=1024)
-    """Slices of a generated volume in training; any number later."""
+    """Slices of a generated volume in training. Later, any number is possible."""
     slice_spacing_mm: Positive = 1.0
-    """Their spacing: slices times spacing is the length of the body that is generated."""
+    """Slice spacing in training. Slices times spacing is the length of the generated body."""
     eta: Positive = 0.5
-    """Length of the drift's step, in mean distances of features."""
+    """Step length of the drift, in mean distances of features."""
     mmd_weight: Positive = 8.0
     """Factor of the MMD's force in the hybrid loss."""
     queue: int = Field(default=512, ge=8, le=4096)
-    """Feature vectors that the attraction `samples` keeps of each group."""
+    """Feature vectors that the attraction `samples` keeps per group."""
     projection_digest: Digest | None = None
-    """SHA-256 of the public projection; filled in from the generator's bundle when left out."""
+    """SHA-256 of the public projection. Default: from the generator's bundle."""
     moments_digest: Digest | None = None
     """SHA-256 of the public moments, from which noisy moments are taken and on which they fall
     back: under stats-once, filled in from the bundle where it has them."""
@@ -469,11 +469,11 @@ class AggregationPlan(Settings):
     weights: Literal["patients", "uniform"] = "patients"
     """FedAvg by training patients (McMahan et al. 2017, arXiv:1602.05629), or one site one vote."""
     largest_share: float = Field(default=0.6, gt=0, le=1)
-    """No site weighs more than this share; what it loses goes to the others in proportion."""
+    """Largest weight of one site, as a share. The rest goes to the others in proportion."""
     optimiser: Literal["none", "momentum", "adam"] = "none"
     """Server optimiser (Reddi et al. 2021, arXiv:2003.00295)."""
     learning_rate: Positive = 1.0
-    """Step of the server, in updates: 1 without an optimiser is plain averaging."""
+    """Step size of the server. 1 without an optimiser is plain averaging."""
     momentum: Fraction = 0.9
     """Decay of the first moment (momentum, adam)."""
     second_momentum: Fraction = 0.99
@@ -481,64 +481,64 @@ class AggregationPlan(Settings):
     epsilon: Positive = 1e-3
     """Added to the root of the second moment (adam)."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay by round of the moving average that is released; 0 releases the last mixer."""
+    """Decay per round of the moving average that is released. 0 releases the last mixer."""
 
 
 def derived_deadline_s(slowest_round_s: float) -> float:
-    """The deadline that a plan without one gets: three times the slowest round, and a minute."""
+    """Deadline of a plan without one: three times the slowest round, plus one minute."""
     return 3.0 * slowest_round_s + 60.0
 
 
 class FederationPlan(Settings):
-    """Rounds, quorum and what travels."""
+    """Rounds, quorum, deadlines and message format."""
 
     rounds: int = Field(default=6, ge=0, le=MOST_ROUNDS)
-    """Training rounds; round 0 gathers the statistics. 0 where these are all that is needed: an
-    unconditional task whose trajectory is gaussian."""
+    """Training rounds, in addition to round 0, which gathers the statistics. 0 is allowed for an
+    unconditional task whose trajectory is gaussian, which needs only these."""
     quorum_sites: int = Field(default=0, ge=0)
-    """Sites that must answer; 0 means all."""
+    """Sites that must answer. 0: all."""
     quorum_patients: Fraction = 1.0
-    """Share of all training patients that must have answered."""
+    """Share of all training patients that the answers must cover."""
     deadline_s: Positive | None = 3600.0
-    """Seconds after which a round closes with those who answered; null derives them from the
-    sites' timed dry runs (three times the slowest, and a minute), and gives round 0 a day."""
+    """Seconds after which a round closes with the answers received so far. null derives it from
+    timed dry runs of the sites (three times the slowest, plus one minute); round 0 gets one day."""
     patient_count_step: int = Field(default=1, ge=1, le=1000)
-    """Numbers of patients leave a site rounded up to a multiple of this; weights follow them."""
+    """Sites round their numbers of patients up to a multiple of this. Weights use these numbers."""
     update_dtype: Literal["float32", "float16"] = "float32"
     """Number format in which updates travel."""
     largest_update_norm: Positive = 1e3
-    """The review refuses an update whose joint L2 norm is larger."""
+    """Largest joint L2 norm of an update. The review refuses larger ones."""
 
 
 class Plan(Settings):
-    """Everything that decides the result of one run."""
+    """Everything that determines the result of one run."""
 
     version: Annotated[Literal[1], VERSION] = 1
     """Version of the plan's format."""
     task: TaskPlan
-    """What is synthesised, and from what."""
+    """What is synthesised, and from which sources."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the run; every random choice is derived from it."""
+    """Seed of the run. Every random choice is derived from it."""
     threads: int = Field(default=2, ge=1, le=256)
-    """CPU threads of the numerical kernels: part of what makes runs bit-identical."""
+    """CPU threads of the numerical kernels. Bit-identical runs need the same number."""
     generator_fingerprint: Digest | None = None
-    """SHA-256 of the frozen generator; filled in from the bundle when left out."""
+    """SHA-256 of the frozen generator. Default: from the bundle."""
     preprocessing: PreprocessingPlan = PreprocessingPlan()
     """From files to slices."""
     split: SplitPlan = SplitPlan()
-    """Which patients train, validate and test."""
+    """Split into training, validation and test patients."""
     mixer: MixerPlan = MixerPlan()
     """The trained part."""
     training: TrainingPlan = TrainingPlan()
-    """How a site trains in one round."""
+    """Settings of the local training at a site."""
     unconditional: UnconditionalPlan | None = None
-    """Of an unconditional task, and only of one."""
+    """Only for an unconditional task."""
     aggregation: AggregationPlan = AggregationPlan()
-    """How the sites' updates are combined."""
+    """How the updates of the sites are combined."""
     federation: FederationPlan = FederationPlan()
-    """Rounds, quorum, deadlines and what travels."""
+    """Settings of the rounds: number, quorum, deadlines and message format."""
     privacy: Privacy
-    """Required: `privacy: {mode: none}` is a choice, never a default."""
+    """Required. There is no default; `privacy: {mode: none}` must be written."""
 
     @model_validator(mode="after")
     def _parts_fit_the_task(self) -> Self:
@@ -568,8 +568,8 @@ class Plan(Settings):
             return self
         if isinstance(privacy, PatientGradients) and self.task.kind == "unconditional":
             raise ValueError(
-                "the drifting loss is no sum over patients, so clipping gradients bounds nobody's "
-                "influence (privacy.mode): use `stats-once`"
+                "the drifting loss is no sum over patients, so clipping gradients bounds no "
+                "patient's influence (privacy.mode): use `stats-once`"
             )
         if (
             isinstance(privacy, PatientGradients)
@@ -627,7 +627,7 @@ class Plan(Settings):
 
     @property
     def protects_patients(self) -> bool:
-        """Whether what leaves a site is bounded and noised by patient."""
+        """Whether the contribution of each patient is clipped and noised."""
         return not isinstance(self.privacy, NoPrivacy | SiteLevel)
 
     @property

@@ -1,8 +1,8 @@
-"""The privacy plan: every number that decides a run's epsilon, frozen with the rest of the plan.
+"""The privacy plan: all settings that determine epsilon, frozen with the rest of the plan.
 
-The unit is the patient and the neighbour relation is add or remove one patient, always; both
-stand in the plan so that whoever reads an epsilon reads what it is of. Nothing here is private:
-numbers of patients are the public ones that sites have agreed on, never a cohort's own.
+The unit is always the patient, and the neighbour relation is always add or remove one patient.
+Both are in the plan, so that an epsilon is never read without them. Nothing here is private:
+numbers of patients are the public ones that sites have agreed on, never those of a cohort.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ Positive = Annotated[float, Field(gt=0)]
 Delta = Annotated[float, Field(gt=0, le=0.01)]
 PublicCount = Annotated[int, Field(ge=1, le=10**6)]
 FEWEST_SITES: Final = 100
-"""Below so many sites the mode `site` is refused: its noise drowns what the sites learn."""
+"""Below this number of sites the mode `site` is refused: its noise hides all that is learned."""
 
 
 class NoPrivacy(Settings):
-    """Nobody adds noise: said in the log, the run record and the report."""
+    """No noise is added. The log, the run record and the report state this."""
 
     mode: Literal["none"]
     """Chooses this mode."""
 
 
 class _Patients(Settings):
-    """What all patient-level modes share."""
+    """Settings that all patient-level modes share."""
 
     unit: Literal["patient"] = "patient"
-    """Several volumes of a patient, and all slices of a volume, count together."""
+    """The protected unit. All volumes of a patient, with all slices, count together."""
     relation: Literal["add_remove"] = "add_remove"
-    """Epsilon compares a cohort with the same cohort and one patient more or less."""
+    """Epsilon compares a cohort with the same cohort plus or minus one patient."""
     accountant: Literal["pld"] = "pld"
-    """How epsilon is computed: privacy loss distributions."""
+    """How epsilon is computed: with privacy loss distributions."""
     delta: Delta
-    """One over ten times the public number of patients, rounded down to a power of ten."""
+    """At most 1 / (10 x public number of patients) is usual, rounded down to a power of ten."""
     public_patients: PublicCount | dict[str, PublicCount]
-    """Agreed number of training patients of a site: one for all, or by site. It is what sums are
-    divided by and what weighs a site; it need not be right, and it is never derived from a cohort
-    without being told to everybody."""
+    """Agreed number of training patients of a site: one number for all sites, or one per site.
+    Sums are divided by it, and it is the weight of the site. It may be inexact. It is public, so it
+    must not be computed from a cohort."""
 
     def patients_of(self, site: str) -> int:
-        """The public number of training patients of `site`.
+        """Return the public number of training patients of `site`.
 
         Raises:
             KeyError: the plan gives numbers by site, and none for this one.
@@ -61,55 +61,55 @@ class _Patients(Settings):
 
 
 class StartRelease(Settings):
-    """The z-filter's normal equations, clipped by patient and noised: where the mixer starts."""
+    """Start of the mixer: the normal equations of the z-filter, clipped per patient, with noise."""
 
     noise_multiplier: Positive
-    """Standard deviation over `clip_norm`."""
+    """Standard deviation of the noise divided by `clip_norm`."""
     clip_norm: Positive
-    """Bound on the joint length of one patient's equations, from public data."""
+    """Bound on the joint norm of one patient's equations, from public data."""
 
 
 class GainRelease(Settings):
-    """The mean gain of the finished mixer over no mixer, clipped by patient and noised, once."""
+    """Mean gain of the finished mixer over no mixer, clipped per patient, with noise, once."""
 
     noise_multiplier: Positive
-    """Standard deviation over the joint sensitivity of the two numbers that a site sends."""
+    """Standard deviation of the noise divided by the joint sensitivity of the two numbers sent."""
     clip_db: Positive = 2.0
-    """Bound on one patient's gain in dB, from public data; what is above it counts as this much."""
+    """Bound on the gain of one patient in dB, from public data. Larger gains are clipped to it."""
 
 
 class PatientGradients(_Patients):
     """DP-SGD over patients (Abadi et al. 2016, arXiv:1607.00133).
 
-    `patient-local`: each site adds the full noise before anything leaves; nobody outside the
-    hospital need be trusted. `patient-central`: sites send clipped sums and the server adds the
-    noise once; the server is trusted, and each round is one step of all sites together.
+    `patient-local`: each site adds the full noise before anything leaves, so no one outside the
+    hospital has to be trusted. `patient-central`: sites send clipped sums and the server adds the
+    noise once. The server is trusted, and each round is one step of all sites together.
     """
 
     mode: Literal["patient-local", "patient-central"]
-    """Chooses who adds the noise: each site, or the server."""
+    """Who adds the noise: each site, or the server."""
     clip_norm: Positive
-    """Bound on the joint length of one patient's gradient, from public data."""
+    """Bound on the joint norm of one patient's gradient, from public data."""
     noise_multiplier: Positive
-    """Standard deviation of the noise over `clip_norm`."""
+    """Standard deviation of the noise divided by `clip_norm`."""
     sampling_rate: float = Field(gt=0, le=1)
-    """Probability with which each patient takes part in a step, independently of all others."""
+    """Probability that a patient takes part in a step, independent of all others."""
     windows_per_volume: int = Field(default=2, ge=1, le=64)
-    """Windows that a sampled patient gives from each volume; their losses are averaged first."""
+    """Windows from each volume of a sampled patient. Their losses are averaged first."""
     engine: Literal["loop", "hooks"] = "loop"
-    """How gradients by patient are computed: one patient after the other, or by hooks on the
-    layers. The numbers agree; the loop bears every mixer."""
+    """How the gradients of single patients are computed: in a loop over patients, or with hooks on
+    the layers. The results agree. The loop works with every mixer."""
     start: StartRelease | None = None
-    """None: the mixer starts without the z-filter, and nothing is spent on it."""
+    """None: the mixer starts without the z-filter, at no cost."""
     gain: GainRelease | None = None
-    """With `patient-local`: what the mixer gains is released at the end, over validation patients,
-    and paid for. None: nobody learns whether it helps, and `lift translate` always warns."""
+    """With `patient-local`: release the gain of the mixer at the end, over validation patients,
+    and count it. None: the gain stays unknown, and `lift translate` always warns."""
 
     @model_validator(mode="after")
     def _noise_of_the_gain_is_the_sites(self) -> Self:
         if self.gain is not None and self.mode != "patient-local":
             raise ValueError(
-                "the gain's noise is each site's, which trusts nobody: it needs privacy.mode "
+                "each site adds the noise of the gain itself, so privacy.gain needs privacy.mode "
                 "`patient-local`"
             )
         return self
@@ -124,7 +124,7 @@ class PatientGradients(_Patients):
 
 
 class TrajectoryBounds(Settings):
-    """What bounds a patient's moments of trajectories, and what they are shrunk toward: public."""
+    """Public bounds on a patient's moments of trajectories, and what they are shrunk toward."""
 
     clip: Positive = 1.25
     """Longest joint state of a volume at one position, in roots of its numbers: as latents have
@@ -156,7 +156,7 @@ class StatisticsOnce(_Patients):
     """The statistics of an unconditional task, clipped by patient and noised, once for each data
     version: moments of trajectories, and the drifting statistics where there are rounds.
 
-    All that follows is post-processing: rounds cost nothing.
+    Everything after that is post-processing, so rounds cost nothing.
     """
 
     mode: Literal["stats-once"]
@@ -164,7 +164,7 @@ class StatisticsOnce(_Patients):
     noise_multiplier: Positive
     """Standard deviation over the joint sensitivity of all that is sent."""
     trajectories: TrajectoryBounds = TrajectoryBounds()
-    """Of a plan whose trajectory is gaussian."""
+    """For plans whose trajectory is gaussian."""
 
     def for_each_of(self, kinds: int) -> Self:
         """The section for each of some kinds of statistics that are sent together.
@@ -178,27 +178,27 @@ class StatisticsOnce(_Patients):
 
 
 class SiteLevel(Settings):
-    """The server clips each site's update and adds noise: hides whether a site took part.
+    """The server clips the update of each site and adds noise. Hides whether a site took part.
 
-    It protects no patient beyond that, and needs very many sites.
+    It does not protect single patients beyond that, and needs very many sites.
     """
 
     mode: Literal["site"]
     """Chooses this mode."""
     unit: Literal["site"] = "site"
-    """Whose participation is hidden: a site's."""
+    """The protected unit: a site."""
     relation: Literal["add_remove"] = "add_remove"
-    """Epsilon compares a federation with the same one and one site more or less."""
+    """Epsilon compares a federation with the same one plus or minus one site."""
     accountant: Literal["pld"] = "pld"
-    """How epsilon is computed: privacy loss distributions."""
+    """How epsilon is computed: with privacy loss distributions."""
     delta: Delta
-    """Probability with which epsilon may be exceeded."""
+    """Probability that epsilon is exceeded."""
     clip_norm: Positive
-    """Bound on the joint length of one site's update."""
+    """Bound on the joint norm of one site's update."""
     noise_multiplier: Positive
-    """Standard deviation of the noise over `clip_norm`."""
+    """Standard deviation of the noise divided by `clip_norm`."""
     forced: bool = False
-    """Run it with fewer than a hundred sites all the same."""
+    """Allow fewer than a hundred sites."""
 
 
 Privacy = Annotated[

@@ -1,4 +1,4 @@
-"""Settings of `lift-server`: one YAML file beside the folder's certificates and state."""
+"""Settings of `lift-server`: one YAML file in the coordinator's folder."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class ServerConfig(Settings):
-    """A coordinator's server. Relative paths are those of the YAML file's folder."""
+    """Settings of the server. Paths are relative to the folder of the YAML file."""
 
     name: Name
     """Name of the federation."""
     data_statement: str = ""
-    """What the sites' volumes are, in one sentence; it stands in the run's record."""
+    """One sentence that describes the volumes of the sites, for the run's record."""
     phantom: bool = False
-    """Whether every site's volumes are phantoms: said wherever the mixer goes."""
+    """Whether the volumes of all sites are phantoms. The mixer is then marked as such."""
     address: Address
-    """What sites dial: `host:port`; the host stands in the server's certificate."""
+    """Address that sites connect to: `host:port`. The host must be in the server's certificate."""
     listen_host: str = "0.0.0.0"  # noqa: S104  # the one public port
     """Interface of the public port."""
     listen_port: Port = 8443
-    """The only public port: TLS, and nothing but what sites need."""
+    """The only public port (TLS). It serves only what sites need."""
     control_port: Port = 8444
-    """On 127.0.0.1 only: control of runs; needs the executor's secret."""
+    """On 127.0.0.1 only: control of runs, protected by the executor's secret."""
     health_port: Port | None = 8445
-    """On 127.0.0.1 only: gRPC health service for orchestrators; null switches it off."""
+    """On 127.0.0.1 only: gRPC health service for orchestrators. null disables it."""
     page_host: str = Field(default="127.0.0.1", min_length=1)
-    """Interface of the live page: this machine alone by default; it asks for no password."""
+    """Interface of the live page. Default: this machine only, since the page has no password."""
     page_port: Port | None = 8446
-    """The live page and `/metrics`, read-only; null switches both off."""
+    """Port of the live page and `/metrics`, read-only. null disables both."""
     certificates: Path = Path("certificates")
-    """Folder of ca.pem, ca.key, server.pem and server.key (`lift-server init` makes them)."""
+    """Folder of ca.pem, ca.key, server.pem and server.key, created by `lift-server init`."""
     sites: Path = Path("sites.json")
-    """Admitted sites (`lift-server add-site` and `remove-site` write it)."""
+    """Admitted sites. Written by `lift-server add-site` and `remove-site`."""
     state: Path = Path("state")
-    """What the server must remember between starts."""
+    """Folder for what the server keeps between starts."""
     output: Path = Path("run")
-    """What the run leaves: run.json, rounds.jsonl, checkpoints, mixer.safetensors."""
+    """Folder for the results: run.json, rounds.jsonl, checkpoints, mixer.safetensors."""
     generator: GeneratorChoice
     """The frozen generator of the federation."""
     wait_for_sites_s: Seconds = 3600.0
-    """How long a start waits for the quorum of sites to connect before it gives up."""
+    """Longest wait for a quorum of sites to connect after a start."""
     tracking: TrackingSettings = TrackingSettings()
-    """Who gets the figures of the rounds, beside the run's own record."""
+    """Where the figures of the rounds go, in addition to the record of the run."""
     plan: Plan
-    """Everything that decides the result of the run; it is sent to every site."""
+    """Everything that determines the result of the run. Sent to every site."""
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -68,7 +68,7 @@ class ServerConfig(Settings):
         return self
 
     def under(self, folder: Path) -> ServerConfig:
-        """The same settings with relative paths taken from `folder`."""
+        """Return the same settings with relative paths resolved against `folder`."""
         names = ("certificates", "sites", "state", "output")
         update: dict[str, object] = {name: folder / getattr(self, name) for name in names}
         update["generator"] = self.generator.under(folder)

@@ -1,4 +1,4 @@
-"""Settings of `lift-simulate`: sites, generator, plan, and what to compare with."""
+"""Settings of `lift-simulate`: sites, generator, plan and comparisons."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class SimulatedSite(Settings):
         BratsData | SynthradData | BidsData | TableData | PhantomCohortConfig,
         Field(discriminator="layout"),
     ]
-    """Where its volumes lie, or the phantom cohort to write."""
+    """Folder of its volumes, or the phantom cohort to write."""
     joins: Literal["training", "afterwards"] = "training"
-    """afterwards: it takes no part, and fits its curves to `calibration_pairs` of its own."""
+    """afterwards: does not train; fits its curves to `calibration_pairs` of its own patients."""
     budget: BudgetSettings | None = None
-    """Privacy budget of the site; without it a plan with noise meets no cap here."""
+    """Privacy budget of the site. Without it there is no cap."""
 
 
 class CleanPhantom(Settings):
@@ -68,17 +68,17 @@ class SimulationConfig(Settings):
     name: Name
     """Name of the run; by default the output folder is out/NAME."""
     data_statement: str
-    """What the volumes are, in one sentence; it heads the report."""
+    """One sentence that describes the volumes, for the head of the report."""
     runs_tried: tuple[str, ...] = ()
-    """Unconditional: what was tried before these settings and what it gave, for the report."""
+    """Unconditional: earlier settings and their results, for the report."""
     generator: GeneratorChoice | None = None
-    """The frozen generator; exactly one of this and `pretrain` is given."""
+    """The frozen generator. Give exactly one of this and `pretrain`."""
     pretrain: DecoderPretrainConfig | None = None
-    """Unconditional: the slice decoder is made first, from public volumes, in OUT/generator."""
+    """Unconditional: first pre-train the slice decoder on public volumes, in OUT/generator."""
     sites: tuple[SimulatedSite, ...] = Field(min_length=1)
     """The hospitals of the simulation."""
     plan: Plan
-    """Everything that decides the result of the run."""
+    """Everything that determines the result of the run."""
     compare: tuple[Comparison, ...] = (
         "z_filter_local",
         "curves",
@@ -89,16 +89,16 @@ class SimulationConfig(Settings):
         "centralised",
         "cross_site",
     )
-    """Rows beside no_mixer, z_median, z_filter and federated, which are always there."""
+    """Rows in addition to no_mixer, z_median, z_filter and federated."""
     leave_one_out: bool = False
-    """Every patient is held out once, in a federation of its own."""
+    """Hold out every patient once, each in its own federation."""
     folds: int = Field(default=1, ge=1, le=20)
-    """With 2 or more, every patient is held out once, in one of so many federations."""
+    """If 2 or more: hold out every patient once, in one of this many federations."""
     leave_one_site_out: bool = False
     """Every site is left out once, in a federation of its own, and joins afterwards. With `folds`
     its patients are held out in turn."""
     calibration_pairs: int = Field(default=3, ge=1, le=100)
-    """Training patients to whom a site that joins afterwards fits its curves."""
+    """Training patients to which a site that joins afterwards fits its curves."""
     participation: Path | None = None
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
@@ -114,9 +114,9 @@ class SimulationConfig(Settings):
     written_volumes: int = Field(default=8, ge=0, le=256)
     """Unconditional: how many of them are written as files and shown."""
     budget_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds that each stage may take, shown beside what it took; never enforced."""
+    """Time budget of each stage in seconds. Reported next to the time taken, not enforced."""
     tracking: TrackingSettings = TrackingSettings()
-    """Who gets the figures of the rounds, beside the run's own record."""
+    """Where the figures of the rounds go, in addition to the record of the run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

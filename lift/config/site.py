@@ -1,4 +1,4 @@
-"""Settings of one site: its data, its cache, its device; how it joins, and what it allows."""
+"""Settings of one site: data, cache, device, enrolment and policy."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ class CacheSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What the hospital lets be told about its patients, all runs together."""
+    """Privacy budget of the hospital's patients, over all runs."""
 
     epsilon: float = Field(gt=0)
-    """The cap, for add or remove one patient, of everything that is ever released."""
+    """Cap on epsilon over all releases, for adding or removing one patient."""
     delta: Delta
-    """The one delta at which all releases are counted; fixed when the ledger is made."""
+    """Delta at which all releases are counted. Fixed when the ledger is created."""
     ledger: Path | None = None
-    """File of the ledger; default: `ledger.jsonl` in the work folder. One for each cohort: sites
-    of a host that share patients name the same file."""
+    """File of the ledger. Default: `ledger.jsonl` in the work folder. Each cohort has one ledger:
+    sites on one host that share patients name the same file."""
     mark: Path | None = None
-    """File that says which ledger counts for the data; default: `lift-cohort.json` in `data.root`.
-    To be named where the data folder is read-only: the same for all sites that read the data."""
+    """File that links the data to their ledger. Default: `lift-cohort.json` in `data.root`. Set it
+    if the data folder is read-only, to the same file for all sites that read the data."""
     repeats: float = Field(default=0.1, ge=0, le=1)
-    """How much a run may take beyond what it was admitted for, when something is computed again (a
-    crash, or another request for the same round): this share of the planned, in whole rounds,
-    rounded up."""
+    """Allowance of a run for repeated computations (after a crash, or a second request for the
+    same round), as a share of the planned rounds, rounded up to whole rounds."""
 
 
 class CardSettings(Settings):
-    """The data card, which leaves only after `lift-client check --share-card`."""
+    """The data card. It leaves only after `lift-client check --share-card`."""
 
     floor: int = Field(default=5, ge=2, le=1000)
-    """Counts of persons are rounded down to a multiple of it, and nothing smaller appears."""
+    """Counts of persons are rounded down to a multiple of this. Smaller counts do not appear."""
 
 
 class SiteSettings(Settings):
@@ -61,57 +60,57 @@ class SiteSettings(Settings):
     name: Name
     """Name of the site, as agreed with the coordinator."""
     data: CohortData
-    """Where the volumes lie, and in which layout."""
+    """Folder and layout of the volumes."""
     cache: CacheSettings = CacheSettings()
     """The cache of frozen features."""
     budget: BudgetSettings | None = None
-    """Privacy budget; needed by every plan that adds noise at the site or of its patients."""
+    """Privacy budget. Required for every plan that protects patients with noise."""
     device: DeviceName = "auto"
     """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
 
 
 class PolicySettings(Settings):
-    """What the site lets a federation do here: the site decides, whatever the server asks."""
+    """What a federation may do at this site. Requests of the server beyond this are refused."""
 
     privacy_modes: tuple[PrivacyMode, ...]
-    """Privacy modes that the site accepts; `none` adds no noise to what leaves. Required:
+    """Privacy modes that the site accepts. `none` adds no noise to what leaves. Required:
     `lift-client enroll` leaves it empty, and nothing starts before it is chosen."""
     tasks: tuple[TaskRule, ...] = ()
-    """Tasks that may run here; empty: the kit's task alone."""
+    """Tasks that may run here. Empty: only the task of the kit."""
     generators: tuple[Digest, ...] = ()
-    """Fingerprints of generators that may run here; empty: the kit's alone."""
+    """Fingerprints of generators that may run here. Empty: only the one of the kit."""
     most_rounds: int = Field(default=1000, ge=1)
-    """A plan with more training rounds is refused."""
+    """Largest number of training rounds of a plan."""
     most_steps_per_round: int = Field(default=10_000, ge=1)
-    """A plan with more optimiser steps in a round is refused."""
+    """Largest number of optimiser steps in a round."""
     largest_learning_rate: float = Field(default=1.0, gt=0)
-    """A plan that trains with a higher learning rate is refused. This bound and the six below keep
-    the server from choosing numbers with which one patient decides whether training overflows;
-    their defaults are far from what training needs."""
+    """Largest learning rate of a plan. This bound and the six below stop a server from choosing
+    settings with which one patient decides whether training overflows. Useful plans stay far below
+    the defaults."""
     largest_weight_decay: float = Field(default=1.0, ge=0)
-    """The same of weight decay, and of the pull back to the received mixer (`proximal`)."""
+    """Largest weight decay, and largest pull back to the received mixer (`proximal`)."""
     largest_gradient_clip: float = Field(default=1000.0, gt=0)
-    """The same of the bound on a step's gradient."""
+    """Largest bound on the gradient of a step."""
     largest_loss_weight: float = Field(default=1000.0, gt=0)
-    """The same of the loss's scale and of the weights of its terms."""
+    """Largest scale of the loss, and largest weight of its terms."""
     least_clip_norm: float = Field(default=1e-6, gt=0)
-    """A plan whose bound on one patient's part is lower is refused."""
+    """Smallest clip norm (bound on the contribution of one patient) of a plan."""
     largest_clip_norm: float = Field(default=1000.0, gt=0)
-    """A plan whose bound on one patient's part is higher is refused."""
+    """Largest clip norm of a plan."""
     largest_start_value: float = Field(default=1000.0, gt=0)
-    """A round that starts from a mixer with a larger number is refused."""
+    """Largest absolute parameter of a mixer from which a round starts."""
     least_patient_count_step: int = Field(default=5, ge=1)
-    """A plan whose numbers of patients are rounded less than this is refused."""
+    """Smallest step to which a plan may round numbers of patients."""
     site_styles: bool = False
-    """Whether a plan may publish sites' mean grey scales (`unconditional.site_styles`), this one's
-    among them. The whole plan is refused otherwise: a style left out could be told from the mean
-    over all sites and the other styles."""
+    """Whether a plan may publish the mean grey scale of each site (`unconditional.site_styles`).
+    If not, the whole plan is refused: a missing style could be computed from the mean over all
+    sites and the other styles."""
     largest_update_bytes: int = Field(default=1_000_000, ge=1)
-    """Bytes of tensors in one answer of a round, before compression: 500,000 numbers in half
-    precision."""
+    """Largest number of bytes of the tensors in one answer of a round. The default is 500,000
+    parameters in half precision."""
     largest_statistics_bytes: int = Field(default=8_000_000, ge=1)
-    """The same of what is sent once, before the rounds. Moments of trajectories take some 0.5 MB,
-    a sketch of whole trajectories 7 MB; these are sums over patients and do not repeat."""
+    """Largest number of bytes of the statistics that are sent once, before the rounds. Moments of
+    trajectories take about 0.5 MB, a sketch of whole trajectories 7 MB."""
 
     @field_validator("privacy_modes")
     @classmethod
@@ -127,25 +126,25 @@ class PolicySettings(Settings):
 
 
 class SiteConfig(SiteSettings):
-    """A site's whole file. Relative paths are those of the YAML file's folder."""
+    """The whole settings file of a site. Paths are relative to the folder of the YAML file."""
 
     kit: Path = Path("kit")
-    """Folder of the kit that the coordinator sent: kit.json and ca.pem."""
+    """Folder of the kit from the coordinator: kit.json and ca.pem."""
     key: Path = Path("site.key")
-    """The site's private key, mode 0600; it was made here and never leaves."""
+    """Private key of the site, mode 0600. It is created here and never leaves."""
     folder: Path = Path("work")
-    """Journal, log, stored plan, split, outbox."""
+    """Work folder: journal, log, stored plan, split, outbox."""
     generator: GeneratorChoice
-    """The frozen generator; its fingerprint must be the one of the kit."""
+    """The frozen generator. Its fingerprint must be the one in the kit."""
     local_port: Port = 9094
-    """On 127.0.0.1 only: between this program's own two processes; needs a secret."""
+    """Port on 127.0.0.1 between the two processes of this program, protected by a secret."""
     policy: PolicySettings
-    """What this site allows, whatever the server asks."""
+    """What this site allows."""
     card: CardSettings = CardSettings()
     """How the data card is rounded."""
 
     def under(self, folder: Path) -> SiteConfig:
-        """The same settings with relative paths taken from `folder`."""
+        """Return the same settings with relative paths resolved against `folder`."""
         data_paths = {name: folder / value for name, value in self.data if isinstance(value, Path)}
         update: dict[str, object] = {
             "kit": folder / self.kit,

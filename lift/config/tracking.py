@@ -1,4 +1,4 @@
-"""Settings of experiment tracking: where the curves of a run go beside its own record."""
+"""Settings of experiment tracking: where the curves of a run go, in addition to its record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MlflowSettings(Settings):
     """MLflow (`pip install 'lift-federated[mlflow]'`)."""
 
     uri: ServiceAddress | None = None
-    """A tracking server; without it the figures stay in OUT/mlflow/mlflow.db."""
+    """A tracking server. Default: none; the figures stay in OUT/mlflow/mlflow.db."""
     experiment: Title | None = None
     """Name of the experiment; by default the federation's."""
 
@@ -39,7 +39,7 @@ class WandbSettings(Settings):
     """Weights & Biases (`pip install 'lift-federated[wandb]'`)."""
 
     mode: Literal["offline", "online"] = "offline"
-    """Offline writes to OUT/wandb alone; online sends while the run goes on."""
+    """Offline writes only to OUT/wandb. Online sends during the run."""
     uri: ServiceAddress | None = None
     """A server of your own; without it, online means wandb.ai."""
     project: Title | None = None
@@ -55,7 +55,7 @@ class WandbSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Who gets the figures of the rounds, beside `rounds.jsonl`.
+    """Where the figures of the rounds go, in addition to `rounds.jsonl`.
 
     Trackers get what the record of the run already holds, nothing else: names of sites, their
     curves (loss, validation PSNR), bytes, seconds, numbers counted and refused, epsilon, the
@@ -72,6 +72,6 @@ class TrackingSettings(Settings):
     tensorboard: bool = True
     """Event files in OUT/tensorboard; nothing is sent."""
     mlflow: MlflowSettings | None = None
-    """Null switches it off."""
+    """Null disables it."""
     wandb: WandbSettings | None = None
-    """Null switches it off."""
+    """Null disables it."""

@@ -1,6 +1,6 @@
 """Figures of generated volumes on disk against real ones: folders in, a table out.
 
-The result names no file. What is refused names one, and is for whoever owns it.
+The result names no file. A refusal names one, for the owner of the files.
 """
 
 from __future__ import annotations
@@ -375,5 +375,5 @@ def _not_held_out(names: Sequence[str], how: str) -> DataError:
         "the real volumes were not held out",
         where="the folders of real and of training volumes",
         seen=f"{how}: {shown}{more}",
-        remedy="Give real volumes of persons whom training did not see; nothing was written.",
+        remedy="Give real volumes of persons that training did not use; nothing was written.",
     )

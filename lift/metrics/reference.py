@@ -53,7 +53,7 @@ class Reference:
                 "cannot evaluate with the encoder of training",
                 where="the feature encoder",
                 seen=f"both are {real.encoder_digest[:16]}...; a generator looks best to the "
-                "encoder that taught it",
+                "encoder that it was trained with",
                 remedy="Train with another encoder seed.",
             )
         for role, one in {"real": real, "training": training}.items():

@@ -24,20 +24,20 @@ STEPS: Final = "steps"
 STATISTICS: Final = "statistics"
 GAIN: Final = "gain"
 TIMES: Final = (
-    "How long a site takes for a round depends on who was drawn. Whoever sees when answers come "
-    "(the server, the network) may tell from it who took part in a step: for them sampling hides "
-    "nobody, and epsilon counts each patient in every step. What else a time tells, such as how "
-    "large somebody's volumes are, no epsilon counts."
+    "The time that a site needs for a round depends on who was drawn. An observer of the times of "
+    "answers (the server, the network) may infer who took part in a step. For such an observer, "
+    "sampling hides no patient, and epsilon counts each patient in every step. No epsilon counts "
+    "what else a time reveals, such as the size of a patient's volumes."
 )
 """Why a second epsilon stands beside the first."""
 STATEMENTS: Final = {
-    "none": "nobody adds noise: no privacy guarantee",
+    "none": "no noise is added: no privacy guarantee",
     "patient-local": "each site adds the full noise: protects patients from the server, from other "
-    "sites and from whoever uses the mixer",
+    "sites and from users of the mixer",
     "patient-central": "the server adds the noise: protects patients from other sites and from "
-    "whoever uses the mixer; the server is trusted",
+    "users of the mixer; the server is trusted",
     "stats-once": "each site adds noise to its statistics, once for each data version: protects "
-    "patients from everybody outside the hospital",
+    "patients from everyone outside the hospital",
     "site": "the server hides whether a site took part; no patient is protected beyond that",
 }
 
@@ -225,8 +225,8 @@ def summary(described: Mapping[str, object]) -> str:
         )
     if "epsilon_where_times_are_seen" in described:
         line += (
-            f"; {described['epsilon_where_times_are_seen']} for whoever sees when answers come, "
-            "from which it may be told who was drawn"
+            f"; {described['epsilon_where_times_are_seen']} for observers of answer times, "
+            "who may infer who was drawn"
         )
     return line
 

@@ -107,5 +107,5 @@ def strict_json(content: bytes, where: str) -> object:
             f"cannot read {where}",
             where=where,
             seen=f"it is not the JSON that is read here: {error}",
-            remedy="Ask whoever wrote it for the file as it was.",
+            remedy="Ask its author for the original file.",
         ) from None

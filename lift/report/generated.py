@@ -139,9 +139,7 @@ def _trained(run: Run) -> Section:
         ("generator", generator),
     ]
     listed = [join([tag("dt", name), tag("dd", value)]) for name, value in facts]
-    return Section(
-        "trained", "What was trained, and by whom", (tag("dl", *listed), sites_table(run))
-    )
+    return Section("trained", "Training and sites", (tag("dl", *listed), sites_table(run)))
 
 
 def _mapper_facts(run: Run) -> Iterable[tuple[str, Markup]]:

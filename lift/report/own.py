@@ -22,14 +22,14 @@ _KINDS: Final = {
 
 
 def own_banner() -> Markup:
-    """Above everything: this file stays."""
+    """Return the banner at the top: this file stays at the hospital."""
     return tag(
         "div",
         tag("b", "STAYS HERE"),
         tag(
             "p",
             "This file holds images of this hospital's patients. It was made on the hospital's "
-            "own machine and was sent to nobody; it must not leave the hospital.",
+            "own machine and was not sent anywhere. It must not leave the hospital.",
         ),
         class_="banner",
         role="note",
@@ -37,7 +37,7 @@ def own_banner() -> Markup:
 
 
 def left_section(run: Run) -> Section:
-    """What left this hospital so far, by its journal, and what its ledger says."""
+    """Return what left this hospital so far, from its journal and its ledger."""
     content: list[Markup] = []
     journal = run.record.journal
     if journal is None:

@@ -15,7 +15,7 @@ from lift.report.sections import Section, lacking
 RELEASE_FILE: Final = "release.json"
 _FIGURES: Final = (
     ("epsilon", "epsilon at the end", 4),
-    ("epsilon_where_times_are_seen", "for whoever sees when answers come", 4),
+    ("epsilon_where_times_are_seen", "for observers of answer times", 4),
     ("epsilon_of_a_patient_in_two_hospitals", "of a patient in two hospitals", 4),
     ("epsilon_by_rdp", "the same by Rényi's looser accounting", 4),
     ("delta", "delta", 6),

@@ -110,7 +110,7 @@ def make_live(
             "phantom": phantom,
             "plan": {},
             "plan_digest": config.plan.digest(),
-            "privacy": {"mode": "none", "statement": "nobody adds noise"},
+            "privacy": {"mode": "none", "statement": "no noise is added"},
         },
     )
     (config.state / "log.txt").write_text(

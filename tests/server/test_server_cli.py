@@ -607,7 +607,7 @@ def finished(folder: Path, *, complete: bool = True) -> Path:
         "plan_digest": load(folder).plan.digest(),
         "generator": {"fingerprint": "f" * 64},
         "mixer": {"kind": "zrefine", "parameters": 4629},
-        "privacy": {"mode": "none", "statement": "nobody adds noise"},
+        "privacy": {"mode": "none", "statement": "no noise is added"},
         "versions": {},
     }
     (run_folder / "run.json").write_text(json.dumps(record))

@@ -135,7 +135,7 @@ def check_affine(affine: NDArray[np.float64], refuse: Refusal) -> NDArray[np.flo
         pass
     raise refuse.of_place(
         "its affine is singular or not finite; voxels have no place in the patient",
-        "Mend the header's geometry, or take the patient out.",
+        "Fix the geometry in the header, or exclude the patient.",
     )
 
 

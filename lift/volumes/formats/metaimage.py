@@ -173,7 +173,7 @@ def _affine(fields: Fields, axes: int, refuse: Refusal) -> NDArray[np.float64]:
     spacing = fields.numbers("ElementSpacing", axes)[:3]
     if not (spacing > 0).all():
         raise refuse.of_place(
-            "the distance between its voxels is not above 0", "Mend the header's ElementSpacing."
+            "the distance between its voxels is not above 0", "Fix ElementSpacing in the header."
         )
     directions = fields.numbers("TransformMatrix", axes * axes).reshape(axes, axes)
     # an axis of length 1 after the third is one of its own, or the volume lies in no space

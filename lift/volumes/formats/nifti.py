@@ -135,7 +135,7 @@ def _affine(header: Any, refuse: Refusal) -> NDArray[np.float64]:
     except (HeaderDataError, ValueError):
         raise refuse.of_place(
             "its affine is singular or not finite; voxels have no place in the patient",
-            "Mend the header (qform or sform), or take the patient out.",
+            "Fix the header (qform or sform), or exclude the patient.",
         ) from None
 
 

@@ -128,7 +128,7 @@ def test_a_site_without_a_public_number_is_named() -> None:
 def test_a_plan_without_noise_says_so_and_has_no_noise_to_choose() -> None:
     chosen = plan(NoPrivacy(mode="none"))
     told = describe_privacy(chosen, ["east"])
-    assert summary(told) == "privacy: none - nobody adds noise: no privacy guarantee"
+    assert summary(told) == "privacy: none - no noise is added: no privacy guarantee"
     with pytest.raises(ConfigError, match="no noise to choose"):
         describe_privacy(chosen, ["east"], target=8.0)
 
@@ -149,7 +149,7 @@ def test_whoever_sees_times_is_told_an_epsilon_without_sampling() -> None:
     assert seen == pytest.approx(expected, abs=1e-4)
     assert seen > 5 * float(str(told["epsilon"]))
     assert "who was drawn" in str(told["times"])
-    assert f"; {seen} for whoever sees when answers come" in summary(told)
+    assert f"; {seen} for observers of answer times" in summary(told)
     # where all take part there is nothing to be told
     whole = describe_privacy(plan(central(sampling_rate=1.0), steps=1), ["east", "west"])
     assert whole["epsilon_where_times_are_seen"] == whole["epsilon"]

@@ -371,7 +371,7 @@ function showPrivacy() {
   }
   const names = {
     mode: "mode", statement: "meaning", unit: "protects", epsilon: "epsilon at the end",
-    epsilon_where_times_are_seen: "epsilon if the times of answers are seen",
+    epsilon_where_times_are_seen: "epsilon for observers of answer times",
     epsilon_of_a_patient_in_two_hospitals: "epsilon of a patient in two hospitals", delta: "delta", accountant: "accountant",
   };
   facts(byId("privacy-facts"), Object.entries(names).filter(([key]) => key in told).map(([key, name]) => [name, String(told[key])]));
