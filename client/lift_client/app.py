@@ -1,4 +1,4 @@
-"""The running client: child process, policy, work, journal; it stays up until it is stopped."""
+"""The running client: child process, policy, work and journal, until it is stopped."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def serve(config: SiteConfig) -> None:
 
 
 class Release:
-    """What stands between the site's work and the wire: policy before, journal after.
+    """Checks each answer against the policy, and writes the journal, before it is sent.
 
     A request that comes again, because its answer was lost on the way, gets the same bytes
     without being computed again.

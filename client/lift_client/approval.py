@@ -1,4 +1,4 @@
-"""`lift-client approve-release`: this hospital says with its key that it looked at a release."""
+"""`lift-client approve-release`: sign a release as reviewed by this hospital."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lift_client.enrolment import read_kit
 
 
 def approve(config: SiteConfig, folder: Path, now: datetime) -> Path:
-    """Add this site's approval to a release that its federation signed; the file's path.
+    """Add this site's approval to a signed release, and return the path of the file.
 
     Args:
         config: the site's settings, paths from their folder.

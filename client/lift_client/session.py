@@ -115,7 +115,7 @@ class SiteSession:
         self._forms = answer_forms(generator)
 
     def handle(self, request: Parcel) -> Parcel | Failure:
-        """The answer to one request; it never raises."""
+        """Return the answer to one request. Never raises."""
         began = monotonic()
         outcome = self._answer(request)
         logger.info(
@@ -164,7 +164,7 @@ class SiteSession:
         return answer if form is None else replace(answer, room_bytes=form.room_bytes)
 
     def admit(self, plan: Plan) -> None:
-        """Reserve nothing yet, but refuse a run that the site's privacy budget does not cover.
+        """Refuse a run that the site's privacy budget does not cover. Reserves nothing.
 
         Raises:
             BudgetSpentError: it does not; no data was read.
@@ -173,7 +173,7 @@ class SiteSession:
         self._budget.admit(plan)
 
     def close(self) -> None:
-        """Let go of the site's privacy ledger."""
+        """Close the site's privacy ledger."""
         self._budget.close()
 
     def work(self, plan: Plan) -> SiteWork:
@@ -485,7 +485,7 @@ def _update(trained: TrainedRound, start: dict[str, Tensor], plan: Plan) -> dict
 
 
 def failure_kind(error: LiftError) -> FailureKind:
-    """The class of an error: all that the server may know of it."""
+    """Return the class of an error, the only part that the server may know."""
     for kind, failure in _FAILURES:
         if isinstance(error, kind):
             return failure

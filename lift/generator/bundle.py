@@ -136,7 +136,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def check_tensors(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Nothing, when the tensors have the needed names, shapes and dtypes and are finite."""
+    """Raise unless the tensors have the needed names, shapes and dtypes and are finite."""
     missing, extra = sorted(set(needed) - set(tensors)), sorted(set(tensors) - set(needed))
     if missing or extra:
         raise damaged_bundle(
@@ -171,7 +171,7 @@ def _check_taps(card: GeneratorCard, network: SliceNetwork, folder: Path) -> Non
 
 
 def check_fingerprint(found: str, needed: str, source: str, folder: Path) -> None:
-    """Nothing, when the fingerprint is the one that `source` names."""
+    """Raise GeneratorError unless the fingerprint is the one named by `source`."""
     if found != needed:
         raise GeneratorError(
             "cannot use the generator bundle: it is not the one that is needed",

@@ -52,7 +52,7 @@ def read_card(folder: Path) -> GeneratorCard | DecoderCard:
 def check_task(
     card: GeneratorCard | DecoderCard, task: TaskPlan, preprocessing: PreprocessingPlan
 ) -> None:
-    """Nothing, when the bundle was made for exactly this task and these normalisation rules.
+    """Raise unless the bundle was made for exactly this task and these normalisation rules.
 
     Raises:
         ConfigError: other source channels, another order of them, another target, or a rule

@@ -140,7 +140,7 @@ def mixer_file(path: Path, *, ca: Path | None = None, now: datetime | None = Non
 
 
 def check_beside(path: Path) -> None:
-    """Nothing, unless `path` lies in a release folder that does not fit its manifest.
+    """Raise ReleaseError if `path` is in a release folder that does not match its manifest.
 
     Raises:
         ReleaseError: it does.
@@ -154,7 +154,7 @@ def is_release(folder: Path) -> bool:
 
 
 def refuse(folder: Path, checked: Checked, unharmed: str) -> None:
-    """Nothing, unless something is wrong.
+    """Raise ReleaseError if there is any finding.
 
     Args:
         folder: of the release.

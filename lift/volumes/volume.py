@@ -189,7 +189,7 @@ def write_volume(
 
 
 def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) -> None:
-    """Nothing, when both volumes have the same voxels at the same places.
+    """Raise AffineError unless both volumes have the same grid.
 
     Args:
         reference: one volume.

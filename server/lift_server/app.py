@@ -1,4 +1,4 @@
-"""The running server: child process, sites, rounds, record; the same command resumes."""
+"""The running server: child process, sites, rounds and record. The same command resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lift-server check`: everything that a start needs, one verdict each; nothing is changed."""
+"""`lift-server check`: test everything that a start needs. Changes nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def run_checks(folder: Path, now: datetime) -> Iterator[Verdict]:
-    """The verdicts of `check`, each as soon as it is known; nothing is changed."""
+    """Yield the verdicts of `check`, each as soon as it is known. Changes nothing."""
     try:
         config = load_settings(folder)
     except LiftError as error:

@@ -1,4 +1,4 @@
-"""`lift-client check` on the privacy budget: is there one, is its ledger whole, what is left?"""
+"""`lift-client check` for the privacy budget: whether it exists, is intact, and what is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHECK = "privacy budget"
 
 
 def check_budget(config: SiteConfig) -> Iterator[Verdict]:
-    """One verdict; none for a site that has no budget and lets no private plan run."""
+    """Return one verdict, or none for a site without a budget that allows no private plan."""
     private = sorted(_NEEDS_BUDGET & set(config.policy.privacy_modes))
     if config.budget is None:
         if private:

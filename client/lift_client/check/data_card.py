@@ -1,4 +1,4 @@
-"""The site's data card: made from the reports of the image checks, looked at, then shared."""
+"""The site's data card, made from the reports of the image checks, reviewed, then shared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Facts = Sequence[tuple[str, ChannelFacts]]
 def make_card(
     reports: Sequence[PatientReport], channels: Sequence[str], *, site: str, floor: int, day: str
 ) -> DataCard:
-    """The card of a cohort; it depends on its rounded counts alone.
+    """Return the card of a cohort. It depends only on rounded counts.
 
     Args:
         reports: of all patients.
@@ -129,7 +129,7 @@ def _counted(found: Iterable[tuple[str, Value]], floor: int) -> dict[Value, int]
 
 
 def share(card: DataCard, config: SiteConfig, receiver: str) -> Path:
-    """Keep the card that the operator has looked at: the next run's first answer carries it.
+    """Store the card that the operator reviewed. The first answer of the next run includes it.
 
     A line of the journal holds the whole card first.
 
@@ -165,7 +165,7 @@ def share(card: DataCard, config: SiteConfig, receiver: str) -> Path:
 
 
 def shared_card(work: Path) -> DataCard | None:
-    """The card that the operator shares; None when there is none: removing the file takes it back.
+    """Return the shared card, or None. Removing the file stops the sharing.
 
     Raises:
         ConfigError: the file is damaged or was changed into something else.

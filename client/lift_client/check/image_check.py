@@ -1,4 +1,4 @@
-"""`lift-client check --images`: every patient looked at, in parallel; then all together."""
+"""`lift-client check --images`: check every patient in parallel, then all together."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def examine_cohort(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CohortReport:
-    """Look at every patient of the site; reports of unchanged files are kept.
+    """Check every patient of the site. Reports of unchanged files are reused.
 
     Args:
         config: the site's settings.

@@ -34,7 +34,7 @@ class Looked:
 
 
 def look(config: SiteConfig, *, as_json: bool) -> Looked:
-    """Read and judge every patient; shown, with progress, unless JSON is asked for.
+    """Read and check every patient. Print results and progress unless JSON is requested.
 
     Args:
         config: the site's settings.

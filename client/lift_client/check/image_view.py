@@ -37,7 +37,7 @@ def look(config: SiteConfig, channels: Sequence[str], grid: GridRule) -> CohortR
 
 
 def show(report: CohortReport) -> None:
-    """Everything that needs a person, worst first."""
+    """Print everything that needs attention, worst first."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     table = Table(title="patients that need a look; all others can be used")
     for heading in ("patient", "verdict", "check", "channel", "what was seen", "how to fix it"):

@@ -1,4 +1,4 @@
-"""What the site's own volumes look like, patient by patient: use, use with a warning, or veto.
+"""Checks of the site's own volumes, per patient: use, use with a warning, or veto.
 
 One bad patient never stops the others. Nothing of a report leaves the site; it names files and
 patients, because its reader is the operator who has to fix them.
@@ -63,7 +63,7 @@ class Remark(Settings):
 
 
 class ChannelFacts(Settings):
-    """What one channel of one patient is like; rounded and counted, it goes into the data card."""
+    """Facts about one channel of one patient. The data card counts them, rounded."""
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -94,7 +94,7 @@ class PatientReport(Settings):
 
     @property
     def verdict(self) -> Verdict:
-        """The gravest of all remarks."""
+        """The most severe of all remarks."""
         return worst(self.remarks)
 
 
@@ -107,7 +107,7 @@ class _Read:
 
 
 def examine_patient(patient: Patient, root: Path, grid: GridRule = _OWN_GRID) -> PatientReport:
-    """Read all channels of a patient and look at each, then at all together.
+    """Read all channels of a patient, and check each one, then all together.
 
     Args:
         patient: its files.

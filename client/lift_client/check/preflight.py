@@ -1,4 +1,4 @@
-"""`lift-client check`: everything that could keep this site from taking part, one verdict each.
+"""`lift-client check`: test everything that could stop this site from taking part.
 
 The connection is tried exactly as the federation will use it: one HTTPS request to the kit's
 address, trusting the kit's authority alone, through HTTPS_PROXY where the environment names one.
@@ -77,7 +77,7 @@ def run_checks(
     clock: Callable[[], float] = time.time,
     timeout_s: float = 10.0,
 ) -> Iterator[Verdict]:
-    """The verdicts, each as soon as it is known.
+    """Yield the verdicts, each as soon as it is known.
 
     Args:
         site_file: the site's settings.

@@ -1,4 +1,4 @@
-"""A timed dry run at the site: one patient, a few steps, and what follows for a whole round."""
+"""A timed dry run at the site: one patient, a few steps, and an estimate for a whole round."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TRIES: Final = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """What one patient took, and what all of them will.
+    """Time for one patient, and the estimate for all.
 
     Attributes:
         patients: with all channels.
@@ -63,7 +63,7 @@ class Timing:
 
     @property
     def deadline_s(self) -> float:
-        """A deadline that this site will keep: three times its round, and a minute."""
+        """Return a deadline that this site can keep: three times its round, plus one minute."""
         return derived_deadline_s(self.round_s)
 
 

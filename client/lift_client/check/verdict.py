@@ -30,6 +30,6 @@ class Verdict:
 
 
 def problem(check: str, error: LiftError) -> Verdict:
-    """What keeps the site out, in the words of the refusal that it would meet."""
+    """Return the verdict for a refusal that would stop the site."""
     seen = ": ".join(part for part in (error.what, error.where, error.seen) if part)
     return Verdict(check, "problem", seen.replace("\n", "; "), error.remedy, error.label)

@@ -1,4 +1,4 @@
-"""Between the site's work and its privacy ledger: what is released, when, and at what price.
+"""The privacy budget of a site: what is released, when, and at which cost.
 
 A release is paid for before anything of it is computed, its result is stored before it may leave,
 and the same request gets the same bytes again for nothing, also after a restart. Another request
@@ -33,7 +33,7 @@ _LONGEST_WAIT_S: Final = 60.0
 
 
 class Budget:
-    """The privacy budget of one site, looked at when a plan with noise needs it.
+    """The privacy budget of one site, used for plans with noise.
 
     The ledger is held only while it is read or written, never while something is computed: another
     site that has the same patients uses it in between.
@@ -89,7 +89,7 @@ class Budget:
     def check(
         self, plan: Plan, *, round_index: int, purpose: str, steps: int, request: bytes
     ) -> None:
-        """Refuse a release that the budget does not cover, before a volume is read for it.
+        """Refuse a release that the budget does not cover, before any volume is read.
 
         Args:
             plan: the run's plan, admitted.
@@ -116,7 +116,7 @@ class Budget:
         request: bytes,
         compute: Callable[[], Arrays],
     ) -> Arrays:
-        """What `compute` gives, paid for and stored; or the stored bytes of the same request.
+        """Return the paid and stored result of `compute`, or the stored bytes of the same request.
 
         Args:
             plan: the run's plan, admitted.
@@ -164,7 +164,7 @@ class Budget:
         return stored if sent else None
 
     def close(self) -> None:
-        """Let go of the ledger: what was seen of it is forgotten."""
+        """Close the ledger and forget its content."""
         self._memory, self._book = Memory(), None
 
     @contextmanager
@@ -197,7 +197,7 @@ class Budget:
 
 
 def spends(plan: Plan) -> bool:
-    """Whether a run of the plan costs a site's patients anything that is counted."""
+    """Return whether a run of the plan spends privacy budget."""
     return plan.protects_patients
 
 

@@ -1,4 +1,4 @@
-"""Numbers that came with a request, checked against this site's own form of them."""
+"""Checks of the parameters in a request against the form that this site expects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One privacy ledger for each cohort, whatever the sites are called that read it.
+"""One privacy ledger for each cohort, regardless of the names of the sites that read it.
 
 A ledger has the id of its cohort in its first line. The same id stands in a small file with the
 cohort's data, the *mark*. A site works with no other ledger than the one that its data's mark
@@ -34,7 +34,7 @@ _STATEMENT: Final = (
 
 
 class Mark(Settings):
-    """Says whose ledger counts for the data that it lies with."""
+    """Names the ledger that counts for the data in the same folder."""
 
     format_version: Annotated[Literal[1], VERSION] = 1
     cohort: Name
@@ -60,7 +60,7 @@ def budget_of(settings: SiteSettings) -> BudgetSettings:
 
 
 def ledger_path(settings: SiteSettings, folder: Path) -> Path:
-    """Where the site's ledger lies: in its work folder, unless the settings say where."""
+    """Return the path of the site's ledger: in its work folder, unless the settings name it."""
     budget = settings.budget
     if budget is None or budget.ledger is None:
         return folder / LEDGER_FILE
@@ -68,7 +68,7 @@ def ledger_path(settings: SiteSettings, folder: Path) -> Path:
 
 
 def mark_path(settings: SiteSettings) -> Path:
-    """Where the mark of the site's data lies: with them, unless the settings say where."""
+    """Return the path of the mark: in the data folder, unless the settings name it."""
     budget = settings.budget
     if budget is None or budget.mark is None:
         return settings.data.root / MARK_FILE
@@ -96,7 +96,7 @@ def cohort_of(settings: SiteSettings) -> str:
 
 
 def check_cohort(settings: SiteSettings, ledger: Path, cohort: str) -> None:
-    """Raise unless a ledger of `cohort` is the one that counts for the site's data.
+    """Raise unless the site's data belong to `cohort`.
 
     Raises:
         ConfigError: it is not, or the data have no mark.
@@ -137,7 +137,7 @@ def begin(settings: SiteSettings, folder: Path) -> Path:
 
 
 def adopt(settings: SiteSettings, folder: Path, source: Path) -> Path:
-    """Let a ledger that exists count for the site's data; returns the ledger's file.
+    """Use an existing ledger for the site's data. Return the ledger's file.
 
     A ledger that lies elsewhere than the settings say moves there: its old place keeps copies
     under names that no program takes for a ledger. Data without a mark get it.

@@ -132,7 +132,7 @@ def describe_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[TensorNote, ...
 
 
 def read_journal(path: Path) -> Reading:
-    """The journal and what is wrong with it; reads alone, so an officer's account may do it."""
+    """Read the journal and its faults. Only reads, so any account with read access can use it."""
     try:
         descriptor = os.open(_beside(path, "lock"), os.O_RDONLY)
     except OSError:
@@ -146,7 +146,7 @@ def read_journal(path: Path) -> Reading:
 
 
 def verify(path: Path) -> Reading:
-    """The journal, if no line was edited, deleted, inserted, reordered or cut off.
+    """Return the journal. Raise if a line was edited, deleted, inserted, reordered or cut off.
 
     A head that is exactly one line behind is accepted: a crash between the two writes leaves
     that. Bytes of a line that a crash cut off are in `unfinished`.

@@ -53,7 +53,7 @@ class Cost:
 
 @dataclass
 class Memory:
-    """What a process keeps of a ledger that it closes and opens again."""
+    """State that a process keeps of a ledger between closing and reopening it."""
 
     head: str = START
     """The last one that it has seen."""
@@ -64,7 +64,7 @@ class Memory:
 def create_ledger(
     path: Path, *, cohort: str, delta: float, cap: float, clock: Clock = _utc_now
 ) -> None:
-    """Begin a ledger; the file appears whole, with its first line, readable by its owner alone.
+    """Create a ledger. The file appears complete, with its first line, readable only by its owner.
 
     Args:
         path: `ledger.jsonl`; the folder is made when missing.
@@ -82,7 +82,7 @@ def create_ledger(
 
 
 def verify(path: Path, *, expected_head: str = START) -> Book:
-    """The book, if no line was edited, deleted, reordered, cut off or rolled back; reads alone.
+    """Return the book. Raise if a line was edited, deleted, reordered, cut off or rolled back.
 
     May run beside a trainer. Bytes after the last complete line are passed over.
 
@@ -149,18 +149,18 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Let the next trainer in. Reservations that are still open stay, and count."""
+        """Release the ledger. Open reservations stay and count."""
         self._memory.head = self._book.head
         self._file.close()
 
     @property
     def book(self) -> Book:
-        """What the lines say; it stays as it is once the ledger is closed."""
+        """The content of the lines. It does not change once the ledger is closed."""
         return self._book
 
     @property
     def head(self) -> str:
-        """What the server keeps of all lines: tell it with everything that is sent."""
+        """The head that the server keeps. Send it with every answer."""
         return self._book.head
 
     def proof(self, known_head: str) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ class Ledger:
         return Cost(before=self.epsilon, after=after, cap=self.cap)
 
     def begin(self, run: PlannedRun) -> Cost:
-        """Admit a whole run before its first step, or go on with one after a restart.
+        """Admit a whole run before its first step, or continue one after a restart.
 
         Raises:
             BudgetSpentError: the whole run, with all that was released before, passes the cap.
@@ -289,7 +289,7 @@ class Ledger:
         )
 
     def released_nothing(self, reservation: int, reason: str) -> None:
-        """Take a reservation's cost back: nothing of it has left this process, nor will.
+        """Refund a reservation whose result has not left this process, and never will.
 
         Raises:
             PrivacyError: it was sent or taken back before, or another process made it; after a
@@ -299,11 +299,11 @@ class Ledger:
         self._file.append(ReleasedNothing(reservation=reservation, reason=reason))
 
     def remark(self, text: str) -> None:
-        """Write down something that costs nothing."""
+        """Record a note without cost."""
         self._file.append(Note.from_data({"text": text}, str(self._path)))
 
     def lower_cap(self, cap: float, reason: str) -> None:
-        """Allow less from now on; below what is spent, nothing more is released.
+        """Lower the cap. If it is below what is spent, nothing more is released.
 
         Raises:
             PrivacyError: `cap` is above the present one.
@@ -318,7 +318,7 @@ class Ledger:
         self._file.append(CapChanged.from_data({"cap": cap, "reason": reason}, str(self._path)))
 
     def raise_cap(self, cap: float, reason: str) -> None:
-        """Allow more from now on: a decision of the hospital, on record with its reason.
+        """Raise the cap, as decided by the hospital, and record the reason.
 
         Raises:
             PrivacyError: `cap` is not above the present one.

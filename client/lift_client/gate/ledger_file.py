@@ -1,4 +1,4 @@
-"""The file of a privacy ledger: append-only, hash-chained, held by one process, never half read.
+"""The file of a privacy ledger: append-only, hash-chained, locked by one process.
 
 `ledger.jsonl` holds the lines of :mod:`lift.privacy.book`; `ledger.head` beside it holds their
 number and the last hash. Each append writes the line, waits for the disk, and then writes the
@@ -48,7 +48,7 @@ class _Head(Settings):
 
 
 def begin_file(path: Path, opened: Opened, clock: Clock) -> None:
-    """Make the ledger's file with its first line, whole or not at all.
+    """Create the ledger's file with its first line, atomically.
 
     Raises:
         RecordError: there is a ledger already, or a part of one; nothing was changed.
@@ -76,7 +76,7 @@ def begin_file(path: Path, opened: Opened, clock: Clock) -> None:
 
 
 def read_file(path: Path, expected_head: str) -> Book:
-    """The book, checked; reads alone, also beside a trainer.
+    """Read and check the book. Safe while another process holds the ledger.
 
     Raises:
         RecordError: missing, damaged, cut off or rolled back.
@@ -90,12 +90,12 @@ def read_file(path: Path, expected_head: str) -> Book:
 
 
 def head_path(path: Path) -> Path:
-    """The file beside a ledger that names its last line."""
+    """Return the path of the head file, which names the last line of a ledger."""
     return path.with_name(f"{path.stem}.head")
 
 
 class LedgerFile:
-    """A ledger's file, held for appending by this process alone.
+    """A ledger's file, locked for appending by this process.
 
     Attributes:
         book: what the lines say; changed only by :meth:`append`.
@@ -124,13 +124,13 @@ class LedgerFile:
             raise
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Release the lock."""
         if self._file >= 0:
             os.close(self._file)
         self._file, self._usable = -1, False
 
     def check_usable(self) -> None:
-        """Raise unless the file is what this object last left, and this is its process.
+        """Raise if the file was changed by another process, or this is a forked process.
 
         Raises:
             PrivacyError: it was closed, a write failed, or this is another process.

@@ -1,4 +1,4 @@
-"""What this site lets a federation do: the plan before anything is computed, and what leaves.
+"""The site's policy, applied to the plan before any computation, and to what leaves.
 
 The four parts of an error are for the site's own log; the server learns the class alone.
 """
@@ -22,7 +22,7 @@ from lift.wire.names import SHARED, without
 def check_plan(
     plan: Plan, policy: PolicySettings, kit: Kit, *, forms: Sequence[AnswerForm] = ()
 ) -> None:
-    """Nothing, when the site's policy allows the whole plan.
+    """Raise PolicyError unless the site's policy allows the whole plan.
 
     Args:
         plan: what the server sent.
@@ -93,7 +93,7 @@ def check_plan(
 
 
 def check_start(tensors: Mapping[str, np.ndarray], policy: PolicySettings) -> None:
-    """Nothing, when training may start from these numbers.
+    """Raise PolicyError unless training may start from these parameters.
 
     Args:
         tensors: of a request to train.
@@ -118,7 +118,7 @@ def check_start(tensors: Mapping[str, np.ndarray], policy: PolicySettings) -> No
 def check_outgoing(
     tensors: Mapping[str, np.ndarray], policy: PolicySettings, form: AnswerForm
 ) -> None:
-    """Nothing, when these tensors may leave: exactly those that the plan's answer holds.
+    """Raise PolicyError unless these are exactly the tensors of the plan's answer.
 
     Args:
         tensors: what is about to be journaled and sent.

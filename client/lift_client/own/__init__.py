@@ -1,1 +1,1 @@
-"""What a hospital computes for itself: report, choice of method, their progress."""
+"""Computations for the hospital itself: report, choice of method, progress display."""

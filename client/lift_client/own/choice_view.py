@@ -1,4 +1,4 @@
-"""What `lift-client choose` shows: the methods side by side, what was chosen, where it lies."""
+"""Output of `lift-client choose`: the methods, the choice, and where it is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNPROTECTED: Final = (
 
 
 def show(chosen: Chosen, *, as_json: bool) -> None:
-    """The table and the choice on stdout; on stderr what must be known of an own mixer."""
+    """Print the table and the choice on stdout, and notes about an own mixer on stderr."""
     own = chosen.own_mixer
     if as_json:
         data = {

@@ -1,4 +1,4 @@
-"""`lift-client choose`: which model this site uses, by its own validation patients.
+"""`lift-client choose`: choose the model of this site on its own validation patients.
 
 Everything is computed here and stays here: nothing is sent. What was chosen is written to the work
 folder, and `lift translate --curves` follows it.
@@ -87,7 +87,7 @@ def choose_model(
     local: bool,
     progress: Progress,
 ) -> Chosen:
-    """Compare what this site could use, and write what it will use.
+    """Compare the models that this site could use, and write the choice.
 
     Candidates are :data:`lift.tasks.paired.choice.USES` and, trained here, the finished mixer after
     `steps` more steps on this site's training patients, and with `local` a mixer of this site alone

@@ -1,4 +1,4 @@
-"""`lift-client report`: the hospital's own report, with its own images; it never leaves.
+"""`lift-client report`: a report with the hospital's own images, which never leaves.
 
 Everything is computed here from this site's volumes and the finished mixer. Nothing is sent, no
 line goes to the journal or the ledger, and a running `lift-client` is not disturbed.
@@ -74,7 +74,7 @@ def write_own_report(
     command: str,
     progress: Progress,
 ) -> Path:
-    """The path of the report; its folder and files are for their owner alone.
+    """Write the report, readable only by its owner, and return its path.
 
     Args:
         config: the site's settings.

@@ -1,4 +1,4 @@
-"""What a site's own commands start from: the finished mixer, and its cohort under that plan.
+"""Inputs of the site's own commands: the finished mixer, and the cohort under its plan.
 
 Nothing is sent, no line goes to the journal or the ledger, and a running `lift-client` is not
 disturbed.
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def mixer_path(config: SiteConfig, mixer: Path | None) -> Path:
-    """The file of the mixer; without one, the mixer that this site judged last."""
+    """Return the file of the mixer. Default: the mixer that this site evaluated last."""
     return mixer or config.folder / FINAL_MIXER_FILE
 
 

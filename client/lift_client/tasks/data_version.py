@@ -1,4 +1,4 @@
-"""How often a site's training data changed: statistics of older data are refused."""
+"""The data version of a site: how often its training data changed."""
 
 from __future__ import annotations
 

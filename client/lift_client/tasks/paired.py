@@ -69,7 +69,7 @@ _CURVE_WINDOWS: Final = 8
 
 
 class GivesWork(Protocol):
-    """What has the site's work under a plan: a session."""
+    """Provides the site's work under a plan: a session."""
 
     def work(self, plan: Plan) -> SiteWork:
         """The site's side of the plan's task."""
@@ -105,7 +105,7 @@ class PairedWork:
 
     @cached_property
     def z_filter_sums(self) -> NormalEquations:
-        """The z-filter's equations of the training patients, exact: they stay here under noise."""
+        """Return the exact z-filter equations of the training patients. Under noise they stay."""
         return sum_of_equations(self.cohort.by_person("train"))
 
     def _seen(self, contrast: SiteContrast) -> dict[str, list[Features]]:
@@ -331,7 +331,7 @@ class PairedWork:
         )
 
     def keep_final(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """The mixer that was just judged stays here, for the site's own report."""
+        """Store the mixer that was just evaluated, for the site's own report."""
         numbers = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
         taps = numbers[TAPS].double()
         finished = FinishedMixer(group(numbers, MIXER), taps, self._plan, (), phantom=False)
@@ -349,7 +349,7 @@ class PairedWork:
         return self.curves(arrays, without=without).curves
 
     def gain(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """The noisy sums of what a mixer gains over no mixer, over validation patients.
+        """Return the noisy sums of a mixer's gain over no mixer, over validation patients.
 
         Each gain follows from this patient and the mixer alone; a patient whose gain cannot be
         computed adds nothing. The result is always two numbers.
@@ -425,13 +425,13 @@ def paired_work(session: GivesWork, plan: Plan) -> PairedWork:
 
 
 def rounded_up(patients: int, plan: Plan) -> int:
-    """A number of patients as a site tells it: a multiple of `federation.patient_count_step`."""
+    """A number of patients as a site reports it: a multiple of `federation.patient_count_step`."""
     step = plan.federation.patient_count_step
     return -(-patients // step) * step
 
 
 def with_steps(plan: Plan, steps: int | None) -> Plan:
-    """The plan with another number of steps a round; None leaves it."""
+    """Return the plan with another number of steps per round. None: unchanged."""
     if steps is None:
         return plan
     training = plan.training.model_copy(update={"steps": steps})

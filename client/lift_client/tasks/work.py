@@ -1,4 +1,4 @@
-"""What a site computes under a plan: one interface, an implementation for each kind of task."""
+"""The site's side of a task: one interface, with an implementation for each kind of task."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SiteWork(Protocol):
 
     @property
     def part(self) -> TrainedPart:
-        """What is trained here."""
+        """The part that is trained here."""
         ...
 
     @property
@@ -50,11 +50,11 @@ class SiteWork(Protocol):
         ...
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The sums of round 0, fit to leave."""
+        """Return the sums of round 0, in the form in which they leave."""
         ...
 
     def start(self) -> dict[str, Tensor]:
-        """Throw-away numbers of the right form, for a timed dry run."""
+        """Return placeholder parameters of the right form, for a timed dry run."""
         ...
 
     def train(
@@ -88,11 +88,11 @@ class SiteWork(Protocol):
         ...
 
     def gain(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """The noisy sums of what the finished mixer gains here, where the plan pays for them."""
+        """Return the noisy sums of the finished mixer's gain, if the plan pays for them."""
         ...
 
     def keep_final(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep what was just judged for the site's own commands, where they can use it.
+        """Store what was just evaluated, for the site's own commands.
 
         Args:
             tensors: of the request for the verdict.

@@ -140,7 +140,7 @@ def check_affine(affine: NDArray[np.float64], refuse: Refusal) -> NDArray[np.flo
 
 
 def check_values(data: NDArray[Any], refuse: Refusal) -> None:
-    """Nothing, when the scaled voxels are finite and differ (else VolumeError)."""
+    """Raise VolumeError unless the scaled voxels are finite and not all equal."""
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise refuse("it holds NaN or infinity", "Replace them (background is 0), or take it out.")
     if data.min() == data.max():

@@ -194,7 +194,7 @@ def _check_one_series(images: Sequence[Image], refuse: Refusal) -> None:
 
 
 def _check_alike(images: Sequence[Image], refuse: Refusal) -> None:
-    """Nothing, when slices with a place each are of one scan (else VolumeError)."""
+    """Raise VolumeError unless the slices, one per position, belong to one scan."""
     if len({image.frame_of_reference for image in images}) > 1:
         raise refuse("its slices have several frames of reference: the patient moved", _TAKE_ONE)
     if len({image.contrast for image in images}) > 1:
@@ -242,7 +242,7 @@ def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray
 
 
 def _check_steps(places: NDArray[np.float64], frame: Frame, refuse: Refusal) -> None:
-    """Nothing, when slices at these places along the normal, sorted, are whole and regular."""
+    """Raise unless slices at these sorted positions along the normal are complete and regular."""
     steps = np.diff(places)
     same = steps <= _SAME_MM
     if same.any():

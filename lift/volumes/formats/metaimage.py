@@ -138,7 +138,7 @@ def _truth(fields: Fields, name: str, *, default: bool) -> bool:
 
 
 def _check_numbers(fields: Fields, refuse: Refusal) -> None:
-    """Nothing, when each voxel is one plain binary number (else VolumeError)."""
+    """Raise VolumeError unless each voxel is one plain binary number."""
     if fields.whole("ElementNumberOfChannels", 1) != 1:
         raise refuse("its voxels have several channels", "Export one channel as a 3D volume.")
     if not _truth(fields, "BinaryData", default=False):

@@ -62,7 +62,7 @@ def decode_pair(header: Content, voxels: Content, refuse: Refusal) -> Decoded:
 
 
 def check_mark(start: bytes, refuse: Refusal) -> None:
-    """Nothing, when the header of a pair is NIfTI (AffineError: it is Analyze 7.5)."""
+    """Raise AffineError unless the header of a pair is NIfTI (not Analyze 7.5)."""
     if _header_class(start, _PAIR) is None:
         raise refuse.of_place(
             "its header has no NIfTI mark: it is of Analyze 7.5, which does not say how the "

@@ -139,7 +139,7 @@ def _fields(stored: bytes, refuse: Refusal) -> tuple[Fields, int]:
 
 
 def _check_kinds(fields: Fields, axes: int, refuse: Refusal) -> None:
-    """Nothing, when the three axes are in space (VolumeError: colours, vectors, a list)."""
+    """Raise VolumeError unless all three axes are spatial (not colours, vectors or a list)."""
     if "kinds" not in fields:
         return
     kinds = fields.text("kinds").lower().split()

@@ -131,7 +131,7 @@ def unpacked(packed: memoryview, size: int, refuse: Refusal) -> memoryview:
 
 
 def check_may_unpack(refuse: Refusal) -> None:
-    """Nothing, unless the file is read in parts (else TooLargeError)."""
+    """Raise TooLargeError if the file would have to be read in parts."""
     if refuse.in_parts:
         raise refuse.too_large(
             "it is larger than memory and compressed: it cannot be read in parts",
@@ -140,13 +140,13 @@ def check_may_unpack(refuse: Refusal) -> None:
 
 
 def check_length(found: int, wanted: int, refuse: Refusal) -> None:
-    """Nothing, when enough bytes are there (else VolumeError)."""
+    """Raise VolumeError unless there are enough bytes."""
     if found < wanted:
         raise refuse(f"it ends early: {found} of {wanted} bytes that its header claims", COPY_AGAIN)
 
 
 def check_possible(packed: int, wanted: int, refuse: Refusal) -> None:
-    """Nothing, when so few packed bytes can hold what is wanted (else VolumeError)."""
+    """Raise VolumeError if so few compressed bytes cannot hold the data."""
     if wanted > (packed + 1) * _MOST_TIMES:
         raise refuse(
             f"it ends early: {packed} compressed bytes cannot hold the {wanted} that its header "

@@ -1,1 +1,1 @@
-"""What leaves the coordinator: the finished mixer, its record and its signature."""
+"""The release: the finished mixer, its record and its signature."""

@@ -1,4 +1,4 @@
-"""The release bundle in plain words: one page for a board."""
+"""RELEASE.txt: one page that describes the release bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _WIDTH: Final = 78
 
 
 def bundle_text(bundle: Mapping[str, Any]) -> str:
-    """RELEASE.txt: what was released, how private it is, how it was audited, how to check it."""
+    """Return RELEASE.txt: what was released, its privacy, its audits, and how to verify it."""
     lines: list[str] = []
     if not bundle["audited"]:
         lines += ["#" * _WIDTH, "", *_large(str(bundle["audit_statement"])), "", "#" * _WIDTH, ""]

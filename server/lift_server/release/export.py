@@ -46,7 +46,7 @@ def export_run(
     without_audit: bool,
     audit_training: Callable[[Plan], TrainingAudit],
 ) -> list[str]:
-    """Write the release bundle of a finished run into a new folder; the lines of its SHA256SUMS.
+    """Write the release bundle of a finished run to a new folder. Return the SHA256SUMS lines.
 
     Without noise that protects patients it needs an audit of every site. With such noise it takes
     none: a site's figures of its patients are exact, and epsilon does not count them. Then the

@@ -1,4 +1,4 @@
-"""The release key: made once, kept offline, and what it signs: manifests of releases.
+"""The release key, which is kept offline and signs manifests of releases.
 
 It is no TLS key. A release is checked years later, when the server's certificate has long ended.
 """
@@ -128,7 +128,7 @@ def read_release_key(folder: Path) -> ReleaseKey:
 
 
 def check_release_key(found: ReleaseKey, certificates: Path, now: datetime) -> None:
-    """Nothing, when this federation's authority made the key for releases and it is valid now.
+    """Raise unless this federation's authority certified the key for releases and it is valid now.
 
     Raises:
         ConfigError: it is not.

@@ -1,4 +1,4 @@
-"""What a run's record says that each site has spent."""
+"""Epsilon spent by each site, from the record of a run."""
 
 from __future__ import annotations
 

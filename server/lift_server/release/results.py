@@ -1,4 +1,4 @@
-"""The finished mixer as a file, and what the sites said of it."""
+"""The finished mixer as a file, and the verdicts of the sites on it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def gain_record(gain: PooledGain | None) -> dict[str, GainRecord]:
 
 
 def shipped_record(shipped: Shipped | None) -> dict[str, Source | Said | None]:
-    """What ships and what the sites said of it, for `run.json`; empty where there is no choice."""
+    """What is released and the sites' verdicts on it, for `run.json`. Empty without a choice."""
     if shipped is None:
         return {}
     return {"shipped": shipped.source, "said": shipped.said}

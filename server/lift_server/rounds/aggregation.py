@@ -62,7 +62,7 @@ def mean_update(updates: Updates, weights: Mapping[str, float]) -> dict[str, Ten
 def combined(
     updates: Updates, patients: Mapping[str, int], plan: AggregationPlan
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """One update of all sites, and each site's weight in it: here a new rule goes.
+    """Return the combined update and the weight of each site. Add new rules here.
 
     Args:
         updates: by site, of one form.
@@ -91,7 +91,7 @@ class ServerState:
 
     @property
     def released(self) -> dict[str, Tensor]:
-        """The mixer that is evaluated and shipped: the average where there is one."""
+        """Return the mixer that is evaluated and released: the moving average if there is one."""
         return self.average or self.mixer
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: safetensors beside JSON, whole or absent.
+"""Checkpoints of a run: safetensors and JSON, written atomically.
 
 `round-0007.safetensors` is written first; `round-0007.json` names its SHA-256 and is what
 makes the checkpoint exist. A crash between the two, or a file cut short, leaves the
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after one round: enough to go on bit for bit.
+    """State after one round, sufficient to resume bit for bit.
 
     Attributes:
         round: the round that ended with this state; 0 is the statistics round.
@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoints(folder: Path, plan_digest: str) -> list[Checkpoint]:
-    """All whole checkpoints from round 0 up to the latest, without a gap.
+    """Return all complete checkpoints from round 0 to the latest, without a gap.
 
     A damaged one ends the list, with a warning in the log: the run goes on from the one before.
     Those after it are set aside under names that end in `.stale`: they follow a round that will

@@ -1,4 +1,4 @@
-"""One exchange's outcome, and what the records of rounds say when a run resumes."""
+"""The outcome of one exchange, and what a resumed run reads from the record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves, before it is written."""
+"""The result of a finished run, before it is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lift.wire.names import TAPS
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run leaves.
+    """The result of a finished run.
 
     Attributes:
         mixer: the released mixer; where the Gaussian ships, one that changes nothing of it.

@@ -51,7 +51,7 @@ class LedgerHeads:
         return {site: self._heads[site] for site in sites if site in self._heads}
 
     def note(self, site: str, body: object, *, required: bool) -> None:
-        """Keep the head that came with an answer, on the disk before anything is made of it.
+        """Store the head that came with an answer, on disk, before the answer is used.
 
         Args:
             site: who answered.

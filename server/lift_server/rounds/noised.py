@@ -1,4 +1,4 @@
-"""What the server's own noise was added to, once and for ever: rounds that are never noised twice.
+"""Rounds to which the server added its noise. No round is noised twice.
 
 A second noise on the same sums is a second release, which no site has paid for: the mean of both
 has less noise than either. So the noisy update is on the disk before anything is made of it, and a
@@ -56,7 +56,7 @@ class NoisedRounds:
         self._plan_digest = plan_digest
 
     def find(self, round_index: int, asked: Mapping[str, np.ndarray]) -> NoisedRound | None:
-        """The round as it was noised before; None where it never was.
+        """Return the stored noisy round, or None.
 
         Args:
             round_index: of the round.
@@ -84,7 +84,7 @@ class NoisedRounds:
         return NoisedRound(dict(update), record)
 
     def keep(self, noised: NoisedRound, asked: Mapping[str, np.ndarray]) -> None:
-        """Store one round; it is on the disk when this returns."""
+        """Store one round. It is on disk when this returns."""
         path = self._path(noised.record.round, asked)
         line = json.dumps(noised.record.line(), allow_nan=False)
         tensors = {name: noised.update[name].contiguous() for name in sorted(noised.update)}

@@ -1,4 +1,4 @@
-"""The quorum: how many sites, with how many patients, a round needs to count."""
+"""The quorum: the number of sites and patients that a round needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_quorum(
     patients: Mapping[str, int],
     site_logs: str,
 ) -> None:
-    """By sites, and by the share of all training patients that the roster's sites told of.
+    """Raise unless enough sites, with a sufficient share of all training patients, answered.
 
     Args:
         plan: what is needed.

@@ -1,4 +1,4 @@
-"""The review: what an answer must be before the server uses a number of it."""
+"""The review: checks of an answer before the server uses it."""
 
 from __future__ import annotations
 

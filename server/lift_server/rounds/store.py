@@ -1,4 +1,4 @@
-"""The run's folder: checkpoints first, then the record of rounds."""
+"""The run's folder. Checkpoints are written first, then the record of rounds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunStore:
         shared: Mapping[str, Tensor],
         record: RoundRecord,
     ) -> None:
-        """Checkpoint one round; only then does the record show it."""
+        """Write the checkpoint of one round, then its line in the record."""
         tensors = dict(shared)
         for group in SERVER_STATE:
             values: dict[str, Tensor] = getattr(state, group)

@@ -22,7 +22,7 @@ class RunTask(Protocol):
 
     @property
     def gain(self) -> GainRelease | None:
-        """Of a plan that pays for a noisy gain of the finished mixer: its bound and noise."""
+        """Bound and noise of the finished mixer's gain, if the plan pays for it."""
         ...
 
     @property
@@ -35,11 +35,11 @@ class RunTask(Protocol):
         ...
 
     def combine(self, contributions: Sequence[Contribution]) -> dict[str, Tensor]:
-        """What all sites together know, in the checkpoint's form; independent of their order."""
+        """Combine the contributions of all sites, in checkpoint form, whatever their order."""
         ...
 
     def by_site(self, contributions: Mapping[str, Contribution]) -> dict[str, Tensor]:
-        """What all may know of single sites, in the checkpoint's form; nothing, unless asked.
+        """What may be published about single sites, in checkpoint form. Usually empty.
 
         Args:
             contributions: those that were combined, by site.
@@ -59,7 +59,7 @@ class RunTask(Protocol):
         ...
 
     def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
-        """What ships after these verdicts, of so many sites; None: what was trained, in any case.
+        """What is released after these verdicts. None: always what was trained.
 
         Where it is the Gaussian, :meth:`start` gives the numbers that leave it as it is.
         """

@@ -1,4 +1,4 @@
-"""What the server makes of one round's answers, by the plan's privacy mode.
+"""The server's aggregation of a round, by privacy mode.
 
 =================  ==============================  ==============================================
 mode               a site sends                    the server
@@ -62,7 +62,7 @@ class RoundAggregation(Protocol):
 
 
 class MeanOfUpdates:
-    """FedAvg: privacy is none, or was added at the sites."""
+    """FedAvg, for plans without noise or with noise added at the sites."""
 
     draws_noise: Final = False
 
@@ -174,7 +174,7 @@ class NoisySites:
 
 
 def round_aggregation(plan: Plan, sites: int, stream: SecureStream) -> RoundAggregation:
-    """What the plan's privacy mode asks for.
+    """Return the aggregation for the plan's privacy mode.
 
     Args:
         plan: the run's plan.

@@ -1,4 +1,4 @@
-"""The sites' verdicts on what was trained: as they come, and as the run's record keeps them."""
+"""The sites' verdicts on the trained mixer, as received and as recorded."""
 
 from __future__ import annotations
 

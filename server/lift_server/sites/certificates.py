@@ -1,4 +1,4 @@
-"""The federation's certificates: an authority of its own, and the server's from it.
+"""The certificates of a federation: its own authority, and the server's certificate.
 
 The two private keys stay in the folder where they were made, readable by their owner alone.
 """
@@ -84,7 +84,7 @@ def make_certificates(hosts: Sequence[str], federation: str, now: datetime) -> N
 def renew_server_certificate(
     certificates: Path, hosts: Sequence[str], *, now: datetime | None = None
 ) -> x509.Certificate:
-    """Replace `server.pem` by a new certificate of the same authority: every kit stays good.
+    """Replace `server.pem` by a new certificate of the same authority. All kits stay valid.
 
     The server's key is kept, so one file changes and it changes at once. To change the key as
     well, remove `server.key` first: a new one is then made. A running server uses the new
@@ -135,7 +135,7 @@ def make_release_certificate(
 
 
 def certificate_notices(certificates: Path, now: datetime) -> list[Notice]:
-    """What is to be said about the two certificates' time of validity; empty when all is well.
+    """Return notices about the validity of both certificates. Empty if all is well.
 
     Raises:
         ConfigError: a certificate is missing or damaged.
@@ -230,7 +230,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def write_new(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that must not exist yet; it has its mode from the first moment."""
+    """Create a file that must not exist yet, with its final mode from the start."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
@@ -241,7 +241,7 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
 def _check_authority(
     ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, now: datetime, what: str
 ) -> None:
-    """Nothing, when this authority can sign now; else the refusal says what cannot be done."""
+    """Raise unless this authority can sign now. The error names what cannot be done."""
     ended = now > ca.not_valid_after_utc
     if not ended and ca_key.public_key() == ca.public_key():
         return

@@ -1,4 +1,4 @@
-"""The roster: who may take part, by which key, and the kit that each site gets.
+"""The roster: admitted sites with their keys, and their kits.
 
 Admitting or removing one site changes no byte of another one's kit.
 """
@@ -72,7 +72,7 @@ class SiteEntry(Settings):
 
 
 class Roster(Settings):
-    """Who may take part, and who no longer may: the content of `sites.json`."""
+    """Admitted and removed sites: the content of `sites.json`."""
 
     format_version: Annotated[Literal[1], VERSION] = 1
     sites: dict[Name, SiteEntry] = Field(default_factory=dict)
@@ -277,7 +277,7 @@ def plan_fingerprint(config: ServerConfig) -> str:
 
 
 def check_name(name: str, of: str) -> None:
-    """Nothing, when this can be the name of `of`: "a site", "the federation".
+    """Raise ConfigError unless this is a valid name for `of`: "a site", "the federation".
 
     Raises:
         ConfigError: it cannot.
@@ -293,7 +293,7 @@ def check_name(name: str, of: str) -> None:
 
 
 def _check_free(roster: Roster, name: str, public_key: str) -> None:
-    """Nothing, when `add_site` may give this name to this key."""
+    """Raise unless `add_site` may give this name to this key."""
     seen = ""
     for other, entry in sorted(roster.sites.items()):
         if other == name:

@@ -1,1 +1,1 @@
-"""What the server makes of the sites' answers, by the kind of task."""
+"""The server's side of the tasks, by kind."""

@@ -64,7 +64,7 @@ class PairedRun:
 
     @property
     def has_guard(self) -> bool:
-        """Not under differential privacy: a verdict is a release of the patients it is based on."""
+        """False under differential privacy: a verdict would be a release about its patients."""
         return self._privacy is None
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
@@ -108,6 +108,6 @@ class PairedRun:
         return {name: tensor.numpy() for name, tensor in shared.items()}
 
     def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
-        """None: each hospital decides what it translates with."""
+        """None: each hospital chooses its own model."""
         del guard, asked
         return None

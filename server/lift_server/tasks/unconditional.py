@@ -140,7 +140,7 @@ class UnconditionalRun:
         return plan_mapper(self._plan, self._decoder).values()
 
     def sent(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """See `RunTask`; training needs nobody's style."""
+        """See `RunTask`. Training does not need the styles of sites."""
         return {
             SHARED + name.removeprefix(DRIFTING_TOTAL): tensor.numpy()
             for name, tensor in without(shared, STYLE).items()

@@ -117,7 +117,7 @@ def show(
 def live_board(
     console: Console, look: Callable[[datetime], tuple[str, RenderableType]]
 ) -> Iterator[None]:
-    """On a terminal, a board that renews itself inside the block; elsewhere nothing.
+    """Show a board that updates itself inside the block, on a terminal only.
 
     Args:
         console: where to; lines that it prints meanwhile stand above the board.

@@ -64,7 +64,7 @@ class Rounds:
 
     @cached_property
     def refusals(self) -> list[dict[str, str | int]]:
-        """Who was refused or late in which round, and why; the last ones first."""
+        """Return refusals and late answers with round and reason, latest first."""
         return [
             {
                 "round": line.round,

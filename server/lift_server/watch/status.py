@@ -1,4 +1,4 @@
-"""`status.json`: what the running server is doing, for `lift-server status` in another shell."""
+"""`status.json`: the state of the running server, for `lift-server status`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StatusFile:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """The file is renewed inside the block, so that its age says whether anybody is there."""
+        """Update the file regularly inside the block, so that its age shows a dead server."""
 
         def renew() -> None:
             while not self._over.wait(_EVERY_S):
@@ -102,7 +102,7 @@ class StatusFile:
                 )
 
     def asking(self, round_index: int, kind: Kind, sites: Sequence[str], deadline_s: float) -> None:
-        """A request goes out to these sites."""
+        """Record that a request was sent to these sites."""
         with self._lock:
             self._phase = "round"
             self._exchange = kind.value

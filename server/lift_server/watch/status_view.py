@@ -37,7 +37,7 @@ _MOST_REFUSALS: Final = 100
 def describe(
     config: ServerConfig, now: datetime, rounds: RoundsFile | None = None
 ) -> dict[str, Any]:
-    """What `status`, the board and the page show, as plain data.
+    """Return the content of `status`, the board and the page, as plain data.
 
     Args:
         config: the server's settings.
@@ -85,7 +85,7 @@ def describe(
 
 
 def read_status(config: ServerConfig) -> ServerStatus | None:
-    """What the running server last wrote; None when it never ran."""
+    """Return what the server last wrote, or None if it never ran."""
     path = config.state / STATUS_FILE
     try:
         return parse_model(ServerStatus, path.read_bytes())
@@ -106,7 +106,7 @@ def read_status(config: ServerConfig) -> ServerStatus | None:
 
 
 def is_alive(found: ServerStatus) -> bool:
-    """Whether the process that wrote the status is still there, not another of its number."""
+    """Return whether the process that wrote the status still runs (not one with a reused pid)."""
     try:
         os.kill(found.pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The page's own process: the settings' file in the first argument; it ends with its parent."""
+"""The process of the page. The first argument is the settings file. It ends with its parent."""
 
 from __future__ import annotations
 

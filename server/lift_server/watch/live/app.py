@@ -1,4 +1,4 @@
-"""The page over HTTP: GET alone, five paths, no cookie, no request to anybody else."""
+"""The page over HTTP: only GET, five paths, no cookies, no requests to other hosts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _Sample = tuple[Mapping[str, str], float | None]
 
 
 def exposition(state: Mapping[str, Any], lines: Sequence[RoundRecord]) -> str:
-    """All figures of one look at the run; what is not known has no sample.
+    """Return all figures of a snapshot. Unknown values have no sample.
 
     Args:
         state: what the live page shows.

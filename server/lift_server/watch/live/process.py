@@ -1,4 +1,4 @@
-"""The page beside a running server: started with it, started again when it dies."""
+"""The page of a running server. It is started with the server and restarted if it dies."""
 
 from __future__ import annotations
 

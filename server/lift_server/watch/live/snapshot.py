@@ -1,4 +1,4 @@
-"""What the live page shows, as JSON: read from the server's files at most once a second."""
+"""The content of the live page as JSON, read from the server's files at most once per second."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PRIVACY_KEYS: Final = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One look at the files.
+    """The content of the files at one time.
 
     Attributes:
         state: everything but the rounds, as JSON.
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Looks at a server's files when it is asked, at most once a second.
+    """Reads a server's files on request, at most once per second.
 
     Args:
         config: the server's settings.
