@@ -1,4 +1,4 @@
-"""The Python interface for researchers: a mixer trained, applied and judged in ten lines.
+"""The Python interface for researchers: train, apply and evaluate a mixer in ten lines.
 
 On phantom brains that this package makes itself:
 
@@ -130,7 +130,7 @@ def load_generator(bundle: str | Path, *, device: str = "auto") -> FrozenGenerat
 
 
 def make_plan(generator: FrozenGenerator, **sections: Any) -> Plan:
-    """A plan around a generator; every section and key has its default but those given.
+    """Return a plan around a generator. Sections and keys that are not given have defaults.
 
     Args:
         generator: gives the task and how its volumes were prepared.
@@ -154,7 +154,7 @@ def make_plan(generator: FrozenGenerator, **sections: Any) -> Plan:
 
 
 def make_phantom(folder: Path, *, patients: int, scanner: str, seed: int) -> None:
-    """Write a cohort of phantom brains in the BraTS layout; one that is there is kept.
+    """Write a cohort of phantom brains in the BraTS layout. An existing one is kept.
 
     Args:
         folder: for the volumes.
@@ -178,7 +178,7 @@ def open_cohort(
     name: str = "site",
     progress: Progress | None = None,
 ) -> Cohort:
-    """List, check, split and prepare a site's patients; what was prepared before is read again.
+    """List, check, split and prepare a site's patients. Prepared data are reused.
 
     Args:
         scans: a folder in the BraTS layout, or the `data` section of a site's file.
@@ -283,7 +283,7 @@ def translate(
 def evaluate(
     trained: Trained, cohort: Cohort, *, progress: Progress | None = None
 ) -> dict[str, dict[str, Entry]]:
-    """Figures of the held-out patients: the mixer, and what there is without a network.
+    """Return figures of the held-out patients for the mixer and for methods without a network.
 
     Args:
         trained: of :func:`train`, for the cohort's plan.

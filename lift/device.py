@@ -1,4 +1,4 @@
-"""Where torch computes: device, precision, threads."""
+"""Device, precision and threads of torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 class AtOnce:
-    """How many rows go to the device at once: all of them, until its memory is full.
+    """Rows sent to the device at once: all, reduced when its memory is full.
 
     Then it is half as many for the rest of the work. A CPU raises no such error.
 
@@ -94,7 +94,7 @@ class AtOnce:
 
 
 def memory_error(device: torch.device | str) -> DeviceMemoryError:
-    """What to raise where a device's memory is full and no less can be computed at once."""
+    """Return the error for a full device memory when the work cannot be split further."""
     return DeviceMemoryError(
         "the memory of the device is full",
         where="device",
@@ -128,7 +128,7 @@ def feature_precision(device: torch.device) -> Literal["float16", "float32"]:
 
 
 def device_of(part: object) -> torch.device:
-    """Where a module's tensors are; the CPU for one without tensors, or that is no module."""
+    """Return the device of a module's tensors; the CPU if there are none."""
     if isinstance(part, torch.nn.Module):
         for tensor in (*part.parameters(), *part.buffers()):
             return tensor.device
@@ -160,7 +160,7 @@ def fix_threads(threads: int) -> None:
 
 
 def busy_notice(threads: int) -> str:
-    """A line for the operator where others use the machine's cores already; else empty.
+    """Return a warning if other processes use the cores of this machine, else empty.
 
     Threads that wait for each other suffer most: two on two busy cores were seen to be nine times
     slower than one.

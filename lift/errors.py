@@ -1,4 +1,4 @@
-"""The error tree and the exit codes: every refusal that a person may read starts here.
+"""The error classes and the exit codes. All user-visible errors are defined here.
 
 A :class:`LiftError` has four parts (what failed, where, what was seen against what is
 needed, what to do next). Only the command lines catch it; libraries raise it.
@@ -136,7 +136,7 @@ class VersionMismatchError(ProtocolError):
 
 
 class UpdateRejectedError(ProtocolError):
-    """The server's review refused an update; the round goes on without it."""
+    """The server's review refused an update. The round continues without it."""
 
 
 class PolicyError(LiftError):
@@ -152,7 +152,7 @@ class QuorumError(LiftError):
 
 
 class RecordError(LiftError):
-    """A journal is damaged: what it says can no longer be trusted from one line on.
+    """A journal or ledger is damaged. Its content is not trusted from one line on.
 
     Attributes:
         line: number of the first line that is wrong, from 1; 0 when none is meant.
@@ -168,7 +168,7 @@ class RecordError(LiftError):
 
 
 class ReleaseError(LiftError):
-    """A release folder does not fit its signed manifest: nothing in it may be used."""
+    """A release folder does not match its signed manifest. Nothing in it may be used."""
 
     label = "record"
 

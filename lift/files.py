@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, appended lines, digests."""
+"""File helpers: atomic writes, appended lines, digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one.
+    """Replace `path` by `content` atomically: a reader, or a crash, sees the old or the new file.
 
     The file has `mode`, less the process's umask, from its first moment.
     """
@@ -36,7 +36,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def close_folder(path: Path) -> None:
-    """Make a folder that is its user's alone (0700), or take others' rights from one that is there.
+    """Create a folder with mode 0700, or remove the rights of others from an existing one.
 
     What earlier versions left inside may be readable in itself: nobody else gets to it. Rights
     of somebody else's folder cannot be changed, and are left.
@@ -72,7 +72,7 @@ def file_digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def held_alone(path: Path, refusal: Exception) -> Iterator[None]:
-    """Inside the block no other process holds `path`; the lock ends with the process.
+    """Hold an exclusive lock on `path` inside the block. It ends with the process.
 
     Raises:
         Exception: `refusal`, when another process holds it.

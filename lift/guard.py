@@ -1,4 +1,4 @@
-"""The guard: did the mixer help at a site, and is a new volume like those it helped on?
+"""The guard: whether the mixer helped at a site, and whether a new volume is similar.
 
 A mixer learns a slice profile; on another one it can harm (method section 9: it lost 0.4 dB
 on another scanner). So each site judges the finished mixer on its own validation patients,
@@ -27,7 +27,7 @@ _SHARE_TOLERANCE: Final = 0.5
 
 @dataclass(frozen=True)
 class SiteProfile:
-    """What one site's verdict was based on, as far as it travels with the mixer.
+    """The basis of one site's verdict, as stored with the mixer.
 
     Attributes:
         verdict: helped, harmed or undecided, against no mixer.
@@ -47,7 +47,7 @@ class SiteProfile:
 def concerns(
     sites: Sequence[SiteProfile], slice_spacing_mm: float, share: float | None
 ) -> str | None:
-    """Why the mixer may not help on a volume, in words; None when it is like one it helped on.
+    """Return why the mixer may not help on a volume, or None if there is no concern.
 
     Alike: spacing within 25% of the site's range, and high-frequency share within a factor of
     1.5 of its range.

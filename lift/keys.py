@@ -1,4 +1,4 @@
-"""A site's key pair: reading it, signing with it, and what people compare of it."""
+"""A site's key pair: reading, signing, fingerprint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def public_text(key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The site's private key, if nobody else may read it and it is an EC P-384 key.
+    """Read the site's private key. Raise unless only its owner can read it and it is EC P-384.
 
     Raises:
         ConfigError: the file is missing, open to others, or holds something else.

@@ -1,4 +1,4 @@
-"""HTML that cannot be broken by what it shows: every text is escaped unless built here."""
+"""Safe HTML: all text is escaped unless it was built here."""
 
 from __future__ import annotations
 

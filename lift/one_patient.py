@@ -1,4 +1,4 @@
-"""What is computed of one patient where noise protects patients: its failure is its own.
+"""Computations on one patient under noise. A failure affects only that patient.
 
 An error that ended the round would come from one patient, and the answer that does not come would
 tell whoever waits for it that this patient is in the cohort. Noise hides what a patient adds; it
@@ -16,13 +16,13 @@ Part = TypeVar("Part")
 
 
 class NotOfAPatientError(ValueError):
-    """A fault that no patient has a part in: it is raised whoever is in the cohort."""
+    """A fault that does not depend on any patient, and is therefore raised."""
 
 
 def of_one_patient(
     compute: Callable[[], Part], *, raised: tuple[type[Exception], ...] = (NotOfAPatientError,)
 ) -> Part | None:
-    """What `compute` gives of one patient; None where it fails, which the site's own log says.
+    """Return the result of `compute` for one patient, or None if it fails. Failures are logged.
 
     Args:
         compute: looks at this patient alone.

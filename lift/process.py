@@ -1,4 +1,4 @@
-"""What each process of ours sets at its start: importing a module sets nothing."""
+"""Process settings, applied at the start of each program. Importing a module sets nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROMISES: Final = {
 
 
 def prepare_process() -> None:
-    """To be called once at the start of a process, before torch and flwr are imported.
+    """Prepare a process. Call once at its start, before torch and flwr are imported.
 
     Processes that this one starts inherit it.
     """
@@ -32,7 +32,7 @@ def prepare_process() -> None:
 
 
 def keep_files_private() -> int:
-    """From now on what this process writes is its user's alone: files 0600, folders 0700.
+    """Make all files of this process private from now on: files 0600, folders 0700.
 
     A mode that a file asks for is narrowed too. Processes that this one starts inherit it. To
     hand a file on to somebody else on this machine is the user's own decision (`chmod`).
@@ -54,5 +54,5 @@ def files_kept_private() -> Iterator[None]:
 
 
 def prepared_environment() -> dict[str, str]:
-    """This process's environment, with what a process of ours needs added."""
+    """Return this process's environment, with the variables that our child processes need."""
     return {**_DEFAULTS, **os.environ, **_PROMISES}

@@ -1,4 +1,4 @@
-"""State dicts that somebody else wrote, held against what a network needs."""
+"""Checks of foreign state dicts against what a network needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def without_module_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def first_misfit(given: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the first tensor by name that is missing, extra or of another shape.
+    """Return the fault of the first tensor, by name, that is missing, extra or misshapen.
 
     None when names and shapes agree; number formats and values are not looked at.
     """

@@ -1,4 +1,4 @@
-"""The one reader of JSON that somebody else may have written: messages, records, files.
+"""The only reader of JSON from other sources: messages, records, files.
 
 Python's own reader keeps the last of two equal keys, takes NaN and numbers of any length, and
 fails in other ways than by a ValueError where a text is nested deeply.

@@ -1,1 +1,1 @@
-"""Attacks on what is released, to see whether a privacy claim holds in the code that runs."""
+"""Attacks on releases, to test whether a privacy claim holds in the code that runs."""

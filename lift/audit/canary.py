@@ -1,4 +1,4 @@
-"""The one-run canary audit: a lower bound on the epsilon of a pipeline, to hold against its claim.
+"""The one-run canary audit: a lower bound on epsilon, to compare with the claim.
 
 Canaries are invented patients whose gradients are far above the clip norm and point in different
 directions. Each takes part or not by a fair coin of its own; the pipeline runs once; from what it
@@ -51,7 +51,7 @@ _LARGEST_RIDGE: Final = 1e6
 
 
 class Pipeline(Protocol):
-    """What is audited: from patients to what leaves, with all of its own randomness."""
+    """The audited pipeline, from patients to what leaves, with all of its own randomness."""
 
     def __call__(self, patients: Sequence[Sequence[Features]]) -> Sequence[Mapping[str, Tensor]]:
         """What is released about these patients, one noisy gradient (or sum of them) by step.
@@ -110,7 +110,7 @@ class CanaryAudit:
 
     @property
     def passed(self) -> bool:
-        """Whether neither claim is refuted. Without `meaningful` the bound says nothing."""
+        """Whether neither claim is refuted. If not `meaningful`, the bound proves nothing."""
         enough = self.noise is None or self.noise.enough
         return enough and self.epsilon_lower_bound <= self.claimed_epsilon
 
@@ -207,7 +207,7 @@ def canary_scores(
     directions: Floats,
     step_weights: Floats | None = None,
 ) -> Floats:
-    """How much each canary's direction is present in what was released, (canaries,).
+    """Strength of each canary's direction in the release, (canaries,).
 
     In every step the inner products with all directions are taken. Directions are not quite
     orthogonal, so each product also holds a little of the other canaries: it is removed by ridge
@@ -294,7 +294,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 def epsilon_lower_bound(
     canaries: int, guesses: int, correct: int, delta: float, *, confidence: float = CONFIDENCE
 ) -> float:
-    """The largest epsilon that so many right guesses refute; 0 if they refute none.
+    """Return the largest epsilon that this number of correct guesses refutes, or 0.
 
     Whatever (epsilon, delta)-DP pipeline was audited: the probability that the result is above
     its epsilon is at most 1 - `confidence`. Every smaller epsilon is refuted as well.

@@ -96,7 +96,7 @@ class CopyFigures:
 def copy_figures(
     generated: Volumes, training: Patients, held_out: Patients, *, seed: int
 ) -> CopyFigures:
-    """The three figures on copies, each beside what it would be without any.
+    """Return the three figures on copies, each with its value without copies.
 
     Equally many patients of both kinds count in `nearer_training`: of the larger kind it is the
     exact mean over all subsets of the size of the smaller one. With many more training than

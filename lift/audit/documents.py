@@ -1,4 +1,4 @@
-"""Results of audits as files: what a site hands over of its patients, signed with its key."""
+"""Results of audits as files, signed with the key of the site."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CopyRow(Settings):
 
 
 class SiteAudit(Settings):
-    """What one site found of its own patients in a released mixer; nothing of a single one."""
+    """The audit of a released mixer by one site. Holds nothing about a single patient."""
 
     format_version: Annotated[Literal[1], VERSION] = 1
     kind: Literal["membership", "copies"]
@@ -113,7 +113,7 @@ class TrainingAudit(Settings):
 
     @property
     def noise_seen(self) -> str:
-        """What was measured of the noise, in words."""
+        """The measured noise, in words."""
         if self.noise_ratio is None or self.noise_numbers is None or self.noise_p_value is None:
             return "the noise was not measured"
         return (
@@ -130,7 +130,7 @@ def write_signed(path: Path, audit: SiteAudit, key: ec.EllipticCurvePrivateKey) 
 
 
 def read_signed(path: Path) -> SignedAudit:
-    """A signed audit as it was written; the signature is not checked yet.
+    """Read a signed audit. The signature is not checked yet.
 
     Raises:
         ConfigError: the file is missing or something else.

@@ -55,7 +55,7 @@ def membership(
     references: int = REFERENCES,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, AttackFigures]:
-    """ATTACK -> how well it tells the site's training patients from its held-out ones.
+    """Return ATTACK -> how well it separates the site's training patients from held-out ones.
 
     The same arguments give the same figures; they depend on neither the order of patients nor
     on what `mixer` held. No patient's loss is logged or returned.

@@ -43,7 +43,7 @@ _SPLIT_FILE: Final = "split.json"
 
 @dataclass(frozen=True)
 class AuditedSite:
-    """A site's audit, and what its operator should know of it.
+    """A site's audit, with notes for its operator.
 
     Attributes:
         audit: the figures.

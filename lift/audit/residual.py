@@ -1,4 +1,4 @@
-"""How much noise is in a release: what lies outside the canaries' span is noise and nothing else.
+"""Measure the noise in a release: everything outside the canaries' span is noise.
 
 A pipeline that is audited with canaries alone releases a sum of their directions and noise. The
 part of it that is orthogonal to all directions holds no canary, so its sum of squares over the

@@ -1,4 +1,4 @@
-"""What an attack reaches, from one score for each patient: the higher, the likelier a member.
+"""Figures of an attack, from one score per patient. A higher score means a likelier member.
 
 A *member* is a patient whose data trained what is attacked; the *others* are patients of the
 same kind who were held out. Nothing of a single patient is in the figures: they are rounded to
@@ -125,12 +125,12 @@ def tpr_at_fpr(
 
 
 def rounded_count(count: int) -> int:
-    """A number of patients as it may be told: rounded down to a multiple of 5."""
+    """A number of patients as it may be published: rounded down to a multiple of 5."""
     return count // FEWEST * FEWEST
 
 
 def require_enough(members: int, others: int) -> None:
-    """Refuse figures over so few patients that they say something of single ones.
+    """Refuse figures over so few patients that they reveal single ones.
 
     Raises:
         DataError: fewer than 5 members or 5 others.

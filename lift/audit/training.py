@@ -1,4 +1,4 @@
-"""The audit of private training: the functions that train, on invented canaries, without data."""
+"""The audit of private training: runs the training functions on canaries, without data."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def audit_training(
 
 
 def auditable(plan: Plan) -> PatientGradients:
-    """The plan's privacy section, if canaries can say anything of it.
+    """Return the plan's privacy section. Raise if canaries cannot audit it.
 
     Raises:
         ConfigError: it is of another mode.

@@ -1,4 +1,4 @@
-"""Who is in a BIDS folder (Brain Imaging Data Structure 1.10): anatomical images, raw data.
+"""Patients in a BIDS folder (Brain Imaging Data Structure 1.10): anatomical images, raw data.
 
 Subject, session, entities and suffix are read off the files' names; nothing else of the standard
 is asked for, and `derivatives`, `sourcedata` and `code` are left alone. Each session of a subject

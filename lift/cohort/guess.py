@@ -1,4 +1,4 @@
-"""In which layout a data folder is: told by what lies in it."""
+"""Detect the layout of a data folder from its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD_CHANNELS: Final = ("mr", "ct")
 
 @dataclass(frozen=True)
 class Guess:
-    """A layout, and what it rests on.
+    """A layout, and the evidence for it.
 
     Attributes:
         data: the same folder in the layout that was found.
@@ -31,7 +31,7 @@ class Guess:
 
 
 def guess_layout(data: AutoData, channels: Sequence[str]) -> Guess:
-    """The one layout that the folder's content fits.
+    """Return the only layout that matches the folder's content.
 
     Args:
         data: the folder.

@@ -1,4 +1,4 @@
-"""Who is in a data folder: BraTS 2023, SynthRAD2023, BIDS or a table."""
+"""Patients in a data folder: BraTS 2023, SynthRAD2023, BIDS or a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_patients(
     needs_mask: bool = False,
     one_by_one: bool = False,
 ) -> tuple[list[Patient], list[Refusal]]:
-    """The patients that have every channel, sorted by id, and those that do not.
+    """Return the patients with all channels, sorted by id, and the patients without.
 
     Args:
         data: folder and layout.
@@ -90,7 +90,7 @@ def list_patients(
 
 
 def tells_subjects(data: TableData) -> bool:
-    """Whether a table that can be read says whose examination each row is."""
+    """Return whether a readable table names the person of each row."""
     try:
         with data.table.open(newline="", encoding="utf-8-sig") as stream:
             return _SUBJECT in next(csv.reader(stream, strict=True), [])

@@ -1,4 +1,4 @@
-"""A volume's grey scale: from a plan's rule and its voxels to a map onto [0, 1], and back.
+"""Normalisation of a volume's grey scale to [0, 1] by a rule of the plan, and its inverse.
 
 Sources: Shinohara et al. 2014, NeuroImage: Clinical 6 (WhiteStripe); Reinhold et al. 2019,
 arXiv:1812.04652 (peaks of a smoothed histogram); Nyul & Udupa 1999, Nyul, Udupa & Zhang 2000, IEEE
@@ -69,7 +69,7 @@ class Scale:
 
 
 def looks_inside_the_mask(rule: AnyRule) -> bool:
-    """Whether a rule needs to know which voxels count."""
+    """Whether a rule needs a mask."""
     if isinstance(rule, PercentileRule):
         return rule.inside == "mask"
     return not isinstance(rule, WindowRule)

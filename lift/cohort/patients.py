@@ -1,4 +1,4 @@
-"""One patient's volume set, and the refusal of one: what every layout speaks of."""
+"""One patient's volume set, and the refusal of one, for all layouts."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _DEPTH_AXIS: Final = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 @dataclass(frozen=True)
 class CropBox:
-    """Where the prepared slices lie in the whole stack (depth, height, width).
+    """Position of the prepared slices in the whole stack (depth, height, width).
 
     Attributes:
         whole: shape of the whole stack.
@@ -58,7 +58,7 @@ class CropBox:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One patient, ready for the generator, with all that writing the result needs.
+    """One patient, ready for the generator, with everything needed to write the result.
 
     Attributes:
         source: (z, n_source, h, w), float32 in [0, 1]; the crop, padded with 0 on the far
@@ -132,7 +132,7 @@ def prepare(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> P
 
 
 def values_inside(patient: Patient, plan: Plan, *, root: Path) -> dict[str, NDArray[Any]]:
-    """What every channel of the plan holds inside the mask, by name: one row, in its own units.
+    """Return the values of every channel inside the mask, by name: one row, in its own units.
 
     Raises:
         DataError: as `prepare`.

@@ -1,4 +1,4 @@
-"""Every patient of a site read once; those that cannot be used are refused by name."""
+"""Read every patient of a site once. Unusable patients are refused by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_patients(
     read: Callable[[Patient], Content],
     report: Callable[[int, int], None] | None = None,
 ) -> Usable[Content]:
-    """Read every patient of a site; one that cannot be used is refused by name.
+    """Read every patient of a site. Unusable patients are refused by name.
 
     Under noise, a patient is refused if anything fails with it, and no patient may be left.
 

@@ -27,7 +27,7 @@ class Tap:
 
 
 class Generator(Protocol):
-    """The frozen network of any task, as far as the programs look at it.
+    """The frozen network of any task, as seen by the programs.
 
     A task narrows it to its own class (`lift.tasks.base.Task`).
     """

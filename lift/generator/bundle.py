@@ -1,4 +1,4 @@
-"""A bundle: the folder in which a frozen generator travels.
+"""A bundle: the folder that holds a frozen generator.
 
 `generator.json` (the card: architecture, taps, normalisation, statement on the training data,
 licence, fingerprint) and `weights.safetensors` (every parameter and buffer). It is data only;

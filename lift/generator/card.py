@@ -1,4 +1,4 @@
-"""A bundle without its weights: its folder, its card, whether it fits a task; needs no torch."""
+"""A bundle without its weights: its folder, its card, its task. Does not need torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen generator's features of one patient: computed once, kept on the site's disk.
+"""Features of one patient from the frozen generator, cached on the site's disk.
 
 Training never runs the 2D network again. Taps pass through float16 whether they come from
 the disk or were just computed, so a cache hit and a miss give the same bits; source and
@@ -306,7 +306,7 @@ class FeatureCache:
         return stored
 
     def forget_all_but(self, files: Collection[str], *, owner: str | None) -> int:
-        """Remove the entries of files that are no longer there; the number of those removed.
+        """Remove the entries of files that no longer exist. Return how many were removed.
 
         An entry that names no owner comes from an earlier version, which this one cannot use.
 

@@ -218,7 +218,7 @@ def network_fingerprint(config: Settings, tensors: Mapping[str, Tensor]) -> str:
 
 
 class FrozenGenerator(nn.Module):
-    """A network that never changes again: the product's one `SliceGenerator` (see `base`).
+    """A frozen network: the implementation of `SliceGenerator` (see `base`).
 
     Freezing happens in place: evaluation mode for ever, no gradient for any parameter.
     """

@@ -301,7 +301,7 @@ def _read_patient(patient: Patient, plan: Plan, root: Path, prefix: str) -> Trai
 
 
 def log_refusal(patient: str, reason: LiftError) -> None:
-    """Name a patient that cannot be used, and why, in the log."""
+    """Log an unusable patient, with the reason."""
     logger.warning("event=patient_refused patient=%s reason=%s", patient, reason)
 
 
@@ -311,7 +311,7 @@ def _masked_mean(error: Tensor, mask: Tensor, kind: str) -> Tensor:
 
 
 def check_finite(loss: float, gradient_norm: float, step: int) -> None:
-    """Refuse to go on with a training that diverged (GeneratorError)."""
+    """Raise GeneratorError if the training diverged."""
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         raise GeneratorError(
             "pre-training diverged",

@@ -1,4 +1,4 @@
-"""The slices that pre-training draws: volumes in memory, and random windows of them."""
+"""Slices for pre-training: volumes in memory, and random windows of them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Looks at volumes before they are used: how they were acquired, whether they fit together."""
+"""Checks of volumes before use: how they were acquired, whether they fit together."""

@@ -1,4 +1,4 @@
-"""Where the body is in one channel, for the checks: by its brightness, whatever the unit.
+"""The body in one channel, found by brightness, for the checks.
 
 Training has its own rule in the plan (`lift.volumes.masks`); this one also has to hold for series
 that nobody has looked at yet.

@@ -1,4 +1,4 @@
-"""A data card as a site's operator and the coordinator read it: the same for both."""
+"""Display of a data card, the same for a site's operator and the coordinator."""
 
 from __future__ import annotations
 

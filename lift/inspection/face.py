@@ -1,4 +1,4 @@
-"""Does a head's volume still show a face?
+"""Detect a face in the volume of a head.
 
 A face can be rendered from the skin's surface and recognised (Schwarz et al. 2019, NEJM
 381:1684). What gives it away in the voxels is the nose: a narrow ridge in the front surface, not
@@ -49,7 +49,7 @@ _FOREHEAD_MM: Final = (20.0, 60.0)
 
 @dataclass(frozen=True)
 class Face:
-    """What the front surface looks like.
+    """Shape of the front surface.
 
     Attributes:
         finding: verdict and words.

@@ -1,4 +1,4 @@
-"""What one check of a patient's volumes found."""
+"""The result of one check of a patient's volumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Verdict = Literal["use", "warn", "veto"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result; it names no file and no patient.
+    """The result of one check. Does not name a file or a patient.
 
     Attributes:
         check: what was looked at.
@@ -43,6 +43,6 @@ class Judged(Protocol):
 
 
 def worst(findings: Iterable[Judged]) -> Verdict:
-    """The gravest verdict; `use` for none."""
+    """Return the most severe verdict, or `use` if there is none."""
     order: tuple[Verdict, ...] = ("use", "warn", "veto")
     return max((one.verdict for one in findings), key=order.index, default="use")

@@ -1,4 +1,4 @@
-"""Which texts of a file's header may name a patient: the fields by name, never what they say."""
+"""Header fields that may identify a patient, by name, never by content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_HEADER: Final = 1 << 16
 
 
 def identifying_fields(path: Path) -> tuple[str, ...]:
-    """Names of the header fields of a file that hold text nobody can vouch for, sorted.
+    """Return the names of header fields with free text that may identify a patient, sorted.
 
     NIfTI: its text fields, without those that are empty or hold the signature of common software
     alone, and header extensions, which may hold a whole DICOM header. NRRD and MetaImage: comments

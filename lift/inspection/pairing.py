@@ -1,4 +1,4 @@
-"""Do two channels show the same patient at the same place?
+"""Test whether two channels show the same patient at the same position.
 
 On one grid the header cannot tell: a copy that was shifted, mirrored or taken from another
 patient has the same shape and affine. Mutual information can: of a true pair it is higher than

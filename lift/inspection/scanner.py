@@ -1,4 +1,4 @@
-"""What made a volume, as far as its file says: the maker from a closed list, and two numbers.
+"""The scanner of a volume, from its file: the maker from a closed list, and two numbers.
 
 DICOM says it. A NIfTI header does not; the JSON sidecar that BIDS puts beside the file may (Brain
 Imaging Data Structure 1.10, "Hardware information" of MRI). Nothing else of either is looked at.

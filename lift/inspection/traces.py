@@ -1,4 +1,4 @@
-"""The same voxels under two names, and text burnt into the pixels."""
+"""Detect duplicate volumes, and text burnt into the pixels."""
 
 from __future__ import annotations
 

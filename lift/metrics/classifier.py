@@ -1,4 +1,4 @@
-"""A classifier two-sample test: how well can a trained classifier tell two sets apart?
+"""A classifier two-sample test: how well a trained classifier separates two sets.
 
 A logistic regression with a quadratic penalty learns to tell the rows of one set from those of
 the other, and its area under the ROC curve (AUC) is taken on rows that it did not see: .5, they
@@ -76,7 +76,7 @@ def classifier_auc(
     repeats: int = REPEATS,
     fewest: int = FEWEST,
 ) -> Auc | None:
-    """How well rows of `one` are told from rows of `other`; None with fewer than `fewest` of
+    """How well rows of `one` are separated from rows of `other`; None with fewer than `fewest` of
     either.
 
     For two sets of one source the mean is .5, whatever their sizes. The interval is Newcombe's,

@@ -1,4 +1,4 @@
-"""Which of two sets of generated volumes is harder to tell from real ones: one hospital's verdict.
+"""The verdict of a hospital: which of two generated sets is harder to tell from real ones.
 
 Both sets are told from the same real volumes by their content (`lift.metrics.judge`), and the two
 AUCs are compared. The sets are **paired**: volume i of both comes from the same random numbers.

@@ -1,4 +1,4 @@
-"""What the judge sees of one volume: its content, coarsely, and its texture, without its content.
+"""Descriptors of one volume for the classifier: coarse content, and texture.
 
 A *box* is the part of a volume that is compared: (d, h, w), values in [0, 1]. Texture and spectrum
 are those of the box at mean 0 and standard deviation 1. A gain shifts all log powers together and

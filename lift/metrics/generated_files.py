@@ -198,7 +198,7 @@ def table_rows(result: GeneratedEvaluation) -> list[tuple[str, str, str, str]]:
 
 
 def notes(result: GeneratedEvaluation) -> list[str]:
-    """What must be said beside the table."""
+    """Return the notes for the table."""
     counts, found = result["volumes"], result["quality"]
     lines = [
         f"{counts['generated']} generated, {counts['real']} real volumes; real halves of "

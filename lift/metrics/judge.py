@@ -1,4 +1,4 @@
-"""Can generated volumes be told from real ones? The figures `auc_content` and `auc_texture`.
+"""How well generated volumes can be told from real ones: `auc_content` and `auc_texture`.
 
 Content is a thumbnail, 12 x 10 x 8 of the box: what is where, and how bright. Texture is how
 neighbouring voxels differ along the three axes, at one gain (`lift.metrics.descriptors`). .5:

@@ -1,4 +1,4 @@
-"""Who is near whom: precision and recall of a set, nearest training volumes, copies.
+"""Nearest neighbours: precision and recall of a set, nearest training volumes, copies.
 
 Distances between volumes come as matrices; a *thumbnail* distance is the root of the mean squared
 difference of two thumbnails (`lift.metrics.descriptors`), in the volumes' own grey values.
@@ -64,7 +64,7 @@ def near_copies(to_originals: Floats, within_originals: Floats) -> npt.NDArray[n
 
 
 def nearest_figures(volumes: MeasuredSet, training: MeasuredSet) -> dict[str, MetricValue]:
-    """How near volumes come to what training saw: `nearest_distance` and `near_copies`.
+    """Distance of volumes to the training volumes: `nearest_distance` and `near_copies`.
 
     - `nearest_distance`: mean thumbnail distance to the nearest training volume;
     - `near_copies`: share of volumes that are near copies of a training volume.

@@ -1,4 +1,4 @@
-"""Whose volumes files are: a table of files and persons, so that a person counts once."""
+"""A table of files and persons, so that each person counts once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well neighbouring slices fit together: flicker, lost detail and their opposites.
+"""Through-plane coherence: flicker, lost detail and their opposites.
 
 Volumes are (depth, height, width); depth is the through-plane axis, Dz the difference of two
 neighbouring slices, p the prediction, t the target. Only mask voxels are ever read, so padding,

@@ -1,4 +1,4 @@
-"""What is measured of each volume of a set, once: all that comparing sets needs, and no more.
+"""Measurements of each volume of a set, taken once, for the comparison of sets.
 
 Volumes may differ in size and spacing. They are read one at a time and not kept: a thousand of
 them take some 200 MB.

@@ -1,4 +1,4 @@
-"""What a mixer is: the frozen generator's prediction in, a better one out.
+"""The mixer interface: takes the generator's prediction and returns a better one.
 
 Axes are (patient, slice, channel, height, width), written `b z c h w`: axis 0 is the
 patient in every trainable layer, so that per-patient gradients are what they claim to be
@@ -50,7 +50,7 @@ class MixerInputs:
 
 @dataclass(frozen=True)
 class FrozenParts:
-    """What a mixer may know of the generator; none of it is ever trained or sent.
+    """Parts of the generator that a mixer may use. They are never trained or sent.
 
     Attributes:
         tap_channels: tap name -> number of channels.

@@ -1,4 +1,4 @@
-"""Curves: what a patient's or a site's contrast is, as a function of each voxel's own values.
+"""Curves: the contrast of a patient or site, as a function of each voxel's own values.
 
 Sites, and patients of one site, differ in the grey scale of the target. A correction that looks
 at one voxel alone takes that up in closed form, so that a mixer is left with structure:
@@ -228,7 +228,7 @@ def apply_curves(pred: Tensor, source: Tensor, mask: Tensor, curves: Tensor) -> 
 
 @dataclass(frozen=True)
 class ChosenCurves:
-    """A site's curves, and how they came about.
+    """A site's curves, and how they were chosen.
 
     Attributes:
         curves: (f,), or None: no curves, the prediction stays as it is.
@@ -244,7 +244,7 @@ class ChosenCurves:
 def choose_curves(
     patients: Sequence[CurveEquations], others: CurveEquations | None, *, affine: bool = False
 ) -> ChosenCurves:
-    """A site's curves, shrunk toward all others' as far as its own patients want it.
+    """Return a site's curves, shrunk toward those of all sites as far as this helps its patients.
 
     Each patient is left out in turn. From :data:`ENOUGH` patients on the best weight is taken;
     with fewer the simplest of those whose paired change is within one standard error of the

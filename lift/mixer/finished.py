@@ -28,7 +28,7 @@ _PHANTOM: Final = TypeAdapter(bool)
 
 @dataclass(frozen=True)
 class FinishedMixer:
-    """A trained mixer with all that using it needs, except the generator itself.
+    """A trained mixer with everything needed to use it, except the generator.
 
     Attributes:
         values: trained tensors by name.

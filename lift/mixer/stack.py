@@ -1,4 +1,4 @@
-"""All that zrefine and pyramid look at, as one stack of channels, and the layer that reads it."""
+"""The input of zrefine and pyramid, as one stack of channels, and its first layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every trained part has: named numbers that travel, and nothing else."""
+"""The interface of every trained part: named parameters that are sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lift.device import device_of
 
 
 class TrainedPart(nn.Module):
-    """A module whose trainable numbers are sent, aggregated and loaded by name."""
+    """A module whose trainable parameters are sent, aggregated and loaded by name."""
 
     @property
     def device(self) -> torch.device:
@@ -19,7 +19,7 @@ class TrainedPart(nn.Module):
         return device_of(self)
 
     def parameter_count(self) -> int:
-        """Number of trainable numbers, which is what an update carries."""
+        """Number of trainable parameters, which is the size of an update."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def values(self) -> dict[str, Tensor]:

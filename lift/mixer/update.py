@@ -1,4 +1,4 @@
-"""Updates: what a site's training changed, as named tensors.
+"""Updates: the change by a site's training, as named tensors.
 
 An update is `new - old` of the mixer's trainable tensors. It is the only thing that
 training sends.

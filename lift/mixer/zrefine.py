@@ -81,7 +81,7 @@ class ZRefineLite(ZRefine):
 
 
 class Control2D(Mixer):
-    """zrefine's form with no reach along depth: what its parameters alone are worth.
+    """zrefine without reach along depth, to measure the effect of its parameters alone.
 
     No differences, no z-filter, a second convolution of 1x3x3. It sees `feat` and `enc0`
     where the generator offers them, and has at least twice zrefine's hidden channels and at

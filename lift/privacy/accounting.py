@@ -1,4 +1,4 @@
-"""What releases cost in epsilon, and how much noise a given epsilon needs.
+"""The cost of releases in epsilon, and the noise for a given epsilon.
 
 Everything here is about one neighbour relation, **add or remove one patient**, and one
 mechanism: Gaussian noise on a sum whose every patient contributes at most `clip_norm`, taken

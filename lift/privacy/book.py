@@ -1,4 +1,4 @@
-"""The lines of a privacy ledger, and what they add up to: pure, no file is touched here.
+"""The lines of a privacy ledger and their total. Pure functions, without file access.
 
 A line is JSON whose last key is `hash`: the SHA-256 of the line's own bytes without that key.
 `previous` is the hash of the line before. Lines hold settings and digests, no patient data.
@@ -159,7 +159,7 @@ _LINE: Final = TypeAdapter(Line)
 
 @dataclass
 class Book:
-    """What the lines so far say."""
+    """The state after all lines so far."""
 
     lines: list[Line] = field(default_factory=list)
     cohort: str = ""
@@ -179,7 +179,7 @@ class Book:
 
     @property
     def head(self) -> str:
-        """What the server keeps of all lines; see `lift.protocol.heads`."""
+        """The head that the server keeps; see `lift.protocol.heads`."""
         return self.heads[-1] if self.heads else START
 
     def lines_since(self, head: str) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ class Book:
         ]
 
     def objection(self, entry: Entry) -> str | None:
-        """Why this entry cannot come next; None when it can."""
+        """Return why this entry is not allowed next, or None."""
         if isinstance(entry, Opened) == bool(self.lines):
             return "only the first line opens a ledger"
         if isinstance(entry, Planned) and entry.run in self.runs:

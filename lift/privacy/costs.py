@@ -1,4 +1,4 @@
-"""What a plan will have spent at its end, before anything starts."""
+"""The privacy cost of a plan, computed before the start."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def releases_in_two_hospitals(plan: Plan) -> tuple[Release, ...]:
 
 
 def epsilon_where_times_are_seen(plan: Plan) -> float | None:
-    """Epsilon of the whole plan for whoever knows who was drawn in each step: sampling rate 1.
+    """Epsilon of the whole plan for an observer who knows who was drawn: sampling rate 1.
 
     None where no patient is drawn at random.
     """

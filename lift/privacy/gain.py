@@ -1,4 +1,4 @@
-"""One quality figure of a mixer that was trained under noise: its mean gain, clipped and noisy.
+"""The mean gain of a mixer that was trained under noise, clipped and noisy.
 
 Each site gives two numbers over its validation patients: the sum of their gains over no mixer, each
 clipped, and how many they are. Both get noise together, as one Gaussian mechanism: with or without
@@ -30,7 +30,7 @@ _FEWEST_NOISE_STDS: Final = 3.0
 
 @dataclass(frozen=True)
 class PooledGain:
-    """What all sites' noisy sums say of the mixer.
+    """The gain of the mixer, from the noisy sums of all sites.
 
     Attributes:
         value_db: mean gain in PSNR over no mixer, dB, of gains clipped at the plan's bound; None

@@ -1,4 +1,4 @@
-"""Random numbers that nobody can foresee: Gaussian noise and Poisson masks over patients.
+"""Unpredictable random numbers: Gaussian noise and Poisson masks over patients.
 
 Both come from the operating system's entropy alone. There is no seed: not in the plan, not in
 a log, not in a message. A run that resumes draws fresh noise.

@@ -1,4 +1,4 @@
-"""Heads of a privacy ledger, and the proof that one follows another: for the site and the server.
+"""Heads of a privacy ledger, and the proof that one follows another.
 
 A head is a hash over the hashes of all lines so far, in their order. Whoever knows an earlier head
 can work out the later one from the hashes of the lines in between. These say nothing of what the

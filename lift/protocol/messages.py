@@ -44,7 +44,7 @@ class Kind(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Why a site did not answer: the only thing that a failing site tells."""
+    """Why a site did not answer: the only information that a failing site sends."""
 
     CONFIG = "config"
     DATA = "data"
@@ -83,7 +83,7 @@ class StatisticsRequest(_Request):
 
 
 class StatisticsReply(_PaidReply):
-    """What the site knows of its cohort; its sums travel beside it as tensors."""
+    """Counts of the site's cohort. The sums are sent with it as tensors."""
 
     plan_digest: Digest
     train_patients: Count
@@ -102,7 +102,7 @@ class StatisticsReply(_PaidReply):
 
 
 class TrainRequest(_Request):
-    """One round of training from the mixer that travels beside it."""
+    """One round of training from the mixer that is sent with it."""
 
     plan_digest: Digest
     round: int = Field(ge=1, le=MOST_ROUNDS)
@@ -112,7 +112,7 @@ class TrainRequest(_Request):
 
 
 class TrainReply(_PaidReply):
-    """How the local training went; the update travels beside it."""
+    """Result of the local training. The update is sent with it."""
 
     plan_digest: Digest
     round: int = Field(ge=1, le=MOST_ROUNDS)
@@ -124,7 +124,7 @@ class TrainReply(_PaidReply):
 
 
 class GuardRequest(_Request):
-    """The finished mixer, to be judged on the site's own patients."""
+    """The finished mixer, to be evaluated on the site's own patients."""
 
     plan_digest: Digest
 
@@ -191,14 +191,14 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Failure:
-    """A site's failure as the server may know it: the class of the reason, nothing else."""
+    """A site's failure as the server sees it: only the class of the reason."""
 
     kind: FailureKind
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from one site in one exchange.
+    """The answer of one site in one exchange.
 
     Attributes:
         content: the reply, or why there is none.

@@ -1,4 +1,4 @@
-"""What the round loop needs of a network: ask sites, and wait for a bounded time."""
+"""The transport of the round loop: ask sites, and wait for a bounded time."""
 
 from __future__ import annotations
 

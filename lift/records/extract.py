@@ -1,4 +1,4 @@
-"""What a release says of the rounds: numbers of sites, never which; no reason, no site's figure.
+"""The public extract of the rounds: numbers of sites only, without names or reasons.
 
 `rounds.jsonl` is the coordinator's own record. It names who was refused and why, each site's loss
 and what sites said of their cohorts. Whoever gets a release gets this extract in its place.

@@ -1,4 +1,4 @@
-"""Was the training loss still falling when a run ended? A rule on the rounds' own records.
+"""Whether the training loss was still falling at the end of a run, from the rounds' record.
 
 The mean loss of the last third of the rounds is held against that of the middle third, at each site
 by itself: sites have losses of different size, and not every site is in every round. The windows
@@ -28,7 +28,7 @@ Losses = Mapping[str, float | None]
 
 
 class LossTrend(TypedDict):
-    """How the loss went at the end of training, as `run.json` holds it.
+    """The trend of the loss at the end of training, as in `run.json`.
 
     Attributes:
         fall_percent: how far the last third's mean loss is below the middle third's, a geometric

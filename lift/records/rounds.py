@@ -1,4 +1,4 @@
-"""A line of `rounds.jsonl`, and what it says of each site: for the report, the page, the terminal.
+"""A line of `rounds.jsonl`, and the outcome of each site in it.
 
 Imports neither torch nor an image library: a page about a run must not weigh on the run.
 """
@@ -14,7 +14,7 @@ ROUNDS_FILE: Final = "rounds.jsonl"
 
 
 class SiteStatistics(BaseModel):
-    """What a site said of its cohort in round 0; other keys of its answer are kept as they are."""
+    """Counts that a site reported in round 0. Other keys of its answer are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -60,7 +60,7 @@ class RoundRecord(BaseModel):
 
 
 class Outcome(StrEnum):
-    """What became of one site in one round."""
+    """The outcome of one site in one round."""
 
     COUNTED = "counted"
     REFUSED = "refused"
@@ -93,7 +93,7 @@ _REASONS: Final = {
 
 
 def outcome(record: RoundRecord, site: str) -> Outcome:
-    """What became of the site in this round."""
+    """Return the outcome of the site in this round."""
     if site in record.refused:
         return Outcome.LATE if record.refused[site] == NO_ANSWER else Outcome.REFUSED
     if site in record.counted:
@@ -104,7 +104,7 @@ def outcome(record: RoundRecord, site: str) -> Outcome:
 
 
 def reason(record: RoundRecord, site: str) -> str:
-    """Why the site did not count, in words; empty where there is nothing to explain."""
+    """Return why the site did not count, in words, or an empty text."""
     told = record.refused.get(site)
     if told is None:
         return _REASONS[NO_ANSWER] if outcome(record, site) is Outcome.LATE else ""
@@ -117,6 +117,6 @@ def reason_words(told: str) -> str:
 
 
 def mean_of(values: dict[str, float | None]) -> float | None:
-    """The mean over the sites that told a value; None when nobody did."""
+    """Return the mean over the sites that reported a value, or None."""
     told = [value for value in values.values() if value is not None]
     return sum(told) / len(told) if told else None

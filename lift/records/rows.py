@@ -1,4 +1,4 @@
-"""Names of the rows of the mixer; a light module, for whoever reads a record alone."""
+"""Names of the rows of the mixer, in a light module for readers of a record."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class GuardRecord(Record):
 
 
 class GainRecord(Record):
-    """What a mixer that was trained under noise gains over no mixer, by all sites' noisy sums.
+    """Gain of a mixer trained under noise over no mixer, from all sites' noisy sums.
 
     A value of None: the noise hides how many patients there are.
     """

@@ -1,4 +1,4 @@
-"""What a run of new volumes ships: the mapper where it was shown to be better, or the Gaussian.
+"""What a run of new volumes releases: the mapper if it was shown to be better, or the Gaussian.
 
 A mapper is trained on top of a federated Gaussian. It can please the distance that taught it with
 volumes that nobody would take for real, so the hospitals judge it before it is released, each on
@@ -33,7 +33,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Said:
-    """How many sites said what of the mapper's volumes beside the Gaussian's.
+    """Counts of the sites' verdicts on the mapper against the Gaussian.
 
     Attributes:
         helped: harder to tell from the site's own volumes.
@@ -55,7 +55,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Shipped:
-    """What a run ships.
+    """What a run releases.
 
     Attributes:
         source: the Gaussian alone, or with the mapper's residual.
@@ -96,7 +96,7 @@ class Shipped:
 
 
 def count(verdicts: Iterable[Verdict], *, asked: int) -> Said:
-    """What the sites said, in numbers.
+    """Count the verdicts of the sites.
 
     Args:
         verdicts: of those that gave one.

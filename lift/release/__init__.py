@@ -1,1 +1,1 @@
-"""A release folder: its manifest, who signed it, who approved it. Nothing here needs torch."""
+"""A release folder: manifest, signature, approvals. Does not need torch."""

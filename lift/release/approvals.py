@@ -1,4 +1,4 @@
-"""Approvals: hospitals that say, with their own keys, that they looked at a release.
+"""Approvals: releases that hospitals sign with their own keys after a review.
 
 An approval holds the manifest's digest, so it is of every byte of the release. The manifest does
 not list approvals: they come later, one by one.
@@ -89,7 +89,7 @@ def write_approval(
 def check_approvals(
     folder: Path, manifest: Manifest, manifest_sha256: str, keys: Mapping[str, str]
 ) -> tuple[list[GivenApproval], list[Finding]]:
-    """The approvals that hold, and what is wrong with the others; both by site.
+    """Return the valid approvals, and the faults of the others, both by site.
 
     Args:
         folder: of the release.

@@ -66,7 +66,7 @@ def check_signature(
     authority: x509.Certificate,
     now: datetime,
 ) -> tuple[Signer | None, list[Finding]]:
-    """Who signed the manifest, if that was a release key of this authority; else what is wrong.
+    """Return the signer of the manifest if it is a release key of this authority, else the fault.
 
     Args:
         manifest: bytes of `manifest.json`.
@@ -106,7 +106,7 @@ def check_signature(
 def certificate_problem(
     certificate: x509.Certificate, authority: x509.Certificate, now: datetime
 ) -> Finding | None:
-    """Why this is no release key's certificate of this authority; None when it is."""
+    """Return why this is not a release certificate of this authority, or None."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -126,7 +126,7 @@ def certificate_problem(
 
 
 def signer_of(certificate: x509.Certificate) -> Signer:
-    """What people compare of a release key's certificate."""
+    """Name and fingerprint of a release key's certificate."""
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return Signer(
         name=str(names[0].value) if names else "",

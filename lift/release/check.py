@@ -1,4 +1,4 @@
-"""Whether a release folder is what was signed; and the refusal of a mixer from one that is not."""
+"""Verification of a release folder, and the refusal of mixers from a changed one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_SHOWN: Final = 10
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in a release folder."""
+    """The result of the check of a release folder."""
 
     manifest: Manifest | None
     """None where it cannot be read."""
@@ -56,7 +56,7 @@ def check_release(
     now: datetime,
     keys: Mapping[str, str] | None = None,
 ) -> Checked:
-    """Every file of a release against its manifest, and the manifest against its signature.
+    """Check every file of a release against its manifest, and the manifest's signature.
 
     Args:
         folder: of the release.

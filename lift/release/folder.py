@@ -71,7 +71,7 @@ def read_plain(path: Path, largest: int) -> bytes:
 
 
 def compare(folder: Path, manifest: Manifest) -> list[Finding]:
-    """What of the folder does not fit its manifest, by file; empty when everything does.
+    """Return what does not match the manifest, by file. Empty if everything matches.
 
     The manifest, its signature, its certificate and `approvals/NAME.json` are not listed and no
     finding; anything else that is not listed is.

@@ -1,4 +1,4 @@
-"""A task: what sites and server compute together, as far as all programs have to know it.
+"""The interface of a task, for all programs.
 
 The halves that need more are registered by the same kind: `lift_client.tasks`, `lift_server.tasks`,
 `lift_simulation.tasks`, and the pages of `lift.report`.
@@ -71,5 +71,5 @@ class Task(Protocol):
         ...
 
     def noise_warnings(self, plan: Plan, generator: Generator, sites: Sequence[str]) -> list[str]:
-        """What to think of before a run with noise at these sites starts; empty: nothing."""
+        """Return warnings before a run with noise at these sites. Empty if there are none."""
         ...

@@ -1,4 +1,4 @@
-"""What a run is, in plain numbers: for `--dry-run`, and for `run.json` before it computes."""
+"""Description of a run, for `--dry-run`, and for `run.json` before it computes."""
 
 from __future__ import annotations
 

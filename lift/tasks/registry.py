@@ -1,4 +1,4 @@
-"""The tasks by their kind, and what every program asks first: which generator, which plan."""
+"""The registry of tasks by kind, and the loading of their generators and plans."""
 
 from __future__ import annotations
 

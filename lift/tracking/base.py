@@ -1,4 +1,4 @@
-"""The one interface of every tracker, and what all of them are told about a run."""
+"""The interface of every tracker, and the description of a run for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PHANTOM: Final = "PHANTOM"
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker says of a run beside its figures.
+    """Description of a run for a tracker, besides its figures.
 
     Attributes:
         federation: its name.

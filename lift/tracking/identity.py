@@ -1,4 +1,4 @@
-"""Identities that services gave to a run, kept in its folder: a resumed run is no second one."""
+"""Identities of a run at tracking services, stored so that a resumed run continues there."""
 
 from __future__ import annotations
 

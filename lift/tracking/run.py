@@ -1,4 +1,4 @@
-"""All trackers of one run: opened by its settings, told its rounds, dropped when they fail."""
+"""All trackers of one run: opened by its settings, fed with rounds, dropped on failure."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Tracking:
         self.close(complete=kind is None)
 
     def begin(self, about: About, rounds: Path | None = None, *, part: str = "") -> None:
-        """Open the trackers for one federation, and tell them what its record already holds.
+        """Open the trackers for one federation, and send them the existing record.
 
         The federation before, if any, is closed as complete.
 
@@ -94,12 +94,12 @@ class Tracking:
         self._catch_up(None)
 
     def round_done(self, record: RoundRecord) -> None:
-        """Tell the trackers one line of `rounds.jsonl`, after the lines that they missed."""
+        """Send the trackers one line of `rounds.jsonl`, after the lines that they missed."""
         self._catch_up(record.round)
         self._tell(record)
 
     def finished(self, metrics: Metrics) -> None:
-        """Tell the trackers the final figures, what `metrics.json` holds."""
+        """Send the trackers the final figures from `metrics.json`."""
         # a run that was killed between its last round and its end tells no round any more
         self._catch_up(None)
         self._log(max(self._last, 0), final_figures(metrics))

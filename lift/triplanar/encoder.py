@@ -74,7 +74,7 @@ class Encoder(Protocol):
 
 
 class FrozenEncoder(nn.Module):
-    """A network that never changes again, with its digest.
+    """A frozen network, with its digest.
 
     Args:
         network: (n, channels, h, w) -> (n, size).

@@ -113,7 +113,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class RandomPlaces:
-    """Windows at places drawn anew, one in each of `count` equal shares of a bin.
+    """Windows at new random places, one in each of `count` equal shares of a bin.
 
     Attributes:
         count: windows that a volume gives to a group, >= 1.

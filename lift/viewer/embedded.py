@@ -1,4 +1,4 @@
-"""A viewer inside a page that carries everything with it: script, volumes, nothing else."""
+"""A viewer embedded in a self-contained page: script and volumes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def standalone_page(volumes: Sequence[ViewerVolume], label: str) -> bytes:
 
 
 def served_page(label: str) -> bytes:
-    """The page that a server gives; it asks the same server for everything else."""
+    """The page of the server, which loads everything else from the same server."""
     head = join(
         [
             tag("link", rel="stylesheet", href="page.css"),

@@ -1,4 +1,4 @@
-"""`lift view`: a read-only server on 127.0.0.1, behind a path that nobody guesses."""
+"""`lift view`: a read-only server on 127.0.0.1, behind a secret path."""
 
 from __future__ import annotations
 

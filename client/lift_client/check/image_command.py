@@ -20,7 +20,7 @@ from lift_client.enrolment import read_kit
 
 @dataclass(frozen=True)
 class Looked:
-    """What the image checks came to.
+    """The result of the image checks.
 
     Attributes:
         verdict: one line on all volumes.

@@ -105,7 +105,7 @@ class _Head(Settings):
 
 @dataclass(frozen=True)
 class Reading:
-    """A journal as it was read; nothing was changed.
+    """The content of a journal file, and its faults.
 
     Attributes:
         lines: the lines up to the first that is wrong.

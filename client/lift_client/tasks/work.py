@@ -18,7 +18,7 @@ StepReport = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Counts:
-    """What the site's cohort holds; numbers are rounded before they leave.
+    """Numbers of the site's cohort. They are rounded before they leave.
 
     Attributes:
         train: persons in training, however many examinations each has; likewise `validation`

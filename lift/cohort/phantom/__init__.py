@@ -1,1 +1,1 @@
-"""The phantom cohort: MNI152 anatomy, deformed, with simulated scanners. No patient is in it."""
+"""The phantom cohort: deformed MNI152 anatomy with simulated scanners. Contains no patient."""

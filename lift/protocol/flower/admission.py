@@ -1,4 +1,4 @@
-"""Whether a server admits a site's key, asked without joining.
+"""Ask whether a server admits a site's key, without joining.
 
 Flower's fleet API has no question for this, so a request is sent that it must refuse: to
 activate the key's node, with a lease of no length. An unknown or removed key is refused for
@@ -33,7 +33,7 @@ _NOT_ASKED: Final = "cannot ask the server for this site's key"
 
 
 def admission_problem(address: str, ca: Path, key_path: Path) -> str | None:
-    """Why the server does not admit the site's key; None when it does.
+    """Return why the server does not admit the site's key, or None.
 
     One signed request; nothing changes at the server, whether the site is connected or not.
     HTTPS_PROXY is honoured.

@@ -1,4 +1,4 @@
-"""What both sides do with the one child process that each of them has."""
+"""Management of the child process, for both sides."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep_loopback_direct() -> None:
 
 
 def write_secret(path: Path) -> None:
-    """A new secret in a file of mode 0600, in place of the one before."""
+    """Write a new secret to a file of mode 0600, replacing the old one."""
     write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
 
 

@@ -1,4 +1,4 @@
-"""Flower's Grid over HTTP, made patient: one site's reply is that site's affair alone.
+"""Flower's Grid over HTTP, in which the reply of one site does not affect the others.
 
 The stock Grid waits minutes for the parts of a reply that a dying site announced, and lets an
 unreadable reply end the run for everybody. This one looks, takes what is whole, and goes on.
@@ -45,7 +45,7 @@ class CollectingGrid(HttpGrid):
         self._announced: dict[str, _Announced] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that are whole by now; an unreadable one is an error."""
+        """Return the complete replies to these messages. An unreadable one is an error."""
         wanted = list(message_ids)
         # Flower names a reply once: asked again, it says that there is none
         fresh = [identity for identity in wanted if identity not in self._announced]

@@ -91,7 +91,7 @@ class SuperLink:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The child answers inside the block; it is gone after it, and its database has forgotten.
+        """Run the child inside the block. Afterwards it is stopped and its database is emptied.
 
         What an earlier process left there, which was killed, is forgotten first.
 

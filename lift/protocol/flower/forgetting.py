@@ -1,4 +1,4 @@
-"""The network process's database forgets what the sites answered.
+"""Removal of the sites' answers from the database of the network process.
 
 It holds every message between its arrival and its reading, and SQLite leaves what was deleted in
 free pages and in the write-ahead log: single sites' answers could be read there long after a run.

@@ -1,4 +1,4 @@
-"""The only app that a run may carry: a description, and not one line of code.
+"""The only app that a run may carry: a description without code.
 
 Flower cannot open a run without an app. Ours holds a `pyproject.toml` alone; a site works on
 requests of no other, byte for byte, and would not unpack even this one.

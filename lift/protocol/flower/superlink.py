@@ -77,7 +77,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class ChildSettings:
-    """What a child process is told when it starts; secrets are paths."""
+    """Settings of a child process. Secrets are paths."""
 
     def to_json(self) -> str:
         """For the child's command line."""
@@ -91,7 +91,7 @@ class ChildSettings:
 
 @dataclass(frozen=True)
 class SuperLinkSettings(ChildSettings):
-    """Where the child listens and what it reads."""
+    """Addresses and files of the child."""
 
     listen_host: str
     listen_port: int
@@ -180,7 +180,7 @@ def check_senders() -> None:
 
 
 def spare_the_database() -> None:
-    """Leave out Flower's work on its database that nobody here needs, a write in each request.
+    """Skip a database write of Flower in each request, which is not needed here.
 
     It counts bytes for a bill, and looks for tasks whose process is gone with every question:
     once a second is often enough.

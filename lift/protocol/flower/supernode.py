@@ -55,7 +55,7 @@ _TRUSTED: Final = {"stub": ""}
 
 @dataclass(frozen=True)
 class SuperNodeSettings(ChildSettings):
-    """Whom the child talks to."""
+    """Address and files of the child."""
 
     address: str
     ca: str
@@ -85,11 +85,11 @@ class Polls:
         self._heard = self._next = clock()
 
     def due(self) -> bool:
-        """Whether to ask now."""
+        """Return whether to ask now."""
         return self._clock() >= self._next
 
     def done(self, *, heard: bool) -> None:
-        """Note that the server was asked or told something, and whether that was news."""
+        """Record a contact with the server, and whether it brought something new."""
         now = self._clock()
         if heard:
             self._heard = now

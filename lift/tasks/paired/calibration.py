@@ -1,4 +1,4 @@
-"""A site's curves from a few of its own pairs: for a hospital that took no part in the training."""
+"""Curves from a few pairs of a hospital that did not take part in the training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MIXER: Final = "mixer"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a hospital translates with that took no part.
+    """The calibrated curves of a hospital that did not take part.
 
     Attributes:
         chosen: its curves.

@@ -1,4 +1,4 @@
-"""Which model a site uses: the run's mixer, unless the site's own patients speak against it.
+"""The choice of a site's model: the run's mixer, unless its patients favour another.
 
 Joining must never cost a hospital anything against staying out. So each site compares what it could
 use on patients whom none of it was fitted to. It leaves the run's mixer for something simpler that

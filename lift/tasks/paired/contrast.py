@@ -1,4 +1,4 @@
-"""A site's contrast: what its patients are seen with before the mixer, and what of it is shared.
+"""A site's contrast: the curves applied before the mixer, and the shared sums.
 
 In training a patient is seen with curves of that patient alone: nothing of another one enters a
 gradient. Afterwards a site uses one set of curves, fitted to its training and validation patients
@@ -184,7 +184,7 @@ def others_of(
 
 @dataclass(frozen=True)
 class OwnMixer:
-    """A mixer that a site trained at home and chose, in a file beside its curves.
+    """A mixer that a site trained itself and chose, in a file next to its curves.
 
     Attributes:
         method: how it came about, in words.
@@ -197,7 +197,7 @@ class OwnMixer:
 
 @dataclass(frozen=True)
 class SiteModel:
-    """What a site translates with, beside the mixer that all sites share.
+    """The site's own part of its model, in addition to the shared mixer.
 
     Attributes:
         curves: the site's, (f,), float64.

@@ -1,4 +1,4 @@
-"""A mixer of one site's own: some steps on from the federation's, or all of a run's steps alone.
+"""A mixer of one site: the federated mixer after more local steps, or trained alone.
 
 Both are trained at the site, on its own patients and without noise. Their numbers stay there: the
 file that keeps one is no finished mixer, and no command takes it for one.

@@ -1,4 +1,4 @@
-"""The rows of the evidence: each method's volume of a held-out patient, numbers and files."""
+"""The rows of the tables: volume and figures of a held-out patient by each method."""
 
 from __future__ import annotations
 

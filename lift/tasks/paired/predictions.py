@@ -1,4 +1,4 @@
-"""One patient's features through each method, and the numbers that guard and tables need."""
+"""Predictions of each method for one patient, and the figures for guard and tables."""
 
 from __future__ import annotations
 

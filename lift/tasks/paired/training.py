@@ -1,4 +1,4 @@
-"""Local training of one round: only the mixer's numbers get gradients.
+"""Local training of one round. Only the mixer's parameters get gradients.
 
 Everything that is random or scheduled follows from the plan, the round's index and the
 site's name, never from an earlier round's state: a site that restarts computes the same

@@ -1,4 +1,4 @@
-"""Source volumes in, one synthetic volume out, on the input's own grid."""
+"""Translation of source volumes to one synthetic volume, on the grid of the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OnConcern = Literal["warn", "fall_back"]
 
 @dataclass(frozen=True)
 class Translated:
-    """What was written, and what the guard thinks of it.
+    """The written file, and the concern of the guard.
 
     Attributes:
         method: `mixer`, or `no_mixer` where the guard fell back.

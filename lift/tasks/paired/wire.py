@@ -1,4 +1,4 @@
-"""What a site of a paired task sends in round 0."""
+"""Round 0 of a paired task: the tensors that a site sends."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class PublicFeatures:
 
 
 class FrozenDecoder(nn.Module):
-    """A decoder that never changes again, with its card and its public features.
+    """A frozen decoder, with its card and its public features.
 
     Attributes:
         card: what the bundle says of itself.

@@ -1,4 +1,4 @@
-"""Whether a trained slice decoder is worth its place: better than a PCA with as many latents."""
+"""Whether a trained slice decoder is better than a PCA with the same number of latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server looks at before it adds a site's moments of trajectories to the others'."""
+"""The server's checks of a site's moments of trajectories."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def write_series(
     wanted: Wanted,
     style: str | None = None,
 ) -> Iterator[Path]:
-    """Write `volume-0000.nii.gz` and so on, one by one; files that are there are kept.
+    """Write `volume-0000.nii.gz` and so on, one by one. Existing files are kept.
 
     A file beside them says what made them; another seed, mixer, field of view or style needs
     another folder.

@@ -1,4 +1,4 @@
-"""The grey scale of new volumes on purpose: what is known of sites, and volumes of a stated one.
+"""Styles: the mean grey scale of sites, and new volumes with a given one.
 
 The style of a volume is its decoder's last latents (`volume_latents`), the same for all slices. Of
 a site it is the mean over its training patients, a part of the moments that it sends anyway.

@@ -1,4 +1,4 @@
-"""A site's verdict on a trained mapper: are its volumes nearer to real ones than the Gaussian's?
+"""A site's verdict on a trained mapper: whether it is closer to real than the Gaussian.
 
 Both make as many volumes as there are real ones, from the same random numbers and in the field of
 view that an evaluation uses, and `lift.metrics.closer` compares how well each set is told from the

@@ -31,7 +31,7 @@ _BACKGROUND: Final = 0.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for; None: not said.
+    """The requested view. None: not given.
 
     Attributes:
         slices: of a volume.

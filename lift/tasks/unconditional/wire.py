@@ -1,4 +1,4 @@
-"""What a site of an unconditional task sends in round 0."""
+"""Round 0 of an unconditional task: the tensors that a site sends."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def combined(
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server carries from round to round; all of it is in the checkpoint.
+    """State of the server between rounds. The checkpoint holds all of it.
 
     Attributes:
         mixer: the mixer that the next round starts from.

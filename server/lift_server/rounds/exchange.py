@@ -12,7 +12,7 @@ from lift.records.rounds import RoundRecord
 
 @dataclass
 class Tally:
-    """One exchange: who answered what, who was refused why.
+    """One exchange: all answers, and all refusals with their reasons.
 
     Attributes:
         size_bytes: by site, of the answer; empty where patients are protected.

@@ -114,7 +114,7 @@ class Roster(Settings):
 
 @dataclass(frozen=True)
 class Admission:
-    """What `add_site` did.
+    """The result of `add_site`.
 
     Attributes:
         kit: the folder to send to the site.

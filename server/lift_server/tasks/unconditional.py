@@ -151,7 +151,7 @@ class UnconditionalRun:
         return {name: tensor.numpy() for name, tensor in only(shared, GAUSSIAN).items()}
 
     def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:
-        """The mapper only where sites found it better than the Gaussian, and none found it worse.
+        """The mapper, if some site found it better than the Gaussian and none found it worse.
 
         None without a mapper on top of a Gaussian.
         """

@@ -96,7 +96,7 @@ def show(
     now: datetime,
     rounds: Sequence[RoundRecord] = (),
 ) -> None:
-    """Print what `describe` gave, for a person.
+    """Print the result of `describe` as a table.
 
     Args:
         console: where to.

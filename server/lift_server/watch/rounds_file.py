@@ -19,7 +19,7 @@ _MISSED: Final = frozenset({Outcome.REFUSED, Outcome.LATE, Outcome.UNCOUNTED})
 
 @dataclass(frozen=True)
 class SiteTally:
-    """What all rounds so far say of one site.
+    """Totals for one site over all rounds so far.
 
     Attributes:
         counted: training rounds in which its update counted.

@@ -1,4 +1,4 @@
-"""Two ways to sum clipped gradients by patient, and the noisy step that is taken with the sum.
+"""Two ways to sum clipped gradients of patients, and the noisy step with the sum.
 
 The unit is the patient: the gradient that is clipped is that of the mean loss over all windows
 of all the patient's volumes, not of a window or a slice.

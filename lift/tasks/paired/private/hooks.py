@@ -1,4 +1,4 @@
-"""Gradients by row through Opacus's hooks, and the refusal of all that they get wrong.
+"""Gradients by row with Opacus's hooks, and the refusal of unsupported layers.
 
 A hook sees what goes in and out of one layer and takes axis 0 for the row. It is silently wrong
 for a layer that pads by other means than zeros, for one whose axis 0 is something else (slices or

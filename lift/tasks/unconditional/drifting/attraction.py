@@ -1,4 +1,4 @@
-"""Where generated features are drawn to: interchangeable sources of attraction.
+"""Sources of attraction for generated features.
 
 All sources answer the same two questions: V+ at given points (`field`), and the net force on a
 generated batch (`net`), attraction minus repulsion. Sources made of statistics put the
@@ -141,7 +141,7 @@ class SampleQueue:
         return mean_shift(x, points, weights, self._field_widths)
 
     def net(self, x: Tensor, owner: Tensor, groups: tuple[int, ...]) -> Net:
-        """See :class:`Attraction`; every row counts alike, whoever owns it."""
+        """See :class:`Attraction`. Every row has the same weight."""
         drifts = [
             drift_field(
                 rows,

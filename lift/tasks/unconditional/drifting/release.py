@@ -1,4 +1,4 @@
-"""What a site sends of its statistics, once per data version, and how it travels.
+"""The drifting statistics that a site sends, once per data version, and their format.
 
 Before anything leaves, small cells are merged: without noise, a cell's mean over fewer than
 five patients would come close to showing one of them. A cell's weight is the number of its

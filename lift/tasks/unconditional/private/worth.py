@@ -1,4 +1,4 @@
-"""Is a cohort large enough that noisy moments tell more than public volumes do?"""
+"""Whether a cohort is large enough for noisy moments to be better than public ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_NOISE: Final = 2.0
 
 
 def noise_warnings(plan: Plan, decoder: FrozenDecoder, sites: Sequence[str]) -> list[str]:
-    """What to think of before a federation with noisy moments starts; empty: nothing.
+    """Return warnings before a federation with noisy moments. Empty if there are none.
 
     The public mean is known to 1 / sqrt(public patients), in standard deviations of patients. A
     mean with noise of more than twice that adds nothing to it (docs/lab-notes.md: measured cohorts
