@@ -277,7 +277,7 @@ class SiteSession:
         return Parcel(Kind.STATISTICS, reply, tensors)
 
     def _round_estimate_s(self, opened: _Opened) -> float:
-        """Seconds of a round here, from a few steps on throw-away numbers; 0 if nobody asks."""
+        """Seconds of a round here, from a few steps on placeholder data; 0 if not requested."""
         plan = opened.plan
         if plan.federation.deadline_s is not None or not opened.work.counts.train:
             return 0.0

@@ -17,7 +17,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 _FORMAT_VERSION: Final = 1
 _DECODER_VERSIONS: Final = (1, 2)
 _BUILTIN: Final = Path(__file__).parent / "bundles"
-_NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle anew from where it came."
+_NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle again from its source."
 
 
 def read_card(folder: Path) -> GeneratorCard | DecoderCard:

@@ -99,7 +99,7 @@ def _executable(path: Path, seen: str) -> GeneratorError:
         "refused to import an executable file",
         where=str(path),
         seen=f"{seen}; needed is a state dict: name -> tensor",
-        remedy=f"Save it anew with torch.save(model.state_dict(), ...). {_NOTHING_WRITTEN}",
+        remedy=f"Save it again with torch.save(model.state_dict(), ...). {_NOTHING_WRITTEN}",
     )
 
 

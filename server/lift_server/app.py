@@ -191,7 +191,7 @@ class _Server:
                 return
             if missing != said:
                 said = missing
-                self._say(f"waiting for {needed - len(here)} of: {', '.join(missing) or 'nobody'}")
+                self._say(f"waiting for {needed - len(here)} of: {', '.join(missing) or 'none'}")
             if not admitted or monotonic() >= end:
                 raise QuorumError(
                     "too few sites connected",

@@ -147,7 +147,7 @@ def test_a_site_that_does_not_look_is_refused_at_the_server(
     assert set(records[0].counted) == {NORTH, SOUTH}
     for record in records[1:]:
         assert set(record.counted) == {SOUTH}
-        assert "does not go on from the head told before" in record.refused[NORTH]
+        assert "does not continue from the head reported before" in record.refused[NORTH]
 
 
 def test_a_ledger_that_stays_where_it_is_counts_every_round(

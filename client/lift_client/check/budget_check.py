@@ -37,8 +37,8 @@ def check_budget(config: SiteConfig) -> Iterator[Verdict]:
             "or take it over with `lift-client ledger --adopt FILE`."
             if mark.exists()
             else "For a new cohort run `lift-client ledger --create`. For one that was in private "
-            "runs find its ledger, and run `lift-client ledger --adopt FILE`: without it nobody "
-            "knows what was spent."
+            "runs, find its ledger and run `lift-client ledger --adopt FILE`. Without it, the "
+            "spent budget is unknown."
         )
         yield Verdict(
             _CHECK,

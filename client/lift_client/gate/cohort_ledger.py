@@ -251,10 +251,10 @@ def _second(place: Path, cohort: str) -> RecordError:
     return RecordError(
         "these patients have a privacy ledger already",
         where=str(place),
-        seen=f"their data are marked as cohort '{cohort}'; a second ledger would forget what was "
-        "told about them",
-        remedy="Nothing was changed. Use that ledger: name it in `budget.ledger` where another "
-        "site of this host goes on with it, else take it over with `lift-client ledger --adopt "
+        seen=f"their data are marked as cohort '{cohort}'; a second ledger would not count earlier "
+        "releases",
+        remedy="Nothing was changed. Use that ledger: name it in `budget.ledger` if another site "
+        "of this host still uses it, else take it over with `lift-client ledger --adopt "
         "FILE`. Only if no patient is in both cohorts, name another place for the mark of this "
         "one in `budget.mark`.",
     )

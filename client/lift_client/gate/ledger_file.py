@@ -283,7 +283,7 @@ def _written(path: Path) -> Iterator[None]:
             "cannot write the privacy ledger",
             where=str(path),
             seen=error.strerror or str(error),
-            remedy="Nothing was computed or sent on its account. Free the disk or mend the "
+            remedy="Nothing was computed or sent on its account. Free the disk or fix the "
             "folder's permissions, then start again.",
         ) from error
 

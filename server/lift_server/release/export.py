@@ -174,7 +174,7 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
             raise PolicyError(
                 f"the audit is of a site that was never admitted: '{site}'",
                 where=str(path),
-                seen=f"admitted: {', '.join(sorted(roster.sites)) or 'nobody'}",
+                seen=f"admitted: {', '.join(sorted(roster.sites)) or 'none'}",
                 remedy="Nothing was written. Leave the file out.",
             )
         # a site that was removed since may still speak of what it took part in
@@ -276,7 +276,7 @@ def _outside_epsilon(audits: Sequence[Path], plan: Plan) -> PolicyError:
     return PolicyError(
         "an audit of patients must not be published beside this mixer",
         where=str(audits[0]),
-        seen=f"exact figures of patients, whom the plan's noise protects ({plan.privacy.mode}); "
+        seen=f"exact figures of patients that the plan protects with noise ({plan.privacy.mode}); "
         "epsilon does not count them",
         remedy="Nothing was written. Leave --audit out: the training is audited here, with "
         "invented patients. Delete the file, and tell the site that it should have stayed there.",
