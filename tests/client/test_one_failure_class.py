@@ -194,7 +194,8 @@ def test_a_folder_that_is_not_there_is_nobody_s_absence(
     """A disk that was not mounted: the budget is not to be spent on noise."""
     site = make(1, data=BratsData(root=tmp_path / "elsewhere"))
     answers = answers_of(site, generator)
-    assert kind_of(answers["patient-local"][0]) is FailureKind.INTERNAL
+    # refused before the run is admitted: the mark of the data is not there
+    assert kind_of(answers["patient-local"][0]) is FailureKind.CONFIG
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from lift.tasks.answers import answer_form
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.private import engines
 from lift.wire.names import MIXER, TAPS, grouped
-from lift_client.gate.ledger import LEDGER_FILE, create_ledger
+from lift_client.gate.cohort_ledger import begin
 from lift_client.session import SiteSession
 from tests.lift.small_world import random_mixer, small_generator, small_plan, write_brats_patient
 
@@ -69,13 +69,14 @@ def make(generator: FrozenGenerator, tmp_path: Path) -> Iterator[Open]:
         folder = tmp_path / str(len(opened))
         for index in range(patients):
             write_brats_patient(folder / "data", f"BraTS-GLI-{index:05d}-000", seed=index)
-        create_ledger(folder / LEDGER_FILE, cohort="north", delta=DELTA, cap=1e6)
         settings = SiteSettings(
             name="north",
             data=BratsData(root=folder / "data"),
             budget=BudgetSettings(epsilon=1e6, delta=DELTA),
             device="cpu",
         )
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        begin(settings, folder)
         opened.append(SiteSession(settings, generator, folder))
         return opened[-1]
 

@@ -63,6 +63,7 @@ class Site:
         assert answer.tensors == {}
         assert isinstance(answer.body, GuardReply)
         told = answer.body.model_dump(exclude_none=True)
+        assert told.pop("ledger_proof") == ()
         assert set(told) == {"plan_digest", "verdict", "judged_on"}
         return answer.body.verdict
 

@@ -63,7 +63,7 @@ def test_with_too_few_others_it_judges_on_training_patients_and_says_so(
     assert reply.against_no_mixer.n == TRAINED
     # nothing of slice profiles of single training patients
     assert reply.lowest_hf_share is None
-    assert verdicts({SITE: reply})[SITE]["judged_on"] == "validation_and_training"  # type: ignore[index]
+    assert verdicts({SITE: reply})[SITE].judged_on == "validation_and_training"
     # what the site uses is not chosen by patients whom the mixer has seen
     assert read_site_model(tmp_path / CURVES_FILE, len(SOURCES)).name == "mixer"
 

@@ -24,7 +24,8 @@ from lift.protocol.messages import GuardReply, GuardRequest, Kind, Parcel, Stati
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.predictions import mixed, patient_psnr_db
 from lift.wire.names import GAIN_SUMS, MIXER, TAPS, grouped
-from lift_client.gate.ledger import create_ledger, verify
+from lift_client.gate.cohort_ledger import begin
+from lift_client.gate.ledger import verify
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from tests.end_to_end.test_privacy import DELTA, LOCAL, _sites
@@ -130,10 +131,11 @@ def site(tiny: TinyRun, tmp_path: Path) -> tuple[SiteSession, Plan, FrozenGenera
     settings = SiteSettings(
         name="east",
         data=BratsData(root=tiny.site("east")),
-        budget=BudgetSettings(epsilon=20, delta=DELTA),
+        # the volumes are those of other tests too
+        budget=BudgetSettings(epsilon=20, delta=DELTA, mark=tmp_path / "cohort.json"),
         device="cpu",
     )
-    create_ledger(tmp_path / "ledger.jsonl", cohort="east", delta=DELTA, cap=20)
+    begin(settings, tmp_path)
     session = SiteSession(settings, generator, tmp_path)
     first = session.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
     assert isinstance(first, Parcel)
@@ -160,7 +162,9 @@ def test_the_answer_holds_two_noisy_numbers_and_the_same_question_gets_the_same(
         assert isinstance(body, GuardReply)
         assert body.ledger_head == verify(folder / "ledger.jsonl").head
         # nothing exact beside it
-        told = body.model_dump(exclude={"plan_digest", "ledger_head"}, exclude_none=True)
+        told = body.model_dump(
+            exclude={"plan_digest", "ledger_head", "ledger_proof"}, exclude_none=True
+        )
         assert told == {"verdict": "undecided", "judged_on": "validation"}
     first, again = answers
     assert isinstance(first, Parcel)
