@@ -25,26 +25,26 @@ class ExitCode:
 EXIT_CODES: Final[dict[str, ExitCode]] = {
     code.label: code
     for code in (
-        ExitCode(0, "done", "The command did what it was asked to do."),
-        ExitCode(2, "config", "The command line or a YAML file is wrong: correct the named key."),
-        ExitCode(3, "data", "A volume, a table or a folder cannot be used: see the named file."),
-        ExitCode(4, "connection", "The other side could not be reached or TLS failed."),
+        ExitCode(0, "done", "The command succeeded."),
+        ExitCode(2, "config", "The command line or a YAML file is wrong. Correct the named key."),
+        ExitCode(3, "data", "A volume, a table or a folder cannot be used. See the named file."),
+        ExitCode(4, "connection", "The other side could not be reached, or TLS failed."),
         ExitCode(
             5,
             "privacy",
-            "A privacy rule or the hospital's budget does not allow this: nothing left.",
+            "A privacy rule or the hospital's budget does not allow this. Nothing left the site.",
         ),
         ExitCode(6, "version", "A file or a peer comes from an incompatible version."),
         ExitCode(7, "policy", "A policy refused this, or the site is not admitted."),
         ExitCode(
-            8, "quorum", "Too few sites answered; nothing was aggregated: run again to resume."
+            8, "quorum", "Too few sites answered, and nothing was aggregated. Run again to resume."
         ),
         ExitCode(
             9,
             "record",
-            "A journal, a ledger or a release is damaged or forged: keep it and ask for help.",
+            "A journal, a ledger or a release is damaged or forged. Keep it and ask for help.",
         ),
-        ExitCode(70, "bug", "A fault of this software: the log file holds the details."),
+        ExitCode(70, "bug", "A bug in this software. The log file has the details."),
     )
 }
 

@@ -185,7 +185,7 @@ class Release:
             raise PolicyError(
                 "the site's policy refuses to send this",
                 where="plan",
-                seen="an answer to a plan that this site has not allowed",
+                seen="the answer belongs to a plan that this site has not accepted",
                 remedy="Nothing was sent. The server sends the plan with round 0.",
             )
         return form
@@ -301,5 +301,5 @@ def _already_running(folder: Path) -> ConfigError:
         "a client is already running for this site",
         where=str(folder),
         seen="its lock is held",
-        remedy="Stop that one first, or give this one another `folder`.",
+        remedy="Stop the other client first, or set another `folder` for this one.",
     )

@@ -45,7 +45,7 @@ def approve(config: SiteConfig, folder: Path, now: datetime) -> Path:
     if manifest is None or manifest.federation != kit.federation:
         named = "" if manifest is None else manifest.federation
         raise PolicyError(
-            "the release is of another federation",
+            "the release belongs to another federation",
             where=str(folder),
             seen=f"'{printable(named)}'; the kit is of '{kit.federation}'",
             remedy="Nothing was signed. Ask the coordinator which release is meant.",

@@ -178,7 +178,7 @@ def check_key(path: Path) -> str:
     public = path.with_suffix(".pub")
     if public.exists() and public.read_bytes().split()[:2] != public_text(key).split()[:2]:
         raise ConfigError(
-            "the site's key is no pair",
+            "private and public key of the site do not match",
             where=str(path),
             seen=f"'{public.name}' belongs to another key",
             remedy="Find out which one the coordinator has admitted, and put its pair here.",

@@ -83,7 +83,7 @@ def headline(run: Run) -> str:
     """How many aims each shipped row meets, in one line."""
     aims = aims_of(run.metrics.pooled, run.record.shipped) if run.metrics is not None else []
     if not aims:
-        return "The run has not come to its figures yet."
+        return "The run has no figures yet."
     parts = []
     for row in dict.fromkeys(aim.row for aim in aims):
         own = [aim.outcome for aim in aims if aim.row == row]
@@ -112,13 +112,19 @@ def aims_content(run: Run) -> tuple[Markup, ...]:
                 tag("td", _OUTCOMES[aim.outcome], class_=colour),
             ]
         )
-    caption = "Aims of what this run makes for use, against the held-out volumes of all sites."
+    caption = (
+        "Aims for the released volumes of this run, against the held-out volumes of all sites."
+    )
     headings = ["row", "aim", "figure", "bound", "outcome"]
     content = [table(caption, headings, rows, kind="words")]
     lacked = [GENERATED_METRICS[name].label for name in _AUC if not _has(run.metrics.pooled, name)]
     if lacked:
         content.append(
-            tag("p", f"No figure, and no aim met or missed: {', '.join(lacked)}.", class_="note")
+            tag(
+                "p",
+                f"No figure, so the aim is neither met nor missed: {', '.join(lacked)}.",
+                class_="note",
+            )
         )
     return tuple(content)
 

@@ -72,12 +72,12 @@ def _journal(journal: Mapping[str, Any]) -> list[Markup]:
         for kind, told in journal["kinds"].items()
     ]
     state = (
-        "It is whole: no line was changed or is missing."
+        "The journal is complete: no line was changed or is missing."
         if journal["whole"]
-        else "It is NOT whole: run lift-client journal --verify."
+        else "The journal is NOT complete: run lift-client journal --verify."
     )
     return [
-        table("By the journal, all runs together.", ["what", "times", "bytes of tensors"], rows),
+        table("From the journal, over all runs.", ["what", "times", "bytes of tensors"], rows),
         tag(
             "p",
             f"{state} Hash of its last line: ",

@@ -61,7 +61,7 @@ def held_out_pictures(run: Run) -> Pictures:
         notes.append(
             escape(
                 f"{len(mosaics)} of {len(whole)} patients are shown, the first of each site in "
-                "order of name, not chosen by their look; the others' volumes are under "
+                "order of name, not a selection. The volumes of the others are under "
                 f"{SYNTHESIS_FOLDER}/."
             )
         )

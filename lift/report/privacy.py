@@ -136,9 +136,9 @@ def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
                 tag("code", "lift audit patients"),
                 " at each site and ",
                 tag("code", "lift audit training"),
-                " make them; ",
+                " create them. ",
                 tag("code", "lift-server export"),
-                " asks for them and writes this report again.",
+                " requires them and writes this report again.",
                 class_="note",
             )
         ]
@@ -168,8 +168,9 @@ def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
     if rows:
         content.append(
             table(
-                "Membership inference at the sites, on their own patients: how well training "
-                "patients can be told from held-out ones. 0.5 is chance. Brackets: 95% interval.",
+                "Membership inference at the sites, on their own patients: how well an attack "
+                "separates training patients from held-out ones. 0.5 is chance. Brackets: 95% "
+                "interval.",
                 [
                     "site",
                     tag("th", "attack", scope="col", class_="word"),
@@ -186,7 +187,7 @@ def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
         content.append(tag("p", tag("b", "RELEASED WITHOUT AUDIT: "), names, class_="note trouble"))
     training = audits.get("training")
     if training:
-        content.append(tag("p", "Of the training itself: ", foreign(training["statement"])))
+        content.append(tag("p", "Audit of the training: ", foreign(training["statement"])))
     return content or [lacking("No audit was asked for.")]
 
 

@@ -129,8 +129,8 @@ def differences_table(
     headings = [_metric_heading(metric, units[metric]) for metric in metrics]
     return table(
         f"{caption} Mean difference over patients, first minus second. Brackets: 95% paired "
-        "bootstrap interval over patients; green: the first is better, red: it is worse, "
-        "no colour: the interval holds 0 or there is none.",
+        "bootstrap interval over patients. Green: the first is better. Red: it is worse. "
+        "No colour: the interval contains 0, or there is none.",
         ["difference", *headings],
         rows,
         kind="figures",
@@ -138,14 +138,14 @@ def differences_table(
 
 
 _WITH_TRAINING: Final = (
-    " With fewer than two validation patients a site judges on its training patients too, each "
-    "under curves that it had no part in. The mixer has seen these patients: there it helped only "
-    f"if the interval lies above {OPTIMISM_DB:g} dB, the most that training was seen to add."
+    " A site with fewer than two validation patients also uses its training patients, each with "
+    "curves that were fitted without it. The mixer was trained on these patients, so it helped "
+    f"only if the interval is above {OPTIMISM_DB:g} dB, the largest measured effect of training."
 )
 
 
 def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
-    """Each site's verdict, and the mixer's PSNR differences on the patients it judged by."""
+    """Return the verdict of each site, and its PSNR differences."""
     rows = []
     for site, record in guard.items():
         place = ("guard", site)
@@ -165,7 +165,7 @@ def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
     return table(
         "PSNR difference in dB on each site's own validation patients (n), federated minus the "
         "other. Brackets: 95% paired bootstrap interval over patients. The verdict is against "
-        "no mixer: helped if the interval lies above 0, harmed if below."
+        "no mixer: helped if the interval is above 0, harmed if it is below."
         + (_WITH_TRAINING if any(r.judged_on != "validation" for r in guard.values()) else ""),
         [
             "site",
@@ -202,15 +202,15 @@ def sites_table(run: Run) -> Markup:
         late = ""
         if site.calibration_patients is not None:
             late = (
-                f"joined after the training, curves from {site.calibration_patients} of its "
+                f"joined after the training, with curves from {site.calibration_patients} of its "
                 "patients. "
             )
         cells.append(tag("td", late, foreign(site.description), class_="word"))
         rows.append(cells)
     return table(
-        f"Patients by site, rounded as each site told them. {PERSONS}"
+        f"Patients by site, as reported by each site, rounded. {PERSONS}"
         if run.record.kind == FEDERATION
-        else "Patients by site. Every figure below is of test patients unless it says otherwise. "
+        else "Patients by site. All figures below are of test patients unless stated otherwise. "
         f"{PERSONS}",
         [
             "site",
@@ -248,8 +248,8 @@ def rounds_table(run: Run) -> Markup:
         cells += [_participation(record, index, site) for site in sites]
         rows.append(cells)
     return table(
-        "Rounds in order. By site: its weight in the sum (of verdicts: 1)"
-        + (", and the bytes it sent." if with_bytes else "."),
+        "Rounds in order. For each site: its weight in the sum (for verdicts: 1)"
+        + (", and the bytes that it sent." if with_bytes else "."),
         [
             "round",
             tag("th", "kind", scope="col", class_="word"),
@@ -295,7 +295,7 @@ def stretches_table(run: Run) -> Markup:
         cells.append(tag("td", join(absent, "; "), class_="word worse" if absent else "word"))
         rows.append(cells)
     return table(
-        f"Rounds in order, those with the same outcome in one line. More of each round stands in "
+        f"Rounds in order. Rounds with the same outcome share a line. More about each round is in "
         f"{ROUNDS_FILE}.",
         [
             "rounds",

@@ -45,7 +45,7 @@ def viewer_section(run: Run) -> Shown:
         return _without("The run folder holds no volumes of held-out patients.")
     if not is_built():
         return _without(
-            "This report was written by an installation without the viewer; the volumes are in "
+            "This report was written by an installation without the viewer. The volumes are in "
             "the run folder."
         )
     shown = whole[:MOST_SETS]
@@ -62,16 +62,15 @@ def viewer_section(run: Run) -> Shown:
         sets.append(ViewerSet(caption, volumes, run.record.phantom))
     if not sets:
         return _without(
-            "The volumes are too large for a report: look at them with `lift view` in the run "
-            "folder."
+            "The volumes are too large for a report. View them with `lift view` in the run folder."
         )
     explained = tag(
         "p",
         "Scroll or use the arrow and page keys; all volumes follow. Swipe and difference compare "
         "two of them. Values are kept in a thousand grey levels here; the files under synthesis/ "
-        "have them whole, and ",
+        "have full precision; open them with ",
         tag("code", "lift view"),
-        " shows those.",
+        ".",
         class_="note",
     )
     return Shown(Section("volumes", _TITLE, (explained, viewers(sets))), has_script=True)

@@ -400,7 +400,7 @@ def test_the_same_bytes_again_are_free_and_others_cost(path: Path) -> None:
 
 def test_one_trainer_at_a_time(path: Path) -> None:
     with open_ledger(path):
-        with pytest.raises(ConfigError, match="another trainer") as caught:
+        with pytest.raises(ConfigError, match="another process") as caught:
             open_ledger(path)
         assert caught.value.remedy
         assert verify(path).cap == CAP

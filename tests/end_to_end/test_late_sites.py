@@ -98,7 +98,7 @@ def test_the_record_and_the_report_say_who_joined_late(run: Path) -> None:
     assert pairs == {"east": None, LARGE: None, "west": PAIRS}
     assert set(record["guard"]) == {"east", LARGE}
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert f"joined after the training, curves from {PAIRS} of its patients" in page
+    assert f"joined after the training, with curves from {PAIRS} of its patients" in page
     choice = record["chosen"][0]["west"]
     assert choice["patients"] == PAIRS
     assert {"no_mixer", "federated_curves", "calibrated curves"} <= set(choice["psnr_db"])

@@ -179,7 +179,7 @@ def shared_card(work: Path) -> DataCard | None:
         raise ConfigError(
             "cannot use the shared data card",
             where=str(path),
-            seen="the file cannot be read, or is no data card",
+            seen="the file cannot be read, or is not a data card",
             remedy="Nothing was sent. Remove it, or share a new one: "
             "lift-client check --share-card.",
         ) from None

@@ -87,5 +87,5 @@ def offer(config: SiteConfig, card: DataCard, *, share_it: bool, yes: bool, as_j
     kept = data_card.share(card, config, read_kit(config.kit, site=config.name).address)
     sys.stderr.write(
         f"shared: the first answer of a run carries it, and {kept} may be handed to the "
-        "coordinator before. It stands in the journal; remove the file to take it back.\n"
+        "coordinator before. The journal records it. Remove the file to stop sharing.\n"
     )

@@ -39,7 +39,7 @@ def look(config: SiteConfig, channels: Sequence[str], grid: GridRule) -> CohortR
 def show(report: CohortReport) -> None:
     """Print everything that needs attention, worst first."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    table = Table(title="patients that need a look; all others can be used")
+    table = Table(title="patients that need attention; all others can be used")
     for heading in ("patient", "verdict", "check", "channel", "what was seen", "how to fix it"):
         table.add_column(heading, overflow="fold")
     for verdict in ("veto", "warn"):

@@ -236,7 +236,7 @@ def _texts(channel: str, path: Path) -> list[Remark]:
             channel=channel,
             verdict="warn",
             seen=f"the header holds text: {', '.join(fields)}",
-            remedy="Look at it, and clear what names a patient. It never leaves this site.",
+            remedy="Check it, and remove what identifies a patient. It never leaves this site.",
         )
     ]
 

@@ -46,11 +46,11 @@ _OTHER_NAME: Final = (
 # by OpenSSL's number of the reason why a certificate is not trusted (x509_vfy.h)
 _NOT_TRUSTED: Final = {
     9: (
-        "not yet valid: a certificate of the server begins in the future",
-        "This machine's clock is behind, or the coordinator's ahead: set it by NTP.",
+        "not yet valid: a server certificate starts in the future",
+        "This machine's clock is slow, or the coordinator's is fast. Set this clock with NTP.",
     ),
     10: (
-        "expired: a certificate of the server is no longer valid",
+        "expired: a server certificate is no longer valid",
         "Ask the coordinator to renew it; check that this machine's clock is right.",
     ),
     62: _OTHER_NAME,
@@ -260,7 +260,7 @@ def _tls_failure(causes: Sequence[BaseException], host: str) -> Verdict:
 def _clock_verdict(contact: _Contact) -> Verdict:
     if contact.server_time is None:
         fix = "Check that this machine sets its clock by NTP."
-        return Verdict("clock", "warning", "the server tells no time", fix)
+        return Verdict("clock", "warning", "the server sends no time", fix)
     # the header is cut to whole seconds: half a second is its expected remainder
     ours = (contact.sent_at + contact.received_at) / 2
     ahead_s = ours - (contact.server_time + 0.5)
@@ -269,10 +269,10 @@ def _clock_verdict(contact: _Contact) -> Verdict:
         return _failed(
             "clock",
             f"{seen}; at most {_LARGEST_SKEW_S} s, or the server refuses this site's signature",
-            "Set this machine's clock by NTP; if it is right, tell the coordinator.",
+            "Set this machine's clock with NTP. If it is right, inform the coordinator.",
         )
     if abs(ahead_s) > _NOTABLE_SKEW_S:
-        return Verdict("clock", "warning", seen, "Set this machine's clock by NTP.")
+        return Verdict("clock", "warning", seen, "Set this machine's clock with NTP.")
     return Verdict("clock", "ok", seen)
 
 

@@ -313,7 +313,7 @@ class Ledger:
                 "the cap was not changed",
                 where=str(self._path),
                 seen=f"{cap} is above the present cap {self.cap}",
-                remedy="Raising it is a decision of its own, with its own command and reason.",
+                remedy="To raise it, use --raise with a reason.",
             )
         self._file.append(CapChanged.from_data({"cap": cap, "reason": reason}, str(self._path)))
 

@@ -186,10 +186,10 @@ class LedgerFile:
                     sleep(_LOOK_EVERY_S)
                     continue
                 raise ConfigError(
-                    "another trainer uses this privacy ledger",
+                    "another process uses this privacy ledger",
                     where=str(self.path),
                     seen="its lock is held",
-                    remedy="Wait until that one has ended, or stop it. Nothing was computed.",
+                    remedy="Wait until it has ended, or stop it. Nothing was computed.",
                 ) from None
             return
 

@@ -222,7 +222,7 @@ def _trained_alone(
             "this site cannot train a mixer of its own",
             where="--local-only",
             seen="no training patient",
-            remedy="Leave --local-only out.",
+            remedy="Omit --local-only.",
         )
     return train_alone(
         plan_mixer(plan, generator),

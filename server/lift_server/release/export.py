@@ -175,7 +175,7 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
                 f"the audit is of a site that was never admitted: '{site}'",
                 where=str(path),
                 seen=f"admitted: {', '.join(sorted(roster.sites)) or 'none'}",
-                remedy="Nothing was written. Leave the file out.",
+                remedy="Nothing was written. Omit this file.",
             )
         # a site that was removed since may still speak of what it took part in
         check_signature(signed, entry.public_key)
@@ -192,7 +192,7 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
                 f"two audits of site '{site}' were given",
                 where=str(path),
                 seen="which one counts is not for the coordinator to choose",
-                remedy="Nothing was written. Give one.",
+                remedy="Nothing was written. Give one audit per site.",
             )
         found[site] = signed.audit
     return dict(sorted(found.items()))

@@ -119,7 +119,7 @@ def read_release_key(folder: Path) -> ReleaseKey:
     certificate = read_certificate(folder / CERTIFICATE_FILE)
     if certificate.public_key() != key.public_key():
         raise ConfigError(
-            "the release key is no pair",
+            "key and certificate of the release key do not match",
             where=str(folder),
             seen=f"{CERTIFICATE_FILE} is of another key than {RELEASE_KEY_FILE}",
             remedy="Restore both files from the same backup.",

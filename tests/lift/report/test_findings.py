@@ -115,4 +115,4 @@ def test_a_verdict_that_rests_on_training_patients_is_told(tmp_path: Path, judge
     assert ("also used training patients" in finding) == also
     assert (finding.count(SITES[1]) == 2) == also
     assert ("with training" in table) == also
-    assert ("only if the interval lies above 0.3 dB" in table) == also
+    assert ("only if the interval is above 0.3 dB" in table) == also
