@@ -94,8 +94,8 @@ def patients(
             f"copies: {copies.copies:.0%} of {copies.generated} generated volumes are closer to a "
             f"training patient than nearly all held-out patients are. For comparison, the same "
             f"share for held-out patients: {copies.copies_of_held_out:.0%}. Share closer to "
-            f"training patients: {copies.nearer_training:.2f}; chance {copies.chance_low:.2f} to "
-            f"{copies.chance_high:.2f}"
+            f"training patients: {copies.nearer_training:.2f}; by chance "
+            f"{copies.chance_low:.2f} to {copies.chance_high:.2f}"
         )
     for attack, row in found.audit.attacks.items():
         if row.auc_low > 0.5:

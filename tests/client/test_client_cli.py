@@ -166,7 +166,7 @@ def test_a_damaged_journal_shows_what_still_stands_and_ends_with_its_code(
     assert said.code == 9
     assert "damaged at line 2" in said.err
     assert "security officer" in said.err
-    assert "whole:" not in said.out
+    assert "complete:" not in said.out
     if not option:
         assert "statistics" in said.out
         assert "mixer update" not in said.out

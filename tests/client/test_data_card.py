@@ -148,7 +148,7 @@ def test_a_card_that_was_changed_into_something_else_is_not_sent(tmp_path: Path)
     data = json.loads(path.read_text())
     for change in ({"persons": 12}, {"note": "Jane Doe"}):
         path.write_text(json.dumps(data | change))
-        with pytest.raises(ConfigError, match="no data card") as caught:
+        with pytest.raises(ConfigError, match="not a data card") as caught:
             shared_card(settings.folder)
         assert "Jane" not in str(caught.value)
     assert path.name == CARD_FILE

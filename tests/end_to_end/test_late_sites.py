@@ -126,7 +126,7 @@ def test_the_command_gives_what_the_simulation_measured(
     alone = tmp_path / "alone.safetensors"
     done = run_here("lift", "calibrate", few, "--mixer", tmp_path / "run", "-o", alone)
     assert done.code == 0, done.stderr
-    assert "run's sites" not in done.stderr
+    assert "sites of the run" not in done.stderr
 
 
 def test_a_hospital_without_a_pair_takes_the_pooled_curves(

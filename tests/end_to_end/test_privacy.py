@@ -78,7 +78,7 @@ def test_a_local_run_costs_what_the_dry_run_said_and_tells_nothing_else(tiny: Ti
     assert f"{seen:.4f}" in report
     assert "may infer who took part" in report
     twice = planned["epsilon_of_a_patient_in_two_hospitals"]
-    assert f"of a patient in two hospitals {twice}" in report
+    assert f"for a patient in two hospitals {twice}" in report
     for site in PATIENTS:
         book = verify(out / "ledgers" / site / "ledger.jsonl")
         assert book.epsilon() == pytest.approx(planned["epsilon"], abs=DRY_EPSILON_DIGITS)

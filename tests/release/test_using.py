@@ -63,8 +63,8 @@ def test_verify_release_says_file_by_file_what_is_wrong(
     assert f"changed: {MIXER_FILE} (" in out
     assert "changed: RELEASE.txt (" in out
     assert "ok: run.json" in out
-    assert "whole" not in out
-    assert "use nothing" in err
+    assert "complete" not in out
+    assert "do not use" in err
 
 
 def test_verify_release_as_json(

@@ -751,7 +751,7 @@ def test_a_release_key_that_does_not_fit_signs_nothing(
     shutil.copy(tls / "server.pem", tmp_path / "release.pem")
     assert "not a release certificate" in refusal(tmp_path)
     shutil.copy(keys / "release.pem", tmp_path / "release.pem")
-    assert "no pair" in refusal(tmp_path)
+    assert "do not match" in refusal(tmp_path)
     (keys / "release.key").chmod(0o640)
     assert "0600" in refusal(keys)
     (folder / "certificates" / "ca.key").unlink()
