@@ -294,7 +294,7 @@ def evaluate(
         ROW -> METRIC -> mean over persons with its 95% interval, number and unit.
 
     Raises:
-        DataError: nobody was held out.
+        DataError: no patient was held out.
         GeneratorError: the mixer belongs to another generator.
     """
     plan, generator, site = trained.finished.plan, trained.generator, cohort.site

@@ -39,7 +39,7 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def log_to_terminal() -> Iterator[None]:
-    """Write this project's log lines to stderr, for somebody who watches or a service manager."""
+    """Write this project's log lines to stderr, for an operator or a service manager."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours = [logging.getLogger(name) for name in _OURS]

@@ -43,7 +43,7 @@ def tag(name: str, /, *children: str, **attributes: str | None) -> Markup:
 
 
 def foreign(text: str) -> Markup:
-    """Text of somebody else, kept from turning the line around it right-to-left."""
+    """Foreign text, isolated so that it cannot turn its line right-to-left."""
     return tag("bdi", text)
 
 

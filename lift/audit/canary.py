@@ -95,7 +95,7 @@ class CanaryAudit:
         epsilon_lower_bound: the pipeline's epsilon at `delta` is at least this, unless something
             happened whose probability is at most 1 - `confidence`.
         confidence: of the bound.
-        noise: how large the noise was; None where nobody claimed a standard deviation.
+        noise: how large the noise was; None if no standard deviation was claimed.
     """
 
     what: str

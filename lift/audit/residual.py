@@ -58,7 +58,7 @@ def residual_noise(
     """How large the noise outside the span of the directions is, against what was claimed.
 
     Args:
-        releases: what each step released, (parameters,); nobody but canaries took part.
+        releases: what each step released, (parameters,); only canaries took part.
         directions: of the canaries, (canaries, parameters), fewer than parameters.
         noise_std: claimed standard deviation of the noise of one number of a release, above 0.
 

@@ -50,7 +50,7 @@ def list_bids(data: BidsData, channels: Sequence[str]) -> list[Patient]:
         channels: names that are asked for.
 
     Raises:
-        DataError: a folder cannot be read, or nobody has said which files a channel is.
+        DataError: a folder cannot be read, or the files of a channel are not specified.
     """
     patterns = {channel: _pattern(data, channel) for channel in channels}
     if _MASK in data.series:

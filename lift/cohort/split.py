@@ -19,7 +19,7 @@ from lift.files import write_json
 from lift.strict_json import parse_typed
 
 FEWEST_VALIDATION: Final = 2
-"""With fewer validation patients the guard judges on training patients too, or not at all."""
+"""With fewer validation patients, the guard also uses training patients, or is left out."""
 _FEWEST_FOR_ALL_PARTS: Final = 5
 _FEWEST_BESIDE_HELD_OUT: Final = 6
 

@@ -295,7 +295,7 @@ class FrozenGenerator(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are in memory now, computed anew each time."""
+        """SHA-256 of the weights as they are in memory now, computed on every call."""
         return network_fingerprint(self.card.network, self.network.state_dict())
 
     def _no_such_feature(self, feature: str) -> ConfigError:

@@ -33,7 +33,7 @@ class Evaluation(TypedDict):
         protocol: `mr` or `ct`.
         volumes: number of pairs.
         persons: whose they are; each counts once in the means and intervals.
-        note: empty, or that nobody said whose the files are.
+        note: empty, or that the persons of the files are not known.
         metrics: METRIC -> mean over persons with its 95% bootstrap interval; `n` counts persons.
         subjects: file -> person, as it was given; empty where each file is a person.
         per_volume: file (relative to its folder) -> METRIC -> figure.

@@ -78,8 +78,8 @@ class GeneratedEvaluation(TypedDict):
         protocol: `mr` or `ct`.
         volumes: ROLE (`generated`, `real`, `training`) -> number of volumes that were compared.
         persons: ROLE (`real`, `training`) -> number of persons.
-        left_out: further real volumes of persons of whom one volume is compared already.
-        note: empty, or that nobody said whose the files are.
+        left_out: further real volumes of persons with one volume that is already compared.
+        note: empty, or that the persons of the files are not known.
         frechet_volumes: volumes on either side of every Frechet distance, precision and recall, in
             both columns.
         one_spacing: whether generated and real volumes have one spacing; without it there are no

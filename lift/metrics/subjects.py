@@ -13,7 +13,7 @@ NOT_TOLD: Final = (
     "No --subjects: each file is taken for a person of its own. Where a person has several, "
     "intervals are too narrow."
 )
-"""What is said beside figures of files whose persons nobody named."""
+"""Note for figures of files whose persons are not named."""
 
 _COLUMNS: Final = ("file", "subject")
 _SHOWN: Final = 5

@@ -119,7 +119,7 @@ class MeasuredSet:
 def measure_volumes(
     volumes: Iterable[ImageVolume], *, layout: GroupLayout, encoder: Encoder
 ) -> MeasuredSet:
-    """Measure a set of volumes, one at a time and each by itself.
+    """Measure a set of volumes, one at a time, independently.
 
     Args:
         volumes: may be an iterator that reads them as it goes.

@@ -14,7 +14,7 @@ from lift.records.rounds import RoundRecord, mean_of
 
 PUBLIC_ROUNDS_FILE: Final = "rounds-public.jsonl"
 FEWEST_TOLD: Final = 3
-"""A mean loss is told of so many sites or more: of two, each knows the other's."""
+"""Smallest number of sites for a mean loss. With two, each would know the other's."""
 _DECIMALS: Final = 6
 
 
@@ -28,7 +28,7 @@ class PublicRound(Record):
     counted: int
     """Number of sites that counted."""
     loss: float | None = None
-    """Mean training loss over the sites that told one; None where fewer than three did."""
+    """Mean training loss over the sites that reported one; None if fewer than three did."""
     epsilon: float | None = None
     """Spent after this round; None without noise."""
     shipped: str | None = None

@@ -24,7 +24,7 @@ LEAST: Final = 0.02
 """A fall of less than this share means nothing to anybody."""
 _ERRORS: Final = 2.0
 Losses = Mapping[str, float | None]
-"""SITE -> mean training loss of one round; None where it must not be told."""
+"""SITE -> mean training loss of one round; None if it must not be published."""
 
 
 class LossTrend(TypedDict):
@@ -88,6 +88,6 @@ def of_records(runs: Sequence[Sequence[RoundRecord]]) -> LossTrend | None:
 
 
 def _logarithms(rounds: Sequence[Losses], site: str) -> dict[int, float]:
-    """Place of the round -> logarithm of the site's loss, where it told one."""
+    """Place of the round -> logarithm of the site's loss, if it reported one."""
     told = ((place, losses.get(site)) for place, losses in enumerate(rounds))
     return {place: math.log(loss) for place, loss in told if loss is not None and loss > 0}

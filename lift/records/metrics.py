@@ -47,7 +47,7 @@ class SiteFigures(Record):
     methods: dict[str, Table]
     verdict: Verdict | None = None
     judged_on: JudgedOn | None = None
-    """Of a server's run, whose sites told a verdict and no figure of a method."""
+    """For a server's run, whose sites report a verdict and no figures of methods."""
 
 
 class Comparisons(Record):

@@ -33,7 +33,7 @@ class SiteRecord(Record):
     slice_spacing_mm: tuple[float, float] | None = None
     refused: int | None = None
     calibration_patients: int | None = None
-    """Of a site that joined after the training: patients to whom it fitted its curves."""
+    """For a site that joined after the training: patients to which it fitted its curves."""
 
     @classmethod
     def of(

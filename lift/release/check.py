@@ -42,7 +42,7 @@ class Checked:
     manifest_sha256: str
     """Empty where it cannot be read."""
     signer: Signer | None
-    """None where nobody signed it, or the signature was not looked at."""
+    """None if it is not signed, or the signature was not checked."""
     approvals: tuple[GivenApproval, ...]
     """Those that hold; none where the release is not signed by its federation."""
     findings: tuple[Finding, ...]

@@ -53,7 +53,7 @@ _STYLE: Final = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure: its bytes, their kind, what a reader who cannot see it is told, and a caption."""
+    """One figure: its bytes, their kind, a text alternative, and a caption."""
 
     content: bytes
     kind: Literal["svg+xml", "png"]

@@ -38,7 +38,7 @@ class Tracking:
     a resumed run ends with the figures of an uninterrupted one.
 
     Args:
-        settings: who is told.
+        settings: the trackers.
         out: the run's folder; TensorBoard's files lie under `tensorboard/`, and so on.
         say: takes the warning's text, for a screen.
         close_within_s: how long the end of a run waits for a slow service.

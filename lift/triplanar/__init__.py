@@ -1,1 +1,1 @@
-"""Windows of volumes in three planes, and their standardised features: shared by loss and judge."""
+"""Windows of volumes in three planes, and their standardised features, for loss and evaluation."""

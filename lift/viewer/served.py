@@ -41,7 +41,7 @@ def make_app(volumes: Sequence[ViewerVolume], label: str, token: str) -> Starlet
     Args:
         volumes: what is shown, held in memory.
         label: the page's heading.
-        token: first part of every path; whoever does not know it gets nothing.
+        token: first part of every path. Requests without it get nothing.
 
     Raises:
         ConfigError: NiiVue is not there.

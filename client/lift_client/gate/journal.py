@@ -76,7 +76,7 @@ class Entry(Settings):
     noise: float | None = None
     """Standard deviation of the noise that was added; None without noise."""
     receiver: Sentence
-    """Who gets it: the server's address; `nobody` in a note."""
+    """Receiver: the server's address; `nobody` in a note."""
     purpose: Sentence
     """One plain sentence."""
     card: DataCard | None = None

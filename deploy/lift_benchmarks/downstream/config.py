@@ -58,7 +58,7 @@ class DataSetSettings(Settings):
     tissue: str = ""
     """In place of files: of a phantom's own truth."""
     reach_mm: Positive
-    """Signed distances to the label's edge end here: further away nothing is told."""
+    """Signed distances to the label's edge are clipped here."""
     waves: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """Cosines along height and width that a slice of signed distances is kept by."""
 

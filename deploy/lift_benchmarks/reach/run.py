@@ -382,7 +382,7 @@ def _network(
 
 
 def _watched(division: _Division) -> tuple[list[Features], str]:
-    """Whom a training's curve is of: validation patients, else training patients as trained on.
+    """Patients of a training's curve: validation patients, else training patients as trained on.
 
     A validation patient is seen under the site's curves, in which it had no part.
     """

@@ -18,7 +18,7 @@ from lift_benchmarks.reach.config import Mode, ReachConfig
 from lift_server.rounds.aggregation import mean_update, site_weights
 
 _ENDLESS: Final = 1_000_000
-"""Rounds of a plan whose learning rate does not fall: nobody knows yet where training ends."""
+"""Rounds of a plan whose learning rate does not fall, since the end of training is unknown."""
 
 Values = dict[str, Tensor]
 Advance = Callable[[int, Values], tuple[Values, int]]

@@ -57,7 +57,7 @@ class Afterwards:
 
     Attributes:
         sites: their names.
-        pairs: training patients to whom each fits its curves.
+        pairs: training patients to which each site fits its curves.
         alone: no other site's patients are measured.
     """
 
@@ -68,7 +68,7 @@ class Afterwards:
 
 @dataclass(frozen=True)
 class _Alone:
-    """What a site has without any other site, in closed form; None where nobody asked.
+    """What a site has without any other site, in closed form; None if not requested.
 
     Attributes:
         contrast: its patients' curve equations.
@@ -92,7 +92,7 @@ class FoldResult:
         cohorts: site -> cohort.
         local_gain_db: site -> federated minus local-only PSNR of each validation patient.
         choices: site -> what it uses.
-        calibrated_from: site that joined afterwards -> patients to whom its curves were fitted.
+        calibrated_from: site that joined afterwards -> patients to which its curves were fitted.
         synthesis: predictions to be written, by held-out patient and method.
     """
 
@@ -291,7 +291,7 @@ class Fold:
             return dict(zip(predictions, found, strict=True))
 
     def _alone_at(self, cohort: SiteCohort) -> _Alone:
-        """What a site has by itself, in closed form."""
+        """What a site has without any other site, in closed form."""
         training = cohort.by_person("train")
         taps = under_curves = None
         contrast = None
@@ -325,7 +325,7 @@ class Fold:
             finished: the federated run.
             rivals: what was trained beside the federation.
             curves: the site's under the run's mixer.
-            without: validation patients whom no curves may be fitted to.
+            without: validation patients to which no curves may be fitted.
         """
         name = cohort.site
         methods: dict[str, Method] = {"no_mixer": no_mixer}

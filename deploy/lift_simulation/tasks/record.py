@@ -149,7 +149,7 @@ class RecordFile:
         record.write(self._folder)
 
     def _heads(self, sites: Iterable[str]) -> dict[str, str]:
-        """The last head that each site's ledger told."""
+        """The last reported head of each site's ledger."""
         return LedgerHeads(self._folder / HEADS_FILE).known(sites)
 
     def _privacy(self) -> dict[str, object]:

@@ -36,7 +36,7 @@ class Rivals:
         local_curves: trained alone, under its patients' curves.
         local_steps: the run's mixer after some more steps at the site.
         local_longer: `local_curves` after as many steps more: the fair rival of `local_steps`.
-        centralised: trained on all sites' patients in one place; None where nobody asked.
+        centralised: trained on all sites' patients in one place; None if not requested.
     """
 
     local_only: dict[str, Values] = field(default_factory=dict)

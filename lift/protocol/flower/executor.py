@@ -60,7 +60,7 @@ class SuperNode:
     """The child process: started, watched, started again with growing pauses.
 
     Args:
-        settings: whom it talks to. A new secret is written before each start.
+        settings: address and files. A new secret is written before each start.
         log: file that takes the child's own output.
     """
 

@@ -63,7 +63,7 @@ class SuperNodeSettings(ChildSettings):
     local_port: int
     secret: str
     local_certificate: str
-    """Of the API on 127.0.0.1; made anew for each start, as its key and the secret are."""
+    """Certificate of the API on 127.0.0.1. New for each start, like its key and the secret."""
     local_key: str
     node_file: str
     """Keeps the number of the site's node between starts."""

@@ -27,7 +27,7 @@ from lift.tasks.paired.contrast import others_of, read_shared_sums, write_site_c
 from lift.tasks.paired.predictions import patient_curves, patient_psnr_db, volumes_of_uses
 
 ENOUGH: Final = 2
-"""Patients from whom curves can be chosen; one alone says nothing of another."""
+"""Smallest number of patients for a choice of curves. One patient says nothing about others."""
 _MIXER: Final = "mixer"
 
 
@@ -61,7 +61,7 @@ def calibrated(
     None of these patients had a part in the mixer's training, so all of them may judge it.
 
     Args:
-        patients: by patient, its volumes with targets; maybe nobody.
+        patients: by patient, its volumes with targets; may be empty.
         mixer: with its trained numbers.
         taps: of the shared z-filter, (6,).
         others: sums over the patients of the run's sites; None: not at hand.

@@ -257,7 +257,7 @@ def write_pooled_curves(path: Path, shared: Mapping[str, Tensor], plan: Plan) ->
     """Keep the sums of all sites for hospitals that join later; nothing where no site shared any.
 
     Args:
-        path: file; whoever has it knows what every site of the run knows.
+        path: file; it reveals what every site of the run knows.
         shared: what the server sent to all sites.
         plan: the run's plan.
 

@@ -192,7 +192,7 @@ class FrozenDecoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are in memory now, computed anew each time."""
+        """SHA-256 of the weights as they are in memory now, computed on every call."""
         return decoder_fingerprint(self.card.network, self.network.state_dict())
 
 

@@ -160,7 +160,7 @@ def trains_residual(plan: Plan) -> bool:
 
 
 def asks_verdict(plan: Plan) -> bool:
-    """Whether sites judge that mapper; not where noise protects patients, as a verdict has none."""
+    """Whether sites evaluate that mapper. Not under noise, since a verdict has none."""
     return trains_residual(plan) and not plan.protects_patients
 
 

@@ -32,7 +32,7 @@ class Checkpoint:
     Attributes:
         round: the round that ended with this state; 0 is the statistics round.
         plan_digest: SHA-256 of the plan; another plan's checkpoint is never used.
-        tensors: name -> tensor; groups are told apart by a prefix such as `mixer/`.
+        tensors: name -> tensor; groups are distinguished by a prefix such as `mixer/`.
         record: the round's line of `rounds.jsonl`.
     """
 
@@ -69,7 +69,7 @@ def read_checkpoints(folder: Path, plan_digest: str) -> list[Checkpoint]:
 
     A damaged one ends the list, with a warning in the log: the run goes on from the one before.
     Those after it are set aside under names that end in `.stale`: they follow a round that will
-    be done anew, perhaps with other sites.
+    be repeated, perhaps with other sites.
 
     Raises:
         CheckpointError: the folder holds the checkpoints of another plan.

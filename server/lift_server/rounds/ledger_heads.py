@@ -25,7 +25,7 @@ class LedgerHeads:
     """Site -> head, in one small file, across runs.
 
     Args:
-        path: the file; none yet means that no site has told one.
+        path: the file; if it is missing, no site has reported a head.
 
     Raises:
         RecordError: the file cannot be read.

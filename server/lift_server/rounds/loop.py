@@ -372,7 +372,7 @@ class _Rounds:
         )
 
     def _gain(self, state: ServerState, shared: Mapping[str, Tensor]) -> PooledGain | None:
-        """What the mixer gains, by the noisy sums of whoever answers; None: the plan pays for none.
+        """The gain of the mixer, from the noisy sums of the answering sites. None: not in the plan.
 
         Whoever resumes asks again: a site gives the same bytes to the same request, for nothing.
         """
@@ -464,7 +464,7 @@ def _is_paid(plan: Plan, kind: Kind) -> bool:
 
 
 def _with_head(request: Parcel, known_head: str | None) -> Parcel:
-    """The request as one site gets it: with the head of its own ledger, and of nobody else's."""
+    """The request for one site, with the head of only its own ledger."""
     if known_head is None:
         return request
     return replace(request, body=request.body.model_copy(update={"known_head": known_head}))

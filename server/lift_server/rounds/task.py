@@ -27,7 +27,7 @@ class RunTask(Protocol):
 
     @property
     def has_guard(self) -> bool:
-        """Whether sites judge the finished mixer."""
+        """Whether sites evaluate the finished mixer."""
         ...
 
     def review(self, parcel: Parcel, plan_digest: str) -> tuple[StatisticsReply, Contribution]:
@@ -55,7 +55,7 @@ class RunTask(Protocol):
         ...
 
     def judged_with(self, shared: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """What of it goes to the sites beside the finished mixer, to judge it."""
+        """What of it is sent to the sites with the finished mixer, for its evaluation."""
         ...
 
     def shipped(self, guard: Mapping[str, GuardReply], *, asked: int) -> Shipped | None:

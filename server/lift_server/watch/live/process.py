@@ -65,7 +65,7 @@ def _keep(config: ServerConfig, say: Callable[[str], None], over: threading.Even
 def _one(
     config: ServerConfig, say: Callable[[str], None], over: threading.Event, *, told: bool
 ) -> bool:
-    """One life of the page's process; whether the operator was told of it."""
+    """Run the page's process once. Return whether the operator was informed."""
     settings = config.state / _SETTINGS_FILE
     write_atomically(settings, config.model_dump_json().encode(), mode=0o600)
     child = start_child("lift_server.watch.live", str(settings), config.state / _LOG_FILE)
