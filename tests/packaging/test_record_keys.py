@@ -24,7 +24,7 @@ SHARED_OF_RUNS: Final = {
     *("name", "kind", "phantom", "data_statement", "runs_tried", "plan", "plan_digest", "bundle"),
     *("generator", "mixer", "versions", "sites", "guard", "privacy", "journal", "ledger", "said"),
     *("shipped", "chosen", "command", "started", "finished", "complete", "seconds", "folds"),
-    *("ledger_heads",),
+    *("ledger_heads", "gain"),
 }
 SHARED_OF_METRICS: Final = {"sites", "patients"}
 ROUND_KEYS: Final = set(RoundRecord.model_fields) - SHARED
