@@ -74,5 +74,5 @@ def test_a_number_read_in_the_loop_of_steps(
         return loss
 
     monkeypatch.setattr(training, "batch_loss", watched)
-    with pytest.raises(AssertionError, match=r"lift/training\.py"):
+    with pytest.raises(AssertionError, match=r"lift/tasks/paired/training\.py"):
         check_no_read_between_steps(tmp_path, tiny)
