@@ -87,7 +87,7 @@ def _patch_server(schedule: Schedule) -> None:
     updates: Any = importlib.import_module("lift_server.rounds.updates")
     store: Any = importlib.import_module("lift_server.rounds.store")
     reviewing: Any = updates.review_update
-    averaging: Any = updates.mean_update
+    averaging: Any = updates.combined
     writing: Any = store.write_checkpoint
     current = {"round": 0}
 
@@ -96,7 +96,7 @@ def _patch_server(schedule: Schedule) -> None:
         current["round"] = kwargs["round_index"]
         return reviewing(*args, **kwargs)
 
-    def mean_update(*args: Any, **kwargs: Any) -> Any:
+    def combined(*args: Any, **kwargs: Any) -> Any:
         _strike(schedule, "while_aggregating", current["round"])
         return averaging(*args, **kwargs)
 
@@ -106,7 +106,7 @@ def _patch_server(schedule: Schedule) -> None:
         writing(folder, checkpoint)
 
     updates.review_update = review_update
-    updates.mean_update = mean_update
+    updates.combined = combined
     store.write_checkpoint = write_checkpoint
 
 

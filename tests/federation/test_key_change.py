@@ -30,7 +30,12 @@ def _finish(made: Federation, output: str) -> dict[str, object]:
 @pytest.fixture
 def made(volumes: TinyRun, tmp_path: Path) -> Federation:
     federation = Federation(tmp_path, volumes, sites=())
-    federation.make(privacy=PRIVACY, federation__rounds=1, federation__quorum_sites=1)
+    federation.make(
+        privacy=PRIVACY,
+        mixer__contrast="none",
+        federation__rounds=1,
+        federation__quorum_sites=1,
+    )
     return federation
 
 
