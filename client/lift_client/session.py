@@ -291,20 +291,22 @@ class SiteSession:
         # at every request: the ledger may have been put back meanwhile, and what the budget covers
         # may have changed; no volume was read yet
         self._budget.admit(plan, known_head=body.known_head)
+        asked = b""
         if isinstance(plan.privacy, PatientGradients):
+            asked = described(tensors) + _exchange(plan, body)
             self._budget.check(
                 plan,
                 round_index=body.round,
                 purpose=STEPS,
                 steps=plan.training.steps,
-                request=described(tensors),
+                request=asked,
             )
         opened = self._open(plan)
         fix_threads(plan.threads)
         start = received_values(without(tensors, SHARED), opened.work.part)
         shared = group(tensors, SHARED)
         if isinstance(plan.privacy, PatientGradients):
-            return self._train_privately(opened, body, start, tensors)
+            return self._train_privately(opened, body, start, asked)
         validation = opened.work.validation_psnr_db(start, shared)
         steps = plan.training.steps
         report = self._step(f"round {body.round}")
@@ -327,10 +329,10 @@ class SiteSession:
         opened: _Opened,
         body: TrainRequest,
         start: dict[str, Tensor],
-        tensors: Mapping[str, np.ndarray],
+        asked: bytes,
     ) -> Parcel:
         """One round paid from the budget: no loss, no validation figure, and no sum but a noisy one
-        or, for a server that adds the noise, a clipped one.
+        or, for a server that adds the noise, a clipped one. It is stored under `asked`.
         """
         plan = opened.plan
         steps = plan.training.steps
@@ -345,7 +347,6 @@ class SiteSession:
             )
             return _update(trained, start, plan)
 
-        asked = described(tensors) + _exchange(plan, body)
         sent = self._budget.release(
             plan,
             round_index=body.round,

@@ -239,7 +239,11 @@ def test_an_exact_sum_belongs_to_one_exchange(central: World) -> None:
     assert central.paid("east") == before + 1
     assert ask(None) == Failure(FailureKind.PRIVACY)
     assert central.paid("east") == before + 1
-    ask("b" * 64)
+    second = content(ask("b" * 64))
+    assert central.paid("east") == before + 2
+    # all repeats are taken: an answer that was lost on the way is still there
+    assert content(ask("b" * 64)) == second
+    assert ask("c" * 64) == Failure(FailureKind.BUDGET)
     assert central.paid("east") == before + 2
 
 
