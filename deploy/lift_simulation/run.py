@@ -7,7 +7,6 @@ and a finished run is left as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,11 +14,15 @@ from rich.console import Console
 
 from lift.config.plan import TaskKind
 from lift.config.simulation import SimulationConfig
+from lift.device import resolve_device
+from lift.generator.card import bundle_folder, check_task
 from lift.privacy.costs import describe_privacy, summary
+from lift.tasks.describe import describe_dry_run
+from lift.tasks.registry import load_generator, with_generator
 from lift.tracking.run import Tracking
 from lift_simulation.progress import Reporter
-from lift_simulation.tasks.paired import dry_run_paired, simulate_paired
-from lift_simulation.tasks.unconditional import dry_run_unconditional, simulate_unconditional
+from lift_simulation.tasks.paired import simulate_paired
+from lift_simulation.tasks.unconditional import simulate_unconditional
 
 
 class _Simulate(Protocol):
@@ -34,21 +37,9 @@ class _Simulate(Protocol):
     ) -> Path: ...
 
 
-class _DryRun(Protocol):
-    def __call__(
-        self, config: SimulationConfig, *, epsilon: float | None = None
-    ) -> dict[str, object]: ...
-
-
-@dataclass(frozen=True)
-class _SimulatedTask:
-    simulate: _Simulate
-    dry_run: _DryRun
-
-
-_TASKS: Final[Mapping[TaskKind, _SimulatedTask]] = {
-    "paired": _SimulatedTask(simulate_paired, dry_run_paired),
-    "unconditional": _SimulatedTask(simulate_unconditional, dry_run_unconditional),
+_TASKS: Final[Mapping[TaskKind, _Simulate]] = {
+    "paired": simulate_paired,
+    "unconditional": simulate_unconditional,
 }
 
 
@@ -76,11 +67,25 @@ def simulate(config: SimulationConfig, out: Path, reporter: Reporter, *, command
         CheckpointError: the folder holds the run of other settings.
         LiftError: see the message.
     """
-    task = _TASKS[config.plan.task.kind]
+    run = _TASKS[config.plan.task.kind]
     with Tracking(config.tracking, out, say=reporter.line) as tracking:
-        return task.simulate(config, out, reporter, tracking, command=command)
+        return run(config, out, reporter, tracking, command=command)
 
 
 def dry_run(config: SimulationConfig, *, epsilon: float | None = None) -> dict[str, object]:
     """The resolved plan and what a run would send and cost, without starting anything."""
-    return _TASKS[config.plan.task.kind].dry_run(config, epsilon=epsilon)
+    sites = [site.name for site in config.sites]
+    if config.generator is None:
+        return {
+            "plan": config.plan.model_dump(mode="json"),
+            "sites": sites,
+            "note": "the decoder is made first: fingerprint and bytes are known after that",
+        }
+    generator = load_generator(
+        bundle_folder(config.generator),
+        expected_fingerprint=config.plan.generator_fingerprint,
+        device=resolve_device("cpu"),
+    )
+    plan = with_generator(config.plan, generator)
+    check_task(generator.card, plan.task, plan.preprocessing)
+    return describe_dry_run(plan, generator, sites, epsilon=epsilon)

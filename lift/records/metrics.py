@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,15 @@ class Record(BaseModel):
     """A part of a record: what is not known here is passed over; no NaN."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    def updated(self, **changes: Any) -> Self:
+        """The record with other values of some keys.
+
+        Raises:
+            pydantic.ValidationError: a value does not fit its key.
+        """
+        known = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**known, **changes})
 
 
 class Measure(Record):
@@ -90,15 +99,6 @@ class Metrics(Record):
     """SITE -> METHOD -> examination -> METRIC -> figure; of a simulation alone."""
     second_phantom: dict[str, Table] | None = None
     second_phantom_comparisons: Comparisons | None = None
-
-    def updated(self, **changes: Any) -> Metrics:
-        """The figures with other values of some keys.
-
-        Raises:
-            pydantic.ValidationError: a value does not fit its key.
-        """
-        known = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**known, **changes})
 
     def write(self, folder: Path) -> None:
         """Write `metrics.json`, with the keys that were set."""

@@ -158,15 +158,6 @@ class RunRecord(Description):
     loss_trend: LossRecord | None = None
     complete: bool = False
 
-    def updated(self, **changes: Any) -> RunRecord:
-        """The record with other values of some keys.
-
-        Raises:
-            pydantic.ValidationError: a value does not fit its key.
-        """
-        known = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**known, **changes})
-
     def described(self, by: Description) -> RunRecord:
         """The record with another description."""
         return self.updated(**{name: getattr(by, name) for name in by.model_fields_set})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from lift.config.plan import Plan, TaskKind
 from lift.config.site import SiteSettings
@@ -19,15 +19,7 @@ OpenReport = Callable[[str, int, int], None]
 """Called with what is read of the patients, how many are done, and of how many."""
 
 
-class _Open(Protocol):
-    def __call__(
-        self,
-        settings: SiteSettings,
-        plan: Plan,
-        generator: Generator,
-        folder: Path,
-        report: OpenReport | None,
-    ) -> SiteWork: ...
+_Open = Callable[[SiteSettings, Plan, Generator, Path, OpenReport | None], SiteWork]
 
 
 def _paired(

@@ -14,17 +14,16 @@ from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import busy_notice, fix_threads, resolve_device
+from lift.device import resolve_device
 from lift.errors import ConfigError
 from lift.generator.bundle import load_bundle
-from lift.generator.card import bundle_folder, check_task
+from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.table import Protocol, metric_table, summarise
 from lift.randomness import derive_seed
 from lift.records.metrics import Metrics
 from lift.records.rounds import ROUNDS_FILE
 from lift.report.page import write_report
-from lift.tasks.describe import describe_dry_run
 from lift.tasks.paired.methods import write_held_out
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
@@ -32,6 +31,7 @@ from lift_server.release.results import write_finished_mixer
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.fold import Afterwards, Fold, FoldResult
+from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.record import RecordFile
 
@@ -57,20 +57,7 @@ def simulate_paired(
         device=resolve_device(config.device),
     )
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
-    check_task(generator.card, plan.task, plan.preprocessing)
-    fix_threads(plan.threads)
-    if busy := busy_notice(plan.threads):
-        reporter.line(f"note: {busy}")
-    record.describe(plan, generator)
-    with reporter.stage("cohorts"):
-        sites = open_sites(
-            config,
-            out / "cache",
-            out / "cohorts",
-            reporter,
-            phantoms_of(config),
-            ledgers=out / "ledgers",
-        )
+    sites = begin_run(config, plan, generator, out, record, reporter)
     record.keep_seconds(reporter.seconds)
 
     participation = (
@@ -132,19 +119,6 @@ def simulate_paired(
         shutil.rmtree(out / "cache", ignore_errors=True)
         shutil.rmtree(out / "clean_phantom" / "cache", ignore_errors=True)
     return report
-
-
-def dry_run_paired(config: SimulationConfig, *, epsilon: float | None = None) -> dict[str, object]:
-    """The resolved plan and what a run would send and cost, without starting anything."""
-    bundle = bundle_folder(_generator_of(config))
-    generator = load_bundle(
-        bundle,
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
-    )
-    plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
-    check_task(generator.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, generator, [site.name for site in config.sites], epsilon=epsilon)
 
 
 def _generator_of(config: SimulationConfig) -> GeneratorChoice:

@@ -17,14 +17,13 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import busy_notice, fix_threads, resolve_device
+from lift.device import resolve_device
 from lift.errors import ConfigError
 from lift.files import write_atomically
-from lift.generator.card import CARD_FILE, bundle_folder, check_task
+from lift.generator.card import CARD_FILE, bundle_folder
 from lift.metrics.distribution import EVALUATION_SEED
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.report.page import write_report
-from lift.tasks.describe import describe_dry_run
 from lift.tasks.registry import with_generator
 from lift.tasks.unconditional.bundle import load_decoder
 from lift.tasks.unconditional.decoder import FrozenDecoder
@@ -54,9 +53,9 @@ from lift_server.release.results import write_finished_mixer
 from lift_server.rounds.finished import FinishedRun
 from lift_simulation.federation import federate
 from lift_simulation.progress import Reporter
-from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.baselines import read_baseline
 from lift_simulation.tasks.generated import Evidence
+from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.record import RecordFile
 
 Values = dict[str, Tensor]
@@ -78,20 +77,7 @@ def simulate_unconditional(
     reporter.seconds.update(record.seconds)
     decoder = open_decoder(config, out, resolve_device(config.device), reporter)
     plan = with_generator(config.plan, decoder)
-    check_task(decoder.card, plan.task, plan.preprocessing)
-    fix_threads(plan.threads)
-    if busy := busy_notice(plan.threads):
-        reporter.line(f"note: {busy}")
-    record.describe(plan, decoder)
-    with reporter.stage("cohorts"):
-        sites = open_sites(
-            config,
-            out / "cache",
-            out / "cohorts",
-            reporter,
-            phantoms_of(config),
-            ledgers=out / "ledgers",
-        )
+    sites = begin_run(config, plan, decoder, out, record, reporter)
     tracking.begin(About(config.name, plan.digest(), config.phantom), out / ROUNDS_FILE)
     run = _Run(config, plan, decoder, out, reporter, tracking.round_done)
     with reporter.stage("features"):
@@ -129,26 +115,6 @@ def simulate_unconditional(
     if shipped is not None:
         reporter.line(shipped.sentence)
     return report
-
-
-def dry_run_unconditional(
-    config: SimulationConfig, *, epsilon: float | None = None
-) -> dict[str, object]:
-    """The resolved plan and what a run would send, without starting anything."""
-    if config.generator is None:
-        return {
-            "plan": config.plan.model_dump(mode="json"),
-            "sites": [site.name for site in config.sites],
-            "note": "the decoder is made first: fingerprint and bytes are known after that",
-        }
-    decoder = load_decoder(
-        bundle_folder(config.generator),
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
-    )
-    plan = with_generator(config.plan, decoder)
-    check_task(decoder.card, plan.task, plan.preprocessing)
-    return describe_dry_run(plan, decoder, [site.name for site in config.sites], epsilon=epsilon)
 
 
 def _public_gaussian(
