@@ -15,10 +15,9 @@ from rich.console import Console
 from lift.config.plan import TaskKind
 from lift.config.simulation import SimulationConfig
 from lift.device import resolve_device
-from lift.generator.card import bundle_folder, check_task
 from lift.privacy.costs import describe_privacy, summary
 from lift.tasks.describe import describe_dry_run
-from lift.tasks.registry import load_generator, with_generator
+from lift.tasks.registry import open_generator
 from lift.tracking.run import Tracking
 from lift_simulation.progress import Reporter
 from lift_simulation.tasks.paired import simulate_paired
@@ -81,11 +80,6 @@ def dry_run(config: SimulationConfig, *, epsilon: float | None = None) -> dict[s
             "sites": sites,
             "note": "the decoder is made first: fingerprint and bytes are known after that",
         }
-    generator = load_generator(
-        bundle_folder(config.generator),
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
-    )
-    plan = with_generator(config.plan, generator)
-    check_task(generator.card, plan.task, plan.preprocessing)
+    cpu = resolve_device("cpu")
+    generator, plan = open_generator(config.plan, config.generator, device=cpu)
     return describe_dry_run(plan, generator, sites, epsilon=epsilon)

@@ -8,9 +8,10 @@ from typing import Final
 
 import torch
 
+from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, TaskKind
 from lift.generator.base import Generator
-from lift.generator.card import read_card
+from lift.generator.card import bundle_folder, check_task, read_card
 from lift.tasks.base import Task
 from lift.tasks.paired.task import PairedTask
 from lift.tasks.unconditional.task import UnconditionalTask
@@ -42,3 +43,20 @@ def with_generator(plan: Plan, generator: Generator) -> Plan:
     """
     completed = task_of(plan).completed(plan, generator)
     return completed.model_copy(update={"generator_fingerprint": generator.fingerprint})
+
+
+def open_generator(
+    plan: Plan, choice: GeneratorChoice, *, device: torch.device
+) -> tuple[Generator, Plan]:
+    """The chosen generator, and the plan completed for it: see `with_generator`.
+
+    Raises:
+        ConfigError: plan and generator do not fit.
+        GeneratorError: the bundle is damaged, or not the one that the plan names.
+    """
+    generator = load_generator(
+        bundle_folder(choice), expected_fingerprint=plan.generator_fingerprint, device=device
+    )
+    completed = with_generator(plan, generator)
+    check_task(generator.card, completed.task, completed.preprocessing)
+    return generator, completed

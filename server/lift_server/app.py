@@ -20,7 +20,6 @@ from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import close_folder, held_alone
 from lift.generator.base import Generator
-from lift.generator.card import bundle_folder, check_task
 from lift.logs import log_to_file
 from lift.privacy.costs import describe_privacy, summary
 from lift.protocol.flower.apps import Connected
@@ -33,7 +32,7 @@ from lift.protocol.transport import Transport
 from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics
 from lift.records.run import FEDERATION, RunRecord, SiteRecord, loss_record, read_run_record
 from lift.tasks.describe import describe_run
-from lift.tasks.registry import load_generator, task_of, with_generator
+from lift.tasks.registry import open_generator, task_of
 from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift_server.release.privacy_record import epsilon_by_site
@@ -81,13 +80,8 @@ def serve(config: ServerConfig, console: Console) -> None:
             say=partial(console.print, markup=False, highlight=False),
         ) as tracking,
     ):
-        generator = load_generator(
-            bundle_folder(config.generator),
-            expected_fingerprint=config.plan.generator_fingerprint,
-            device=resolve_device("cpu"),
-        )
-        plan = with_generator(config.plan, generator)
-        check_task(generator.card, plan.task, plan.preprocessing)
+        cpu = resolve_device("cpu")
+        generator, plan = open_generator(config.plan, config.generator, device=cpu)
         fix_threads(plan.threads)
         _Server(config, plan, generator, console, tracking).run()
 

@@ -18,7 +18,7 @@ from lift.commands import VersionOption, run_command
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES
-from lift.generator.card import bundle_folder, check_task
+from lift.generator.card import bundle_folder
 from lift_server.preflight import Verdict, run_checks
 from lift_server.sites import certificates, provisioning, roster
 from lift_server.sites.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
@@ -345,15 +345,10 @@ def _dry_run(config: ServerConfig, epsilon: float | None) -> dict[str, object]:
     """Return the resolved plan and what a run would send. Starts nothing."""
     from lift.device import resolve_device
     from lift.tasks.describe import describe_dry_run
-    from lift.tasks.registry import load_generator, with_generator
+    from lift.tasks.registry import open_generator
 
-    generator = load_generator(
-        bundle_folder(config.generator),
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
-    )
-    plan = with_generator(config.plan, generator)
-    check_task(generator.card, plan.task, plan.preprocessing)
+    cpu = resolve_device("cpu")
+    generator, plan = open_generator(config.plan, config.generator, device=cpu)
     sites = list(roster.Roster.read(config.sites).admitted_keys)
     return describe_dry_run(plan, generator, sites, epsilon=epsilon)
 
