@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ import httpx
 
 from tests.federation.schedule import LOSING, VICTIMS, Schedule
 from tests.federation.world import children
+
+_NOTICED_S = 1.0
+"""By then both sites have asked the server for something new."""
 
 
 def main(folder: Path, arguments: list[str]) -> None:
@@ -86,10 +90,24 @@ def _patch_site(schedule: Schedule) -> None:
 def _patch_server(schedule: Schedule) -> None:
     updates: Any = importlib.import_module("lift_server.rounds.updates")
     store: Any = importlib.import_module("lift_server.rounds.store")
+    loop: Any = importlib.import_module("lift_server.rounds.loop")
+    grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
+    training: Any = loop._Rounds._updated
+    pushing: Any = grid.push_objects
     reviewing: Any = updates.review_update
     averaging: Any = updates.combined
     writing: Any = store.write_checkpoint
     current = {"round": 0}
+
+    def updated(rounds: Any, round_index: int, *args: Any, **kwargs: Any) -> Any:
+        current["round"] = round_index
+        return training(rounds, round_index, *args, **kwargs)
+
+    def push_objects(*args: Any, **kwargs: Any) -> Any:
+        # the sites have the request's name by then, and none of its parts
+        noticed = partial(time.sleep, _NOTICED_S)
+        _strike(schedule, "while_handing_out", current["round"], first=noticed)
+        return pushing(*args, **kwargs)
 
     def review_update(*args: Any, **kwargs: Any) -> Any:
         # the mean is told no round; what it is the mean of was reviewed just before
@@ -105,6 +123,8 @@ def _patch_server(schedule: Schedule) -> None:
         _strike(schedule, "in_checkpoint", checkpoint.round, first=leave)
         writing(folder, checkpoint)
 
+    loop._Rounds._updated = updated
+    grid.push_objects = push_objects
     updates.review_update = review_update
     updates.combined = combined
     store.write_checkpoint = write_checkpoint

@@ -14,7 +14,7 @@ from pathlib import Path
 from lift.files import write_atomically
 
 SITE_POINTS = ("before_training", "while_training", "while_sending", "after_sending")
-SERVER_POINTS = ("while_aggregating", "in_checkpoint")
+SERVER_POINTS = ("while_handing_out", "while_aggregating", "in_checkpoint")
 LOSING = "losing_an_answer"
 """Nobody is killed: the way to the site's own SuperNode breaks while the answer is handed over."""
 VICTIMS = {

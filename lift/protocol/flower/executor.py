@@ -168,11 +168,11 @@ def answer_requests(
 
 
 def _look_often() -> None:
-    """A request is named before all its parts are there: do not wait whole seconds for them."""
+    """The child offers a request when all of it is there: nothing is worth a long wait."""
     run_clientapp.__dict__["pull_and_inflate_object_from_tree"] = partial(
         pull_and_inflate_object_from_tree,
         initial_backoff=_POLL_S / 2,
-        backoff_cap=2.0,
+        backoff_cap=_POLL_S,
     )
 
 

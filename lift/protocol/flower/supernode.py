@@ -49,6 +49,11 @@ _POLL_SHARE: Final = 0.05
 """Of the time since the server was last heard: how long the next poll may wait."""
 HEARTBEAT_S: Final = 10
 """Flower's shortest; a site counts as gone after two of them."""
+CONNECT_ANEW: Final = 75
+"""Exit status of the child when something was lost on the way: EX_TEMPFAIL of sysexits.h."""
+_ASKS_OF_A_RUN: Final = ("pull_object", "confirm_message_received")
+_PARTS_WITHIN_S: Final = 30.0
+"""How long the server may take between the name of a request and its parts."""
 # any name: a run's app is compared with the stub, not with a signer
 _TRUSTED: Final = {"stub": ""}
 
@@ -140,10 +145,14 @@ def run(settings: SuperNodeSettings) -> None:
     )
     close_local_paths()
     take_sound_ciphers_alone(command)
-    command._start_supernode_http_api(config, states)  # noqa: SLF001
-    loop.start_client_internal(
-        state_factory=states, runtime_api_address=f"127.0.0.1:{settings.local_port}", **common
-    )
+    api, _ = command._start_supernode_http_api(config, states)  # noqa: SLF001
+    try:
+        loop.start_client_internal(
+            state_factory=states, runtime_api_address=f"127.0.0.1:{settings.local_port}", **common
+        )
+    finally:
+        # its thread would keep this process
+        api.should_exit = True
 
 
 def close_local_paths() -> None:
@@ -171,12 +180,20 @@ def take_sound_ciphers_alone(command: Any) -> None:
 
 
 class Handover:
-    """Hands each answer on as soon as it is there, whichever request it belongs to.
+    """Takes whole requests from the server, and hands each answer on as soon as it is there.
 
-    Flower's loop looks for answers only after it has taken a request, and takes whatever answer
-    is there for that request's. An answer to a request that was given up (its run ended while
-    its parts were on their way, or its lease was lost and found again) is then sent in the place
-    of the next one, and from there on each answer waits for one request more.
+    Four things differ from Flower's loop, which
+
+    - offers a request to the site's own process while its parts are on their way. Where they
+      never come, because the server was killed or its run has ended, that process waits for a
+      quarter of an hour;
+    - goes on when a request's parts or an answer were lost. The server believes that they arrived
+      and sends nothing again to this connection;
+    - takes "nothing to send" for an answer that is there. It is what a server says that was killed
+      between the name of an answer and its parts;
+    - looks for answers only after it has taken a request, and takes whatever answer is there for
+      that request's. An answer to a request that was given up is then sent in the place of the
+      next one, and from there on each answer waits for one request more.
 
     Args:
         loop: Flower's module of the loop.
@@ -188,15 +205,117 @@ class Handover:
         self._way: dict[str, Any] | None = None
 
     def push(self, **way: Any) -> None:
-        """In the place of Flower's `_push_messages`; keeps the way to the server."""
-        self._way = way
-        self._push(**way)
+        """In the place of Flower's `_push_messages`; keeps the way to the server.
 
-    def pull(self, *, state: Any, **way: Any) -> int | None:
-        """In the place of Flower's `_pull_and_store_message`: what waits is sent before."""
+        Raises:
+            SystemExit: an answer was lost; see `pull`.
+        """
+        self._way = way
+        self._deliver(way)
+
+    def pull(self, *, state: Any, object_store: Any, **way: Any) -> int | None:
+        """In the place of Flower's `_pull_and_store_message`: what waits is sent before.
+
+        Raises:
+            SystemExit: a request or an answer was lost, with `CONNECT_ANEW`. The site's own process
+                connects anew, and the server sends its request again.
+        """
         if self._way is not None and (waiting := state.get_messages_legacy(is_reply=True)):
-            self._push(**self._way | {"state": _Taken(state, waiting)})
-        return self._pull(state=state, **way)
+            self._deliver(self._way | {"state": _Taken(state, waiting)})
+        incoming = _Incoming(state)
+        watched = {
+            name: incoming.watched(call) if name in _ASKS_OF_A_RUN else call
+            for name, call in way.items()
+        }
+        run = self._pull(state=incoming, object_store=object_store, **watched)
+        incoming.release()
+        if run is None and incoming.task is not None:
+            state.delete_messages(message_ids=incoming.messages)
+            for message in incoming.messages:
+                object_store.delete(message)
+            state.finish_task(incoming.task, sub_status="failed", details="incomplete")
+            if not incoming.run_ended:
+                raise SystemExit(CONNECT_ANEW)
+        return run
+
+    def _deliver(self, way: dict[str, Any]) -> None:
+        outgoing = _Outgoing(way["send"], way["push_object"])
+        self._push(**way | {"send": outgoing.send, "push_object": outgoing.push_object})
+        if outgoing.lost:
+            raise SystemExit(CONNECT_ANEW)
+
+
+class _Incoming:
+    """Flower's state of a node while a request is on its way: nobody can claim it yet."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self._claim = state.claim_task
+        self.task: int | None = None
+        self.messages: list[str] = []
+        self.run_ended = False
+
+    def release(self) -> None:
+        """From now on the request can be claimed."""
+        self._state.claim_task = self._claim
+
+    def create_task(self, **kwargs: Any) -> int | None:
+        self._state.claim_task = lambda task_id: None
+        self.task = self._state.create_task(**kwargs)
+        return self.task
+
+    def store_message(self, message: Any) -> Any:
+        self.messages.append(message.metadata.message_id)
+        return self._state.store_message(message)
+
+    def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call; it is noted when the run has ended."""
+        from flwr.supercore.run import RunNotRunningException
+
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except RunNotRunningException:
+                self.run_ended = True
+                raise
+
+        return watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+
+class _Outgoing:
+    """Flower's way to send an answer and its parts; it is noted when they were lost."""
+
+    def __init__(self, send: Callable[..., Any], push_object: Callable[..., None]) -> None:
+        self._send = send
+        self._push_object = push_object
+        self.lost = False
+
+    def send(self, *args: Any) -> Any:
+        with self._watched():
+            parts, session = self._send(*args)
+        # an answer's own part is always new to the server that takes it
+        self.lost |= not parts
+        return parts, session
+
+    def push_object(self, *args: Any) -> None:
+        with self._watched():
+            self._push_object(*args)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        from flwr.supercore.run import RunNotRunningException
+
+        try:
+            yield
+        except RunNotRunningException:
+            # nobody waits for it any more
+            raise
+        except Exception:
+            self.lost = True
+            raise
 
 
 class _Taken:
@@ -221,7 +340,10 @@ def _replace_loop(loop: Any) -> None:
     loop._pull_and_store_message = handover.pull  # noqa: SLF001
     loop._push_messages = handover.push  # noqa: SLF001
     loop.pull_objects = partial(
-        loop.pull_objects, initial_backoff=POLL_S / 2, backoff_cap=LONGEST_POLL_S
+        loop.pull_objects,
+        initial_backoff=POLL_S / 2,
+        backoff_cap=LONGEST_POLL_S,
+        max_time=_PARTS_WITHIN_S,
     )
     loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))
     loop._verify_fab = lambda fab, trusted: is_stub(fab.content)  # noqa: SLF001

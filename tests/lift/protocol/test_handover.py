@@ -16,7 +16,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.nodestate import NodeStateFactory
 
-from lift.protocol.flower.supernode import Handover
+from lift.protocol.flower.supernode import CONNECT_ANEW, Handover
 
 pytestmark = pytest.mark.timeout(60)
 LOOP: Any = importlib.import_module("flwr.supernode.start_client_internal")
@@ -92,7 +92,7 @@ class Node:
         self.sent.append((message.metadata.run_id, message.metadata.group_id))
         if message.metadata.run_id == ENDED_RUN:
             raise RunNotRunningException
-        return set(), "session"
+        return {message.metadata.message_id}, "session"
 
 
 @pytest.fixture
@@ -160,3 +160,124 @@ def test_what_was_sent_is_forgotten(node: Node) -> None:
     node.answer(request)
     node.turn()
     assert not node.state.msg_store  # type: ignore[attr-defined]  # Flower's state in memory
+
+
+class GoneError(Exception):
+    """Whatever Flower raises when something does not arrive."""
+
+
+class Way:
+    """The way to a server that names one request; its parts come, or do not.
+
+    Args:
+        node: the state of the site's node.
+        fault: what is raised where a part is asked for.
+    """
+
+    def __init__(self, node: Node, fault: Exception | None = None) -> None:
+        self.node = node
+        self.fault = fault
+        self.request = a_request(RUN, "named")
+        self.claimed_meanwhile: list[str | None] = []
+        run = LOOP.Run.create_empty(run_id=RUN)
+        node.state.store_run(run)
+
+    def callables(self) -> dict[str, Callable[..., Any]]:
+        named = [(self.request, get_object_tree(self.request))]
+        return {
+            "receive": lambda: named.pop() if named else None,
+            "get_run": lambda run: None,
+            "get_fab": lambda fab, run: None,
+            "pull_object": self._pull_object,
+            "confirm_message_received": lambda run, message: None,
+        }
+
+    def _pull_object(self, run: int, identity: str) -> bytes:
+        del run
+        self.claimed_meanwhile.append(self.claim())
+        if self.fault is not None:
+            raise self.fault
+        return get_all_nested_objects(self.request)[identity].deflate()
+
+    def claim(self) -> str | None:
+        """What the site's own process gets when it asks for a request at this moment."""
+        tasks = self.node.state.get_tasks(statuses=["pending"])
+        return self.node.state.claim_task(tasks[0].task_id) if tasks else None
+
+    def pull(self, pull: Callable[..., Any]) -> Any:
+        node = self.node
+        return pull(
+            state=node.state,
+            object_store=node.store,
+            node_config={},
+            trusted_entities=None,
+            **self.callables(),
+        )
+
+
+@pytest.fixture
+def whole() -> Node:
+    """A node whose requests come by Flower's own code, with ours around it."""
+    handover = Handover(LOOP)
+    return Node(handover.pull, handover.push)
+
+
+def test_flower_offers_a_request_before_its_parts_are_there(whole: Node) -> None:
+    way = Way(whole)
+    way.pull(LOOP._pull_and_store_message)
+    # the day this fails, the request need not be held back
+    assert any(token is not None for token in way.claimed_meanwhile)
+
+
+def test_a_request_can_be_taken_when_all_of_it_is_there(whole: Node) -> None:
+    way = Way(whole)
+    assert way.pull(whole.pull) == RUN
+    assert way.claimed_meanwhile
+    assert way.claimed_meanwhile == [None] * len(way.claimed_meanwhile)
+    assert way.claim() is not None
+
+
+def test_a_request_whose_run_has_ended_is_dropped(whole: Node) -> None:
+    way = Way(whole, RunNotRunningException())
+    assert way.pull(whole.pull) is None
+    assert way.claim() is None
+    assert not whole.state.get_messages_legacy(is_reply=False)
+
+
+def test_a_request_whose_parts_do_not_come_makes_the_site_connect_anew(whole: Node) -> None:
+    way = Way(whole, GoneError())
+    with pytest.raises(SystemExit) as end:
+        way.pull(whole.pull)
+    assert end.value.code == CONNECT_ANEW
+    assert way.claim() is None
+
+
+def lost_answer(node: Node, send: Callable[..., Any], push_object: Callable[..., None]) -> None:
+    node.answer(a_request(RUN, "asked"))
+    node.push(state=node.state, object_store=node.store, send=send, push_object=push_object)
+
+
+def refuse(*_: Any) -> None:
+    raise GoneError
+
+
+def test_an_answer_whose_parts_nobody_takes_makes_the_site_connect_anew(whole: Node) -> None:
+    with pytest.raises(SystemExit) as end:
+        lost_answer(whole, lambda message, *_: ({message.metadata.message_id}, "session"), refuse)
+    assert end.value.code == CONNECT_ANEW
+
+
+def test_an_answer_that_the_server_only_knows_by_name_makes_the_site_connect_anew(
+    whole: Node,
+) -> None:
+    # it was killed when it had noted the name: asked again it wants no parts, and has none
+    with pytest.raises(SystemExit) as end:
+        lost_answer(whole, lambda *_: (set(), "session"), lambda *_: None)
+    assert end.value.code == CONNECT_ANEW
+
+
+def test_an_answer_to_an_ended_run_is_no_reason_to_connect_anew(whole: Node) -> None:
+    def send(*_: Any) -> Any:
+        raise RunNotRunningException
+
+    lost_answer(whole, send, lambda *_: None)
