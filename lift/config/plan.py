@@ -502,6 +502,10 @@ class FederationPlan(Settings):
     deadline_s: Positive | None = 3600.0
     """Seconds after which a round closes with the answers received so far. null derives it from
     timed dry runs of the sites (three times the slowest, plus one minute); round 0 gets one day."""
+    grace_s: float = Field(default=15.0, ge=0, le=3600)
+    """Seconds. Once the quorum is met, a round closes when the missing sites have been off-line for
+    so long. At the deadline, sites that are connected have so long more. Round 0 waits for its
+    deadline."""
     patient_count_step: int = Field(default=1, ge=1, le=1000)
     """Sites round their numbers of patients up to a multiple of this. Weights use these numbers."""
     update_dtype: Literal["float32", "float16"] = "float32"

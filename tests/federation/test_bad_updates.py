@@ -21,6 +21,7 @@ from lift.protocol.messages import (
     Parcel,
     TrainRequest,
 )
+from lift.protocol.transport import Grace
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.loop import run_rounds
 from lift_server.rounds.store import RunStore
@@ -46,8 +47,10 @@ class ByHand:
     def sites(self) -> list[str]:
         return sorted(PATIENTS)
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
-        del deadline_s
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
+        del deadline_s, grace
         return {site: Answer(self._answer(site, requests[site]), 100) for site in requests}
 
     def _answer(self, site: str, request: Parcel) -> Parcel | Failure:

@@ -18,7 +18,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from lift.protocol.codec import decode_request
 from lift.protocol.flower.records import unpack
 from lift.protocol.messages import Answer, Kind, Parcel
-from lift.protocol.transport import Transport
+from lift.protocol.transport import Grace, Transport
 from tests.server.scripted_sites import SITES, VALID, reply_contents
 
 _FIRST_NODE: Final = 10
@@ -313,7 +313,9 @@ class Witness:
         self.connected = self._inner.sites()
         return self.connected
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
         """The exchange below, written down."""
         seen = Exchange(
             self._round, self._roster, requests, deadline_s, self._grid.seconds, self._fresh
@@ -321,6 +323,6 @@ class Witness:
         self.exchanges.append(seen)
         self._before(seen)
         self._grid.begin(seen)
-        seen.answers = self._inner.exchange(requests, deadline_s=deadline_s)
+        seen.answers = self._inner.exchange(requests, deadline_s=deadline_s, grace=grace)
         self._grid.end()
         return seen.answers

@@ -15,6 +15,7 @@ from lift.config.site import BudgetSettings, SiteSettings
 from lift.errors import QuorumError, RecordError
 from lift.generator.networks import FrozenGenerator
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel, TrainRequest
+from lift.protocol.transport import Grace
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import plan_mixer
 from lift_client import session
@@ -82,8 +83,10 @@ class World:
     def sites(self) -> list[str]:
         return list(SITES)
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
-        del deadline_s
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
+        del deadline_s, grace
         request = next(iter(requests.values()))
         if isinstance(request.body, TrainRequest):
             self.asked.append(request.body)

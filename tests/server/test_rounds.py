@@ -27,7 +27,7 @@ from lift.protocol.messages import (
     TrainReply,
     TrainRequest,
 )
-from lift.protocol.transport import SiteHandler, Transport
+from lift.protocol.transport import Grace, SiteHandler, Transport
 from lift.records.rounds import RoundRecord
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.loop import run_rounds
@@ -105,9 +105,11 @@ class Deadlines:
     def sites(self) -> list[str]:
         return self._inner.sites()
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
         self._seen += [(parcel.kind, deadline_s) for parcel in list(requests.values())[:1]]
-        return self._inner.exchange(requests, deadline_s=deadline_s)
+        return self._inner.exchange(requests, deadline_s=deadline_s, grace=grace)
 
 
 def federate(

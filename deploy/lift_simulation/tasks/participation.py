@@ -8,7 +8,7 @@ from typing import Final
 
 from lift.errors import ConfigError
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
-from lift.protocol.transport import Transport
+from lift.protocol.transport import Grace, Transport
 from lift.records.rounds import RoundRecord
 from lift.report.read import read_rounds
 
@@ -90,7 +90,9 @@ class _Replayed:
     def sites(self) -> list[str]:
         return self._participation.asked(self._next_round())
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
         round_index = self._next_round()
         away: dict[str, Answer] = {}
         for site, request in requests.items():
@@ -98,7 +100,7 @@ class _Replayed:
             if failure is not None:
                 away[site] = Answer(Failure(failure), 0)
         present = {site: parcel for site, parcel in requests.items() if site not in away}
-        return away | self._inner.exchange(present, deadline_s=deadline_s)
+        return away | self._inner.exchange(present, deadline_s=deadline_s, grace=grace)
 
 
 def _failure(reason: str | None) -> FailureKind:

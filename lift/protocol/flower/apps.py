@@ -19,7 +19,7 @@ from lift.errors import ProtocolError, VersionMismatchError
 from lift.protocol.codec import decode_reply, decode_request, encode
 from lift.protocol.flower.records import pack, unpack
 from lift.protocol.messages import Answer, Failure, FailureKind, Kind, Parcel
-from lift.protocol.transport import NotesRefusals, SiteHandler, Transport
+from lift.protocol.transport import Grace, NotesRefusals, SiteHandler, Transport
 
 logger = logging.getLogger(__name__)
 _FAILURE: Final = "lift.failure"
@@ -102,17 +102,37 @@ class _Asked:
 
     requests: Mapping[str, Parcel]
     end: float
+    grace: Grace | None = None
     answers: dict[str, Answer] = field(default_factory=dict)
     # by the message's identity: the site, and the connection that it was sent to
     messages: dict[str, tuple[str, Connected]] = field(default_factory=dict)
     sent_to: dict[str, Connected] = field(default_factory=dict)
     sent: Counter[str] = field(default_factory=Counter)
+    # since when a site without an answer has been off-line
+    gone: dict[str, float] = field(default_factory=dict)
     # encoded once by parcel, not by site: the same mixer goes to all of them
     packed: dict[int, RecordDict] = field(default_factory=dict)
 
     @property
     def open_sites(self) -> list[str]:
         return sorted(set(self.requests) - set(self.answers))
+
+    def ends(self, now: float) -> bool:
+        """Whether nobody is waited for any more."""
+        if not self.open_sites:
+            return True
+        if self.grace is None:
+            return now >= self.end
+        if now >= self.end + self.grace.seconds:
+            return True
+        here = [site for site in self.open_sites if site not in self.gone]
+        if here:
+            return False
+        if now >= self.end:
+            return True
+        replied = [s for s, answer in self.answers.items() if isinstance(answer.content, Parcel)]
+        since = max(self.gone[site] for site in self.open_sites)
+        return now - since >= self.grace.seconds and self.grace.enough(replied)
 
 
 class GridTransport:
@@ -148,6 +168,7 @@ class GridTransport:
         self._on_answer = on_answer
         self._clock = clock
         self._wait = wait
+        self._gone: dict[str, float] = {}
 
     def sites(self) -> list[str]:
         """Names of the sites that are connected now, sorted."""
@@ -163,19 +184,23 @@ class GridTransport:
             self._on_sites(found)
         return found
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
         """One answer by site; late answers are dropped with their message's identity."""
         began = self._clock()
-        asked = _Asked(requests, began + deadline_s)
+        asked = _Asked(requests, began + deadline_s, grace)
         self._send(asked)
         looked = began
         while True:
             self._collect(asked)
-            if not asked.open_sites or self._clock() >= asked.end:
+            if asked.ends(self._clock()):
                 break
             # long work does not need a look every few milliseconds
             pause = min(max(self._poll_s, (self._clock() - began) / 100), _SLOWEST_POLL_S)
-            self._wait(min(pause, max(asked.end - self._clock(), 0.0)))
+            if (left := asked.end - self._clock()) > 0:
+                pause = min(pause, left)
+            self._wait(pause)
             if self._clock() - looked >= _LOOK_EVERY_S:
                 looked = self._clock()
                 self._send(asked)
@@ -189,6 +214,15 @@ class GridTransport:
     def _send(self, asked: _Asked) -> None:
         """Send to every site without an answer that is connected anew since it was sent to."""
         connected = self.connected()
+        now = self._clock()
+        # whoever was away before this exchange began has been away for longer than it
+        self._gone = {
+            site: self._gone.get(site, now)
+            for site in set(self._gone) | set(asked.requests)
+            if site not in connected
+        }
+        asked.gone = {site: self._gone[site] for site in asked.open_sites if site in self._gone}
+        end = asked.end + (0.0 if asked.grace is None else asked.grace.seconds)
         messages: dict[str, Message] = {}
         for site in asked.open_sites:
             here = connected.get(site)
@@ -201,7 +235,7 @@ class GridTransport:
                 asked.packed[id(parcel)],
                 here.node,
                 _MESSAGE_TYPE[parcel.kind],
-                ttl=max(asked.end - self._clock(), 1.0),
+                ttl=max(end - now, 1.0),
             )
         if not messages:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -37,7 +37,7 @@ from lift.protocol.messages import (
     TrainReply,
     TrainRequest,
 )
-from lift.protocol.transport import Transport
+from lift.protocol.transport import Grace, Transport
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Shipped
 from lift.wire.names import MIXER, grouped
@@ -46,7 +46,7 @@ from lift_server.rounds.exchange import Tally, patients_of, slowest_round_s
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.rounds.noised import NOISED_FOLDER, NoisedRound, NoisedRounds
-from lift_server.rounds.quorum import check_quorum
+from lift_server.rounds.quorum import check_quorum, quorum_is_met
 from lift_server.rounds.store import RunStore
 from lift_server.rounds.task import Contribution, RunTask
 from lift_server.rounds.updates import Contents, round_aggregation
@@ -211,6 +211,7 @@ class _Rounds:
             request,
             sorted(set(self._roster) & set(self._patients)),
             deadline_s=min(_REMINDER_S, self._deadline_s(Kind.TRAIN)),
+            with_quorum=False,
         )
 
     def _let_in(self, round_index: int) -> dict[str, int]:
@@ -230,7 +231,7 @@ class _Rounds:
             return {}
         request = self._statistics_request()
         deadline_s = self._deadline_s(Kind.TRAIN)
-        answers, _ = self._ask(round_index, request, late, deadline_s=deadline_s)
+        answers, _ = self._ask(round_index, request, late, deadline_s=deadline_s, with_quorum=False)
         replies = self._reviewed(answers)
         self._note_estimates(replies)
         joined = {site: reply.train_patients for site, reply in replies.items()}
@@ -392,6 +393,7 @@ class _Rounds:
         sites: Sequence[str] | None = None,
         *,
         deadline_s: float | None = None,
+        with_quorum: bool = True,
     ) -> tuple[dict[str, Parcel], Tally]:
         asked = sorted(self._roster if sites is None else sites)
         if deadline_s is None:
@@ -401,7 +403,9 @@ class _Rounds:
         began = monotonic()
         known = self._heads.known(asked)
         answers: dict[str, Answer] = self._transport.exchange(
-            {site: _with_head(request, known.get(site)) for site in asked}, deadline_s=deadline_s
+            {site: _with_head(request, known.get(site)) for site in asked},
+            deadline_s=deadline_s,
+            grace=self._grace(round_index, with_quorum=with_quorum),
         )
         # how long a round takes depends on who was drawn: under noise it is not on record, nor
         # are sizes, though they have nothing to tell
@@ -432,6 +436,22 @@ class _Rounds:
                 continue
             parcels[site] = answer.content
         return parcels, tally
+
+    def _grace(self, round_index: int, *, with_quorum: bool) -> Grace | None:
+        """Whom the server stops waiting for. Sites may take their time to come to round 0."""
+        if round_index == 0:
+            return None
+
+        def enough(present: Collection[str]) -> bool:
+            return not with_quorum or quorum_is_met(
+                self._plan.federation,
+                round_index,
+                present,
+                roster=self._roster,
+                patients=self._patients,
+            )
+
+        return Grace(self._plan.federation.grace_s, enough)
 
     def _check_quorum(self, round_index: int, present: Sequence[str], tally: Tally) -> None:
         check_quorum(

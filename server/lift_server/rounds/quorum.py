@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from lift.config.plan import FederationPlan
 from lift.errors import QuorumError
 from lift.records.rounds import NO_ANSWER, reason_words
 from lift_server.rounds.exchange import Tally
+
+
+class _Found(NamedTuple):
+    """What is present of what is needed."""
+
+    sites: int
+    of: int
+    needed: int
+    share: float
+    enough: bool
+
+
+def _found(
+    plan: FederationPlan,
+    round_index: int,
+    present: Collection[str],
+    roster: Sequence[str],
+    patients: Mapping[str, int],
+) -> _Found:
+    trained = [site for site in present if patients.get(site, 0) > 0]
+    known = [site for site in roster if patients.get(site, 0) > 0]
+    everyone = roster if round_index == 0 else known
+    needed = plan.quorum_sites or len(everyone)
+    # do not wait for the patients of a removed site
+    total = sum(patients[site] for site in known)
+    share = sum(patients[site] for site in trained) / total if total else 0.0
+    enough = len(present) >= needed and bool(trained) and share >= plan.quorum_patients - 1e-9
+    return _Found(len(present), len(everyone), needed, share, enough)
+
+
+def quorum_is_met(
+    plan: FederationPlan,
+    round_index: int,
+    present: Collection[str],
+    *,
+    roster: Sequence[str],
+    patients: Mapping[str, int],
+) -> bool:
+    """Whether these sites are enough; see `check_quorum`."""
+    return _found(plan, round_index, present, roster, patients).enough
 
 
 def check_quorum(
@@ -34,15 +75,8 @@ def check_quorum(
     Raises:
         QuorumError: too few; nothing of the round may be aggregated.
     """
-    trained = [site for site in present if patients.get(site, 0) > 0]
-    known = [site for site in roster if patients.get(site, 0) > 0]
-    everyone = roster if round_index == 0 else known
-    needed = plan.quorum_sites or len(everyone)
-    # do not wait for the patients of a removed site
-    total = sum(patients[site] for site in known)
-    share = sum(patients[site] for site in trained) / total if total else 0.0
-    enough_patients = share >= plan.quorum_patients - 1e-9
-    if len(present) >= needed and trained and enough_patients:
+    found = _found(plan, round_index, present, roster, patients)
+    if found.enough:
         return
     missing = [site for site in tally.asked if site not in present]
     reasons = {site: tally.refused.get(site, NO_ANSWER) for site in missing}
@@ -52,8 +86,8 @@ def check_quorum(
         if present
         else f"round {round_index} failed at every site",
         where="federation.quorum_sites, federation.quorum_patients",
-        seen=f"{len(present)} of {len(everyone)} sites with {share:.0%} of the training "
-        f"patients counted; needed: {needed} sites and {plan.quorum_patients:.0%}"
+        seen=f"{found.sites} of {found.of} sites with {found.share:.0%} of the training "
+        f"patients counted; needed: {found.needed} sites and {plan.quorum_patients:.0%}"
         + (f"\nmissing:\n{reported}" if reported else ""),
         remedy=f"A site tells the class of its reason alone; the text is in {site_logs}. "
         "Nothing of this round was aggregated. Fix the sites and run the same command again: "

@@ -20,6 +20,7 @@ from lift.protocol.codec import encode
 from lift.protocol.flower.apps import GridTransport
 from lift.protocol.flower.records import pack
 from lift.protocol.messages import Failure, FailureKind, Kind, Parcel, TrainReply, TrainRequest
+from lift.protocol.transport import Grace
 
 DIGEST = "a" * 64
 SITES = ("east", "north", "west")
@@ -165,3 +166,88 @@ def test_a_site_that_comes_back_is_asked_again() -> None:
     transport.exchange({"east": request}, deadline_s=DEADLINE_S)
 
     assert [(site, since) for site, _, since in grid.pushed] == [("east", 0), ("east", 1)]
+
+
+GRACE_S = 5.0
+
+
+def exchanged(
+    script: list[Event], *, enough: int, grid: ScriptedGrid | None = None
+) -> tuple[dict[str, object], float]:
+    """What each site said, and how long it took, where `enough` answers are enough."""
+    grid = grid or ScriptedGrid(script)
+    transport = GridTransport(
+        cast("Grid", grid), poll_s=0.1, clock=lambda: grid.seconds, wait=grid.wait
+    )
+    body = TrainRequest(plan_digest=DIGEST, round=1)
+    answers = transport.exchange(
+        dict.fromkeys(SITES, Parcel(Kind.TRAIN, body)),
+        deadline_s=DEADLINE_S,
+        grace=Grace(GRACE_S, lambda present: len(present) >= enough),
+    )
+    return {site: answer.content for site, answer in answers.items()}, grid.seconds
+
+
+TWO_ANSWER: list[Event] = [("go", "west"), ("answer", "east"), ("answer", "north")]
+
+
+def test_an_absent_site_costs_the_grace_and_not_the_deadline() -> None:
+    said, seconds = exchanged(list(TWO_ANSWER), enough=2)
+    assert said["west"] == Failure(FailureKind.NO_ANSWER)
+    assert GRACE_S <= seconds < 2 * GRACE_S
+
+
+def test_a_site_that_was_away_before_costs_nothing() -> None:
+    grid = ScriptedGrid(list(TWO_ANSWER))
+    transport = GridTransport(
+        cast("Grid", grid), poll_s=0.1, clock=lambda: grid.seconds, wait=grid.wait
+    )
+    request = Parcel(Kind.TRAIN, TrainRequest(plan_digest=DIGEST, round=1))
+    grace = Grace(GRACE_S, lambda present: len(present) >= 2)
+    for _ in range(2):
+        began = grid.seconds
+        grid.script = list(TWO_ANSWER)
+        transport.exchange(dict.fromkeys(SITES, request), deadline_s=DEADLINE_S, grace=grace)
+    assert grid.seconds - began < GRACE_S / 2
+
+
+def test_it_is_waited_for_where_the_others_are_not_enough() -> None:
+    _, seconds = exchanged(list(TWO_ANSWER), enough=3)
+    assert seconds >= DEADLINE_S
+
+
+def test_a_site_that_is_there_and_works_is_waited_for() -> None:
+    _, seconds = exchanged(TWO_ANSWER[1:], enough=2)
+    assert seconds >= DEADLINE_S
+
+
+def test_a_site_that_comes_back_within_the_grace_is_waited_for() -> None:
+    script: list[Event] = [*TWO_ANSWER, ("come_back", "west")]
+    _, seconds = exchanged(script, enough=2)
+    assert seconds >= DEADLINE_S
+
+
+def test_a_refusal_is_not_enough() -> None:
+    script: list[Event] = [("go", "west"), ("answer", "east"), ("raise", "north")]
+    _, seconds = exchanged(script, enough=2)
+    assert seconds >= DEADLINE_S
+
+
+class Late(ScriptedGrid):
+    """`west` answers some seconds after the deadline."""
+
+    after_s = 0.0
+
+    def pull_messages(self, message_ids: Sequence[str]) -> list[Message]:
+        if self.seconds >= DEADLINE_S + self.after_s and self.open["west"]:
+            self._reply("answer", "west")
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize(("after_s", "counts"), [(GRACE_S - 2, True), (GRACE_S + 2, False)])
+def test_an_answer_some_seconds_after_the_deadline_counts(*, after_s: float, counts: bool) -> None:
+    grid = Late(TWO_ANSWER[1:])
+    grid.after_s = after_s
+    said, seconds = exchanged([], enough=2, grid=grid)
+    assert isinstance(said["west"], Parcel) is counts
+    assert seconds <= DEADLINE_S + GRACE_S + 1

@@ -174,7 +174,7 @@ class Way:
         fault: what is raised where a part is asked for.
     """
 
-    def __init__(self, node: Node, fault: Exception | None = None) -> None:
+    def __init__(self, node: Node, fault: BaseException | None = None) -> None:
         self.node = node
         self.fault = fault
         self.request = a_request(RUN, "named")
