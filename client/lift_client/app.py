@@ -6,7 +6,8 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
 from lift.logs import log_to_file, log_to_terminal
 from lift.protocol.codec import encode
+from lift.protocol.flower.admission import admission_problem
 from lift.protocol.flower.children import keep_loopback_direct
 from lift.protocol.flower.executor import SuperNode, answer_requests
 from lift.protocol.flower.supernode import SuperNodeSettings
@@ -35,6 +37,9 @@ from lift.protocol.transport import SiteHandler
 from lift.tasks.answers import Forms, answer_forms
 from lift.tasks.registry import load_generator
 from lift.wire.form import AnswerForm
+from lift_client.check.preflight import check_connection
+from lift_client.check.verdict import Verdict
+from lift_client.connection_log import connection_logged
 from lift_client.enrolment import check_key, read_kit
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
 from lift_client.gate.policy import check_outgoing, check_plan, check_start
@@ -43,6 +48,14 @@ from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
 _FAREWELL_S: Final = 5.0
+_UNREADABLE_FIX: Final = {
+    FailureKind.VERSION: "The server is of another release. Ask the coordinator which one the "
+    "federation uses, and install it.",
+    FailureKind.PROTOCOL: "The request is damaged or foreign. Nothing was computed. Tell the "
+    "coordinator.",
+    FailureKind.POLICY: "The server asks this site to run a program. Nothing was run. Tell the "
+    "coordinator.",
+}
 
 
 def serve(config: SiteConfig) -> None:
@@ -85,12 +98,15 @@ def serve(config: SiteConfig) -> None:
             local_certificate=str(work / "local.pem"),
             local_key=str(work / "local.key"),
             node_file=str(work / "node"),
+            connection_file=str(work / "connection.json"),
         )
         logger.info("event=started site=%s server=%s", config.name, kit.address)
         handler = Release(session.handle, config, kit, journal, answer_forms(generator))
         handler.on_budget_spent = lambda: _stop_soon(stop)
+        explain = partial(_explain, config, kit)
         try:
-            answer_requests(SuperNode(settings, work / "connection.log"), settings, handler, stop)
+            with connection_logged(Path(settings.connection_file), explain):
+                answer_requests(SuperNode(settings, work / "connection.log"), handler, stop)
         finally:
             session.close()
         logger.info("event=stopped site=%s", config.name)
@@ -102,6 +118,15 @@ def serve(config: SiteConfig) -> None:
                 remedy="Nothing was computed, and the server was not told the figures. See "
                 "`lift-client ledger`; only the hospital can raise the cap.",
             )
+
+
+def _explain(config: SiteConfig, kit: Kit) -> Iterator[Verdict]:
+    """What the preflight says of the connection, the server's admission of the key included."""
+
+    def admitted() -> str | None:
+        return admission_problem(kit.address, config.kit / CA_FILE, config.key)
+
+    return check_connection(config, kit, admission_check=admitted)
 
 
 class Release:
@@ -229,6 +254,9 @@ class Release:
 
     def unreadable(self, kind: FailureKind) -> None:
         """Note that a request could not be read, before the refusal leaves."""
+        logger.error(
+            'event=request_unreadable kind=%s fix="%s"', kind.value, _UNREADABLE_FIX.get(kind, "-")
+        )
         self._journal.append(self._failure_entry("", 0, kind))
 
     def _note(self, request: Parcel, answer: Parcel, form: AnswerForm) -> None:

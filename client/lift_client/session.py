@@ -117,14 +117,24 @@ class SiteSession:
     def handle(self, request: Parcel) -> Parcel | Failure:
         """Return the answer to one request. Never raises."""
         began = monotonic()
+        what = f"kind={request.kind.value}"
+        if isinstance(request.body, TrainRequest):
+            what += f" round={request.body.round}"
+        logger.info("event=asked site=%s %s", self.settings.name, what)
         outcome = self._answer(request)
         logger.info(
-            "event=answered site=%s kind=%s outcome=%s seconds=%.3f",
+            "event=answered site=%s %s outcome=%s seconds=%.3f",
             self.settings.name,
-            request.kind.value,
+            what,
             "failure" if isinstance(outcome, Failure) else "reply",
             monotonic() - began,
         )
+        if isinstance(outcome, Parcel) and isinstance(outcome.body, GuardReply):
+            logger.info(
+                "event=run_over site=%s verdict=%s next=lift-client_report",
+                self.settings.name,
+                outcome.body.verdict,
+            )
         return outcome
 
     def _answer(self, request: Parcel) -> Parcel | Failure:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PROTOCOL_VERSION: Final = 2
+VERSION_HEADER: Final = "x-lift-messages"
+"""HTTP header of every answer of the server: its version of the messages."""
 Count = Annotated[int, Field(ge=0, le=10**6)]
 
 

@@ -140,7 +140,11 @@ class _Server:
 
                 coordinator.admit(self._roster())
                 with self._status.kept(), live_board(self._console, self._look):
-                    coordinator.run(main, on_sites=self._see, on_answer=self._status.answered)
+                    coordinator.run(
+                        main,
+                        on_sites=partial(self._see, coordinator),
+                        on_answer=self._status.answered,
+                    )
                 coordinator.close()
         except BaseException:
             self._status.end("stopped")
@@ -197,8 +201,14 @@ class _Server:
                 )
             sleep(_LOOK_EVERY_S)
 
-    def _see(self, connected: Mapping[str, Connected]) -> None:
+    def _see(self, coordinator: Coordinator, connected: Mapping[str, Connected]) -> None:
         """Name who came and who went."""
+        for site in coordinator.second_sessions():
+            logger.error("event=key_used_twice site=%s", site)
+            self._say(
+                f"key used twice: another client came with the key of {site} and was refused; ask "
+                "the site whether it runs a second one. If not, its key was copied: remove-site"
+            )
         before, now = self._online, dict(connected)
         for site in sorted(now):
             if site not in before:
@@ -242,6 +252,7 @@ class _Server:
             key=str(config.certificates / "server.key"),
             database=str(config.state / "superlink.db"),
             secret=str(config.state / "executor.secret"),
+            second_sessions=str(config.state / "second-sessions.txt"),
         )
 
     def _begun(self, before: RunRecord | None) -> RunRecord:
@@ -306,7 +317,8 @@ class _Server:
             self._say(line)
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        # a line of a log is not wrapped
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_record(out: Path, plan: Plan) -> RunRecord | None:

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from lift.errors import ProtocolError
+from lift.errors import EXIT_CODES, ProtocolError
+from lift.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
 from lift_client.check.preflight import run_checks
 from lift_client.check.verdict import Verdict
 from lift_client.cli import exit_code
@@ -101,6 +102,8 @@ class Health(BaseHTTPRequestHandler):
         if self.server.ahead is not None:
             date = email.utils.formatdate(time.time() + self.server.ahead, usegmt=True)
             self.send_header("Date", date)
+        if self.server.version is not None:
+            self.send_header(VERSION_HEADER, self.server.version)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -110,6 +113,8 @@ class Health(BaseHTTPRequestHandler):
 
 class HealthServer(ThreadingHTTPServer):
     """One server; `ahead`: by how many seconds its clock is, None for no Date at all."""
+
+    version: str | None = str(PROTOCOL_VERSION)
 
     def __init__(self, context: ssl.SSLContext | None, status: int, ahead: float | None) -> None:
         super().__init__(("127.0.0.1", 0), Health)
@@ -483,3 +488,28 @@ def test_generator_and_data_are_checked_against_the_kit(site: Site) -> None:
 def test_the_exit_code_is_that_of_what_is_to_be_mended_first(labels: list[str], code: int) -> None:
     verdicts = [Verdict("x", "problem", "", "", label) for label in labels]
     assert exit_code([*verdicts, Verdict("y", "warning", ""), Verdict("z", "ok", "")]) == code
+
+
+@pytest.mark.parametrize("theirs", [None, "1", "999"])
+def test_a_server_of_another_version_is_told_with_its_own_exit_code(
+    site: Site, theirs: str | None
+) -> None:
+    server = site.serve(server_context(site.folder, site.authority))
+    server.version = theirs
+    checks = site.check()
+    assert problems(checks) == ["version"]
+    assert (theirs or "unknown") in checks["version"].detail
+    assert exit_code([*checks.values()]) == EXIT_CODES["version"].number
+
+
+def test_a_local_port_that_is_taken_is_told(site: Site) -> None:
+    site.serve(server_context(site.folder, site.authority))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        path = site.folder / "site.yaml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("local_port: 9094", f"local_port: {port}"), encoding="utf-8")
+        taken = site.check()["local port"]
+    assert taken.status == "warning"
+    assert str(port) in taken.detail
+    assert site.check()["local port"].status == "ok"

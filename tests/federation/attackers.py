@@ -132,6 +132,7 @@ def running_server(folder: Path) -> Iterator[Server]:
         key=str(certificates / "server.key"),
         database=str(folder / "superlink.db"),
         secret=str(folder / "executor.secret"),
+        second_sessions=str(folder / "second-sessions.txt"),
     )
     make_secret(Path(settings.secret))
     superlink = SuperLink(settings, folder / "superlink.log")

@@ -58,7 +58,8 @@ def stub_fab() -> bytes:
 class StandIn(SuperNode):
     """In the place of the site's child, which somebody else runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: SuperNodeSettings) -> None:
+        self._settings = settings
         self.starts = 1
 
     def look_after(self) -> bool:
@@ -166,7 +167,7 @@ def first_reply(child: ChildApi, folder: Path, asked: list[Parcel]) -> Any:
 
     stop = threading.Event()
     settings = site_settings(folder, f"localhost:{free_port()}", local_port=child.port)
-    work = partial(answer_requests, StandIn(), settings, handle, stop)
+    work = partial(answer_requests, StandIn(settings), handle, stop)
     with child.running(), in_background(work):
         found: list[Any] = []
 
@@ -193,4 +194,5 @@ def site_settings(
         local_certificate=str(folder / LOCAL_CERTIFICATE),
         local_key=str(folder / LOCAL_KEY),
         node_file=str(folder / "node"),
+        connection_file=str(folder / "connection.json"),
     )

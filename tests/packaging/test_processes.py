@@ -43,13 +43,14 @@ LINK: Final = {
     "listen_host": "127.0.0.1",
     "listen_port": 1,
     "control_port": 1,
-    **dict.fromkeys(("ca", "certificate", "key", "database", "secret"), NOWHERE),
+    **dict.fromkeys(("ca", "certificate", "key", "database", "secret", "second_sessions"), NOWHERE),
 }
 NODE: Final = {
     "address": "127.0.0.1:1",
     "local_port": 1,
     **dict.fromkeys(
-        ("ca", "key", "node_file", "secret", "local_certificate", "local_key"), NOWHERE
+        ("ca", "key", "node_file", "secret", "local_certificate", "local_key", "connection_file"),
+        NOWHERE,
     ),
 }
 Entry = tuple[list[str], str]

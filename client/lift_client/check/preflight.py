@@ -27,6 +27,8 @@ from lift.config.cohort import AutoData, TableData
 from lift.config.kit import CA_FILE, Kit
 from lift.config.site import SiteConfig
 from lift.errors import LiftError
+from lift.protocol.local_port import free_local_port
+from lift.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
 from lift_client.check.budget_check import check_budget
 from lift_client.check.verdict import Status, Verdict, problem
 from lift_client.enrolment import check_key, read_authority, read_kit
@@ -94,7 +96,6 @@ def run_checks(
         yield problem("settings", error)
         return
     yield Verdict("settings", "ok", f"site '{config.name}'")
-    now = datetime.fromtimestamp(clock(), UTC)
     kit: Kit | None = None
     try:
         kit = read_kit(config.kit, site=config.name)
@@ -105,13 +106,13 @@ def run_checks(
         yield Verdict("key", "ok", check_key(config.key))
     except LiftError as error:
         yield problem("key", error)
-    reached = False
-    if kit is not None:
-        yield _expiry("CA certificate", read_authority(config.kit), now)
-        for verdict in _connection(kit, config.kit / CA_FILE, clock, timeout_s):
-            yield verdict
-            reached = verdict.check == "server" and verdict.status != "problem"
-    yield _admission(admission_check if reached else None)
+    if kit is None:
+        yield _admission(None)
+    else:
+        yield from check_connection(
+            config, kit, admission_check=admission_check, clock=clock, timeout_s=timeout_s
+        )
+    yield _local_port(config)
     yield _policy(config)
     yield _disk(config)
     if not quick:
@@ -122,6 +123,24 @@ def run_checks(
             if timed:
                 yield _timing(config, kit)
         yield from check_budget(config)
+
+
+def check_connection(
+    config: SiteConfig,
+    kit: Kit,
+    *,
+    admission_check: Callable[[], str | None] | None,
+    clock: Callable[[], float] = time.time,
+    timeout_s: float = 10.0,
+) -> Iterator[Verdict]:
+    """Yield the verdicts on the way to the server; see `run_checks`."""
+    now = datetime.fromtimestamp(clock(), UTC)
+    yield _expiry("CA certificate", read_authority(config.kit), now)
+    reached = False
+    for verdict in _connection(kit, config.kit / CA_FILE, clock, timeout_s):
+        yield verdict
+        reached = verdict.check == "server" and verdict.status != "problem"
+    yield _admission(admission_check if reached else None)
 
 
 @dataclass
@@ -136,6 +155,7 @@ class _Contact:
     """Steps: `connection.*` is to what was dialled, `proxy.*` goes through the proxy."""
     error: Exception | None = None
     status: int = 0
+    message_version: str = ""
     server_time: float | None = None
     sent_at: float = 0.0
     received_at: float = 0.0
@@ -181,6 +201,7 @@ def _contact(address: str, ca: Path, clock: Callable[[], float], timeout_s: floa
 
 def _take(contact: _Contact, response: httpx.Response) -> None:
     contact.status = response.status_code
+    contact.message_version = response.headers.get(VERSION_HEADER, "")
     try:
         contact.server_time = parsedate_to_datetime(response.headers["date"]).timestamp()
     except (KeyError, ValueError, TypeError):
@@ -240,7 +261,21 @@ def _connection(
     if contact.status != 200:
         yield _failed("server", f"it answers with HTTP status {contact.status}", _SERVER_FIX)
         return
+    yield _version(contact.message_version)
     yield Verdict("server", "ok", "healthy")
+
+
+def _version(theirs: str) -> Verdict:
+    if theirs == str(PROTOCOL_VERSION):
+        return Verdict("version", "ok", f"both sides speak version {theirs} of the messages")
+    return Verdict(
+        "version",
+        "problem",
+        f"the server speaks version {theirs or 'unknown'} of the messages, this site "
+        f"{PROTOCOL_VERSION}",
+        "Ask the coordinator which release of the program the federation uses, and install it.",
+        "version",
+    )
 
 
 def _tls_failure(causes: Sequence[BaseException], host: str) -> Verdict:
@@ -299,6 +334,19 @@ def _admission(ask: Callable[[], str | None] | None) -> Verdict:
         return Verdict("admission", "ok", "the server admits this site's key")
     fix = "Send site.pub to the coordinator, and compare the key's fingerprint by telephone."
     return Verdict("admission", "problem", refusal, fix, "policy")
+
+
+def _local_port(config: SiteConfig) -> Verdict:
+    """Whether something else listens where the two processes of the client meet."""
+    port = config.local_port
+    if free_local_port(port) == port:
+        return Verdict("local port", "ok", f"127.0.0.1:{port} is free")
+    return Verdict(
+        "local port",
+        "warning",
+        f"127.0.0.1:{port} is in use: by this client if it runs; else it will take a free port",
+        "If the service unit allows this port alone, set another `local_port` in both.",
+    )
 
 
 def _policy(config: SiteConfig) -> Verdict:

@@ -25,6 +25,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from lift.errors import ConfigError, ProtocolError
+from lift.protocol.flower.connection import ADMISSION_CHECK, SESSION_HEADER
 
 _TIMEOUT_S: Final = 10.0
 # shorter than Flower's shortest: a server that took it would at once forget the site again
@@ -60,6 +61,7 @@ def admission_problem(address: str, ca: Path, key_path: Path) -> str | None:
         with FleetHttpClient(
             f"https://{address}", interceptors=interceptors, verify=context, timeout=_TIMEOUT_S
         ) as client:
+            client._client.headers[SESSION_HEADER] = ADMISSION_CHECK  # noqa: SLF001
             client.ActivateNode(request)
     except httpx.HTTPStatusError as error:
         return _meaning(address, error.response)

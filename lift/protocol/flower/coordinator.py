@@ -8,6 +8,7 @@ import logging
 import ssl
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic, sleep
@@ -167,6 +168,9 @@ class Coordinator:
         self._address = superlink.address
         self._ca = Path(settings.ca).read_bytes()
         self._secret = Path(settings.secret).read_bytes()
+        self._second_sessions = Path(settings.second_sessions)
+        self._seconds_read = 0
+        self._names: dict[str, str] = {}
         self._control = ControlHttpClient.from_server_address(
             self._address,
             insecure=False,
@@ -181,6 +185,7 @@ class Coordinator:
             name: public_key_to_bytes(load_ssh_public_key(key.encode()))  # type: ignore[arg-type]  # the roster holds elliptic-curve keys only
             for name, key in roster.items()
         }
+        self._names = {b64encode(key).decode(): name for name, key in wanted.items()}
         registered = {
             node.name: node
             for node in self._control.ListNodes(ListNodesRequest()).nodes_info
@@ -206,6 +211,15 @@ class Coordinator:
                 )
                 continue
             logger.info("event=site_admitted site=%s", name)
+
+    def second_sessions(self) -> list[str]:
+        """Sites whose key was used for a second connection, since this was asked last."""
+        try:
+            lines = self._second_sessions.read_text(encoding="ascii").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        new, self._seconds_read = lines[self._seconds_read :], len(lines)
+        return sorted({self._names[key] for key in new if key in self._names})
 
     def connected(self) -> dict[str, Connected]:
         """The sites that are connected now."""

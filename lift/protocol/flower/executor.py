@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -46,6 +47,7 @@ from lift.protocol.flower.children import (
 )
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.supernode import SuperNodeSettings
+from lift.protocol.local_port import free_local_port
 from lift.protocol.messages import FailureKind
 from lift.protocol.transport import NotesRefusals, SiteHandler
 
@@ -112,6 +114,11 @@ class SuperNode:
         self.stop()
         self._back_off()
 
+    @property
+    def settings(self) -> SuperNodeSettings:
+        """With the port of the child that runs now."""
+        return self._settings
+
     def _back_off(self) -> None:
         now = monotonic()
         if now - self._began > _STABLE_S:
@@ -120,6 +127,13 @@ class SuperNode:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
 
     def _start(self) -> None:
+        wanted = self._settings.local_port
+        port = free_local_port(wanted)
+        if port != wanted:
+            # also where another client of this machine has it
+            logger.warning("event=local_port_taken port=%d taken_instead=%d", wanted, port)
+            self._settings = replace(self._settings, local_port=port)
+        Path(self._settings.connection_file).unlink(missing_ok=True)
         write_secret(Path(self._settings.secret))
         write_local_certificate(
             Path(self._settings.local_certificate), Path(self._settings.local_key)
@@ -136,9 +150,7 @@ class SuperNode:
         self._child = None
 
 
-def answer_requests(
-    supernode: SuperNode, settings: SuperNodeSettings, handler: SiteHandler, stop: threading.Event
-) -> None:
+def answer_requests(supernode: SuperNode, handler: SiteHandler, stop: threading.Event) -> None:
     """Keep the child alive and answer its requests until `stop` is set."""
     _look_often()
     app = make_client_app(handler)
@@ -151,7 +163,7 @@ def answer_requests(
             if child is None or child.start != supernode.starts:
                 if child is not None:
                     child.close()
-                child = _Child(settings, supernode.starts)
+                child = _Child(supernode.settings, supernode.starts)
             token = child.acquire()
             if token is None:
                 stop.wait(_POLL_S)

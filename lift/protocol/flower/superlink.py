@@ -10,11 +10,13 @@ The process ends when its parent does: it reads its standard input, a pipe that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_telemetry
 from lift.protocol.flower.forgetting import overwrite_what_is_deleted
+from lift.protocol.flower.sessions import App, Receive, Scope, Send, Sessions
+from lift.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
 
 if TYPE_CHECKING:
     import uvicorn
@@ -68,11 +72,9 @@ LOCAL_PATHS: Final = frozenset(
 """What 127.0.0.1 answers, to the holder of the executor's secret."""
 SECRET_HEADER: Final = "x-lift-secret"  # noqa: S105  # a name, not a value
 _GRACE_S: Final = 2
+LEASE_S: Final = 20.0
+"""A site that was silent for so long is gone: two of Flower's shortest heartbeats."""
 _LOOK_FOR_LOST_TASKS_S: Final = 1.0
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class SuperLinkSettings(ChildSettings):
     key: str
     database: str
     secret: str
+    second_sessions: str
+    """Gets a line, the public key, when a key was used for a second session."""
 
 
 class Door:
@@ -122,6 +126,15 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        plain = send
+
+        async def send_with_version(event: MutableMapping[str, Any]) -> None:
+            if event["type"] == "http.response.start":
+                version = VERSION_HEADER.encode(), str(PROTOCOL_VERSION).encode()
+                event = {**event, "headers": [*event.get("headers", []), version]}
+            await plain(event)
+
+        send = send_with_version
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -281,6 +294,7 @@ async def serve(settings: SuperLinkSettings) -> None:
 
     app = make_app(settings)
     secret = Path(settings.secret).read_bytes()
+    sessions = Sessions(app, lease_s=LEASE_S, on_second=partial(_note_second, settings))
 
     local = uvicorn.Server(
         door_config(
@@ -294,7 +308,7 @@ async def serve(settings: SuperLinkSettings) -> None:
     public = uvicorn.Server(
         door_config(
             settings,
-            Door(app, OPEN_PATHS),
+            Door(sessions, OPEN_PATHS),
             settings.listen_host,
             settings.listen_port,
             lifespan=False,
@@ -307,6 +321,11 @@ async def serve(settings: SuperLinkSettings) -> None:
         other.should_exit = True
 
     await asyncio.gather(one(local, public), one(public, local))
+
+
+def _note_second(settings: SuperLinkSettings, key: str) -> None:
+    with contextlib.suppress(OSError), Path(settings.second_sessions).open("a") as file:
+        file.write(f"{key}\n")
 
 
 def main() -> None:

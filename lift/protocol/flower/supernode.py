@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ from typing import Any, Final
 from lift.files import write_atomically
 from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_telemetry
+from lift.protocol.flower.connection import (
+    PREVIOUS_HEADER,
+    SECOND_HEADER,
+    SESSION_HEADER,
+    ConnectionFile,
+)
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.superlink import ChildSettings, Door
 
@@ -71,7 +78,9 @@ class SuperNodeSettings(ChildSettings):
     """Certificate of the API on 127.0.0.1. New for each start, like its key and the secret."""
     local_key: str
     node_file: str
-    """Keeps the number of the site's node between starts."""
+    """Keeps the numbers of the site's node and session between starts."""
+    connection_file: str
+    """What the child knows of its connection; see `connection`."""
 
 
 class Polls:
@@ -114,9 +123,10 @@ def run(settings: SuperNodeSettings) -> None:
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
 
     forbid_telemetry()
-    _replace_connection(connection, Path(settings.node_file))
-    _replace_loop(loop)
     key = load_ssh_private_key(Path(settings.key).read_bytes(), None)
+    known = ConnectionFile(Path(settings.connection_file))
+    _replace_connection(connection, Path(settings.node_file), known)
+    _replace_loop(loop)
     stores = ObjectStoreFactory()
     states = NodeStateFactory(objectstore_factory=stores)
     secret = load_superexec_auth_secret(secret_file=settings.secret)
@@ -349,7 +359,7 @@ def _replace_loop(loop: Any) -> None:
     loop._verify_fab = lambda fab, trusted: is_stub(fab.content)  # noqa: SLF001
 
 
-def _replace_connection(connection: Any, node_file: Path) -> None:
+def _replace_connection(connection: Any, node_file: Path, known: ConnectionFile) -> None:
     """Quick retries, a short lease, and the old lease given up before a new one is taken."""
     from flwr.proto.fleet_pb2 import PullMessagesResponse
 
@@ -358,7 +368,8 @@ def _replace_connection(connection: Any, node_file: Path) -> None:
     importlib.import_module("flwr.supercore.heartbeat").__dict__["HEARTBEAT_DEFAULT_INTERVAL"] = (
         HEARTBEAT_S
     )
-    connection.make_simple_http_retry_invoker = _retries
+    connection.make_simple_http_retry_invoker = partial(_retries, known)
+    session = secrets.token_hex(16)
     plain_client: Any = connection.FleetHttpClient
     plain_fab: Callable[[Any], Any] = connection.fab_from_proto
 
@@ -373,7 +384,13 @@ def _replace_connection(connection: Any, node_file: Path) -> None:
             super().__init__(*args, **kwargs)
             # the kit's address is the only one that this site dials, whatever an answer says
             self._client.follow_redirects = False
+            self._client.headers[SESSION_HEADER] = session
+            self._client.event_hooks["response"] = [self._look]
             self._polls = Polls(time.monotonic)
+
+        def _look(self, response: Any) -> None:
+            if SECOND_HEADER in response.headers:
+                known.note_second_session()
 
         def PullMessages(self, request: Any) -> Any:  # noqa: N802
             if not self._polls.due():
@@ -391,24 +408,28 @@ def _replace_connection(connection: Any, node_file: Path) -> None:
         def ActivateNode(self, request: Any) -> Any:  # noqa: N802
             old = _read_node(node_file)
             if old is not None:
+                node, self._client.headers[PREVIOUS_HEADER] = old
                 with contextlib.suppress(Exception):
-                    self.DeactivateNode(connection.DeactivateNodeRequest(node_id=old))
+                    self.DeactivateNode(connection.DeactivateNodeRequest(node_id=node))
             response = super().ActivateNode(request)
-            write_atomically(node_file, str(response.node_id).encode())
+            write_atomically(node_file, f"{response.node_id} {session}".encode())
+            self._client.headers.pop(PREVIOUS_HEADER, None)
             return response
 
     connection.FleetHttpClient = Client
     connection.fab_from_proto = checked_fab
 
 
-def _read_node(path: Path) -> int | None:
+def _read_node(path: Path) -> tuple[int, str] | None:
+    """Node and session of the start before this one."""
     try:
-        return int(path.read_text(encoding="ascii"))
+        node, session = path.read_text(encoding="ascii").split()
+        return int(node), session
     except (OSError, ValueError):
         return None
 
 
-def _retries() -> Any:
+def _retries(known: ConnectionFile) -> Any:
     """For ever, with pauses that grow to 5 s; an answer that is a refusal is not retried."""
     import httpx
     from flwr.supercore.retry import RetryInvoker
@@ -427,12 +448,19 @@ def _retries() -> Any:
             raise RunNotRunningException
         return error.response.status_code not in {429, 502, 503, 504}
 
+    def gave_up(state: Any) -> None:
+        if isinstance(state.exception, httpx.HTTPStatusError):
+            known.note("refused", state.exception.response.status_code)
+
     return RetryInvoker(
         pauses,  # type: ignore[arg-type]  # an iterator is all it uses
         (httpx.TransportError, httpx.HTTPStatusError),
         max_tries=None,
         max_time=None,
         should_giveup=refused,
+        on_success=lambda _: known.note("connected"),
+        on_backoff=lambda _: known.note("away"),
+        on_giveup=gave_up,
     )
 
 

@@ -91,6 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         key=str(config.certificates / "server.key"),
         database=str(config.state / "superlink.db"),
         secret=str(config.state / "executor.secret"),
+        second_sessions=str(config.state / "second-sessions.txt"),
     )
     make_secret(Path(settings.secret))
     superlink = SuperLink(settings, folder / "superlink.log")

@@ -18,7 +18,7 @@ import lift.protocol.flower
 PUBLIC: Final = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 PRIVATE: Final = {
     "flwr.cli.build": {"build_fab_from_files"},
-    "flwr.common.constant": {"ErrorCode"},
+    "flwr.common.constant": {"ErrorCode", "TIMESTAMP_HEADER"},
     "flwr.common.serde": {
         "context_from_proto",
         "context_to_proto",
@@ -44,7 +44,11 @@ PRIVATE: Final = {
         "PushTaskOutputRequest",
     },
     "flwr.supercore.auth": {"load_superexec_auth_secret"},
-    "flwr.supercore.constant": {"SYSTEM_MESSAGE_TYPE"},
+    "flwr.supercore.constant": {
+        "FLEET_HTTP_PUBLIC_KEY_HEADER",
+        "FLEET_HTTP_SIGNATURE_HEADER",
+        "SYSTEM_MESSAGE_TYPE",
+    },
     "flwr.supercore.control": {"ControlHttpClient"},
     "flwr.supercore.date": {"now"},
     "flwr.supercore.error": {"ApiErrorCode", "FlowerError"},
@@ -67,7 +71,11 @@ PRIVATE: Final = {
     },
     "flwr.supercore.interceptors.http.superexec_auth": {"SuperExecAuthHttpInterceptor"},
     "flwr.supercore.object_store": {"ObjectStoreFactory"},
-    "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes"},
+    "flwr.supercore.primitives.asymmetric": {
+        "bytes_to_public_key",
+        "public_key_to_bytes",
+        "verify_signature",
+    },
     "flwr.supercore.protobuf.client": {
         "ProtobufCall",
         "ProtobufClientInterceptor",

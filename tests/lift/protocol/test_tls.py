@@ -50,6 +50,7 @@ def of_the_server(folder: Path) -> ssl.SSLContext:
         ca="",
         database="",
         secret="",
+        second_sessions="",
         **files_of(folder),
     )
     return loaded(door_config(settings, nobody, "127.0.0.1", 1, lifespan=False))
