@@ -36,7 +36,7 @@ class PatientHashes:
     """Keyed hashes of names: HMAC-SHA256, hexadecimal. A person and an examination differ."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self.key = key
 
     def person(self, subject: str) -> str:
         """The hash of a person (`Patient.subject`)."""
@@ -52,7 +52,7 @@ class PatientHashes:
         return self._hash("key", "")
 
     def _hash(self, kind: str, name: str) -> str:
-        return hmac.new(self._key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()
 
 
 class WithdrawnPatient(Settings):
@@ -95,19 +95,16 @@ def read_hashes(folder: Path) -> PatientHashes | None:
     return PatientHashes(key)
 
 
-def make_hashes(folder: Path) -> PatientHashes:
-    """The hashes under the key of a work folder, which is made where there is none (mode 0600).
+def new_hashes() -> PatientHashes:
+    """The hashes under a new key, which is not kept yet."""
+    return PatientHashes(secrets.token_bytes(_KEY_BYTES))
 
-    Raises:
-        RecordError: the key is damaged, or there are lists of hashes and their key is gone.
-    """
-    found = read_hashes(folder)
-    if found is not None:
-        return found
-    read_withdrawn(folder)
-    key = secrets.token_bytes(_KEY_BYTES)
-    write_atomically(folder / KEY_FILE, f"{key.hex()}\n".encode(), mode=0o600)
-    return PatientHashes(key)
+
+def keep_key(folder: Path, hashes: PatientHashes) -> None:
+    """Keep the key in a work folder that has none yet, with mode 0600."""
+    path = folder / KEY_FILE
+    if not path.exists():
+        write_atomically(path, f"{hashes.key.hex()}\n".encode(), mode=0o600)
 
 
 def read_withdrawn(folder: Path) -> tuple[WithdrawnPatient, ...]:
@@ -131,7 +128,8 @@ def read_withdrawn(folder: Path) -> tuple[WithdrawnPatient, ...]:
 def write_withdrawn(
     folder: Path, hashes: PatientHashes, patients: tuple[WithdrawnPatient, ...]
 ) -> None:
-    """Replace the list, with mode 0600."""
+    """Replace the list, with mode 0600. The key is kept first, where there is none yet."""
+    keep_key(folder, hashes)
     found = WithdrawnPatients(key_digest=hashes.key_digest, patients=patients)
     content = found.model_dump_json(indent=2).encode() + b"\n"
     write_atomically(folder / WITHDRAWN_FILE, content, mode=0o600)

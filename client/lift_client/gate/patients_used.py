@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lift.cohort.patients import Patient
 from lift.cohort.split import Part
-from lift.cohort.withdrawn import check_key, make_hashes, read_hashes
+from lift.cohort.withdrawn import check_key, keep_key, new_hashes, read_hashes
 from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, Plan
 from lift.errors import RecordError
@@ -71,8 +71,8 @@ def note_used(
         RecordError: the record is damaged, or its key is missing or another one.
         OSError: it cannot be written.
     """
-    hashes = make_hashes(folder)
     known = read_used(folder)
+    hashes = read_hashes(folder) or new_hashes()
     runs = {} if known is None else dict(known.runs)
     time = now.astimezone(UTC).isoformat(timespec="milliseconds")
     run = runs.get(plan.digest())
@@ -94,6 +94,7 @@ def note_used(
     )
     used = PatientsUsed(key_digest=hashes.key_digest, runs=runs)
     if used != known:
+        keep_key(folder, hashes)
         content = used.model_dump_json(indent=2).encode() + b"\n"
         write_atomically(folder / USED_FILE, content, mode=0o600)
 
