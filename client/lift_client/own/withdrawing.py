@@ -162,6 +162,7 @@ def withdraw(
             lines, used, person.person, "" if before is None else before.withdrawn
         )
         of_runs = {run.run for run in runs}
+        recorded = set() if used is None else set(used.runs) - set(unknown)
         return Withdrawal(
             person=person.person,
             found=person.found,
@@ -172,11 +173,7 @@ def withdraw(
             runs=runs,
             unknown_runs=unknown,
             releases=tuple(one for one in approved if one.run in of_runs),
-            unknown_releases=tuple(
-                one
-                for one in approved
-                if one.run not in of_runs and (not one.run or one.run in unknown)
-            ),
+            unknown_releases=tuple(one for one in approved if one.run not in of_runs | recorded),
         )
 
 
