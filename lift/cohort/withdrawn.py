@@ -183,5 +183,6 @@ def _unknown(path: Path, seen: str) -> RecordError:
         where=str(path),
         seen=seen,
         remedy=f"Nothing was read of any patient. Restore {KEY_FILE} and the lists beside it from "
-        "one backup of the work folder; a withdrawal that is newer has to be repeated.",
+        "the newest backup, and repeat withdrawals that are newer. Without a backup see "
+        "`Withdraw a patient` in the guide for sites.",
     )

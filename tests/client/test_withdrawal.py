@@ -22,8 +22,16 @@ from lift.config.site import SiteConfig
 from lift.errors import ConfigError, DataError, LiftError, RecordError
 from lift.files import held_alone, write_json
 from lift.generator.networks import FrozenGenerator
-from lift.protocol.messages import Failure, Kind, Parcel, StatisticsRequest, TrainRequest
+from lift.protocol.messages import (
+    Failure,
+    Kind,
+    Parcel,
+    StatisticsReply,
+    StatisticsRequest,
+    TrainRequest,
+)
 from lift.tasks.paired.building import plan_mixer
+from lift.tasks.unconditional.decoder import FrozenDecoder
 from lift_client.approval import APPROVED_FILE
 from lift_client.check.image_check import examine_cohort
 from lift_client.gate.budget import STORED
@@ -35,7 +43,9 @@ from lift_client.own import withdrawing
 from lift_client.own.withdrawal_view import described
 from lift_client.own.withdrawing import Withdrawal, withdraw
 from lift_client.session import SiteSession
+from tests.end_to_end.tiny_run import patient_name
 from tests.lift.small_world import SOURCES, TARGET, small_generator, small_plan, write_brats_patient
+from tests.lift.unconditional.tiny_decoder import tiny_plan, write_bodies
 from tests.release.made import make_world
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -522,3 +532,27 @@ def test_a_cohort_of_whom_all_were_withdrawn_says_so(
     session.close()
     assert "all its patients were withdrawn" in caplog.text
     assert "BraTS" not in caplog.text
+
+
+def test_new_volumes_are_made_without_the_patient_and_the_data_version_rises(
+    make: Make, decoder: FrozenDecoder, tmp_path: Path
+) -> None:
+    bodies = write_bodies(tmp_path / "bodies", 81, 7)
+    config = make(lambda _: BratsData(root=bodies)).config
+    plan = tiny_plan(decoder, split={"train": 1.0, "validation": 0.0})
+
+    def version() -> int:
+        session = SiteSession(config, decoder, config.folder)
+        answer = session.handle(Parcel(Kind.STATISTICS, StatisticsRequest(plan=plan)))
+        session.close()
+        assert isinstance(answer, Parcel)
+        assert isinstance(answer.body, StatisticsReply)
+        return answer.body.data_version
+
+    assert (version(), version()) == (0, 0)
+    who = patient_name(3)
+    assert who in (config.folder / "split.json").read_text()
+    assert withdraw(config, who, now=NOW).runs[0].run == plan.digest()
+    assert holding(config.folder, who) == set()
+    assert (version(), version()) == (1, 1)
+    assert holding(config.folder, who) == set()

@@ -17,7 +17,7 @@ from lift.files import write_json
 from lift.keys import sign_text
 from lift.release.check import check_release, refuse
 from lift.release.folder import read_plain
-from lift.release.manifest import MANIFEST_FILE, RECORD_FILE
+from lift.release.manifest import RECORD_FILE
 from lift.release.notices import Notice, SignedNotice
 from lift.strict_json import parse_json
 from lift_server.release.key import ReleaseKey
@@ -117,8 +117,8 @@ def write_notice(
 
 
 def _below(folder: Path) -> set[Path]:
-    """Folders with a manifest."""
-    return {path.parent.resolve() for path in folder.rglob(MANIFEST_FILE)}
+    """Folders with a release's record."""
+    return {path.parent.resolve() for path in folder.rglob(RECORD_FILE)}
 
 
 def _digest(folder: Path, federation: str, now: datetime) -> str:
