@@ -39,6 +39,7 @@ from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, read_journal
 from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.gate.patients_used import USED_FILE, read_used
+from lift_client.gate.withdrawal_notes import check_noted
 from lift_client.own import withdrawing
 from lift_client.own.withdrawal_view import described
 from lift_client.own.withdrawing import Withdrawal, withdraw
@@ -519,6 +520,33 @@ def test_without_the_key_or_the_list_nobody_is_read(
     with pytest.raises(RecordError, match="cannot tell which patients were withdrawn"):
         left_out(site.config)
     assert not (site.work / "split.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["list", "older list", "all three"])
+def test_a_list_that_is_not_the_newest_stops_the_client(
+    site: Site, generator: FrozenGenerator, lost: str
+) -> None:
+    site.answer(plan_of(generator))
+    check_noted(site.work)
+    site.withdraw("BraTS-GLI-00002-000")
+    older = (site.work / WITHDRAWN_FILE).read_bytes()
+    site.withdraw(reason="asked for it")
+    check_noted(site.work)
+    if lost == "older list":
+        (site.work / WITHDRAWN_FILE).write_bytes(older)
+    else:
+        (site.work / WITHDRAWN_FILE).unlink()
+    if lost == "all three":
+        (site.work / KEY_FILE).unlink()
+        (site.work / USED_FILE).unlink()
+    with pytest.raises(RecordError, match="an older one, or is gone") as caught:
+        check_noted(site.work)
+    assert f"{1 if lost == 'older list' else 2} withdrawals" in caught.value.seen
+    for name in (WHO, "BraTS-GLI-00002"):
+        site.withdraw(name)
+    check_noted(site.work)
+    notes = [line for line in read_journal(site.work / JOURNAL_FILE).lines if line.kind == "note"]
+    assert len(notes) == (4 if lost == "all three" else 2)
 
 
 def test_a_cohort_of_whom_all_were_withdrawn_says_so(

@@ -14,7 +14,15 @@ from lift.cohort.withdrawn import WITHDRAWN_FILE
 from lift.files import file_digest
 from lift.release.manifest import MANIFEST_FILE
 from tests.end_to_end.test_audit import SITES, Federation, make_federation
-from tests.end_to_end.tiny_run import ENTRY_POINTS, SOURCES, TARGET, Outcome, TinyRun, run_here
+from tests.end_to_end.tiny_run import (
+    ENTRY_POINTS,
+    SOURCES,
+    TARGET,
+    Outcome,
+    TinyRun,
+    run_here,
+    run_outside,
+)
 
 SITE = "east"
 
@@ -93,6 +101,9 @@ def test_after_a_withdrawal_no_command_of_the_site_uses_the_patient(made: Federa
     (work / WITHDRAWN_FILE).rename(made.site(SITE) / "lost.json")
     use_everything(made)
     assert "audit/split.json" in holding(work, person)
+    # and sends nothing: the journal knows of the withdrawal
+    client = run_outside("lift-client", "--site", site)
+    assert (client.code, "older one, or is gone" in client.stderr) == (9, True), client
     (made.site(SITE) / "lost.json").rename(work / WITHDRAWN_FILE)
     done("lift-client", "withdraw", person, "--site", site)
     assert holding(work, person) == []

@@ -30,8 +30,9 @@ from lift.errors import ConfigError, DataError
 from lift.files import held_alone
 from lift_client.approval import ApprovedRelease, approved_releases
 from lift_client.enrolment import read_kit
-from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, Line, read_journal
+from lift_client.gate.journal import JOURNAL_FILE, Journal, Line, read_journal
 from lift_client.gate.patients_used import PatientsUsed, UsedRun, read_used
+from lift_client.gate.withdrawal_notes import note_withdrawal
 from lift_client.own.traces import image_reports, kept_parameters, last_plan, traces_of
 
 _MOST_FORMS: Final = 3
@@ -156,7 +157,7 @@ def withdraw(
         if journal is not None:
             for trace in traces:
                 trace.remove()
-            _note(journal, read_journal(work / JOURNAL_FILE).lines, entry)
+            note_withdrawal(journal, work, entry)
         lines = read_journal(work / JOURNAL_FILE).lines
         runs, unknown = _runs(
             lines, used, person.person, "" if before is None else before.withdrawn
@@ -255,26 +256,6 @@ def _kept(used: PatientsUsed | None, withdrawn: Sequence[WithdrawnPatient]) -> d
     for entry in withdrawn:
         kept.setdefault(entry.person, set()).update(entry.examinations)
     return kept
-
-
-def _note(journal: Journal, lines: Sequence[Line], entry: WithdrawnPatient) -> None:
-    """One line for each withdrawal."""
-    if any(line.kind == "note" and line.sha256 == entry.person for line in lines):
-        return
-    because = f" Reason: {entry.reason}" if entry.reason else ""
-    journal.append(
-        Entry(
-            run="",
-            round=0,
-            kind="note",
-            tensors=(),
-            bytes=0,
-            sha256=entry.person,
-            receiver="nobody",
-            purpose="The operator withdrew a patient, whose keyed hash is the SHA-256 of this "
-            f"line. Nothing was sent.{because}",
-        )
-    )
 
 
 def _runs(
