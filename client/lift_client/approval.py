@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -23,8 +23,8 @@ from lift.release.approvals import write_approval
 from lift.release.certificate import read_authority
 from lift.release.check import check_release, refuse
 from lift.release.folder import printable, read_plain
-from lift.release.manifest import RECORD_FILE, strict_json
-from lift.strict_json import parse_model
+from lift.release.manifest import RECORD_FILE
+from lift.strict_json import parse_json, parse_model
 from lift_client.enrolment import read_kit
 
 APPROVED_FILE: Final = "approved-releases.json"
@@ -134,8 +134,8 @@ def _remember(work: Path, release: ApprovedRelease) -> None:
 
 def _run_of(folder: Path) -> Digest | Literal[""]:
     """The plan's digest by the release's record, which fits the manifest."""
-    record = strict_json(read_plain(folder / RECORD_FILE, _LARGEST_RECORD), RECORD_FILE)
     try:
-        return _DIGEST.validate_python(cast("Any", record)["plan_digest"])
-    except (KeyError, TypeError, ValueError):
+        record = parse_json(read_plain(folder / RECORD_FILE, _LARGEST_RECORD))
+        return _DIGEST.validate_python(record["plan_digest"])
+    except (OSError, KeyError, TypeError, ValueError):
         return ""

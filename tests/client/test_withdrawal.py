@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from tests.lift.small_world import SOURCES, TARGET, small_generator, small_plan,
 from tests.lift.unconditional.tiny_decoder import tiny_plan, write_bodies
 from tests.release.made import make_world
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 DELTA = 1e-5
 PERSONS = 4
@@ -584,3 +586,16 @@ def test_new_volumes_are_made_without_the_patient_and_the_data_version_rises(
     assert holding(config.folder, who) == set()
     assert (version(), version()) == (1, 1)
     assert holding(config.folder, who) == set()
+
+
+def test_whatever_lists_a_site_s_patients_says_who_is_left_out() -> None:
+    places = {
+        path.relative_to(ROOT).as_posix(): [keyword.arg for keyword in call.keywords]
+        for path in [*ROOT.glob("client/**/*.py"), *ROOT.glob("lift/cohort/*.py")]
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "list_patients"
+    }
+    everybody = {name for name, given in places.items() if "without" not in given}
+    # who is withdrawn has to be found first
+    assert everybody == {"client/lift_client/own/withdrawing.py"}
+    assert {"lift/cohort/reading.py", "client/lift_client/check/preflight.py"} < set(places)

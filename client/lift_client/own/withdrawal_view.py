@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from lift.cohort.withdrawn import WithdrawnPatient
 from lift_client.approval import ApprovedRelease
 from lift_client.own.withdrawing import RunUse, Withdrawal
 
-_PARTS = {"train": "training", "validation": "validation", "test": "test (counted, not used)"}
+_PARTS: Final = {
+    "train": "training",
+    "validation": "validation",
+    "test": "test (in counts and slice spacings alone)",
+}
 
 
 def described(done: Withdrawal, *, dry_run: bool) -> list[str]:
@@ -38,7 +43,7 @@ def described(done: Withdrawal, *, dry_run: bool) -> list[str]:
     lines += [f"release: {_release(one)}" for one in done.releases]
     lines += [f"release, not known whether: {_release(one)}" for one in done.unknown_releases]
     if not done.runs and not done.unknown_runs:
-        lines.append("no run of this site used this patient")
+        lines.append("no run that this folder has a record of used this patient")
     return lines
 
 
