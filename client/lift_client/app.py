@@ -44,6 +44,7 @@ from lift_client.enrolment import check_key, read_kit
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
 from lift_client.gate.policy import check_outgoing, check_plan, check_start
 from lift_client.gate.stored_plan import stored_plan
+from lift_client.gate.withdrawal_notes import check_noted
 from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def serve(config: SiteConfig) -> None:
     Raises:
         BudgetSpentError: the site's privacy budget does not cover the run. The server is informed
             that, and nothing else.
-        LiftError: settings, kit, key, generator or journal cannot be used; nothing was sent.
+        LiftError: settings, kit, key, generator or journal cannot be used, or the list of withdrawn
+            patients is not the newest; nothing was sent.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,6 +85,7 @@ def serve(config: SiteConfig) -> None:
         log_to_terminal(),
     ):
         journal = Journal(work / JOURNAL_FILE)
+        check_noted(work)
         generator = load_generator(
             bundle_folder(config.generator),
             expected_fingerprint=kit.generator_fingerprint,

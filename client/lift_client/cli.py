@@ -353,6 +353,63 @@ def approve_release(
     _next("send this file to the coordinator, who adds it to the folder `approvals` of the release")
 
 
+@app.command()
+def withdraw(
+    ctx: typer.Context,
+    patient: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATIENT]",
+            help="Name of the person or of one examination, as in the data folder or its table.",
+        ),
+    ] = None,
+    site: SiteOption = None,
+    reason: Annotated[
+        str, typer.Option(help="Reason, recorded in the journal. It must not name the patient.")
+    ] = "",
+    gone: Annotated[
+        bool, typer.Option("--gone", help="Accept a name whose files were deleted before.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the keyed hashes and dates of all withdrawals.")
+    ] = False,
+) -> None:
+    """Withdraw a patient: leave out all examinations from now on, and remove what is kept of them.
+
+    It removes cached features, the place in the split, stored answers, reports on images, the own
+    report and entries of the log. It prints which runs and approved releases used the patient.
+    Stop the client first. The files in the data folder are yours to delete. Nothing is sent.
+    """
+    if (patient is None) != list_:
+        raise click.UsageError("give a patient, or --list")
+    config = _settings(_site_file(site, ctx))
+    from lift.cohort.withdrawn import read_withdrawn
+
+    if patient is None:
+        from lift_client.own.withdrawal_view import listed
+
+        sys.stdout.write("".join(f"{line}\n" for line in listed(read_withdrawn(config.folder))))
+        return
+    from datetime import UTC, datetime
+
+    from lift_client.own.withdrawal_view import described
+    from lift_client.own.withdrawing import withdraw as withdraw_patient
+
+    done = withdraw_patient(
+        config, patient, now=datetime.now(UTC), reason=reason, gone=gone, dry_run=dry_run
+    )
+    sys.stdout.write("".join(f"{line}\n" for line in described(done, dry_run=dry_run)))
+    if not dry_run:
+        _next(
+            "delete the patient's files, and copies in backups and in reports written elsewhere; "
+            "if a release used the patient, tell the coordinator that this site withdrew a "
+            "patient (not who); then start the client again"
+        )
+
+
 def exit_code(verdicts: Sequence[Verdict]) -> int:
     """Return 0 without a problem, else the exit code of the problem to fix first."""
     labels = [verdict.label for verdict in verdicts if verdict.status == "problem"]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
@@ -58,6 +59,7 @@ from lift.wire.names import MIXER, SHARED, group, without
 from lift_client.check.data_card import shared_card
 from lift_client.gate.budget import Budget, described
 from lift_client.gate.check_received import received_values
+from lift_client.gate.patients_used import note_used
 from lift_client.gate.stored_plan import store_plan, stored_plan
 from lift_client.tasks.paired import rounded_up
 from lift_client.tasks.registry import open_work
@@ -207,6 +209,9 @@ class SiteSession:
                 logger.warning("event=machine_busy %s", busy)
             with _one_class(plan):
                 work = open_work(self.settings, plan, self._generator, self._work, self._told)
+                if self.settings.patient_records is not None:
+                    now = datetime.now(UTC)
+                    note_used(self.settings.patient_records, plan, work.parts, now)
             store_plan(self._work, plan)
             self._opened[digest] = _Opened(plan, work)
         return self._opened[digest]

@@ -12,6 +12,7 @@ from typing import Final
 from lift.cohort.bids import list_bids
 from lift.cohort.guess import guess_layout
 from lift.cohort.patients import Patient, Refusal, volumes_called
+from lift.cohort.withdrawn import LeftOut, nobody
 from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
 from lift.config.site import MARK_FILE
 from lift.errors import DataError
@@ -28,6 +29,7 @@ def list_patients(
     *,
     needs_mask: bool = False,
     one_by_one: bool = False,
+    without: LeftOut = nobody,
 ) -> tuple[list[Patient], list[Refusal]]:
     """Return the patients with all channels, sorted by id, and the patients without.
 
@@ -37,6 +39,7 @@ def list_patients(
         needs_mask: whether the plan's mask rule is `file`.
         one_by_one: under noise: whether this succeeds depends on no patient. A folder or table may
             hold nobody, a bad row is passed over, and `on_bad_file: stop` does not hold.
+        without: patients in neither list: those of :func:`lift.cohort.withdrawn.left_out`.
 
     Raises:
         DataError: the folder or the table is missing, damaged or holds no patient; or a
@@ -67,6 +70,8 @@ def list_patients(
         )
     patients, refusals = [], []
     for patient in sorted(found, key=lambda patient: patient.id):
+        if without(patient):
+            continue
         missing = [name for name in channels if name not in patient.channels]
         if needs_mask and patient.mask is None:
             missing.append("mask")

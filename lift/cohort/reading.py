@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
+from lift.cohort.withdrawn import left_out
 from lift.config.plan import Plan, SplitPlan
 from lift.config.site import SiteSettings
 from lift.errors import ConfigError, DataError, DeviceMemoryError
@@ -45,7 +46,8 @@ def read_patients(
 ) -> Usable[Content]:
     """Read every patient of a site. Unusable patients are refused by name.
 
-    Under noise, a patient is refused if anything fails with it, and no patient may be left.
+    Patients who were withdrawn are left out, as if their files were not there. Under noise, a
+    patient is refused if anything fails with it, and no patient may be left.
 
     Args:
         settings: the site's settings.
@@ -56,11 +58,16 @@ def read_patients(
     Raises:
         DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
             plan holds out a patient that the site does not have.
+        RecordError: who was withdrawn cannot be told.
     """
     private = plan.protects_patients
     needs_mask = plan.preprocessing.mask == "file"
     found, refusals = list_patients(
-        settings.data, plan.task.channels, needs_mask=needs_mask, one_by_one=private
+        settings.data,
+        plan.task.channels,
+        needs_mask=needs_mask,
+        one_by_one=private,
+        without=left_out(settings),
     )
     known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
     _check_held_out(plan.split, settings.name, known)
@@ -92,7 +99,9 @@ def read_patients(
         raise DataError(
             "no patient can be used",
             where=str(settings.data.root),
-            seen=f"{len(refusals)} refused; the first: {first}" if first else "the folder is empty",
+            seen=f"{len(refusals)} refused; the first: {first}"
+            if first
+            else "the folder is empty, or all its patients were withdrawn",
             remedy="Fix or remove the named files and run the same command again.",
         )
     return usable

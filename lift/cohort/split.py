@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from pydantic import TypeAdapter
 
@@ -123,6 +123,11 @@ def folds_of(sites: Mapping[str, Sequence[Patient]], key: str, count: int) -> li
             dealt[place % count] += [f"{site}/{name}" for name in names]
             place += 1
     return [tuple(names) for names in dealt]
+
+
+def parts_of(split: Split, patients: Mapping[str, Patient]) -> dict[Part, list[Patient]]:
+    """The patients of each part."""
+    return {part: [patients[name] for name in getattr(split, part)] for part in get_args(Part)}
 
 
 def write_split(path: Path, split: Split) -> None:

@@ -68,6 +68,11 @@ class SiteSettings(Settings):
     device: DeviceName = "auto"
     """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
 
+    @property
+    def patient_records(self) -> Path | None:
+        """Folder where the site keeps who was withdrawn, and who was used; None: it keeps none."""
+        return None
+
 
 class PolicySettings(Settings):
     """What a federation may do at this site. Requests of the server beyond this are refused."""
@@ -142,6 +147,11 @@ class SiteConfig(SiteSettings):
     """What this site allows."""
     card: CardSettings = CardSettings()
     """How the data card is rounded."""
+
+    @property
+    def patient_records(self) -> Path:
+        """The work folder."""
+        return self.folder
 
     def under(self, folder: Path) -> SiteConfig:
         """Return the same settings with relative paths resolved against `folder`."""

@@ -315,18 +315,24 @@ class FeatureCache:
             owner: whose entries are looked at, where sites share the folder; None: all.
         """
         self._remove_unfinished()
-        removed = 0
+        stale = self.stale(files, owner=owner)
+        for entry in stale:
+            shutil.rmtree(entry, ignore_errors=True)
+        if stale:
+            logger.info("event=cache_entries_forgotten entries=%d", len(stale))
+        return len(stale)
+
+    def stale(self, files: Collection[str], *, owner: str | None) -> list[Path]:
+        """The entries that :meth:`forget_all_but` removes."""
+        found = []
         for card in sorted(self._folder.glob(f"*/{_CARD}")):
             if card.parent.name.startswith("."):
                 continue
             found_owner, found_files = _belongs(card)
             others = owner is not None and found_owner not in {owner, None}
             if not others and (found_owner is None or found_files not in files):
-                shutil.rmtree(card.parent, ignore_errors=True)
-                removed += 1
-        if removed:
-            logger.info("event=cache_entries_forgotten entries=%d", removed)
-        return removed
+                found.append(card.parent)
+        return found
 
     def _make_room(self, needed: int) -> None:
         self._remove_unfinished()

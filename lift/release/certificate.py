@@ -6,7 +6,7 @@ as a release key, nor a release key by TLS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -82,25 +82,49 @@ def check_signature(
     ]
     if signature is None or certificate is None:
         return None, absent
-    try:
-        found = x509.load_pem_x509_certificate(certificate)
-        key = found.public_key()
-    except ValueError:
-        return None, [_of_certificate("it is no certificate")]
-    problem = certificate_problem(found, authority, now)
-    if problem is not None:
-        return None, [problem]
-    try:
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
-        key.verify(signature, manifest, SIGNATURE)
-    except InvalidSignature:
+    found = signer_or_problem(manifest, signature, certificate, authority, now)
+    if isinstance(found, Signer):
+        return found, []
+    if found.problem == "wrong key":
         detail = (
             f"the signature is not of this {MANIFEST_FILE} by the key of {CERTIFICATE_FILE}: "
             "another key signed, or the manifest or the signature was changed"
         )
-        return None, [Finding(SIGNATURE_FILE, "wrong key", detail)]
-    return signer_of(found), []
+        found = replace(found, detail=detail)
+    return None, [found]
+
+
+def signer_or_problem(
+    content: bytes,
+    signature: bytes,
+    certificate: bytes,
+    authority: x509.Certificate,
+    now: datetime,
+) -> Signer | Finding:
+    """Return who signed a content if it is a release key of this authority, else the fault.
+
+    Args:
+        content: what was signed.
+        signature: DER.
+        certificate: PEM.
+        authority: as in :func:`check_signature`, like `now`.
+        now: as there.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(certificate)
+        key = found.public_key()
+    except ValueError:
+        return _of_certificate("it is no certificate")
+    problem = certificate_problem(found, authority, now)
+    if problem is not None:
+        return problem
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidSignature
+        key.verify(signature, content, SIGNATURE)
+    except InvalidSignature:
+        return Finding(SIGNATURE_FILE, "wrong key")
+    return signer_of(found)
 
 
 def certificate_problem(

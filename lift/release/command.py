@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from lift.errors import EXIT_CODES
 from lift.release.approvals import read_roster_keys
 from lift.release.certificate import read_authority
 from lift.release.check import Checked, check_release
+from lift.release.folder import Finding
+from lift.release.notices import GivenNotice, check_notices
 
 
 def verify_release(
@@ -33,25 +36,51 @@ def verify_release(
             "the signed manifest."
         ),
     ] = None,
+    notices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of notices (*.json) from the coordinator. Show which of them name this "
+            "release: a site, or a patient of it, has withdrawn.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Verify that a release is exactly what the release key of the federation signed.
 
     Prints one line for each file, for the signature and for each approval by a hospital. Exit code
-    9 if anything is missing, added, changed, or not signed by that key.
+    9 if anything is missing, added, changed, or not signed by that key. A notice that names the
+    release is a warning, and changes no exit code; a notice that this key did not sign is refused.
     """
+    authority, now = read_authority(ca), datetime.now(UTC)
     checked = check_release(
         folder,
-        authority=read_authority(ca),
-        now=datetime.now(UTC),
+        authority=authority,
+        now=now,
         keys=None if roster is None else read_roster_keys(roster),
     )
-    code = EXIT_CODES["record" if checked.findings else "done"].number
+    given: list[GivenNotice] = []
+    refused: list[Finding] = []
+    if notices is not None:
+        given, refused = check_notices(
+            notices, checked.manifest_sha256, authority=authority, now=now
+        )
+    code = EXIT_CODES["record" if checked.findings or refused else "done"].number
     if as_json:
-        sys.stdout.write(json.dumps(_data(checked, code), indent=2) + "\n")
+        told = {
+            "notices": [asdict(one) for one in given],
+            "refused_notices": [asdict(one) for one in refused],
+        }
+        sys.stdout.write(json.dumps(_data(checked, code) | told, indent=2) + "\n")
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in _lines(checked)))
-    if code:
+        lines = [*_lines(checked), *_notice_lines(given, refused)]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    if code and not checked.findings:
+        sys.stderr.write(
+            "next: do not rely on the refused notices; get them again from the coordinator, and "
+            "ask whether they are genuine\n"
+        )
+    elif code:
         sys.stderr.write(
             f"next: do not use '{folder}', leave it unchanged, and get the release again from "
             "the coordinator\n"
@@ -59,6 +88,15 @@ def verify_release(
     else:
         sys.stderr.write("next: compare the fingerprint of the release key once, by telephone\n")
     return code
+
+
+def _notice_lines(given: Sequence[GivenNotice], refused: Sequence[Finding]) -> list[str]:
+    lines = [
+        f"WARNING, withdrawn: site '{one.site}', {one.made}, by notice {one.file}"
+        + (f": {one.reason}" if one.reason else "")
+        for one in given
+    ]
+    return lines + [f"{one.problem}: {one.file} ({one.detail})" for one in refused]
 
 
 def _lines(checked: Checked) -> list[str]:

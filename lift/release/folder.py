@@ -36,6 +36,7 @@ Problem = Literal[
     "not a release certificate",
     "certificate not valid now",
     "wrong approval",
+    "wrong notice",
 ]
 _BLOCK: Final = 1 << 20
 _MOST_FOUND: Final = 10_000

@@ -46,7 +46,7 @@ class Manifest(Settings):
 
     format_version: Literal[1] = 1
     kind: Literal["release"] = "release"
-    """The key signs nothing else, and a signature under anything else is none of a release."""
+    """The key signs notices too (:mod:`lift.release.notices`): neither is taken for the other."""
     federation: Name
     """Name of the federation."""
     made: str = Field(max_length=40)

@@ -336,6 +336,58 @@ def sign_release_folder(
     _signed(release, key)
 
 
+@app.command()
+def withdraw(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Name of the site, removed or not.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="NOTICE", help="File to create (.json).")
+    ],
+    release_key: Annotated[
+        Path, typer.Option(metavar="KEYS", help="Folder made by `release-key`.")
+    ],
+    release: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Release made with the site. Repeat for each. Default: all in the coordinator's "
+            "folder.",
+        ),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(help="One sentence, which everybody may read. Nothing about patients.")
+    ] = "",
+) -> None:
+    """Write a signed notice that a site, or a patient of it, has withdrawn.
+
+    It names the releases whose run counted an update of the site, and says nothing about patients.
+    Send it to everyone who has such a release: `lift verify-release --notices` shows it. It does
+    not remove the site: see `remove-site`.
+    """
+    from lift_server.release.key import check_release_key, read_release_key
+    from lift_server.release.notice import write_notice
+
+    config, now = load_settings(folder), datetime.now(UTC)
+    key = read_release_key(release_key)
+    check_release_key(key, config.certificates, now)
+    made = write_notice(
+        config,
+        site,
+        output,
+        key,
+        releases=release or (),
+        searched=folder,
+        reason=reason,
+        now=now,
+    )
+    _write(
+        f"notice: {output}",
+        *(f"names: {path}, manifest {digest}" for path, digest in made.named.items()),
+        *(f"does not name: {path}, made without {site}" for path in made.others),
+    )
+    _next("send this file to every site, and to everyone who has one of these releases")
+
+
 def main() -> None:
     """Entry point."""
     run_command(app, PROGRAM)

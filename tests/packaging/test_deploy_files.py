@@ -55,6 +55,7 @@ COMMANDS = {
         "export",
         "release-key",
         "sign-release",
+        "withdraw",
     ],
     "lift-client": [
         "",
@@ -65,6 +66,7 @@ COMMANDS = {
         "journal",
         "ledger",
         "approve-release",
+        "withdraw",
     ],
 }
 MODULES = {"lift-server": "lift_server.cli", "lift-client": "lift_client.cli"}

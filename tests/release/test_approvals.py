@@ -11,15 +11,15 @@ import pytest
 
 from lift.audit.documents import SignedAudit
 from lift.config.server import ServerConfig
-from lift.errors import ConfigError, LiftError, PolicyError, ReleaseError
+from lift.errors import ConfigError, LiftError, PolicyError, RecordError, ReleaseError
 from lift.keys import public_text, read_key, sign_text
 from lift.release.approvals import Approval, read_roster_keys
 from lift.release.manifest import MANIFEST_FILE
-from lift_client.approval import approve
+from lift_client.approval import APPROVED_FILE, approve, approved_releases
 from lift_server.release.key import read_release_key, sign_release
 from lift_server.sites import roster
 from tests.enrolled import enrolled
-from tests.release.made import World, findings, list_files, looked_at, make_world
+from tests.release.made import World, findings, list_files, looked_at, make_world, sum_up
 from tests.release.test_forged import forge
 
 NOW = datetime.now(UTC)
@@ -178,3 +178,29 @@ def test_a_release_of_another_federation_is_not_approved(
     with pytest.raises(LiftError, match="not under the CA"):
         approve(other.site("east"), folder, NOW)
     assert findings(folder, world.ca) == set()
+
+
+def test_the_site_remembers_what_it_approved_and_of_which_run(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    site = world.site("east").model_copy(update={"folder": work})
+    approve(site, folder, NOW)
+    (folder / "release.json").write_text(json.dumps({"plan_digest": "a" * 64}))
+    sign_again(world, folder)
+    approve(site, folder, NOW)
+    approve(site, folder, NOW)
+    found = approved_releases(work)
+    assert [one.run for one in found] == ["", "a" * 64]
+    assert [one.federation for one in found] == ["trial", "trial"]
+    # a record that nobody can read is not written over
+    (work / APPROVED_FILE).write_text("{")
+    with pytest.raises(RecordError, match="which releases"):
+        approve(site, folder, NOW)
+    assert (work / APPROVED_FILE).read_text() == "{"
+
+
+def sign_again(world: World, folder: Path) -> None:
+    sum_up(folder)
+    list_files(folder)
+    sign_release(folder, read_release_key(world.keys))

@@ -15,6 +15,7 @@ from typing import Final
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients
+from lift.cohort.withdrawn import left_out
 from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
 from lift.files import write_json
@@ -70,9 +71,10 @@ def examine_cohort(
 
     Raises:
         DataError: the folder or the table cannot be read, or holds no patient.
+        RecordError: who was withdrawn cannot be told.
     """
     data = config.data.model_copy(update={"on_bad_file": "skip"})
-    usable, refusals = list_patients(data, channels)
+    usable, refusals = list_patients(data, channels, without=left_out(config))
     folder = config.folder / FOLDER
     reports: dict[str, PatientReport] = {r.patient: _of_refusal(r) for r in refusals}
     todo = []

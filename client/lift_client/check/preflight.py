@@ -409,6 +409,7 @@ def _generator(config: SiteConfig, kit: Kit) -> Verdict:
 def _data(config: SiteConfig, kit: Kit) -> Verdict:
     from lift.cohort.guess import guess_layout
     from lift.cohort.layouts import list_patients, tells_subjects
+    from lift.cohort.withdrawn import left_out
 
     channels = [*kit.task.source, kit.task.target]
     data, found_out = config.data, ""
@@ -417,7 +418,7 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
             guess = guess_layout(data, channels)
             data = guess.data
             found_out = f"; layout found out: {data.layout} ({guess.evidence})"
-        usable, refused = list_patients(data, channels)
+        usable, refused = list_patients(data, channels, without=left_out(config))
     except LiftError as error:
         return problem("data", error)
     persons = len({one.subject for one in usable})

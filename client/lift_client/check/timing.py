@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import prepare
+from lift.cohort.withdrawn import left_out
 from lift.config.kit import Kit
 from lift.config.plan import Plan, TaskPlan, derived_deadline_s
 from lift.config.privacy import NoPrivacy
@@ -117,7 +118,7 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         generator_fingerprint=generator.fingerprint,
         privacy=NoPrivacy(mode="none"),
     )
-    patients, _ = list_patients(config.data, plan.task.channels)
+    patients, _ = list_patients(config.data, plan.task.channels, without=left_out(config))
     mixer = plan_mixer(plan, generator)
     refusal: DataError | None = None
     for patient in by_size(patients)[:_TRIES]:

@@ -27,7 +27,8 @@ from lift_client.gate.cohort_ledger import budget_of, cohort_of, ledger_path
 from lift_client.gate.ledger import Cost, Ledger, Memory
 
 Arrays = dict[str, np.ndarray]
-_STORED: Final = "released"
+STORED: Final = "released"
+"""In the work folder: results that the same request gets again."""
 _KEPT: Final = 8
 _LONGEST_WAIT_S: Final = 60.0
 
@@ -150,7 +151,7 @@ class Budget:
 
     def _path(self, run: str, round_index: int, purpose: str, request: bytes) -> Path:
         key = hashlib.sha256(f"{run} {round_index} {purpose} ".encode() + request).hexdigest()
-        return self._folder / _STORED / f"{round_index:06d}-{key}.safetensors"
+        return self._folder / STORED / f"{round_index:06d}-{key}.safetensors"
 
     def _stored(
         self, ledger: Ledger, run: str, round_index: int, purpose: str, request: bytes
@@ -191,7 +192,7 @@ class Budget:
             yield ledger
 
     def _forget_old(self) -> None:
-        stored = sorted((self._folder / _STORED).glob("*.safetensors"), key=_age)
+        stored = sorted((self._folder / STORED).glob("*.safetensors"), key=_age)
         for path in stored[:-_KEPT]:
             path.unlink(missing_ok=True)
 

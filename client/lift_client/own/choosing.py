@@ -38,6 +38,8 @@ from lift_client.own.work import Progress, finished_mixer, open_own_work, shared
 from lift_client.tasks.paired import PairedWork
 
 logger = logging.getLogger(__name__)
+UNFINISHED: Final = ".choose-"
+"""How the name of a folder begins in which the choice is worked on."""
 _TAPS: Final = 6
 _MIXER: Final = "mixer"
 
@@ -121,7 +123,7 @@ def choose_model(
             "next run's plan gives each site a choice.",
         )
     config.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".choose-", dir=config.folder) as folder:
+    with TemporaryDirectory(prefix=UNFINISHED, dir=config.folder) as folder:
         generator, work = open_own_work(config, plan, Path(folder), progress)
         shared = shared_sums(config, plan)
         comparable = len(work.cohort.persons("validation")) >= FEWEST_PATIENTS

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift.cohort.split import FEWEST_VALIDATION
+from lift.cohort.patients import Patient
+from lift.cohort.split import FEWEST_VALIDATION, Part, parts_of
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
@@ -128,6 +129,11 @@ class PairedWork:
     def train_patients(self) -> list[list[Features]]:
         """The training patients, each with all its volumes: the unit of privacy."""
         return list(self.cohort.persons("train").values())
+
+    @property
+    def parts(self) -> dict[Part, list[Patient]]:
+        """See `SiteWork`."""
+        return parts_of(self.cohort.split, self.cohort.patients)
 
     @property
     def counts(self) -> Counts:

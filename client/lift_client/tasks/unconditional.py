@@ -15,7 +15,7 @@ from torch import Tensor
 from lift.cohort.patients import Patient, subjects_of
 from lift.cohort.preprocessing import Prepared, prepare
 from lift.cohort.reading import file_digests, read_patients
-from lift.cohort.split import split_patients, write_split
+from lift.cohort.split import Part, parts_of, split_patients, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.errors import ProtocolError, VolumeError
@@ -117,6 +117,11 @@ class UnconditionalWork:
     def part(self) -> Trajectory:
         """See `SiteWork`."""
         return self._mapper
+
+    @property
+    def parts(self) -> dict[Part, list[Patient]]:
+        """See `SiteWork`."""
+        return parts_of(self.split, self.patients)
 
     @property
     def counts(self) -> Counts:

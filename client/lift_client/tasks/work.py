@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from lift.cohort.patients import Patient
+from lift.cohort.split import Part
 from lift.mixer.trained import TrainedPart
 from lift.protocol.messages import GuardReply, GuardRequest
 from lift.tasks.steps import TrainedRound
@@ -42,6 +44,11 @@ class SiteWork(Protocol):
     @property
     def part(self) -> TrainedPart:
         """The part that is trained here."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[Part, Sequence[Patient]]:
+        """The patients of each part of the split; they never leave the site."""
         ...
 
     @property
