@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from lift.config.kit import CA_FILE, Kit
@@ -49,6 +51,9 @@ from lift_client.session import SiteSession, failure_kind
 
 logger = logging.getLogger(__name__)
 _FAREWELL_S: Final = 5.0
+_PATIENCE_S: Final = 3.0
+"""After a signal: how long a request that is being worked on may still take."""
+_GOODBYE_S: Final = 1.0
 _UNREADABLE_FIX: Final = {
     FailureKind.VERSION: "The server is of another release. Ask the coordinator which one the "
     "federation uses, and install it.",
@@ -72,8 +77,9 @@ def serve(config: SiteConfig) -> None:
             patients is not the newest; nothing was sent.
     """
     stop = threading.Event()
+    stopping = _Stopping(stop)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stopping.begin)
     keep_loopback_direct()
     kit = read_kit(config.kit, site=config.name)
     check_key(config.key)
@@ -107,11 +113,14 @@ def serve(config: SiteConfig) -> None:
         handler = Release(session.handle, config, kit, journal, answer_forms(generator))
         handler.on_budget_spent = lambda: _stop_soon(stop)
         explain = partial(_explain, config, kit)
+        supernode = SuperNode(settings, work / "connection.log")
+        stopping.supernode = supernode
         try:
             with connection_logged(Path(settings.connection_file), explain):
-                answer_requests(SuperNode(settings, work / "connection.log"), handler, stop)
+                answer_requests(supernode, handler, stop)
         finally:
             session.close()
+            stopping.done()
         logger.info("event=stopped site=%s", config.name)
         if handler.budget_spent:
             raise BudgetSpentError(
@@ -121,6 +130,47 @@ def serve(config: SiteConfig) -> None:
                 remedy="Nothing was computed, and the server was not told the figures. See "
                 "`lift-client ledger`; only the hospital can raise the cap.",
             )
+
+
+class _Stopping:
+    """Ends the client within seconds of a signal, whatever it is doing.
+
+    Work that is under way is given up like that of a killed client: what it would have answered is
+    asked for again, and every file is replaced at once or not at all.
+
+    Args:
+        stop: ends the client between two requests.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._timer: threading.Timer | None = None
+        self.supernode: SuperNode | None = None
+
+    def begin(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler."""
+        del number, frame
+        self._stop.set()
+        if self._timer is None:
+            self._timer = threading.Timer(_PATIENCE_S, self._leave)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def done(self) -> None:
+        """The client ended by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _leave(self) -> None:
+        logger.warning(
+            'event=stopped seen="while it worked on a request" fix="Nothing is lost: start the '
+            'client again, and the server asks again."'
+        )
+        if self.supernode is not None:
+            # the server sees that the site leaves
+            self.supernode.stop(within_s=_GOODBYE_S)
+        logging.shutdown()
+        os._exit(0)
 
 
 def _explain(config: SiteConfig, kit: Kit) -> Iterator[Verdict]:

@@ -66,7 +66,7 @@ class StandIn(SuperNode):
         """It is always there."""
         return True
 
-    def stop(self) -> None:
+    def stop(self, *, within_s: float = 0.0) -> None:
         """It is not ours to stop."""
 
 

@@ -19,7 +19,7 @@ from lift.process import prepared_environment
 TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """What our servers take below TLS 1.3: authenticated encryption and a key for each connection, so
 no CBC suite. TLS 1.3 has no others, and below TLS 1.2 nothing is spoken."""
-_STOP_S: Final = 10.0
+STOP_S: Final = 10.0
 _CERTIFICATE_DAYS: Final = 3650
 
 
@@ -114,7 +114,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def end_child(child: subprocess.Popen[bytes], *, within_s: float = _STOP_S) -> None:
+def end_child(child: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None:
     """Ask the child to end, wait `within_s` seconds for it, and end it."""
     child.terminate()
     try:

@@ -40,6 +40,7 @@ from flwr.supernode.runtime.run_clientapp import (
 
 from lift.protocol.flower.apps import make_client_app
 from lift.protocol.flower.children import (
+    STOP_S,
     end_child,
     start_child,
     write_local_certificate,
@@ -95,11 +96,11 @@ class SuperNode:
         self._start()
         return True
 
-    def stop(self) -> None:
+    def stop(self, *, within_s: float = STOP_S) -> None:
         """End the child; it tells the server that it leaves."""
         if self._child is None:
             return
-        end_child(self._child)
+        end_child(self._child, within_s=within_s)
         self._child = None
 
     def restart(self) -> None:
