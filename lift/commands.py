@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import platform
 import sys
@@ -16,11 +15,10 @@ from typing import Annotated, Final
 import click
 import typer
 
-from lift.errors import EXIT_CODES, DataError, LiftError
+from lift.errors import EXIT_CODES, DataError, DiskError, LiftError
+from lift.files import NO_ROOM
 from lift.process import files_kept_private, prepare_process
 
-# a write that finds no room names no file
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _DISTRIBUTION: Final = "lift-federated"
 # what else a report of a fault has to name: NAME -> the package that pip installs
 _BESIDE: Final = {"Flower": "flwr", "torch": "torch"}
@@ -84,7 +82,7 @@ def _guarded(command: Callable[[], object], program: str) -> int:
         _say(f"{program}: stopped; run the same command again to go on")
         return 130
     except Exception as error:  # noqa: BLE001 RUF100  # the last line of defence of a command
-        if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_ROOM):
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
             refusal = _file_error(error)
             _say(refusal.render(program))
             return refusal.exit_code
@@ -116,7 +114,8 @@ def _version(distribution: str) -> str | None:
 
 def _file_error(error: OSError) -> DataError:
     """Return the error for a path, permission or disk space that the operator must fix."""
-    return DataError(
+    kind = DiskError if error.errno in NO_ROOM else DataError
+    return kind(
         "cannot read or write a file",
         where=str(error.filename or "the output folder"),
         seen=error.strerror or type(error).__name__,

@@ -44,6 +44,11 @@ EXIT_CODES: Final[dict[str, ExitCode]] = {
             "record",
             "A journal, a ledger or a release is damaged or forged. Keep it and ask for help.",
         ),
+        ExitCode(
+            10,
+            "disk",
+            "The disk is full, or a folder cannot be written. Free space, then run again.",
+        ),
         ExitCode(70, "bug", "A bug in this software. The log file has the details."),
     )
 }
@@ -99,6 +104,12 @@ class DataError(LiftError):
     """A cohort, a table or a folder cannot be used."""
 
     label = "data"
+
+
+class DiskError(DataError):
+    """The disk is full, or a folder cannot be written."""
+
+    label = "disk"
 
 
 class VolumeError(DataError):

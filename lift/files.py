@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,9 +13,12 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 logger = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Numbers of the errors of a disk that takes nothing more."""
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:

@@ -20,6 +20,8 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 def log_to_file(path: Path) -> Iterator[None]:
     """Write this project's log lines, and warnings of other libraries, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a full disk must not print a traceback for each line
+    logging.raiseExceptions = False
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()

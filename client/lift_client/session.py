@@ -27,6 +27,7 @@ from lift.errors import (
     BudgetSpentError,
     ConfigError,
     DataError,
+    DiskError,
     GeneratorError,
     LiftError,
     NonFiniteUpdateError,
@@ -36,6 +37,7 @@ from lift.errors import (
     RecordError,
     VersionMismatchError,
 )
+from lift.files import NO_ROOM
 from lift.generator.base import Generator
 from lift.mixer.update import difference, is_finite
 from lift.privacy.costs import GAIN, START, STATISTICS, STEPS, planned_releases
@@ -70,6 +72,7 @@ _DRY_STEPS = 2
 _LONGEST_ROUND_S = 86_400.0
 _FAILURES: tuple[tuple[type[LiftError], FailureKind], ...] = (
     (GeneratorError, FailureKind.POLICY),
+    (DiskError, FailureKind.DISK),
     (DataError, FailureKind.DATA),
     (ConfigError, FailureKind.CONFIG),
     (PolicyError, FailureKind.POLICY),
@@ -165,6 +168,18 @@ class SiteSession:
                 "event=request_refused site=%s %s", self.settings.name, told
             )
             return Failure(failure_kind(told))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                logger.exception("event=request_failed site=%s", self.settings.name)
+                return Failure(FailureKind.INTERNAL)
+            logger.error(  # noqa: TRY400  # the operator's: not a fault of this software
+                'event=request_refused site=%s cause=disk seen="%s: %s" fix="Free space there; '
+                'the server asks again with the next round."',
+                self.settings.name,
+                error.filename or self._work,
+                error.strerror,
+            )
+            return Failure(FailureKind.DISK)
         except Exception:
             logger.exception("event=request_failed site=%s", self.settings.name)
             return Failure(FailureKind.INTERNAL)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.device import AtOnce, inference_autocast, to_device
-from lift.errors import DataError
+from lift.errors import DataError, DiskError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
 from lift.generator.networks import neighbour_channels
@@ -271,7 +271,8 @@ class FeatureCache:
             files: see :func:`files_name`.
 
         Raises:
-            DataError: this run alone needs more than the cap, or the disk refuses.
+            DataError: this run alone needs more than the cap.
+            DiskError: the disk refuses.
         """
         arrays = _arrays(features)
         self._make_room(sum(array.nbytes for array in arrays.values()))
@@ -290,7 +291,7 @@ class FeatureCache:
             write_json(temporary / _CARD, card)
             _place(temporary, self._folder / key)
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 "cannot write to the feature cache",
                 where="cache.folder",
                 # numpy says how many bytes of an array found no room, without an error number

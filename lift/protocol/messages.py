@@ -50,6 +50,7 @@ class FailureKind(StrEnum):
 
     CONFIG = "config"
     DATA = "data"
+    DISK = "disk"
     POLICY = "policy"
     PRIVACY = "privacy"
     BUDGET = "budget"

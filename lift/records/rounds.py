@@ -81,6 +81,7 @@ WORDS: Final = {
 _REASONS: Final = {
     "config": "the site's settings do not allow it",
     "data": "the site's volumes cannot be used",
+    "disk": "the site's disk is full or cannot be written",
     "policy": "the site's policy forbids it",
     "privacy": "privacy cannot be kept at the site",
     "budget": "the site's privacy budget is spent",

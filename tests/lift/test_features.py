@@ -402,7 +402,7 @@ def test_one_entry_larger_than_the_cap_is_refused(tmp_path: Path, features: Feat
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError("96 requested and 16 written")],
     ids=["full", "short"],
 )
-def test_a_full_disk_is_a_data_error_and_leaves_nothing_half_written(
+def test_a_full_disk_has_its_own_error_and_leaves_nothing_half_written(
     tmp_path: Path, features: Features, monkeypatch: pytest.MonkeyPatch, refusal: OSError
 ) -> None:
     cache = cache_in(tmp_path)
