@@ -380,12 +380,18 @@ def test_private_training_is_audited_before_it_is_released(
     assert training["meaningful"] is True
     assert abs(training["noise_ratio"] - 1) < 0.2
     assert training["noise_p_value"] >= 0.001
+    assert training["noise_numbers"] >= 12_000
+    assert training["noise_smallest_found"] > 0.95
     assert training["plan_digest"] == bundle["plan_digest"]
     assert set(bundle["privacy"]["epsilon_spent_by_site"]) == set(SITES)
     assert bundle["privacy"]["epsilon_spent_by_site"]["east"] == bundle["privacy"]["epsilon"]
     assert bundle["privacy"]["epsilon_of_a_patient_in_two_hospitals"] > bundle["privacy"]["epsilon"]
     text = (private.folder / "whole" / "RELEASE.txt").read_text()
     assert "a patient of two hospitals: epsilon" in text
+    page = (private.folder / "whole" / "report.html").read_text()
+    for shown in (f"{training['noise_ratio']:.3f} of the claimed one", "below 0.95"):
+        assert shown in " ".join(text.split())
+    assert "release.json#/audits/training/noise_smallest_found" in page
 
     def no_noise(values: Any, noise_std: float, stream: object) -> Any:
         del noise_std, stream

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, Final
+
+from lift.audit.documents import TrainingAudit
 
 _WIDTH: Final = 78
 
@@ -104,7 +107,8 @@ def _audits(audits: Mapping[str, Any]) -> list[str]:
             f"for {training['steps']} steps"
         )
         if training.get("noise_ratio") is not None:
-            lines.append(f"            noise {training['noise_ratio']:.3f} of the claimed one")
+            seen = TrainingAudit.from_data(training, "the training's audit").noise_seen
+            lines += wrap(seen, _WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 12)
     for site, audit in audits["sites"].items():
         for attack, found in audit["attacks"].items():
             lines.append(
