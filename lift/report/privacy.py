@@ -93,7 +93,8 @@ def _by_site(run: Run) -> Markup:
     told, met = run.record.privacy, run.record.epsilon_met
     planned, patients = _object(told.get("epsilon_by_site")), _object(told.get("public_patients"))
     rows = []
-    for site in run.sites:
+    # a release names sites here alone
+    for site in run.sites or sorted(planned):
         head = run.record.ledger_heads.get(site)
         rows.append(
             [

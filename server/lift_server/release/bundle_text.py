@@ -28,7 +28,7 @@ def bundle_text(bundle: Mapping[str, Any]) -> str:
         f"generator  {generator['fingerprint']}",
         f"plan       {bundle['plan_digest']}",
         f"rounds     {rounds['trained']}",
-        *_sites(rounds["by_site"], bundle["sites"]),
+        *_sites(rounds["learned_from"], bundle["sites"]),
         "",
         *_privacy(bundle["privacy"]),
         "",
@@ -60,17 +60,19 @@ def _large(statement: str) -> list[str]:
     ]
 
 
-def _sites(rounds: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each site: rounds in which it counted, and its reported training patients."""
-    patients = {site["name"]: site["patients"]["train"] for site in sites}
-    lines = []
-    for site, own in rounds.items():
-        told = (
-            f", {patients[site]} training patients as reported by the site"
-            if site in patients
-            else ""
-        )
-        lines.append(f"           {site}: counted in {own['counted']}{told}")
+def _sites(learned_from: Sequence[str], together: Mapping[str, Any] | None) -> list[str]:
+    """Whom the mixer learned from, and what is public of all sites together."""
+    names = f"sites      {len(learned_from)}: {', '.join(learned_from)}"
+    lines = wrap(names, _WIDTH, subsequent_indent=" " * 11)
+    if together is None:
+        return lines
+    if "train" in together["patients"]:
+        told = together["patients"]["train"]
+        lines.append(f"           {told} training patients in all, as reported by the sites")
+    verdicts = together["verdicts"]
+    if verdicts is not None:
+        counts = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.items())
+        lines.append(f"           verdicts: {counts}")
     return lines
 
 
@@ -147,13 +149,12 @@ def _gain(gain: Mapping[str, Any] | None) -> list[str]:
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
-    lines = ["metrics, as sites answered (n, 95% interval)"]
-    sites = {} if metrics is None else metrics["sites"]
-    for site, answer in sites.items():
-        rows = answer["methods"].get("federated", {})
-        for metric, row in rows.items():
-            interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
-            lines.append(f"  {site}: {metric} {row['value']:+.3g}{interval}, n = {row['n']}")
+    lines = ["metrics of all sites together (n, 95% interval)"]
+    rows = {} if metrics is None else metrics.get("pooled", {}).get("federated", {})
+    for metric, row in rows.items():
+        low, high = row.get("low"), row.get("high")
+        interval = "" if low is None else f" [{low:+.3g}, {high:+.3g}]"
+        lines.append(f"  {metric} {row['value']:+.3g}{interval}, n = {row['n']}")
     if len(lines) == 1:
-        lines.append("  none: under patient-level privacy a verdict would be a release of its own")
+        lines.append("  none: noise protects the patients, or fewer than three sites answered")
     return lines
