@@ -176,9 +176,21 @@ def test_a_release_needs_the_audit_of_every_site(plain: Federation) -> None:
     assert set(bundle["audits"]["sites"]) == set(SITES)
     assert bundle["privacy"]["mode"] == "none"
     assert bundle["audits"]["training"] is None
-    whole = {"counted": 1}
-    assert bundle["rounds"] == {"trained": 1, "by_site": {"east": whole, "west": whole}}
-    assert {site["name"] for site in bundle["sites"]} == set(SITES)
+    assert bundle["rounds"] == {"trained": 1, "learned_from": ["east", "west"]}
+    assert bundle["sites"]["number"] == 2
+    # of a simulated run too: no patient, and no site but for its audit and its key
+    tested = json.loads((plain.run / "metrics.json").read_text())["patients"]
+    patients = {name for methods in tested.values() for name in methods["federated"]}
+    assert len(patients) >= 2
+    for path in (plain.folder / "whole").iterdir():
+        content = path.read_text("utf-8", "replace")
+        assert not any(name in content for name in patients), path.name
+    for name in ("run.json", "metrics.json"):
+        text = (plain.folder / "whole" / name).read_text()
+        assert not any(site in text for site in SITES)
+        assert any(site in (plain.run / name).read_text() for site in SITES)
+    pooled = json.loads((plain.folder / "whole" / "metrics.json").read_text())["pooled"]
+    assert pooled == json.loads((plain.run / "metrics.json").read_text())["pooled"]
     assert bundle["mixer"]["sha256"] == file_digest(plain.folder / "whole" / "mixer.safetensors")
     text = (plain.folder / "whole" / "RELEASE.txt").read_text()
     assert "AUC" in text

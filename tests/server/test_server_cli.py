@@ -693,7 +693,11 @@ OF_ONE_SITE_METRICS: dict[str, Any] = {
         "north": {
             "patients": 4,
             "verdict": "harmed",
-            "methods": {"federated": {"psnr_over_no_mixer_db": {"value": -1.2345678, "n": 4}}},
+            "methods": {
+                "federated": {
+                    "psnr_over_no_mixer_db": {"value": -1.2345678, "low": -2, "high": 1, "n": 4}
+                }
+            },
         },
     },
     "pooled": {},

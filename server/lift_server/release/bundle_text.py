@@ -7,6 +7,8 @@ from textwrap import wrap
 from typing import Any, Final
 
 from lift.audit.documents import TrainingAudit
+from lift.records.metrics import Metrics
+from lift.records.run import AllSites
 
 _WIDTH: Final = 78
 
@@ -60,18 +62,18 @@ def _large(statement: str) -> list[str]:
     ]
 
 
-def _sites(learned_from: Sequence[str], together: Mapping[str, Any] | None) -> list[str]:
+def _sites(learned_from: Sequence[str], released: Mapping[str, Any] | None) -> list[str]:
     """Whom the mixer learned from, and what is public of all sites together."""
     names = f"sites      {len(learned_from)}: {', '.join(learned_from)}"
     lines = wrap(names, _WIDTH, subsequent_indent=" " * 11)
-    if together is None:
+    if released is None:
         return lines
-    if "train" in together["patients"]:
-        told = together["patients"]["train"]
+    together = AllSites(**released)
+    if "train" in together.patients:
+        told = together.patients["train"]
         lines.append(f"           {told} training patients in all, as reported by the sites")
-    verdicts = together["verdicts"]
-    if verdicts is not None:
-        counts = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.items())
+    if together.verdicts is not None:
+        counts = ", ".join(f"{verdict} at {count}" for verdict, count in together.verdicts.items())
         lines.append(f"           verdicts: {counts}")
     return lines
 
@@ -148,13 +150,15 @@ def _gain(gain: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
+def _metrics(released: Mapping[str, Any] | None) -> list[str]:
     lines = ["metrics of all sites together (n, 95% interval)"]
-    rows = {} if metrics is None else metrics.get("pooled", {}).get("federated", {})
-    for metric, row in rows.items():
-        low, high = row.get("low"), row.get("high")
-        interval = "" if low is None else f" [{low:+.3g}, {high:+.3g}]"
-        lines.append(f"  {metric} {row['value']:+.3g}{interval}, n = {row['n']}")
+    metrics = Metrics() if released is None else Metrics(**released)
+    for metric, row in metrics.pooled.get("federated", {}).items():
+        if row.value is None:
+            continue
+        known = row.low is not None and row.high is not None
+        interval = f" [{row.low:+.3g}, {row.high:+.3g}]" if known else ""
+        lines.append(f"  {metric} {row.value:+.3g}{interval}, n = {row.n}")
     if len(lines) == 1:
         lines.append("  none: noise protects the patients, or fewer than three sites answered")
     return lines
