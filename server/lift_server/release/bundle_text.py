@@ -153,7 +153,7 @@ def _gain(gain: Mapping[str, Any] | None) -> list[str]:
 def _metrics(released: Mapping[str, Any] | None) -> list[str]:
     lines = ["metrics of all sites together (n, 95% interval)"]
     metrics = Metrics() if released is None else Metrics(**released)
-    for metric, row in metrics.pooled.get("federated", {}).items():
+    for metric, row in metrics.pooled.get(metrics.main, {}).items():
         if row.value is None:
             continue
         known = row.low is not None and row.high is not None
