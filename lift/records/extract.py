@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
-from lift.records.metrics import Measure, Metrics, Record, SiteFigures, Table
+from lift.records.metrics import Comparisons, Measure, Metrics, Record, SiteFigures, Table
 from lift.records.rounds import RoundRecord, mean_of
+from lift.records.rows import of_one_site
 from lift.records.run import AllSites, RunRecord
 
 PUBLIC_ROUNDS_FILE: Final = "rounds-public.jsonl"
@@ -22,6 +23,7 @@ FEWEST_TOLD: Final = 3
 """Smallest number of sites for a mean, or a count of verdicts. With two, each would know the
 other's."""
 _DECIMALS: Final = 6
+Row = TypeVar("Row")
 
 
 class PublicRound(Record):
@@ -78,7 +80,20 @@ def public_metrics(metrics: Metrics) -> Metrics:
     intervals, where three sites or more told one.
     """
     extract = metrics.public()
-    return extract if metrics.pooled else extract.updated(pooled=_means(metrics.sites))
+    if not metrics.pooled:
+        return extract.updated(pooled=_means(metrics.sites))
+    found: dict[str, object] = {"pooled": _of_all_sites(extract.pooled)}
+    if metrics.comparisons.pooled:
+        found["comparisons"] = Comparisons(pooled=_of_all_sites(extract.comparisons.pooled))
+    if extract.spectra is not None:
+        power_db = _of_all_sites(extract.spectra.power_db)
+        found["spectra"] = extract.spectra.updated(power_db=power_db)
+    return extract.updated(**found)
+
+
+def _of_all_sites(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows without those of one site's mixer."""
+    return {name: row for name, row in rows.items() if not of_one_site(name)}
 
 
 def _all_sites(record: RunRecord) -> AllSites:

@@ -10,7 +10,16 @@ import pytest
 from pydantic import Field, ValidationError
 
 from lift.records.extract import public_metrics, public_run
-from lift.records.metrics import Comparisons, Measure, Metrics, Public, Publication, Record
+from lift.records.metrics import (
+    Comparisons,
+    Measure,
+    Metrics,
+    Public,
+    Publication,
+    Record,
+    Spectra,
+    as_json,
+)
 from lift.records.run import AllSites, RunRecord, SiteRecord
 from lift.records.shipped import Said
 
@@ -72,14 +81,20 @@ def test_what_sites_said_is_told_of_three_or_more(silent: int, *, told: bool) ->
 def test_figures_of_sites_and_patients_are_not_in_the_extract_of_a_simulation() -> None:
     row = {"federated": {"psnr_db": Measure(value=1.0, low=0.5, high=1.5, n=2, wins=2)}}
     metrics = Metrics(
-        pooled=row,
+        pooled=row | {"local_only:north": row["federated"]},
         comparisons=Comparisons(pooled=row, sites={"north": row}),
+        spectra=Spectra(cycles_per_mm=(0.1,), power_db={"local_only:north": (1.0,)}),
         cross_site={"north": row},
         patients={"north": {"federated": {"p": {"psnr_db": 1.0}}}},
     )
     found = public_metrics(metrics)
-    assert found == Metrics(pooled=row, comparisons=Comparisons(pooled=row))
-    assert found.model_fields_set == {"pooled", "comparisons"}
+    assert as_json(found) == as_json(
+        Metrics(
+            pooled=row,
+            comparisons=Comparisons(pooled=row),
+            spectra=Spectra(cycles_per_mm=(0.1,), power_db={}),
+        )
+    )
 
 
 def test_patients_of_all_sites_are_added_up() -> None:
