@@ -113,7 +113,7 @@ def export_run(
             "clipping do less than they say. Please report it. A right pipeline fails once in "
             f"{1 / (1 - training.confidence):.0f} times: run the same command again.",
         )
-    # nothing of the coordinator's own record is read from here on
+    # run.json and metrics.json are used by their extracts alone from here on
     public = public_run(record)
     metrics = _metrics(run)
     bundle = {
