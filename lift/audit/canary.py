@@ -140,6 +140,7 @@ def audit_pipeline(
     guess_in: int | None = None,
     guess_out: int | None = None,
     step_weights: Floats | None = None,
+    guessed_steps: int | None = None,
     confidence: float = CONFIDENCE,
     stream: SecureStream | None = None,
 ) -> CanaryAudit:
@@ -161,6 +162,8 @@ def audit_pipeline(
             many canaries that are in are never sampled, no guess of "out" is safe: 0 is better.
         step_weights: what is publicly known of the steps in which a canary takes part, if it is
             in: the weight of each step in its score, (canaries, steps). None: all alike.
+        guessed_steps: how many of the first steps the guesses look at, those that `claimed_epsilon`
+            is of; the others only measure noise. None: all.
         confidence: of the bound, between 0 and 1.
         stream: source of the coins; None: the operating system.
 
@@ -178,7 +181,7 @@ def audit_pipeline(
         raise ValueError("noise can be measured where nobody but canaries takes part")
     heads = poisson_sample(count, 0.5, stream or SecureStream())
     releases = pipeline([*patients, *(canaries.patients[int(index)] for index in heads)])
-    scores = canary_scores(releases, canaries.directions, step_weights)
+    scores = canary_scores(releases[:guessed_steps], canaries.directions, step_weights)
     order = np.argsort(scores, kind="stable")
     is_in = np.isin(np.arange(count), heads)
     correct = int(is_in[order[count - highest :]].sum() + (~is_in[order[:lowest]]).sum())

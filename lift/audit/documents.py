@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from lift.audit.copies import CopyFigures
+from lift.audit.residual import LEVEL
 from lift.audit.scores import FEWEST, AttackFigures
 from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, Name
@@ -104,22 +105,38 @@ class TrainingAudit(Settings):
     None in documents of before."""
     noise_numbers: int | None = Field(default=None, ge=1)
     """Independent numbers that it was measured by."""
+    noise_steps: int | None = Field(default=None, ge=1)
+    """Steps that they are from: those of the canaries, or more."""
     noise_p_value: Share | None = None
     """Probability that the claimed noise is as small; below .001 the audit is not passed."""
+    noise_p_more: Share | None = None
+    """Probability that the claimed noise is as large; a small one is no failure of privacy."""
+    noise_smallest_found: Share | None = None
+    """Less than this share of the claimed noise would have a p value below 1e-5, almost always."""
     passed: bool
     meaningful: bool
     """Whether the bound could have failed: a claim of more than about 4 cannot."""
     statement: str
 
     @property
+    def more_noise(self) -> bool:
+        """Whether there was more noise than claimed."""
+        return self.noise_p_more is not None and self.noise_p_more < LEVEL
+
+    @property
     def noise_seen(self) -> str:
         """The measured noise, in words."""
         if self.noise_ratio is None or self.noise_numbers is None or self.noise_p_value is None:
             return "the noise was not measured"
-        return (
+        words = (
             f"the noise is {self.noise_ratio:.3f} of the claimed one by {self.noise_numbers} "
-            f"numbers (probability of so little {self.noise_p_value:.2g})"
+            f"numbers (probability of so little {self.noise_p_value:.2g}"
         )
+        if self.noise_smallest_found is not None:
+            words += f"; below {self.noise_smallest_found:.3f} it would be less than 1e-05"
+        if self.more_noise:
+            words += f"; of so much {self.noise_p_more:.2g}: more than claimed, which protects more"
+        return f"{words})"
 
 
 def write_signed(path: Path, audit: SiteAudit, key: ec.EllipticCurvePrivateKey) -> None:

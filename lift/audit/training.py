@@ -18,6 +18,7 @@ from lift.audit.canary import (
 )
 from lift.audit.documents import TrainingAudit
 from lift.audit.invented import invent_canaries, moved_values, window_of
+from lift.audit.residual import NUMBERS
 from lift.config.plan import LossPlan, Plan
 from lift.config.privacy import PatientGradients
 from lift.device import fix_threads
@@ -40,7 +41,8 @@ CLAIMED: Final = 1.5
 STATEMENT: Final = (
     "A bound below the claim does not prove the claim: it finds missing clipping, and noise that "
     "is missing or divided by the batch. What lies outside the canaries' span is noise alone: "
-    "measured, it finds noise that is too small, but not noise of the right size used twice."
+    "measured, it finds noise that is a few percent too small, but not noise of the right size "
+    "used twice."
 )
 _FEWEST_CANARIES: Final = 32
 _SURE: Final = 0.8
@@ -153,8 +155,10 @@ def audit_training(
 
     No patient's data is read: all patients are canaries. The whole run may claim an epsilon that
     no audit can refute, so as many steps are audited as cost at most `claimed` (one, if that
-    costs more; at most :data:`MOST_STEPS`); the result names them. Loss and window, which the
-    guarantee does not depend on, are replaced by ones that make strong canaries cheap.
+    costs more; at most :data:`MOST_STEPS`); the result names them. Noise is measured over these
+    and, where they hold fewer than `NUMBERS` numbers, over more steps of the same run: an audit
+    has no patient, and its noise costs nothing. Loss and window, which the guarantee does not
+    depend on, are replaced by ones that make strong canaries cheap.
 
     Args:
         plan: a plan with privacy mode `patient-local` or `patient-central`.
@@ -194,22 +198,25 @@ def audit_training(
     start = moved_values(mixer, plan.seed)
     invented = invent_canaries(mixer, start, generator, small, used, count=count, volumes=2)
     guess_in, guess_out = _guesses(count, privacy.sampling_rate, steps)
+    # canaries span at most `count` of a release's numbers
+    measured = max(steps, math.ceil(NUMBERS / (mixer.parameter_count() - count)))
     local = privacy.mode == "patient-local"
     make = local_pipeline if local else central_pipeline
     # what a released sum is divided by: two sites' expected patients where the server adds noise
     expected = privacy.sampling_rate * count * (1 if local else 2)
     return audit_pipeline(
-        make(mixer, start, small, used, steps=steps, stream=stream),
+        make(mixer, start, small, used, steps=measured, stream=stream),
         invented,
         what=f"{privacy.mode}, {plan.mixer.kind}, engine {privacy.engine}: {steps} steps of the "
         f"run's {plan.total_steps}, noise multiplier {privacy.noise_multiplier:g}, sampling "
         f"rate {privacy.sampling_rate:g}, clip norm {privacy.clip_norm:g}; gradients of canaries "
-        f"at least {invented.shortest:.0f} clip norms long",
+        f"at least {invented.shortest:.0f} clip norms long; noise measured over {measured} steps",
         claimed_epsilon=cost,
         delta=privacy.delta,
         noise_std=privacy.noise_multiplier * privacy.clip_norm / expected,
         guess_in=guess_in,
         guess_out=guess_out,
+        guessed_steps=steps,
         stream=stream,
     )
 
@@ -302,7 +309,10 @@ def training_audit(
         epsilon_lower_bound=found.epsilon_lower_bound,
         noise_ratio=round(noise.ratio, 4),
         noise_numbers=noise.numbers,
+        noise_steps=noise.steps,
         noise_p_value=noise.p_value,
+        noise_p_more=noise.p_more,
+        noise_smallest_found=round(noise.smallest_found, 4),
         passed=found.passed,
         meaningful=found.meaningful,
         statement=STATEMENT,

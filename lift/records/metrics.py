@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,22 @@ from lift.records.rows import MIXER_ROWS
 from lift.strict_json import parse_model
 
 METRICS_FILE: Final = "metrics.json"
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Marks a key of a record that a release holds, too.
+
+    Attributes:
+        only: of an object without a model: the keys of it that are public; None: all.
+    """
+
+    only: frozenset[str] | None = None
+
+
+Public = Annotated[Value, Publication()]
+"""A key that a release holds, too. A key without this mark stays with who wrote the record."""
 
 
 class Record(BaseModel):
@@ -29,16 +46,40 @@ class Record(BaseModel):
         known = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**known, **changes})
 
+    @classmethod
+    def publications(cls) -> dict[str, Publication]:
+        """The keys that are public, and how much of each."""
+        return {
+            name: mark
+            for name, field in cls.model_fields.items()
+            for mark in field.metadata
+            if isinstance(mark, Publication)
+        }
+
+    def public(self) -> Self:
+        """The record with its public keys alone, and of its parts with theirs.
+
+        Raises:
+            pydantic.ValidationError: a key that must be there is not public.
+        """
+        marks = self.publications()
+        return type(self)(
+            **{
+                name: _public(getattr(self, name), marks[name].only)
+                for name in self.model_fields_set & marks.keys()
+            }
+        )
+
 
 class Measure(Record):
     """A mean, or a mean difference, with its 95% interval; what is None is not known."""
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    wins: int | None = None
-    unit: str = ""
+    value: Public[float | None] = None
+    low: Public[float | None] = None
+    high: Public[float | None] = None
+    n: Public[int | None] = None
+    wins: Public[int | None] = None
+    unit: Public[str] = ""
 
 
 Table = dict[str, Measure]
@@ -62,7 +103,7 @@ class SiteFigures(Record):
 class Comparisons(Record):
     """`METHOD - REFERENCE` -> METRIC -> paired difference, over all patients and by site."""
 
-    pooled: dict[str, Table] = Field(default_factory=dict)
+    pooled: Public[dict[str, Table]] = Field(default_factory=dict)
     sites: dict[str, dict[str, Table]] = Field(default_factory=dict)
 
     @property
@@ -75,30 +116,30 @@ class Comparisons(Record):
 class FieldOfView(Record):
     """Depth to which all volumes of a run that makes new ones were cut."""
 
-    slices: int
-    slice_spacing_mm: float
+    slices: Public[int]
+    slice_spacing_mm: Public[float]
 
 
 class Spectra(Record):
     """Mean power along depth of each row, in dB, each volume at one gain."""
 
-    cycles_per_mm: tuple[float, ...]
-    power_db: dict[str, tuple[float, ...]]
+    cycles_per_mm: Public[tuple[float, ...]]
+    power_db: Public[dict[str, tuple[float, ...]]]
 
 
 class Metrics(Record):
     """`metrics.json`."""
 
     sites: dict[str, SiteFigures] = Field(default_factory=dict)
-    pooled: dict[str, Table] = Field(default_factory=dict)
-    comparisons: Comparisons = Comparisons()
+    pooled: Public[dict[str, Table]] = Field(default_factory=dict)
+    comparisons: Public[Comparisons] = Comparisons()
     cross_site: dict[str, dict[str, Table]] = Field(default_factory=dict)
-    field_of_view: FieldOfView | None = None
-    spectra: Spectra | None = None
+    field_of_view: Public[FieldOfView | None] = None
+    spectra: Public[Spectra | None] = None
     patients: dict[str, dict[str, dict[str, dict[str, float]]]] = Field(default_factory=dict)
     """SITE -> METHOD -> examination -> METRIC -> figure; of a simulation alone."""
-    second_phantom: dict[str, Table] | None = None
-    second_phantom_comparisons: Comparisons | None = None
+    second_phantom: Public[dict[str, Table] | None] = None
+    second_phantom_comparisons: Public[Comparisons | None] = None
 
     def write(self, folder: Path) -> None:
         """Write `metrics.json`, with the keys that were set."""
@@ -123,3 +164,18 @@ def read_metrics(folder: Path) -> Metrics:
 def as_json(part: Record) -> dict[str, object]:
     """A part of a record as JSON data, with the keys that were set."""
     return part.model_dump(mode="json", exclude_unset=True)
+
+
+def _public(value: Any, only: frozenset[str] | None) -> Any:
+    """What of a public key's value is public."""
+    if isinstance(value, Record):
+        return value.public()
+    if isinstance(value, dict):
+        return {
+            name: _public(part, None)
+            for name, part in value.items()
+            if only is None or name in only
+        }
+    if isinstance(value, tuple | list):
+        return type(value)(_public(part, None) for part in value)
+    return value

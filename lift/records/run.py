@@ -1,10 +1,13 @@
-"""`run.json`: what a run is, what it ran on, and how far it came."""
+"""`run.json`: what a run is, what it ran on, and how far it came.
+
+Keys that are `Public` stand in a release too; every other key stays with who wrote the record.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, JsonValue
 
@@ -12,7 +15,7 @@ from lift.files import write_json
 from lift.guard import JudgedOn, Verdict
 from lift.protocol.messages import DifferenceDb, GuardReply
 from lift.records.loss_trend import of_records
-from lift.records.metrics import Measure, Record, as_json
+from lift.records.metrics import Measure, Public, Publication, Record, as_json
 from lift.records.rounds import RoundRecord
 from lift.records.shipped import Said, Source
 from lift.strict_json import parse_model
@@ -22,6 +25,16 @@ SITE_REPORT: Final = "site report"
 """Kind of a hospital's own report, with its own patients: it stays there."""
 FEDERATION: Final = "federation"
 """Kind of a real server's run: it has no patients, and no figures but the sites' verdicts."""
+
+
+PUBLIC_OF_GENERATOR: Final = frozenset({"fingerprint", "training_data", "licence", "network"})
+"""What a release says of the generator."""
+PUBLIC_OF_PRIVACY: Final = frozenset(
+    {"mode", "statement", "unit", "relation", "delta", "accountant", "epsilon", "epsilon_by_rdp"}
+    | {"epsilon_where_times_are_seen", "times", "epsilon_of_a_patient_in_two_hospitals"}
+    | {"epsilon_by_site", "public_patients"}
+)
+"""What a release says of privacy: all of it follows from the plan and the names of the sites."""
 
 
 class SiteRecord(Record):
@@ -90,16 +103,16 @@ class GainRecord(Record):
     A value of None: the noise hides how many patients there are.
     """
 
-    verdict: Verdict
-    difference_db: Measure
-    sites: int
+    verdict: Public[Verdict]
+    difference_db: Public[Measure]
+    sites: Public[int]
 
 
 class MixerRecord(Record):
     """Kind and size of the trained mixer."""
 
-    kind: str
-    parameters: int
+    kind: Public[str]
+    parameters: Public[int]
 
 
 class LossRecord(Record):
@@ -109,23 +122,35 @@ class LossRecord(Record):
     still_falling: bool
 
 
+class AllSites(Record):
+    """What a release says of the sites of a run together, by no site's name."""
+
+    number: Public[int]
+    patients: Public[dict[str, int]]
+    """Sums over the sites of the numbers that each told, by part."""
+    verdicts: Public[dict[str, int] | None] = None
+    """VERDICT -> number of sites; None of fewer than three verdicts, or without any."""
+
+
 class Description(Record):
     """What `run.json` says of any run before it computes: plan, digests, versions."""
 
-    plan: dict[str, JsonValue]
-    plan_digest: str = ""
-    generator: dict[str, JsonValue] = Field(default_factory=dict)
-    mixer: MixerRecord | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
+    plan: Public[dict[str, JsonValue]]
+    plan_digest: Public[str] = ""
+    generator: Annotated[dict[str, JsonValue], Publication(PUBLIC_OF_GENERATOR)] = Field(
+        default_factory=dict
+    )
+    mixer: Public[MixerRecord | None] = None
+    versions: Public[dict[str, str]] = Field(default_factory=dict)
 
 
 class RunRecord(Description):
     """`run.json`."""
 
-    name: str
-    phantom: bool
-    kind: str = ""
-    data_statement: str = ""
+    name: Public[str]
+    phantom: Public[bool]
+    kind: Public[str] = ""
+    data_statement: Public[str] = ""
     runs_tried: list[str] = Field(default_factory=list)
     started: str | None = None
     finished: str | None = None
@@ -141,14 +166,18 @@ class RunRecord(Description):
     """The verdicts of each federation, where a run has several."""
     chosen: tuple[dict[str, dict[str, JsonValue]], ...] = ()
     """Of each federation: by site what it uses, and the figures that decided."""
-    shipped: Source | None = None
+    shipped: Public[Source | None] = None
     """Of a run that trained a mapper on top of a Gaussian: which of them it releases."""
     said: Said | None = None
     """What its sites said; None where none was asked."""
-    gain: GainRecord | None = None
-    privacy: dict[str, JsonValue] = Field(default_factory=dict)
-    epsilon_met: dict[str, float] = Field(default_factory=dict)
-    ledger_heads: dict[str, str] = Field(default_factory=dict)
+    all_sites: Public[AllSites | None] = None
+    """In a release, in place of what each site told and said; the coordinator's record has none."""
+    gain: Public[GainRecord | None] = None
+    privacy: Annotated[dict[str, JsonValue], Publication(PUBLIC_OF_PRIVACY)] = Field(
+        default_factory=dict
+    )
+    epsilon_met: Public[dict[str, float]] = Field(default_factory=dict)
+    ledger_heads: Public[dict[str, str]] = Field(default_factory=dict)
     mixer_digest: str = ""
     journal: dict[str, JsonValue] | None = None
     ledger: dict[str, JsonValue] | None = None
@@ -156,7 +185,7 @@ class RunRecord(Description):
     update_bytes: int | None = None
     statistics_bytes: int | None = None
     loss_trend: LossRecord | None = None
-    complete: bool = False
+    complete: Public[bool] = False
 
     def described(self, by: Description) -> RunRecord:
         """The record with another description."""

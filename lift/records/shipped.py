@@ -48,6 +48,11 @@ class Said:
     silent: int
 
     @property
+    def number(self) -> int:
+        """How many sites were asked."""
+        return self.helped + self.harmed + self.undecided + self.silent
+
+    @property
     def source(self) -> Source:
         """What ships: the mapper if at least one site said helped and none said harmed."""
         return "mapper" if self.helped and not self.harmed else "gaussian"
@@ -60,10 +65,12 @@ class Shipped:
     Attributes:
         source: the Gaussian alone, or with the mapper's residual.
         said: what the sites said; None where none was asked, because of noise.
+        withheld: whether they were asked, and what they said is not told here.
     """
 
     source: Source
     said: Said | None
+    withheld: bool = False
 
     @property
     def sentence(self) -> str:
@@ -73,13 +80,15 @@ class Shipped:
     @property
     def parts(self) -> tuple[str | Number, ...]:
         """The same in pieces: text, and numbers with where they are from."""
+        opening = _MAPPER if self.source == "mapper" else _GAUSSIAN
+        if self.withheld:
+            return (f"{opening}, as the sites' verdicts decided. What they said stays with them.",)
         if self.said is None:
             return (
                 f"{_GAUSSIAN}: this plan protects patients by noise, and a site's verdict on the "
                 "mapper would be a release without noise, so none was asked for.",
             )
         said = self.said
-        opening = _MAPPER if self.source == "mapper" else _GAUSSIAN
         silent = (", ", Number("silent", said.silent), " gave no verdict") if said.silent else ()
         return (
             f"{opening}: ",

@@ -9,7 +9,7 @@ from lift.markup import Markup, escape, foreign, join, number, pointer, tag
 from lift.records.metrics import METRICS_FILE, Comparisons, Measure, Metrics, Table
 from lift.records.run import FEDERATION, RUN_FILE, LossRecord
 from lift.report.read import Run
-from lift.report.tables import interval, outcome
+from lift.report.tables import interval, outcome, verdicts_markup
 from lift.report.terms import METHODS
 
 ALONE: Final = (
@@ -36,6 +36,8 @@ def headline(run: Run) -> tuple[Markup, ...]:
     paragraphs: list[Markup] = []
     if run.record.kind != FEDERATION:
         paragraphs = [_no_figures()] if run.metrics is None else _gains(run.metrics.comparisons)
+    elif run.extract is not None:
+        paragraphs = [verdicts_markup(run)]
     elif not run.record.guard:
         paragraphs = [Markup("<b>No site has given a verdict</b> on the mixer so far.")]
     if run.record.guard:

@@ -46,6 +46,7 @@ from lift.report.tables import (
     methods_table,
     sites_table,
     smoothing_table,
+    verdicts_markup,
 )
 from lift.report.terms import MAIN_METRICS, METHODS, METRICS
 from lift.report.volumes import viewer_section
@@ -65,9 +66,8 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
     """Return the content of a run folder as one HTML file.
 
     Args:
-        run: the run's folder.
-        audits: `audits` of the release to which the report belongs. With it, the page shows the
-            public extract of the rounds instead of the coordinator's record.
+        run: the run's folder, or a release's, which holds public extracts instead of the records.
+        audits: `audits` of the release to which the report belongs.
 
     Guarantee: reads only files of `run`. The same files and package versions give the same bytes.
     The page is at most 10 MB with a dozen sites; tables of more sites add to it. It runs only the
@@ -79,8 +79,6 @@ def render_report(run: Path, audits: Mapping[str, Any] | None = None) -> bytes:
         VolumeError: a volume under `synthesis/` is damaged or does not fit its neighbours.
     """
     record = read_run(run)
-    if audits is not None:
-        record = record.released()
     page = _PAGES[str(record.setting("task", "kind") or "paired")]
     with house_style():
         return page(record, run / SYNTHESIS_FOLDER, audits).encode()
@@ -213,18 +211,11 @@ def _trained(run: Run) -> Section:
                 ]
             ),
         ),
-        (
-            "time",
-            join(
-                [
-                    "started ",
-                    foreign(record.started or "not recorded"),
-                    ", finished " if record.finished else ", not finished",
-                    foreign(record.finished or ""),
-                ]
-            ),
-        ),
     ]
+    if run.extract is None:
+        started = ["started ", foreign(record.started or "not recorded")]
+        ended = [", finished " if record.finished else ", not finished"]
+        facts.append(("time", join([*started, *ended, foreign(record.finished or "")])))
     listed = [join([tag("dt", name), tag("dd", value)]) for name, value in facts]
     return Section("trained", "Training and sites", (tag("dl", *listed), sites_table(run)))
 
@@ -352,6 +343,8 @@ def _site_tables(metrics: Metrics, site: str) -> list[Markup]:
 def _guard(run: Run) -> Section:
     guard = run.record.guard
     content = guard_table(guard) if guard else lacking("No site has given a verdict.")
+    if run.extract is not None:
+        content = tag("p", verdicts_markup(run))
     return Section("guard", "Helped or harmed", (content,))
 
 

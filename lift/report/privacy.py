@@ -93,7 +93,8 @@ def _by_site(run: Run) -> Markup:
     told, met = run.record.privacy, run.record.epsilon_met
     planned, patients = _object(told.get("epsilon_by_site")), _object(told.get("public_patients"))
     rows = []
-    for site in run.sites:
+    # a release names sites here alone
+    for site in run.sites or sorted(planned):
         head = run.record.ledger_heads.get(site)
         rows.append(
             [
@@ -188,7 +189,38 @@ def _audits(audits: Mapping[str, Any] | None) -> Sequence[Markup]:
     training = audits.get("training")
     if training:
         content.append(tag("p", "Audit of the training: ", foreign(training["statement"])))
+        if training.get("noise_ratio") is not None:
+            content.append(_noise_table(training))
     return content or [lacking("No audit was asked for.")]
+
+
+def _noise_table(training: Mapping[str, Any]) -> Markup:
+    """The noise that the training's audit measured, beside what it would have found."""
+    cells: list[str] = [
+        number(training.get(key), pointer(RELEASE_FILE, "audits", "training", key), decimals)
+        for key, decimals in (
+            ("noise_ratio", 3),
+            ("noise_numbers", 0),
+            ("noise_steps", 0),
+            ("noise_p_value", 5),
+            ("noise_p_more", 5),
+            ("noise_smallest_found", 3),
+        )
+    ]
+    return table(
+        "Noise of the training as measured over the claimed one (standard deviations). The audit "
+        "is not passed if so little has a probability below 0.001. More than claimed is no "
+        "failure. Smaller noise than the last figure would have a probability below 0.00001.",
+        [
+            "measured / claimed",
+            "by numbers",
+            "of steps",
+            "probability of so little",
+            "probability of so much",
+            "smallest share that is found",
+        ],
+        [cells],
+    )
 
 
 def _object(value: JsonValue) -> Mapping[str, JsonValue]:

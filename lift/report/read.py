@@ -7,7 +7,7 @@ Keys that are not known here are passed over, so that a newer run can still be r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from lift.errors import AffineError, DataError, VolumeError
-from lift.records.extract import PublicRound, public_rounds
+from lift.records.extract import PUBLIC_ROUNDS_FILE, PublicRound
 from lift.records.metrics import METRICS_FILE, Metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.rows import MIXER_ROWS
@@ -59,8 +59,8 @@ class Run:
         last_line_lost: whether a half-written last line was passed over.
         metrics: `metrics.json`, or None where the run has not got that far.
         patients: the folders under `synthesis/`, by site and patient.
-        extract: of the report in a release, which is for everybody: what is public of the rounds;
-            `rounds` is then empty.
+        extract: of a release's folder: what is public of the rounds. `rounds` and `patients` are
+            then empty, and `record` and `metrics` hold nothing by site.
     """
 
     record: RunRecord
@@ -69,11 +69,6 @@ class Run:
     metrics: Metrics | None
     patients: tuple[PatientFolder, ...]
     extract: tuple[PublicRound, ...] | None = None
-
-    def released(self) -> Run:
-        """The same without the coordinator's record of rounds: with its public extract."""
-        extract = public_rounds(self.rounds)
-        return replace(self, rounds=(), last_line_lost=False, extract=extract)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -96,8 +91,12 @@ class Run:
     @property
     def shipped(self) -> Shipped | None:
         """What the run ships, where it had a choice and made it."""
-        source = self.record.shipped
-        return None if source is None else Shipped(source, self.record.said)
+        source, said = self.record.shipped, self.record.said
+        if source is None:
+            return None
+        # nobody is asked under noise; what fewer than three sites said is in no release
+        asked = self.setting("privacy", "mode") == "none"
+        return Shipped(source, said, withheld=said is None and asked)
 
     @property
     def plane(self) -> Plane:
@@ -131,7 +130,7 @@ class PatientVolumes:
 
 
 def read_run(run: Path) -> Run:
-    """The records of one run folder.
+    """The records of one run folder, or of a release's.
 
     Only `run.json` must be there; what else is missing is empty or None. A half-written last
     line of `rounds.jsonl` (a run that was killed) is passed over and said.
@@ -145,7 +144,8 @@ def read_run(run: Path) -> Run:
     if (run / METRICS_FILE).is_file():
         metrics = _parse(Metrics, _read_text(run / METRICS_FILE), METRICS_FILE)
         _check_metric_names(metrics)
-    return Run(record, rounds, lost, metrics, _patient_folders(run / SYNTHESIS_FOLDER))
+    patients = _patient_folders(run / SYNTHESIS_FOLDER)
+    return Run(record, rounds, lost, metrics, patients, _read_extract(run / PUBLIC_ROUNDS_FILE))
 
 
 def read_patient(folder: PatientFolder) -> PatientVolumes:
@@ -242,6 +242,15 @@ def read_rounds(path: Path) -> tuple[tuple[RoundRecord, ...], bool]:
     except DataError:
         return tuple(records), True
     return tuple(records), False
+
+
+def _read_extract(path: Path) -> tuple[PublicRound, ...] | None:
+    if not path.is_file():
+        return None
+    return tuple(
+        _parse(PublicRound, line, f"{PUBLIC_ROUNDS_FILE}, line {number}")
+        for number, line in enumerate(_read_text(path).splitlines(), 1)
+    )
 
 
 def _check_metric_names(metrics: Metrics) -> None:

@@ -187,13 +187,14 @@ def reproducibility_section(run: Run) -> Section:
         for package, version in sorted(record.versions.items())
     ]
     plan = json.dumps(record.plan, indent=2, sort_keys=True, ensure_ascii=False)
-    sources = f"Written from {RUN_FILE}, {ROUNDS_FILE}, {METRICS_FILE} and synthesis/."
+    rounds = ROUNDS_FILE if run.extract is None else PUBLIC_ROUNDS_FILE
+    volumes = " and synthesis/" if run.extract is None else ""
+    sources = f"Written from {RUN_FILE}, {rounds}, {METRICS_FILE}{volumes}."
     return Section(
         "reproducibility",
         "How to reproduce this run",
         (
-            tag("p", "The command:"),
-            tag("pre", foreign(record.command or "not recorded"), class_="command"),
+            *_command(run),
             table("What determines the result.", ["what", "value"], digests, kind="words"),
             table("Package versions.", ["package", "version"], versions, kind="words")
             if versions
@@ -202,6 +203,13 @@ def reproducibility_section(run: Run) -> Section:
             tag("p", sources, class_="note"),
         ),
     )
+
+
+def _command(run: Run) -> tuple[Markup, ...]:
+    if run.extract is not None:
+        return ()
+    command = foreign(run.record.command or "not recorded")
+    return tag("p", "The command:"), tag("pre", command, class_="command")
 
 
 def figure_markup(picture: Picture | None) -> list[Markup]:

@@ -7,12 +7,13 @@ from itertools import groupby
 from typing import Final, Literal
 
 from lift.guard import OPTIMISM_DB
-from lift.markup import Markup, foreign, join, number, pointer, table, tag
+from lift.markup import Markup, escape, foreign, join, number, pointer, table, tag
+from lift.records.extract import FEWEST_TOLD
 from lift.records.metrics import METRICS_FILE, Measure, Table
 from lift.records.rounds import ROUNDS_FILE, WORDS, Outcome, RoundRecord, reason
 from lift.records.rounds import outcome as became
 from lift.records.rows import MIXER_ROWS
-from lift.records.run import FEDERATION, RUN_FILE, GuardRecord
+from lift.records.run import FEDERATION, RUN_FILE, AllSites, GuardRecord
 from lift.report.read import Run
 from lift.report.terms import (
     ALL_METRICS,
@@ -137,6 +138,7 @@ def differences_table(
     )
 
 
+_SPLITS: Final = ("train", "validation", "test")
 _WITH_TRAINING: Final = (
     " A site with fewer than two validation patients also uses its training patients, each with "
     "curves that were fitted without it. The mixer was trained on these patients, so it helped "
@@ -180,8 +182,39 @@ def guard_table(guard: Mapping[str, GuardRecord]) -> Markup:
     )
 
 
+def verdicts_markup(run: Run) -> Markup:
+    """How many sites the mixer helped and harmed: the sentence of a release."""
+    together = run.record.all_sites
+    verdicts = None if together is None else together.verdicts
+    if verdicts is None:
+        return escape(f"No verdict is told here: fewer than {FEWEST_TOLD} sites gave one.")
+    place = ("all_sites", "verdicts")
+    counts = [
+        join([f"{verdict} at ", number(count, pointer(RUN_FILE, *place, verdict), 0)])
+        for verdict, count in verdicts.items()
+    ]
+    told = "Sites by their verdicts on their own patients, against no mixer: "
+    return join([told, join(counts, ", "), "."])
+
+
+def _sites_together(together: AllSites) -> Markup:
+    """The sites of a release: how many, and their patients together."""
+    cells: list[str] = [number(together.number, pointer(RUN_FILE, "all_sites", "number"), 0)]
+    cells += [
+        number(together.patients.get(split), pointer(RUN_FILE, "all_sites", "patients", split), 0)
+        for split in _SPLITS
+    ]
+    return table(
+        f"All sites together, from numbers that each reported. {PERSONS}",
+        ["sites", *(f"{name} (patients)" for name in ("training", *_SPLITS[1:]))],
+        [cells],
+    )
+
+
 def sites_table(run: Run) -> Markup:
-    """Who took part: patients by split, slice spacing, what was refused."""
+    """Who took part: patients by split, slice spacing, what was refused; sums for a release."""
+    if run.record.all_sites is not None:
+        return _sites_together(run.record.all_sites)
     rows = []
     for index, site in enumerate(run.record.sites):
         cells: list[str] = [foreign(site.name)]
@@ -189,7 +222,7 @@ def sites_table(run: Run) -> Markup:
             number(
                 site.patients.get(split), pointer(RUN_FILE, "sites", index, "patients", split), 0
             )
-            for split in ("train", "validation", "test")
+            for split in _SPLITS
         ]
         cells.append(number(site.refused, pointer(RUN_FILE, "sites", index, "refused"), 0))
         low, high = site.slice_spacing_mm or (None, None)

@@ -176,9 +176,21 @@ def test_a_release_needs_the_audit_of_every_site(plain: Federation) -> None:
     assert set(bundle["audits"]["sites"]) == set(SITES)
     assert bundle["privacy"]["mode"] == "none"
     assert bundle["audits"]["training"] is None
-    whole = {"counted": 1}
-    assert bundle["rounds"] == {"trained": 1, "by_site": {"east": whole, "west": whole}}
-    assert {site["name"] for site in bundle["sites"]} == set(SITES)
+    assert bundle["rounds"] == {"trained": 1, "learned_from": ["east", "west"]}
+    assert bundle["sites"]["number"] == 2
+    # of a simulated run too: no patient, and no site but for its audit and its key
+    tested = json.loads((plain.run / "metrics.json").read_text())["patients"]
+    patients = {name for methods in tested.values() for row in methods.values() for name in row}
+    assert len(patients) >= 2
+    for path in (plain.folder / "whole").iterdir():
+        content = path.read_text("utf-8", "replace")
+        assert not any(name in content for name in patients), path.name
+    for name in ("run.json", "metrics.json"):
+        text = (plain.folder / "whole" / name).read_text()
+        assert not any(f'"{site}"' in text for site in SITES)
+        assert all(f'"{site}"' in (plain.run / name).read_text() for site in SITES)
+    pooled = json.loads((plain.folder / "whole" / "metrics.json").read_text())["pooled"]
+    assert pooled == json.loads((plain.run / "metrics.json").read_text())["pooled"]
     assert bundle["mixer"]["sha256"] == file_digest(plain.folder / "whole" / "mixer.safetensors")
     text = (plain.folder / "whole" / "RELEASE.txt").read_text()
     assert "AUC" in text
@@ -380,12 +392,18 @@ def test_private_training_is_audited_before_it_is_released(
     assert training["meaningful"] is True
     assert abs(training["noise_ratio"] - 1) < 0.2
     assert training["noise_p_value"] >= 0.001
+    assert training["noise_numbers"] >= 12_000
+    assert training["noise_smallest_found"] > 0.95
     assert training["plan_digest"] == bundle["plan_digest"]
     assert set(bundle["privacy"]["epsilon_spent_by_site"]) == set(SITES)
     assert bundle["privacy"]["epsilon_spent_by_site"]["east"] == bundle["privacy"]["epsilon"]
     assert bundle["privacy"]["epsilon_of_a_patient_in_two_hospitals"] > bundle["privacy"]["epsilon"]
     text = (private.folder / "whole" / "RELEASE.txt").read_text()
     assert "a patient of two hospitals: epsilon" in text
+    page = (private.folder / "whole" / "report.html").read_text()
+    for shown in (f"{training['noise_ratio']:.3f} of the claimed one", "below 0.95"):
+        assert shown in " ".join(text.split())
+    assert "release.json#/audits/training/noise_smallest_found" in page
 
     def no_noise(values: Any, noise_std: float, stream: object) -> Any:
         del noise_std, stream

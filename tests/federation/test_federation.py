@@ -132,6 +132,12 @@ def test_status_and_export_need_no_running_server(finished: Federation, tmp_path
     assert "mixer.safetensors" in sums
     bundle = json.loads((tmp_path / "release" / "release.json").read_text(encoding="utf-8"))
     assert bundle["audits"]["missing"] == sorted(finished.sites)
+    own = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))
+    released = json.loads((tmp_path / "release" / "run.json").read_text(encoding="utf-8"))
+    assert set(own["guard"]) == set(finished.sites)
+    assert not {"guard", "sites", "update_bytes", "finished", "command"} & released.keys()
+    assert released["all_sites"]["number"] == len(own["sites"])
+    assert released["plan"] == own["plan"]
 
 
 def test_clients_stay_up_and_stop_when_told(finished: Federation) -> None:

@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lift.config.server import ServerConfig
 from lift.records.extract import PublicRound
 from lift.records.rounds import RoundRecord
+from lift.records.run import RunRecord
 from lift.release.certificate import read_authority
 from lift.release.check import check_release
+from lift.report.page import write_report
 from lift_server import cli
 from lift_server.sites import provisioning, roster
 from lift_server.sites.certificates import ca_fingerprint
@@ -626,7 +628,8 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     made = {"release.json", "RELEASE.txt", "SHA256SUMS", "report.html", "manifest.json"}
     made |= {"rounds-public.jsonl"}
     assert {path.name for path in out.iterdir()} == names | made
-    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
+    mixer = "mixer.safetensors"
+    assert (out / mixer).read_bytes() == (source / mixer).read_bytes()
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"],
         cwd=out,
@@ -636,11 +639,8 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     )
     assert checked.stdout.count(": OK") == 6
     bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
-    assert bundle["rounds"] == {
-        "trained": 2,
-        "by_site": {"north": {"counted": 2}, "valley": {"counted": 1}},
-    }
-    assert "valley: counted in 1\n" in (out / "RELEASE.txt").read_text()
+    assert bundle["rounds"] == {"trained": 2, "learned_from": ["north", "valley"]}
+    assert "2: north, valley\n" in (out / "RELEASE.txt").read_text()
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"{wording.UNAUDITED}: " in report
     assert wording.NO_PATIENTS_AT_A_SERVER in report
@@ -654,6 +654,135 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
 
 SECRETS = ("not_finite", "0.1234567", "0.7654321", "siemens", "17.25", "31337")
 """A refusal, losses, a card, a site's figure, its bytes: the coordinator's alone."""
+OF_ONE_SITE: dict[str, Any] = {
+    "sites": [
+        {
+            "name": "north",
+            "patients": {"train": 15, "validation": 5, "test": 0},
+            "refused": 10_007,
+            "slice_spacing_mm": [3.14159, 6.28318],
+            "description": "scanner of the cellar",
+        },
+        {"name": "valley", "patients": {"train": 20, "validation": 5, "test": 5}},
+    ],
+    "guard": {
+        "north": {
+            "verdict": "harmed",
+            "n": 4,
+            "difference_db": {"value": -1.2345678, "low": -2.3456789, "high": -0.3456789},
+        },
+        "valley": {"verdict": "helped", "n": 5},
+    },
+    "folds": [{"north": {"verdict": "harmed"}}],
+    "chosen": [{"north": {"method": "local_longer"}}],
+    "loss_trend": {"fall_percent": 7.7654321, "still_falling": True},
+    "update_bytes": 90_210,
+    "bundle": "/home/coordinator/bundle",
+    "command": "lift-server --secretly",
+    "started": "2026-02-03T04:05:06+00:00",
+    "seconds": {"rounds": 1234.5678},
+    "runs_tried": ["an earlier failure"],
+    # keys of a later version, at every level that has no model
+    "refusals": {"north": "no patient with a lesion"},
+    "generator": {"fingerprint": "f" * 64, "made_by": "a resident"},
+    "privacy": {"mode": "none", "statement": "no noise is added", "told": "valley was late"},
+    "mixer": {"kind": "zrefine", "parameters": 4629, "best_at": "north alone"},
+}
+OF_ONE_SITE_METRICS: dict[str, Any] = {
+    "sites": {
+        "north": {
+            "patients": 4,
+            "verdict": "harmed",
+            "methods": {
+                "federated": {
+                    "psnr_over_no_mixer_db": {"value": -1.2345678, "low": -2, "high": 1, "n": 4}
+                }
+            },
+        },
+    },
+    "pooled": {},
+    "patients": {"north": {"federated": {"BraTS-00099": {"psnr_db": 21.987654}}}},
+    "cross_site": {"north": {"valley": {"psnr_db": {"value": 22.876543}}}},
+    "late": "a figure of a later version",
+}
+PLANTED = (
+    *("10007", "3.14", "6.28", "cellar", "-1.23", "2.34", "0.345", "local_longer"),
+    *("7.76", "90210", "/home/coordinator", "--secretly", "2026-02-03", "1234.5", "failure"),
+    *("lesion", "resident", "valley was late", "north alone", "BraTS-00099", "21.98", "22.87"),
+    "later version",
+)
+
+
+def with_records_of_one_site(source: Path) -> None:
+    """A coordinator's records with everything that a release must not tell."""
+    record = json.loads((source / "run.json").read_text())
+    (source / "run.json").write_text(json.dumps(record | OF_ONE_SITE))
+    (source / "metrics.json").write_text(json.dumps(OF_ONE_SITE_METRICS))
+
+
+def test_a_release_holds_nothing_of_one_site_but_what_is_declared_public(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    source = finished(folder)
+    with_records_of_one_site(source)
+    out = tmp_path / "release"
+    assert run("export", folder, out, "--without-audit").code == 0
+    released = {path.name: path.read_text("utf-8", "replace") for path in out.iterdir()}
+    seen = {name: re.sub("data:[^'\"]*", "", text) for name, text in released.items()}
+    # of a plain page, its words alone: styles and policies are no record
+    seen["report.html"] = re.sub("(?s)<style>.*?</style>", "", seen["report.html"])
+    found = {(name, word) for name, text in seen.items() for word in PLANTED if word in text}
+    assert found == set()
+    for name in ("run.json", "metrics.json", "release.json"):
+        assert "harmed" not in released[name]
+    # the negative control: the coordinator's own records have them all
+    own = "".join((source / name).read_text() for name in ("run.json", "metrics.json"))
+    assert [word for word in PLANTED if word not in own] == []
+    record = json.loads(released["run.json"])
+    assert record["all_sites"] == {
+        "number": 2,
+        "patients": {"train": 35, "validation": 10, "test": 5},
+        "verdicts": None,
+    }
+    assert set(record) <= set(RunRecord.publications())
+    assert {"plan", "plan_digest", "complete", "privacy", "phantom"} <= set(record)
+    assert json.loads(released["metrics.json"])["pooled"] == {}
+    assert json.loads(released["release.json"])["sites"] == record["all_sites"]
+    assert "35 training patients in all" in released["RELEASE.txt"]
+    # and the coordinator's own report is as it was
+    own_page = write_report(source).read_text("utf-8")
+    for word in ("cellar", "harmed", "10,007", "3.14"):
+        assert word in own_page
+
+
+def test_verdicts_and_means_are_public_of_three_sites_or_more(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    source = finished(folder)
+    names = ("east", "north", "valley")
+    record = json.loads((source / "run.json").read_text())
+    record["sites"] = [{"name": name, "patients": {"train": 10}} for name in names]
+    record["guard"] = {name: {"verdict": "helped"} for name in names[:2]}
+    record["guard"]["valley"] = {"verdict": "undecided"}
+    (source / "run.json").write_text(json.dumps(record))
+    row = "psnr_over_no_mixer_db"
+    sites = {
+        name: {"patients": n, "methods": {"federated": {row: {"value": value, "n": n}}}}
+        for name, n, value in zip(names, (2, 3, 5), (1.0, 2.0, 0.4), strict=True)
+    }
+    (source / "metrics.json").write_text(json.dumps({"sites": sites, "pooled": {}}))
+    out = tmp_path / "release"
+    assert run("export", folder, out, "--without-audit").code == 0
+    released = json.loads((out / "run.json").read_text())
+    assert released["all_sites"]["verdicts"] == {"helped": 2, "undecided": 1}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == {"pooled": {"federated": {row: {"value": 1.0, "n": 10, "unit": ""}}}}
+    text = (out / "RELEASE.txt").read_text()
+    assert f"{row} +1, n = 10" in text
+    assert "verdicts: helped at 2, undecided at 1" in text
+    page = re.sub("<[^>]*>", "", (out / "report.html").read_text("utf-8"))
+    assert "helped at 2, undecided at 1" in page
+    assert "No site has given a verdict" not in page
 
 
 def test_a_release_tells_neither_refusals_nor_a_site_s_figures_nor_cards(

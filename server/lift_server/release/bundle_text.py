@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, Final
+
+from lift.audit.documents import TrainingAudit
+from lift.records.metrics import Metrics
+from lift.records.run import AllSites
 
 _WIDTH: Final = 78
 
@@ -25,7 +30,7 @@ def bundle_text(bundle: Mapping[str, Any]) -> str:
         f"generator  {generator['fingerprint']}",
         f"plan       {bundle['plan_digest']}",
         f"rounds     {rounds['trained']}",
-        *_sites(rounds["by_site"], bundle["sites"]),
+        *_sites(rounds["learned_from"], bundle["sites"]),
         "",
         *_privacy(bundle["privacy"]),
         "",
@@ -57,17 +62,19 @@ def _large(statement: str) -> list[str]:
     ]
 
 
-def _sites(rounds: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each site: rounds in which it counted, and its reported training patients."""
-    patients = {site["name"]: site["patients"]["train"] for site in sites}
-    lines = []
-    for site, own in rounds.items():
-        told = (
-            f", {patients[site]} training patients as reported by the site"
-            if site in patients
-            else ""
-        )
-        lines.append(f"           {site}: counted in {own['counted']}{told}")
+def _sites(learned_from: Sequence[str], released: Mapping[str, Any] | None) -> list[str]:
+    """Whom the mixer learned from, and what is public of all sites together."""
+    names = f"sites      {len(learned_from)}: {', '.join(learned_from)}"
+    lines = wrap(names, _WIDTH, subsequent_indent=" " * 11)
+    if released is None:
+        return lines
+    together = AllSites(**released)
+    if "train" in together.patients:
+        told = together.patients["train"]
+        lines.append(f"           {told} training patients in all, as reported by the sites")
+    if together.verdicts is not None:
+        counts = ", ".join(f"{verdict} at {count}" for verdict, count in together.verdicts.items())
+        lines.append(f"           verdicts: {counts}")
     return lines
 
 
@@ -104,7 +111,8 @@ def _audits(audits: Mapping[str, Any]) -> list[str]:
             f"for {training['steps']} steps"
         )
         if training.get("noise_ratio") is not None:
-            lines.append(f"            noise {training['noise_ratio']:.3f} of the claimed one")
+            seen = TrainingAudit.from_data(training, "the training's audit").noise_seen
+            lines += wrap(seen, _WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 12)
     for site, audit in audits["sites"].items():
         for attack, found in audit["attacks"].items():
             lines.append(
@@ -142,14 +150,15 @@ def _gain(gain: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
-    lines = ["metrics, as sites answered (n, 95% interval)"]
-    sites = {} if metrics is None else metrics["sites"]
-    for site, answer in sites.items():
-        rows = answer["methods"].get("federated", {})
-        for metric, row in rows.items():
-            interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
-            lines.append(f"  {site}: {metric} {row['value']:+.3g}{interval}, n = {row['n']}")
+def _metrics(released: Mapping[str, Any] | None) -> list[str]:
+    lines = ["metrics of all sites together (n, 95% interval)"]
+    metrics = Metrics() if released is None else Metrics(**released)
+    for metric, row in metrics.pooled.get(metrics.main, {}).items():
+        if row.value is None:
+            continue
+        known = row.low is not None and row.high is not None
+        interval = f" [{row.low:+.3g}, {row.high:+.3g}]" if known else ""
+        lines.append(f"  {metric} {row.value:+.3g}{interval}, n = {row.n}")
     if len(lines) == 1:
-        lines.append("  none: under patient-level privacy a verdict would be a release of its own")
+        lines.append("  none: noise protects the patients, or fewer than three sites answered")
     return lines

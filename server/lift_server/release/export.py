@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +20,24 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StatisticsOnce
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
-from lift.records.extract import PUBLIC_ROUNDS_FILE, public_rounds
-from lift.records.metrics import as_json
+from lift.records.extract import (
+    PUBLIC_ROUNDS_FILE,
+    public_metrics,
+    public_rounds,
+    public_run,
+)
+from lift.records.metrics import METRICS_FILE, Metrics, as_json, read_metrics
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.run import RUN_FILE, read_run_record
 from lift.release.manifest import MANIFEST_FILE, RECORD_FILE, TEXT_FILE, ListedFile, Manifest
-from lift.strict_json import parse_json, parse_model
+from lift.strict_json import parse_model
 from lift_server.release.bundle_text import bundle_text
 from lift_server.release.privacy_record import epsilon_by_site
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.sites.roster import Roster
 from lift_server.watch.status_view import is_complete
 
-RELEASED: Final = ("mixer.safetensors", "run.json", "metrics.json")
+MIXER_FILE: Final = "mixer.safetensors"
 SUMS_FILE: Final = "SHA256SUMS"
 WITHOUT_AUDIT: Final = "RELEASED WITHOUT AUDIT"
 _THE_TRAINING: Final = "the training"
@@ -76,7 +82,7 @@ def export_run(
     rounds = _rounds(run)
     plan = Plan.from_data(record.plan, RUN_FILE)
     keys = Roster.read(config.sites)
-    mixer_digest = file_digest(run / RELEASED[0])
+    mixer_digest = file_digest(run / MIXER_FILE)
     if audits and plan.protects_patients:
         raise _outside_epsilon(audits, plan)
     sites = read_audits(audits, keys, mixer_digest)
@@ -107,8 +113,11 @@ def export_run(
             "clipping do less than they say. Please report it. A right pipeline fails once in "
             f"{1 / (1 - training.confidence):.0f} times: run the same command again.",
         )
+    # run.json and metrics.json are used by their extracts alone from here on
+    public = public_run(record)
+    metrics = _metrics(run)
     bundle = {
-        "format_version": 1,
+        "format_version": 2,
         "federation": config.name,
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         "audited": not missing,
@@ -116,17 +125,17 @@ def export_run(
         "phantom": config.phantom,
         "data_statement": config.data_statement,
         "mixer": {
-            **({} if record.mixer is None else as_json(record.mixer)),
-            "file": RELEASED[0],
+            **({} if public.mixer is None else as_json(public.mixer)),
+            "file": MIXER_FILE,
             "sha256": mixer_digest,
         },
-        "generator": record.generator,
-        "plan": record.plan,
-        "plan_digest": record.plan_digest,
-        "rounds": {"trained": len(rounds) - 1, "by_site": participation(rounds)},
-        "sites": [as_json(site) for site in record.sites],
+        "generator": public.generator,
+        "plan": public.plan,
+        "plan_digest": public.plan_digest,
+        "rounds": {"trained": len(rounds) - 1, "learned_from": learned_from},
+        "sites": None if public.all_sites is None else as_json(public.all_sites),
         "privacy": {
-            **record.privacy,
+            **public.privacy,
             "epsilon_spent_by_site": epsilon_by_site(plan, rounds),
             "ledger_heads": LedgerHeads(config.state / HEADS_FILE).known(learned_from)
             if not isinstance(plan.privacy, NoPrivacy)
@@ -137,24 +146,18 @@ def export_run(
             "sites": {site: audit.model_dump(mode="json") for site, audit in sites.items()},
             "missing": missing,
         },
-        "metrics": _metrics(run),
-        "gain": None if record.gain is None else as_json(record.gain),
-        "versions": record.versions,
+        "metrics": None if metrics is None else as_json(metrics),
+        "gain": None if public.gain is None else as_json(public.gain),
+        "versions": public.versions,
     }
-    return _write(config, output, bundle, keys.admitted_keys, rounds)
-
-
-def participation(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
-    """Training rounds in which each site counted. Why it did not count in others stays private.
-
-    Args:
-        rounds: lines of `rounds.jsonl`, round 0 first.
-    """
-    asked = {site for line in rounds[1:] for site in (*line.asked, *line.counted)}
-    return {
-        site: {"counted": sum(site in line.counted for line in rounds[1:])}
-        for site in sorted(asked)
+    lines = [json.dumps(line.model_dump(), allow_nan=False) for line in public_rounds(rounds)]
+    records = {
+        MIXER_FILE: (run / MIXER_FILE).read_bytes(),
+        RUN_FILE: _json(as_json(public)),
+        PUBLIC_ROUNDS_FILE: "".join(f"{line}\n" for line in lines).encode(),
+        **({} if metrics is None else {METRICS_FILE: _json(as_json(metrics))}),
     }
+    return _write(output, bundle, keys.admitted_keys, records)
 
 
 def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dict[str, SiteAudit]:
@@ -199,32 +202,27 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
 
 
 def _write(
-    config: ServerConfig,
     output: Path,
     bundle: dict[str, Any],
     site_keys: Mapping[str, str],
-    rounds: Sequence[RoundRecord],
+    records: Mapping[str, bytes],
 ) -> list[str]:
-    files = {
-        name: (config.output / name).read_bytes()
-        for name in RELEASED
-        if (config.output / name).is_file()
-    }
-    lines = [json.dumps(line.model_dump(), allow_nan=False) for line in public_rounds(rounds)]
-    files[PUBLIC_ROUNDS_FILE] = "".join(f"{line}\n" for line in lines).encode()
+    """Write what is public, and what is made of it: nothing else is at hand here."""
+    files = dict(records)
     # pictures take a second to load, and only here
     from lift.report.page import REPORT_FILE, render_report
 
-    files[REPORT_FILE] = render_report(config.output, bundle["audits"])
-    files[RECORD_FILE] = (
-        json.dumps(bundle, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    ).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in records.items():
+            (Path(folder) / name).write_bytes(data)
+        files[REPORT_FILE] = render_report(Path(folder), bundle["audits"])
+    files[RECORD_FILE] = _json(bundle)
     files[TEXT_FILE] = bundle_text(bundle).encode()
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     sums = [f"{digest}  {name}" for name, digest in digests.items()]
     files[SUMS_FILE] = "".join(f"{line}\n" for line in sums).encode()
     manifest = Manifest(
-        federation=config.name,
+        federation=bundle["federation"],
         made=bundle["released"],
         sites=dict(site_keys),
         files={
@@ -248,7 +246,7 @@ def _write(
 
 
 def _check_finished(run: Path) -> None:
-    mixer = run / RELEASED[0]
+    mixer = run / MIXER_FILE
     if mixer.is_file() and is_complete(run):
         return
     raise CheckpointError(
@@ -256,7 +254,7 @@ def _check_finished(run: Path) -> None:
         where=str(run),
         seen="run.json does not say that the run is complete"
         if mixer.is_file()
-        else f"there is no {RELEASED[0]}",
+        else f"there is no {MIXER_FILE}",
         remedy="Nothing was written. Let `lift-server` run to its end: a partial run is "
         "never shipped.",
     )
@@ -297,7 +295,7 @@ def _not_audited(missing: Sequence[str], run: Path) -> PolicyError:
         "the mixer was not audited",
         where=str(run),
         seen=f"no audit of: {', '.join(missing)}",
-        remedy=f"Nothing was written. Send {RELEASED[0]} to these sites, let each run `lift audit "
+        remedy=f"Nothing was written. Send {MIXER_FILE} to these sites, let each run `lift audit "
         "patients` and give the files with --audit; or release it with --without-audit, which the "
         "bundle then says.",
     )
@@ -320,6 +318,12 @@ def _rounds(run: Path) -> list[RoundRecord]:
     return lines
 
 
-def _metrics(run: Path) -> object:
-    path = run / "metrics.json"
-    return parse_json(path.read_bytes()) if path.is_file() else None
+def _metrics(run: Path) -> Metrics | None:
+    """What is public of the run's metrics; None where it has none."""
+    if not (run / METRICS_FILE).is_file():
+        return None
+    return public_metrics(read_metrics(run))
+
+
+def _json(data: Mapping[str, object]) -> bytes:
+    return (json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -11,7 +11,8 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from lift.audit.canary import Canaries, audit_pipeline
-from lift.audit.residual import LEVEL, ResidualNoise, residual_noise
+from lift.audit.documents import TrainingAudit
+from lift.audit.residual import LEVEL, NUMBERS, TOLD, ResidualNoise, residual_noise
 from lift.audit.training import audit_training
 from lift.config.plan import MixerKind
 from lift.privacy.noise import SecureStream
@@ -59,13 +60,18 @@ def test_too_little_noise_is_refused(part: float, least: float) -> None:
     assert np.mean(refused) >= least
 
 
-def test_the_share_that_is_surely_found_is_found() -> None:
+def test_the_share_that_is_said_to_be_found_is_found() -> None:
     found = residual_noise(*released(0), 0.3)
     assert found.numbers == STEPS * (PARAMETERS - COUNT)
-    part = found.smallest_sure
+    assert found.steps == STEPS
+    part = found.smallest_found
     assert 0.7 < part < 1
-    refused = [not residual_noise(*released(seed, part), 0.3).enough for seed in range(500)]
-    assert sum(refused) >= 496
+    told = [residual_noise(*released(seed, part), 0.3).p_value < TOLD for seed in range(500)]
+    assert sum(told) >= 496
+    # and not much less would do
+    closer = (1 + part) / 2
+    told = [residual_noise(*released(seed, closer), 0.3).p_value < TOLD for seed in range(100)]
+    assert sum(told) < 50
 
 
 def test_more_than_noise_outside_the_span_accuses_nobody() -> None:
@@ -117,6 +123,61 @@ def test_half_the_noise_is_refused_though_the_canaries_pass_it(
         assert not noise.enough
         assert noise.ratio == pytest.approx(part, rel=0.1)
         assert noise.p_value < 1e-5
+
+
+@pytest.mark.parametrize(("mode", "kind", "engine"), CASES)
+@pytest.mark.parametrize("part", [0.935, 0.95])
+def test_a_few_percent_too_little_are_refused(
+    mode: str, kind: MixerKind, engine: str, part: float
+) -> None:
+    noise = audited(mode, kind, engine, Part(11, part))
+    assert noise is not None
+    assert noise.numbers >= NUMBERS
+    assert noise.p_value < TOLD
+    assert not noise.enough
+    assert 0.95 < noise.smallest_found < 0.96
+    # more than the run has
+    assert noise.steps > 4
+
+
+@pytest.mark.parametrize(("mode", "kind", "engine"), CASES)
+def test_more_noise_than_claimed_is_told_and_passes(
+    mode: str, kind: MixerKind, engine: str
+) -> None:
+    noise = audited(mode, kind, engine, Part(12, 1.05))
+    assert noise is not None
+    assert noise.enough
+    assert noise.more
+    assert noise.ratio == pytest.approx(1.05, abs=0.03)
+    assert "more than claimed" in document(noise).noise_seen
+    usual = audited(mode, kind, engine, Part(12, 1.0))
+    assert usual is not None
+    assert not usual.more
+    assert "more than claimed" not in document(usual).noise_seen
+
+
+def document(noise: ResidualNoise) -> TrainingAudit:
+    return TrainingAudit(
+        plan_digest="0" * 64,
+        audited="",
+        steps=1,
+        canaries=60,
+        guesses=30,
+        correct=15,
+        confidence=0.95,
+        delta=1e-5,
+        claimed_epsilon=1.0,
+        epsilon_lower_bound=0.0,
+        noise_ratio=noise.ratio,
+        noise_numbers=noise.numbers,
+        noise_steps=noise.steps,
+        noise_p_value=noise.p_value,
+        noise_p_more=noise.p_more,
+        noise_smallest_found=noise.smallest_found,
+        passed=noise.enough,
+        meaningful=True,
+        statement="",
+    )
 
 
 @pytest.mark.parametrize(("mode", "kind", "engine"), CASES)
