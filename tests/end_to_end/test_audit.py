@@ -176,7 +176,11 @@ def test_a_release_needs_the_audit_of_every_site(plain: Federation) -> None:
     assert set(bundle["audits"]["sites"]) == set(SITES)
     assert bundle["privacy"]["mode"] == "none"
     assert bundle["audits"]["training"] is None
-    assert bundle["rounds"] == {"trained": 1, "learned_from": ["east", "west"]}
+    assert bundle["rounds"] == {
+        "trained": 1,
+        "learned_from": ["east", "west"],
+        "made_with": ["east", "west"],
+    }
     assert bundle["sites"]["number"] == 2
     # of a simulated run too: no patient, and no site but for its audit and its key
     tested = json.loads((plain.run / "metrics.json").read_text())["patients"]

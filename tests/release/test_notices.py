@@ -44,8 +44,8 @@ def release(world: World, tmp_path: Path) -> Release:
 
     def make(name: str = "release", statistics: tuple[str, ...] = (), **counted: int) -> Path:
         folder = world.release(tmp_path / name)
-        rounds = {site: {"counted": number} for site, number in counted.items()}
-        record = {"rounds": {"by_site": rounds}, "sites": [{"name": one} for one in statistics]}
+        made_with = sorted({*statistics, *(site for site, number in counted.items() if number)})
+        record = {"format_version": 2, "rounds": {"made_with": made_with}}
         (folder / "release.json").write_text(json.dumps(record))
         sum_up(folder)
         list_files(folder)

@@ -639,7 +639,11 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     )
     assert checked.stdout.count(": OK") == 6
     bundle = json.loads((out / "release.json").read_text(encoding="utf-8"))
-    assert bundle["rounds"] == {"trained": 2, "learned_from": ["north", "valley"]}
+    assert bundle["rounds"] == {
+        "trained": 2,
+        "learned_from": ["north", "valley"],
+        "made_with": ["north", "valley"],
+    }
     assert "2: north, valley\n" in (out / "RELEASE.txt").read_text()
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"{wording.UNAUDITED}: " in report

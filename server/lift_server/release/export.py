@@ -87,6 +87,8 @@ def export_run(
         raise _outside_epsilon(audits, plan)
     sites = read_audits(audits, keys, mixer_digest)
     learned_from = sorted({site for line in rounds[1:] for site in line.counted})
+    # with statistics alone, too: of these a notice of withdrawal speaks
+    made_with = sorted({site for line in rounds for site in line.counted})
     missing = [site for site in learned_from if site not in sites]
     if plan.protects_patients:
         # nothing exact of a patient is asked for
@@ -132,7 +134,11 @@ def export_run(
         "generator": public.generator,
         "plan": public.plan,
         "plan_digest": public.plan_digest,
-        "rounds": {"trained": len(rounds) - 1, "learned_from": learned_from},
+        "rounds": {
+            "trained": len(rounds) - 1,
+            "learned_from": learned_from,
+            "made_with": made_with,
+        },
         "sites": None if public.all_sites is None else as_json(public.all_sites),
         "privacy": {
             **public.privacy,

@@ -25,6 +25,8 @@ from lift_server.sites.certificates import pem
 from lift_server.sites.roster import Roster
 
 _LARGEST_RECORD: Final = 100_000_000
+_BY_SITE: Final = 1
+"""Format of records that counted rounds by site."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,10 @@ def _was_made_with(folder: Path, site: str) -> bool:
     try:
         data = parse_json(read_plain(folder / RECORD_FILE, _LARGEST_RECORD))
         record = cast("Mapping[str, Any]", data)
-        rounds = record["rounds"]["by_site"].get(site, {"counted": 0})
-        return rounds["counted"] > 0 or any(one["name"] == site for one in record["sites"])
+        if record["format_version"] == _BY_SITE:
+            rounds = record["rounds"]["by_site"].get(site, {"counted": 0})
+            return rounds["counted"] > 0 or any(one["name"] == site for one in record["sites"])
+        return site in record["rounds"]["made_with"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             "the release does not say which sites it was made with",
