@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from lift.process import keep_files_private, prepare_process
 from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_telemetry
+from lift.protocol.flower.floods import Loop, guarded_protocol, raise_descriptor_limit
 from lift.protocol.flower.forgetting import overwrite_what_is_deleted
 from lift.protocol.flower.sessions import App, Receive, Scope, Send, Sessions
 from lift.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
@@ -284,6 +285,7 @@ def door_config(
         server_header=False,
         log_level="warning",
         ws="none",
+        http=guarded_protocol(),
         h11_max_incomplete_event_size=64 << 10,
     )
 
@@ -333,9 +335,9 @@ def main() -> None:
     prepare_process()
     keep_files_private()
     end_with_parent()
-    import uvloop
-
-    uvloop.run(serve(SuperLinkSettings.from_command_line()))
+    raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(serve(SuperLinkSettings.from_command_line()))
 
 
 if __name__ == "__main__":
