@@ -482,6 +482,27 @@ class AggregationPlan(Settings):
     """Added to the root of the second moment (adam)."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay per round of the moving average that is released. 0 releases the last mixer."""
+    largest_norm_ratio: float | None = Field(default=2.0, ge=1)
+    """Largest norm of an update, as a multiple of the round's (lower) median norm; a larger update
+    is scaled down to it. null: off. It never applies in the privacy modes `patient-central` and
+    `site`, whose noise needs a bound that no data move."""
+    fall_tolerance_db: Positive | None = 1.0
+    """How far the sites' validation PSNR may fall below its best (dB, median over the sites of the
+    change); a larger fall is treated as `on_fall` says. null: off. Without validation PSNR, as
+    under privacy and for new volumes, it never applies."""
+    on_fall: Literal["go-back", "stop", "go-on"] = "go-back"
+    """go-back: take the best mixer again and go on without the site whose updates since then were
+    farthest from the others' mean; stop: take the best mixer again, then stop for a decision;
+    go-on: record the fall alone."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without a default that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        for name in ("largest_norm_ratio", "fall_tolerance_db", "on_fall"):
+            if data.get(name) == type(self).model_fields[name].default:
+                data.pop(name, None)
+        return data
 
 
 def derived_deadline_s(slowest_round_s: float) -> float:
