@@ -152,6 +152,8 @@ def outcome(record: RoundRecord, site: str) -> Outcome:
 def reason(record: RoundRecord, site: str) -> str:
     """Return why the site did not count, in words, or an empty text."""
     told = record.refused.get(site)
+    if told is None and record.fall is not None and outcome(record, site) is Outcome.UNCOUNTED:
+        return "the run went back to an earlier mixer"
     if told is None:
         return _REASONS[NO_ANSWER] if outcome(record, site) is Outcome.LATE else ""
     return reason_words(told)

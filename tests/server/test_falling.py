@@ -109,7 +109,7 @@ def falls(records: list[RoundRecord]) -> dict[int, Fall]:
     return {record.round: record.fall for record in records if record.fall is not None}
 
 
-LOUD = {"largest_norm_ratio": 5.0}
+LOUD: dict[str, Any] = {"largest_norm_ratio": 5.0}
 
 
 def test_after_a_fall_the_run_goes_on_from_the_best_mixer_without_the_site(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_slow_falls_add_up_against_the_best_round() -> None:
 
 def test_only_rounds_that_made_the_present_mixer_are_held_against_a_site() -> None:
     back = Fall(by_db=2.0, best_round=1, action="go-back", farthest="c", left_out="c")
-    best = {"a": 20.0, "b": 20.0, "d": 20.0}
+    best: dict[str, Any] = {"a": 20.0, "b": 20.0, "d": 20.0}
     again = RoundRecord(round=3, validation_psnr_db=best, distances={"a": 1.0, "b": 3.0, "d": 1.0})
     rounds = [record(1, **best), record(2, back, a=1.0, b=1.0, d=1.0), again]
     found = fall_of(rounds, {"a": 18.0, "b": 18.0, "d": 18.0}, AggregationPlan())
