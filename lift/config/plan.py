@@ -488,8 +488,8 @@ class AggregationPlan(Settings):
     `site`, whose noise needs a bound that no data move."""
     fall_tolerance_db: Positive | None = 1.0
     """How far the sites' validation PSNR may fall below its best (dB, median over the sites of the
-    change); a larger fall is treated as `on_fall` says. null: off. Without validation PSNR, as
-    under privacy and for new volumes, it never applies."""
+    change); a larger fall is treated as `on_fall` says. null: off. It never applies under
+    a privacy mode, nor for new volumes, which have no validation PSNR."""
     on_fall: Literal["go-back", "stop", "go-on"] = "go-back"
     """go-back: take the best mixer again and go on without the site whose updates since then were
     farthest from the others' mean; stop: take the best mixer again, then stop for a decision;
@@ -519,7 +519,8 @@ class FederationPlan(Settings):
     quorum_sites: int = Field(default=0, ge=0)
     """Sites that must answer. 0: all."""
     quorum_patients: Fraction = 1.0
-    """Share of all training patients that the answers must cover."""
+    """Share of all patients that the answers must cover. A site counts with the patients that it
+    declared (`lift-server add-site --patients`), else with the training patients that it claims."""
     deadline_s: Positive | None = 3600.0
     """Seconds after which a round closes with the answers received so far. null derives it from
     timed dry runs of the sites (three times the slowest, plus one minute); round 0 gets one day."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lift.config.plan import AggregationPlan, FederationPlan, Plan, TaskPlan
-from lift.config.privacy import NoPrivacy
+from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.errors import FallError, QuorumError
 from lift.protocol.messages import Answer, Kind, Parcel, TrainReply, TrainRequest
 from lift.records.rounds import Fall, RoundRecord
@@ -26,6 +26,7 @@ from tests.federation.parcels import PATIENTS, honest_answer
 
 GOAL = np.float32(4)
 SITES = sorted(PATIENTS)
+SITE = SiteLevel(mode="site", delta=1e-4, clip_norm=1.0, noise_multiplier=1.0, forced=True)
 Trick = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -252,13 +253,15 @@ def record(index: int, fall: Fall | None = None, **psnr: float | None) -> RoundR
 
 
 def test_the_change_is_the_median_over_sites_that_told_both() -> None:
-    chosen = AggregationPlan()
+    chosen = plan()
     before = [RoundRecord(round=0, kind="statistics"), record(1, a=20.0, b=30.0, c=25.0)]
     assert fall_of(before, {"a": 10.0, "b": 30.0, "c": 25.0}, chosen) is None
     assert fall_of(before, {"a": 10.0, "b": 29.1, "c": 24.1}, chosen) is None
     found = fall_of(before, {"a": 10.0, "b": 28.9, "c": 25.0 - 1.2}, chosen)
     assert found is not None
     assert found.by_db == pytest.approx(1.2)
+    private = chosen.model_copy(update={"privacy": SITE})
+    assert fall_of(before, {"a": 10.0, "b": 28.9, "c": 23.8}, private) is None
     # one value beside none says nothing, nor do sites that told it only once
     assert fall_of(before, {"a": 1.0, "b": None}, chosen) is None
     assert fall_of(before, {"a": 1.0, "d": 2.0}, chosen) is None
@@ -268,7 +271,7 @@ def test_the_change_is_the_median_over_sites_that_told_both() -> None:
 
 
 def test_slow_falls_add_up_against_the_best_round() -> None:
-    chosen = AggregationPlan()
+    chosen = plan()
     rounds = [record(i, a=20 - 0.4 * i, b=20 - 0.4 * i, c=20 - 0.4 * i) for i in (1, 2, 3)]
     assert fall_of(rounds, {"a": 18.7, "b": 18.7, "c": 18.7}, chosen) is None
     found = fall_of(rounds, {"a": 18.4, "b": 18.4, "c": 18.4}, chosen)
@@ -281,7 +284,7 @@ def test_only_rounds_that_made_the_present_mixer_are_held_against_a_site() -> No
     best: dict[str, Any] = {"a": 20.0, "b": 20.0, "d": 20.0}
     again = RoundRecord(round=3, validation_psnr_db=best, distances={"a": 1.0, "b": 3.0, "d": 1.0})
     rounds = [record(1, **best), record(2, back, a=1.0, b=1.0, d=1.0), again]
-    found = fall_of(rounds, {"a": 18.0, "b": 18.0, "d": 18.0}, AggregationPlan())
+    found = fall_of(rounds, {"a": 18.0, "b": 18.0, "d": 18.0}, plan())
     assert found is not None
     assert found.left_out == "b"
     assert left_out(rounds) == {"c": 2}

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median_high
 
-from lift.config.plan import AggregationPlan
+from lift.config.plan import Plan
+from lift.config.privacy import NoPrivacy
 from lift.errors import FallError
 from lift.records.rounds import Fall, RoundRecord
 
@@ -24,7 +25,7 @@ def left_out(records: Sequence[RoundRecord]) -> dict[str, int]:
     return {fall.left_out: index for index, fall in falls if fall.left_out is not None}
 
 
-def fall_of(records: Sequence[RoundRecord], psnr_db: Psnr, plan: AggregationPlan) -> Fall | None:
+def fall_of(records: Sequence[RoundRecord], psnr_db: Psnr, plan: Plan) -> Fall | None:
     """The fall that this round's validation shows; None where there is none.
 
     The change of a round is the median over the sites of the change of their own validation PSNR
@@ -38,15 +39,17 @@ def fall_of(records: Sequence[RoundRecord], psnr_db: Psnr, plan: AggregationPlan
     Args:
         records: of the rounds before.
         psnr_db: of this round, by site.
-        plan: tolerance, and what is done.
+        plan: tolerance, and what is done. Under every privacy mode there is no fall: no noise covers
+            what going back would tell of the validation patients.
     """
-    if plan.fall_tolerance_db is None:
+    rules = plan.aggregation
+    if rules.fall_tolerance_db is None or not isinstance(plan.privacy, NoPrivacy):
         return None
     best = _best(records)
     if best is None:
         return None
     change = _change(best.validation_psnr_db, psnr_db)
-    if change is None or change >= -plan.fall_tolerance_db:
+    if change is None or change >= -rules.fall_tolerance_db:
         return None
     back = [record.round for record in records if record.fall and record.fall.went_back]
     since = max([best.round, *(index + 1 for index in back)])
@@ -55,9 +58,9 @@ def fall_of(records: Sequence[RoundRecord], psnr_db: Psnr, plan: AggregationPlan
     return Fall(
         by_db=-change,
         best_round=best.round,
-        action=plan.on_fall,
+        action=rules.on_fall,
         farthest=farthest,
-        left_out=farthest if plan.on_fall == "go-back" else None,
+        left_out=farthest if rules.on_fall == "go-back" else None,
     )
 
 

@@ -336,7 +336,7 @@ class _Rounds:
                 tally.refused[site] = error.seen
         self._check_quorum(round_index, list(sent), tally)
         psnr_db = {site: reply.validation_psnr_db for site, reply in replies.items()}
-        fall = fall_of(self._store.records, psnr_db, self._plan.aggregation)
+        fall = fall_of(self._store.records, psnr_db, self._plan)
         update: dict[str, Tensor] = {}
         told: dict[str, dict[str, float]] = {}
         if fall is None or not fall.went_back:
