@@ -39,8 +39,8 @@ def fall_of(records: Sequence[RoundRecord], psnr_db: Psnr, plan: Plan) -> Fall |
     Args:
         records: of the rounds before.
         psnr_db: of this round, by site.
-        plan: tolerance, and what is done. Under every privacy mode there is no fall: no noise covers
-            what going back would tell of the validation patients.
+        plan: tolerance, and what is done. Under every privacy mode there is no fall: no noise
+            covers what going back would tell of the validation patients.
     """
     rules = plan.aggregation
     if rules.fall_tolerance_db is None or not isinstance(plan.privacy, NoPrivacy):

@@ -159,11 +159,11 @@ class _Rounds:
             self._slowest_round_s = slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
             self._resumed_at = done + 1
+            self._take_roster(self._roster)
             if recorded(self._store.records, self._digest) is None:
                 self._inform(done + 1)
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
-            gone = left_out(self._store.records)
-            self._roster = sorted(set(self._read_roster()) - set(gone))
+            self._take_roster(self._read_roster())
             joined = self._let_in(round_index)
             state = self._train(round_index, state, shared, joined)
         trained = mixer = state.released
@@ -172,6 +172,10 @@ class _Rounds:
         if shipped is not None and shipped.source == "gaussian":
             mixer = self._task.start(shared)
         return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped, gain)
+
+    def _take_roster(self, admitted: Sequence[str]) -> None:
+        """The admitted sites, without those that a fall left out."""
+        self._roster = sorted(set(admitted) - set(left_out(self._store.records)))
 
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, self._statistics_request())
