@@ -162,6 +162,12 @@ class QuorumError(LiftError):
     label = "quorum"
 
 
+class FallError(LiftError):
+    """The sites' validation fell, and the plan's `on_fall` wants a decision."""
+
+    label = "policy"
+
+
 class RecordError(LiftError):
     """A journal or ledger is damaged. Its content is not trusted from one line on.
 

@@ -35,6 +35,7 @@ def federate(
     watch: Watch | None = None,
     replay: Replay | None = None,
     asked: Callable[[int], Sequence[str]] | None = None,
+    declared: Mapping[str, int] | None = None,
 ) -> FinishedRun:
     """Run the plan's rounds with these sites to their end, or from the last checkpoint to it.
 
@@ -48,6 +49,7 @@ def federate(
         watch: stands around the exchange and may wrap the sites' handlers.
         replay: makes of the transport one that repeats a recorded participation.
         asked: sites that are asked in a round; all without it.
+        declared: patients of each site, above which a claim is refused.
 
     Raises:
         QuorumError: too few sites answered.
@@ -71,6 +73,7 @@ def federate(
                 roster=roster,
                 on_round=on_round,
                 with_guard=with_guard,
+                declared=lambda: declared or {},
                 site_logs=SITE_LOGS,
             )
         )

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lift.protocol.messages import Failure, Kind, Parcel
 from lift.protocol.transport import SiteHandler
-from lift.records.rounds import RoundRecord, mean_of
+from lift.records.rounds import RoundRecord, clips_told, mean_of
 from lift_server.watch.board import board
 from lift_server.watch.rounds_file import Rounds, SiteTally
 
@@ -180,7 +180,11 @@ class Reporter:
             parts.append(f"{max(record.bytes.values())} bytes a site")
         if record.seconds is not None:
             parts.append(f"{record.seconds} s")
+        if record.clipped:
+            parts.append(f"clipped: {clips_told(record)}")
         self.line("  " + " · ".join(parts))
+        if record.fall is not None:
+            self.line(f"  round {record.round}: {record.fall.sentence}")
 
     def line(self, text: str) -> None:
         """One plain line."""

@@ -482,6 +482,27 @@ class AggregationPlan(Settings):
     """Added to the root of the second moment (adam)."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay per round of the moving average that is released. 0 releases the last mixer."""
+    largest_norm_ratio: float | None = Field(default=2.0, ge=1)
+    """Largest norm of an update, as a multiple of the round's (lower) median norm; a larger update
+    is scaled down to it. null: off. It never applies in the privacy modes `patient-central` and
+    `site`, whose noise needs a bound that no data move."""
+    fall_tolerance_db: Positive | None = 1.0
+    """How far the sites' validation PSNR may fall below its best (dB, median over the sites of the
+    change); a larger fall is treated as `on_fall` says. null: off. It never applies under
+    a privacy mode, nor for new volumes, which have no validation PSNR."""
+    on_fall: Literal["go-back", "stop", "go-on"] = "go-back"
+    """go-back: take the best mixer again and go on without the site whose updates since then were
+    farthest from the others' mean; stop: take the best mixer again, then stop for a decision;
+    go-on: record the fall alone."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # without a default that came later: plans of before keep their digests
+        data: dict[str, Any] = handler(self)
+        for name in ("largest_norm_ratio", "fall_tolerance_db", "on_fall"):
+            if data.get(name) == type(self).model_fields[name].default:
+                data.pop(name, None)
+        return data
 
 
 def derived_deadline_s(slowest_round_s: float) -> float:
@@ -498,7 +519,8 @@ class FederationPlan(Settings):
     quorum_sites: int = Field(default=0, ge=0)
     """Sites that must answer. 0: all."""
     quorum_patients: Fraction = 1.0
-    """Share of all training patients that the answers must cover."""
+    """Share of all patients that the answers must cover. A site counts with the patients that it
+    declared (`lift-server add-site --patients`), else with the training patients that it claims."""
     deadline_s: Positive | None = 3600.0
     """Seconds after which a round closes with the answers received so far. null derives it from
     timed dry runs of the sites (three times the slowest, plus one minute); round 0 gets one day."""
@@ -510,8 +532,9 @@ class FederationPlan(Settings):
     """Sites round their numbers of patients up to a multiple of this. Weights use these numbers."""
     update_dtype: Literal["float32", "float16"] = "float32"
     """Number format in which updates travel."""
-    largest_update_norm: Positive = 1e3
-    """Largest joint L2 norm of an update. The review refuses larger ones."""
+    largest_update_norm: Positive = 1e2
+    """Largest joint L2 norm of an update. The review refuses larger ones. Honest ones of the demo
+    have 1 to 2; AdamW moves n numbers by about learning_rate x steps x sqrt(n) at most."""
 
 
 class Plan(Settings):

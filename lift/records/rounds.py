@@ -6,7 +6,7 @@ Imports neither torch nor an image library: a page about a run must not weigh on
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -28,6 +28,37 @@ class SiteStatistics(BaseModel):
     data_card: JsonValue = None
 
 
+class Fall(BaseModel):
+    """A round whose validation PSNR showed that the mixer had become worse."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    by_db: float
+    """Below the best round, median over the sites."""
+    best_round: int
+    """The round that began with the best mixer so far."""
+    action: Literal["go-back", "stop", "go-on"]
+    """What the plan says (`aggregation.on_fall`)."""
+    farthest: str | None = None
+    """The site whose updates since then were farthest from the others' mean, if one stands out."""
+    left_out: str | None = None
+    """The site that takes no part from then on."""
+
+    @property
+    def went_back(self) -> bool:
+        """Whether the best mixer became the current one again: this round counted nobody."""
+        return self.action != "go-on"
+
+    @property
+    def sentence(self) -> str:
+        """What happened, for a person."""
+        told = f"validation fell by {self.by_db:.2f} dB below round {self.best_round}"
+        if not self.went_back:
+            return f"{told}; went on, as the plan says"
+        out = f"; left out from now on: {self.left_out}" if self.left_out else ""
+        return f"{told}; back to the mixer that round {self.best_round} began with{out}"
+
+
 class RoundRecord(BaseModel):
     """One line of `rounds.jsonl`; keys that are not known here are passed over."""
 
@@ -44,6 +75,13 @@ class RoundRecord(BaseModel):
     seconds: float | None = None
     loss: dict[str, float | None] = {}
     validation_psnr_db: dict[str, float | None] = {}
+    norm_ratios: dict[str, float] = {}
+    """Norm of each update, as a multiple of the round's median norm."""
+    clipped: dict[str, float] = {}
+    """Factor by which each update was scaled down, of those that were."""
+    distances: dict[str, float] = {}
+    """Distance of each update to the others' mean, as a multiple of the median norm."""
+    fall: Fall | None = None
     epsilon: float | None = None
     sent_again: dict[str, int] = {}
     resumed: bool = False
@@ -57,6 +95,14 @@ class RoundRecord(BaseModel):
     def line(self) -> dict[str, object]:
         """The line as JSON data: the keys that were set."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+def clips_told(record: RoundRecord) -> str:
+    """The sites whose update was clipped, each with its norm beside the median."""
+    return ", ".join(
+        f"{site} ({record.norm_ratios[site]:.3g} x the median norm)"
+        for site in sorted(record.clipped)
+    )
 
 
 class Outcome(StrEnum):
@@ -107,6 +153,8 @@ def outcome(record: RoundRecord, site: str) -> Outcome:
 def reason(record: RoundRecord, site: str) -> str:
     """Return why the site did not count, in words, or an empty text."""
     told = record.refused.get(site)
+    if told is None and record.fall is not None and outcome(record, site) is Outcome.UNCOUNTED:
+        return "the run went back to an earlier mixer"
     if told is None:
         return _REASONS[NO_ANSWER] if outcome(record, site) is Outcome.LATE else ""
     return reason_words(told)

@@ -16,6 +16,7 @@ from lift.records.extract import FEWEST_TOLD, PUBLIC_ROUNDS_FILE
 from lift.records.metrics import METRICS_FILE
 from lift.records.rounds import ROUNDS_FILE
 from lift.records.run import RUN_FILE
+from lift.report.clips import clips_content
 from lift.report.figures import Picture, curves_figure, seconds_figure
 from lift.report.overviews import (
     MOST_PANELS,
@@ -155,6 +156,7 @@ def rounds_section(run: Run) -> Section:
         content.append(stretches_table(run))
     else:
         content.append(rounds_table(run))
+    content += clips_content(run)
     if run.last_line_lost:
         content.append(lacking(f"The last line of {ROUNDS_FILE} is cut off and was ignored."))
     return Section("rounds", "Rounds", tuple(content))

@@ -29,7 +29,7 @@ from lift.protocol.flower.superlink import SuperLinkSettings
 from lift.protocol.health import health_service
 from lift.protocol.messages import Kind
 from lift.protocol.transport import Transport
-from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics
+from lift.records.rounds import ROUNDS_FILE, RoundRecord, SiteStatistics, clips_told
 from lift.records.run import FEDERATION, RunRecord, SiteRecord, loss_record, read_run_record
 from lift.tasks.describe import describe_run
 from lift.tasks.registry import open_generator, task_of
@@ -123,6 +123,7 @@ class _Server:
         for notice in certificate_notices(config.certificates, datetime.now(UTC)):
             logger.warning("event=certificate_notice %s", notice)
             self._say(f"certificate: {notice}")
+        self._name_undeclared()
         settings = self._settings()
         make_secret(Path(settings.secret))
         superlink = SuperLink(settings, config.state / "superlink.log")
@@ -173,6 +174,7 @@ class _Server:
             heads_file=self._config.state / HEADS_FILE,
             noised_folder=self._config.state / NOISED_FOLDER,
             on_ask=self._status.asking,
+            declared=lambda: Roster.read(self._config.sites).declared_patients,
         )
 
     def _wait_for_sites(self, transport: Transport, roster: Callable[[], list[str]]) -> None:
@@ -232,11 +234,28 @@ class _Server:
         last = record.kind == Kind.GUARD.value
         place = f"after {rounds} rounds" if last else f"round {record.round} of {rounds}"
         took = "" if record.seconds is None else f" · {record.seconds} s"
+        clipped = f"; clipped: {clips_told(record)}" if record.clipped else ""
         self._say_when_piped(
-            f"{place} · {record.kind} · counted: {', '.join(names)}{missing}{took}"
+            f"{place} · {record.kind} · counted: {', '.join(names) or 'none'}"
+            f"{missing}{clipped}{took}"
         )
+        if record.fall is not None:
+            self._say(f"round {record.round}: {record.fall.sentence}")
         self._status.round_done(record)
         self._tracking.round_done(record)
+
+    def _name_undeclared(self) -> None:
+        """Warn of sites whose claimed numbers of patients nothing bounds."""
+        if self._plan.protects_patients:
+            return  # the plan's public numbers hold
+        roster = Roster.read(self._config.sites)
+        unknown = [site for site in roster.admitted_keys if site not in roster.declared_patients]
+        if unknown:
+            logger.warning("event=no_declared_patients sites=%s", ",".join(unknown))
+            self._say(
+                f"no declared number of patients: {', '.join(unknown)}; what they claim is taken "
+                "for weights and quorum (`lift-server add-site DIR NAME PUBKEY --patients N`)"
+            )
 
     def _roster(self) -> dict[str, str]:
         return Roster.read(self._config.sites).admitted_keys

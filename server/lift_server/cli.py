@@ -114,6 +114,15 @@ def add_site(
     public_key: Annotated[
         Path, typer.Argument(metavar="PUBKEY", help="The site.pub file from the site.")
     ],
+    patients: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Patients that the site declares. The server refuses a higher claim, and the "
+            "quorum counts this number. Give it again to change it.",
+        ),
+    ] = None,
 ) -> None:
     """Admit one site and write its kit. Other sites are not affected.
 
@@ -121,7 +130,7 @@ def add_site(
     the removal. Otherwise the site must enroll again, and you admit its new key.
     """
     config = load_settings(folder)
-    done = roster.add_site(config, name, public_key)
+    done = roster.add_site(config, name, public_key, patients=patients)
     said = {
         "new": f"admitted: {name}",
         "unchanged": f"{name} is already admitted with this key; its kit was written again",
@@ -133,6 +142,8 @@ def add_site(
         said[done.change],
         f"key: {done.fingerprint}",
         f"kit: {done.kit}",
+        "declared patients: "
+        + ("none: what it claims is taken" if done.patients is None else str(done.patients)),
         "compare both fingerprints with the site by telephone; certificate authority: "
         f"{done.ca_fingerprint}",
     )

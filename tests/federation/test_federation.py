@@ -72,6 +72,11 @@ def test_every_round_stands_in_the_record(finished: Federation) -> None:
     assert set(run_record["guard"]) == set(finished.sites)
 
 
+def test_the_server_names_once_the_sites_that_declared_no_patients(finished: Federation) -> None:
+    named = "no declared number of patients: " + ", ".join(sorted(finished.sites))
+    assert " ".join(finished.log("server").split()).count(named) == 1
+
+
 def test_what_a_federation_leaves_is_its_users_alone(finished: Federation) -> None:
     works = [finished.site(name) / "work" for name in finished.sites]
     for folder in (finished.server / "state", finished.out, *works):

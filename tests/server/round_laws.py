@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from lift.config.plan import AggregationPlan, Plan
@@ -155,7 +156,7 @@ class RunFolder:
                 asked = [s for s in last.roster if known.get(s, 0) > 0]
                 assert record["asked"] == asked
                 assert record["joined"] == joined
-                self._check_mixer(index, record["counted"], known)
+                self._check_mixer(index, record, known)
 
     def _quorum_is_met(self, index: int, exchange: Exchange, known: Mapping[str, int]) -> bool:
         federation = self.plan.federation
@@ -177,10 +178,9 @@ class RunFolder:
         np.testing.assert_allclose(self._state(0)["z_filter/taps"], taps, rtol=1e-9)
         assert_equal(self.mixer(0), START)
 
-    def _check_mixer(
-        self, index: int, counted: Mapping[str, float], known: Mapping[str, int]
-    ) -> None:
+    def _check_mixer(self, index: int, record: Record, known: Mapping[str, int]) -> None:
         """Before + weighted mean of exactly the counted updates, each once, to the bit."""
+        counted: Mapping[str, float] = record["counted"]
         patients = {site: known[site] for site in counted}
         expected = _weights(patients, self.plan.aggregation)
         assert list(counted) == sorted(counted)
@@ -188,9 +188,14 @@ class RunFolder:
         dtype = self.plan.federation.update_dtype
         old = self.mixer(index - 1)
         mean = {name: np.zeros(value.shape) for name, value in old.items()}
+        updates = {site: site_update(site, index, old, dtype) for site in counted}
+        factors = _factors(updates, self.plan.aggregation.largest_norm_ratio)
+        assert record["clipped"] == pytest.approx(factors, rel=1e-9)
         for site in sorted(counted):
-            for name, part in site_update(site, index, old, dtype).items():
-                mean[name] = mean[name] + part.astype(np.float64) * counted[site]
+            for name, part in updates[site].items():
+                # the record's own factor: to the bit
+                clipped = part.astype(np.float64) * record["clipped"].get(site, 1.0)
+                mean[name] = mean[name] + clipped * counted[site]
         new = {name: (old[name] + mean[name]).astype(np.float32) for name in old}
         assert_equal(self.mixer(index), new)
 
@@ -258,6 +263,23 @@ def _check_record(record: Record, exchange: Exchange) -> None:
     assert set(record["answered"]) == set(exchange.requests) - absent
     sent = Counter(site for site, _ in exchange.pushed.values())
     assert record["sent_again"] == {site: n - 1 for site, n in sorted(sent.items()) if n > 1}
+
+
+def _factors(
+    updates: Mapping[str, Mapping[str, np.ndarray]], largest_ratio: float | None
+) -> dict[str, float]:
+    """By which the updates beyond a multiple of the lower median norm are scaled down."""
+    if largest_ratio is None:
+        return {}
+    norms = {
+        site: float(np.linalg.norm(np.concatenate([np.ravel(t).astype(float) for t in u.values()])))
+        for site, u in updates.items()
+    }
+    known = sorted(n for n in norms.values() if n > 0)
+    if not known:
+        return {}
+    most = largest_ratio * known[(len(known) - 1) // 2]
+    return {site: most / n for site, n in norms.items() if n > most * (1 + 1e-12)}
 
 
 def _weights(patients: Mapping[str, int], plan: AggregationPlan) -> list[float]:

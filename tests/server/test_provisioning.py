@@ -412,6 +412,37 @@ def test_a_removed_site_comes_back_with_its_key_or_another(tmp_path: Path) -> No
         remove_site(config, "valley")
 
 
+def test_declared_patients_are_kept_until_they_are_given_anew(tmp_path: Path) -> None:
+    config = federation(tmp_path)
+    key = site_key(tmp_path / "site.pub")
+
+    def declared() -> dict[str, int]:
+        return Roster.read(config.sites).declared_patients
+
+    assert add_site(config, "north", key).patients is None
+    assert declared() == {}
+    admitted = Roster.read(config.sites).sites["north"].admitted
+    again = add_site(config, "north", key, patients=40, now=NOW)
+    assert (again.change, again.patients) == ("unchanged", 40)
+    assert declared() == {"north": 40}
+    assert Roster.read(config.sites).sites["north"].admitted == admitted
+    assert add_site(config, "north", key).patients == 40
+    assert add_site(config, "north", key, patients=50).patients == 50
+    remove_site(config, "north")
+    assert declared() == {}
+    assert add_site(config, "north", key).patients == 50
+    assert declared() == {"north": 50}
+
+
+def test_a_roster_of_before_has_no_declared_patients(tmp_path: Path) -> None:
+    config = federation(tmp_path)
+    add_site(config, "north", site_key(tmp_path / "site.pub"))
+    data = json.loads(config.sites.read_text())
+    del data["sites"]["north"]["patients"]
+    config.sites.write_text(json.dumps(data))
+    assert Roster.read(config.sites).declared_patients == {}
+
+
 @pytest.mark.parametrize(
     ("name", "key", "reason"),
     [

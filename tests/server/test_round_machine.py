@@ -110,6 +110,7 @@ class RoundMachine(RuleBasedStateMachine):
         quorum_patients=st.sampled_from([0.0, 0.25, 0.0, 0.5, 0.8, 1.0]),
         weights=st.sampled_from(["patients", "uniform"]),
         largest_share=st.sampled_from([0.6, 1.0]),
+        largest_norm_ratio=st.sampled_from([None, 1.0, 1.25, 2.0]),
         dtype=st.sampled_from(["float32", "float16"]),
         unknown=st.sets(site_names, max_size=2),
         away=st.sets(site_names, max_size=2),
@@ -122,6 +123,7 @@ class RoundMachine(RuleBasedStateMachine):
         quorum_patients: float,
         weights: Any,
         largest_share: float,
+        largest_norm_ratio: float | None,
         dtype: Any,
         unknown: set[str],
         away: set[str],
@@ -129,7 +131,11 @@ class RoundMachine(RuleBasedStateMachine):
     ) -> None:
         self.plan = Plan(
             task=TaskPlan(source=("t1n",), target="t2f"),
-            aggregation=AggregationPlan(weights=weights, largest_share=largest_share),
+            aggregation=AggregationPlan(
+                weights=weights,
+                largest_share=largest_share,
+                largest_norm_ratio=largest_norm_ratio,
+            ),
             federation=FederationPlan(
                 rounds=rounds,
                 quorum_sites=quorum_sites,
@@ -298,6 +304,7 @@ def test_every_kind_of_answer_counts_or_is_refused_as_it_should_be(deed: str) ->
         quorum_patients=0.0,
         weights="patients",
         largest_share=0.6,
+        largest_norm_ratio=1.25,
         dtype="float32",
         unknown=set(),
         away=set(),

@@ -195,7 +195,7 @@ def test_the_share_of_the_patients_counts_beside_the_number_of_sites(tmp_path: P
     chosen = plan(quorum_sites=2, quorum_patients=0.8)
     with pytest.raises(QuorumError) as caught:
         federate(chosen, tmp_path, scripted(north={1: FailureKind.INTERNAL}))
-    assert "40% of the training patients" in caught.value.seen
+    assert "40% of the patients" in caught.value.seen
 
 
 def test_a_site_that_raises_counts_as_a_failure_and_its_text_stays_there(tmp_path: Path) -> None:

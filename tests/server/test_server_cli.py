@@ -268,6 +268,18 @@ def test_from_an_empty_folder_to_an_admitted_site_each_command_names_the_next(
     assert run("remove-site", folder, "south").code == 2
 
 
+def test_a_site_is_admitted_with_the_patients_that_it_declares(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    key = site_key(tmp_path / "harbour.pub")
+    added = run("add-site", folder, "harbour", key)
+    assert "declared patients: none: what it claims is taken\n" in added.stdout
+    added = run("add-site", folder, "harbour", key, "--patients", 40)
+    assert "declared patients: 40\n" in added.stdout
+    assert roster.Roster.read(load(folder).sites).declared_patients == {"harbour": 40}
+    assert run("add-site", folder, "harbour", key, "--patients", 0).code == 2
+
+
 def test_check_warns_of_a_page_that_others_can_reach(run: Run, folder: Path) -> None:
     assert "page" not in verdicts(run("check", folder))
     change_setting(folder, "page_host: 127.0.0.1", "page_host: 0.0.0.0")
@@ -656,8 +668,11 @@ def test_export_copies_what_is_released_and_sums_that_others_can_check(
     assert "not empty" in again.stderr
 
 
-SECRETS = ("not_finite", "0.1234567", "0.7654321", "siemens", "17.25", "31337")
-"""A refusal, losses, a card, a site's figure, its bytes: the coordinator's alone."""
+SECRETS = (
+    *("not_finite", "0.1234567", "0.7654321", "siemens", "17.25", "31337", "9.8125"),
+    "tampered",
+)
+"""A refusal, losses, a card, a site's figure, its bytes, its norm, its fall: the coordinator's."""
 OF_ONE_SITE: dict[str, Any] = {
     "sites": [
         {
@@ -799,6 +814,9 @@ def test_a_release_tells_neither_refusals_nor_a_site_s_figures_nor_cards(
         "loss": {"north": 0.1234567, "valley": 0.7654321},
         "validation_psnr_db": {"north": 17.25},
         "bytes": {"north": 31337},
+        "norm_ratios": {"north": 9.8125, "valley": 1.0},
+        "clipped": {"north": 0.25},
+        "fall": {"by_db": 3.0, "best_round": 1, "action": "go-back", "left_out": "tampered"},
     }
     lines[2] |= {"refused": {"valley": "not_finite"}}
     (source / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

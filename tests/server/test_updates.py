@@ -99,7 +99,8 @@ def test_a_sum_of_another_plan_is_refused() -> None:
 def test_lockstep_divides_the_noisy_sum_by_public_numbers() -> None:
     _, aggregation = central()
     sent = {site: {"w": np.full(SHAPE, UNITS, np.int64)} for site in ("east", "west")}
-    update, weights = aggregation.combine(sent, {"east": 1, "west": 999})
+    made = aggregation.combine(sent, {"east": 1, "west": 999})
+    update, weights = made.update, made.weights
     # weights by the plan's public numbers, whatever a site claimed
     assert weights == {"east": 0.75, "west": 0.25}
     expected_patients = 0.25 * 40
@@ -123,7 +124,7 @@ def test_one_site_moves_the_mean_by_at_most_the_clip_norm_over_the_roster() -> N
 
     def moved(sent: dict[str, dict[str, np.ndarray]]) -> Tensor:
         made = NoisySites(chosen, SITE, sites, KnownStream())
-        return made.combine(sent, {})[0]["w"]
+        return made.combine(sent, {}).update["w"]
 
     others = {"a": calm, "b": calm, "c": calm}
     difference = moved({**others, "d": wild}) - moved(others)

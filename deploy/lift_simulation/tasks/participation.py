@@ -69,6 +69,9 @@ class Participation:
         record = self._at(round_index)
         if kind is Kind.STATISTICS and round_index > 0:
             present: Collection[str] = record.asked
+        elif record.fall is not None:
+            # nobody counted where the run went back; what they answered showed it
+            present = record.answered
         else:
             present = record.counted
         return {

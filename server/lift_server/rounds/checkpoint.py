@@ -89,6 +89,16 @@ def read_checkpoints(folder: Path, plan_digest: str) -> list[Checkpoint]:
     return found
 
 
+def read_checkpoint(folder: Path, round_index: int, plan_digest: str) -> Checkpoint | None:
+    """Return the checkpoint of one round; None where it is missing or damaged.
+
+    Raises:
+        CheckpointError: it belongs to another plan.
+        VersionMismatchError: it comes from another version of the format.
+    """
+    return _read(folder, f"round-{round_index:04d}", plan_digest)
+
+
 def _set_aside(folder: Path, *, after: int) -> None:
     for path in sorted(folder.glob("round-*.json")):
         number = path.stem.removeprefix("round-")

@@ -42,7 +42,9 @@ from lift.records.rounds import RoundRecord
 from lift.records.shipped import Shipped
 from lift.wire.names import MIXER, grouped
 from lift_server.rounds.aggregation import ServerState, next_state
+from lift_server.rounds.counts import check_claim, quorum_counts
 from lift_server.rounds.exchange import Tally, patients_of, slowest_round_s
+from lift_server.rounds.falling import fall_of, left_out, stop_after
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.rounds.noised import NOISED_FOLDER, NoisedRound, NoisedRounds
@@ -68,6 +70,7 @@ def run_rounds(
     roster: Callable[[], Sequence[str]],
     on_round: Callable[[RoundRecord], None] | None = None,
     on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
+    declared: Callable[[], Mapping[str, int]] = dict,
     with_guard: bool = True,
     heads_file: Path | None = None,
     noised_folder: Path | None = None,
@@ -85,6 +88,8 @@ def run_rounds(
         on_round: called with each round's record, after its checkpoint is on disk.
         on_ask: called before each exchange with the round, its kind, the sites and the deadline in
             s.
+        declared: gives the patients of each site that declared them: its claim may not pass them,
+            and a quorum counts them. Asked anew with each use.
         with_guard: ask the sites for their verdict at the end. Without it what was trained is
             released as it is: for a comparison.
         heads_file: where the last heads of the sites' privacy ledgers are kept, across runs; in
@@ -96,11 +101,15 @@ def run_rounds(
     Raises:
         QuorumError: too few sites answered in a round; nothing of it was aggregated, and the
             same command resumes from the round before.
+        FallError: the sites' validation fell, and the plan wants a decision; the same command goes
+            on from the best mixer.
         RecordError: a round that noise was added to cannot be read again.
     """
     heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
     noised = NoisedRounds(noised_folder or store.folder / NOISED_FOLDER, plan.digest())
-    loop = _Rounds(plan, transport, store, task, roster, on_round, on_ask, heads, noised, site_logs)
+    loop = _Rounds(
+        plan, transport, store, task, roster, on_round, on_ask, declared, heads, noised, site_logs
+    )
     return loop.run(with_guard=with_guard)
 
 
@@ -114,6 +123,7 @@ class _Rounds:
         roster: Callable[[], Sequence[str]],
         on_round: Callable[[RoundRecord], None] | None,
         on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
+        declared: Callable[[], Mapping[str, int]],
         heads: LedgerHeads,
         noised: NoisedRounds,
         site_logs: str,
@@ -125,6 +135,7 @@ class _Rounds:
         self._task = task
         self._read_roster = roster
         self._roster = sorted(roster())
+        self._declared = declared
         self._heads = heads
         self._noised = noised
         self._site_logs = site_logs
@@ -148,10 +159,11 @@ class _Rounds:
             self._slowest_round_s = slowest_round_s(self._store.records)
             logger.info("event=resumed round=%d", done)
             self._resumed_at = done + 1
+            self._take_roster(self._roster)
             if recorded(self._store.records, self._digest) is None:
                 self._inform(done + 1)
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
-            self._roster = sorted(self._read_roster())
+            self._take_roster(self._read_roster())
             joined = self._let_in(round_index)
             state = self._train(round_index, state, shared, joined)
         trained = mixer = state.released
@@ -161,6 +173,10 @@ class _Rounds:
             mixer = self._task.start(shared)
         return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped, gain)
 
+    def _take_roster(self, admitted: Sequence[str]) -> None:
+        """The admitted sites, without those that a fall left out."""
+        self._roster = sorted(set(admitted) - set(left_out(self._store.records)))
+
     def _statistics(self) -> tuple[ServerState, dict[str, Tensor]]:
         answers, tally = self._ask(0, self._statistics_request())
         contributions: dict[str, Contribution] = {}
@@ -168,7 +184,9 @@ class _Rounds:
         for site, parcel in answers.items():
             try:
                 reply, sums = self._task.review(parcel, self._digest)
+                check_claim(site, reply, self._plan, self._declared())
             except UpdateRejectedError as error:
+                logger.warning("event=statistics_refused site=%s reason=%s", site, error.seen)
                 tally.refused[site] = error.seen
                 continue
             replies[site] = reply
@@ -243,9 +261,11 @@ class _Rounds:
         replies = {}
         for site, parcel in answers.items():
             try:
-                replies[site], _ = self._task.review(parcel, self._digest)
-            except UpdateRejectedError:
-                logger.warning("event=statistics_refused site=%s", site)
+                reply, _ = self._task.review(parcel, self._digest)
+                check_claim(site, reply, self._plan, self._declared())
+                replies[site] = reply
+            except UpdateRejectedError as error:
+                logger.warning("event=statistics_refused site=%s reason=%s", site, error.seen)
         return replies
 
     def _note_estimates(self, replies: Mapping[str, StatisticsReply]) -> None:
@@ -281,9 +301,17 @@ class _Rounds:
             logger.info("event=noised_before round=%d", round_index)
             self._patients |= done.record.joined
         resumed = round_index == self._resumed_at
-        after = next_state(state, done.update, self._plan.aggregation)
         record = done.record.model_copy(update={"resumed": resumed})
+        fall = record.fall
+        if fall is not None and fall.went_back:
+            after = self._store.state_before(fall.best_round)
+        else:
+            after = next_state(state, done.update, self._plan.aggregation)
         self._finish(round_index, after, shared, record)
+        if fall is not None:
+            logger.warning("event=validation_fell round=%d %s", round_index, fall.sentence)
+            if fall.action == "stop":
+                raise stop_after(fall, round_index)
         return after
 
     def _updated(
@@ -312,15 +340,23 @@ class _Rounds:
             except UpdateRejectedError as error:
                 tally.refused[site] = error.seen
         self._check_quorum(round_index, list(sent), tally)
-        update, tally.counted = self._aggregation.combine(sent, self._patients)
+        psnr_db = {site: reply.validation_psnr_db for site, reply in replies.items()}
+        fall = fall_of(self._store.records, psnr_db, self._plan)
+        update: dict[str, Tensor] = {}
+        told: dict[str, dict[str, float]] = {}
+        if fall is None or not fall.went_back:
+            made = self._aggregation.combine(sent, self._patients)
+            update, tally.counted, told = made.update, made.weights, made.told
         record = tally.record(
             round_index,
             Kind.TRAIN,
             epsilon=epsilon_after(self._plan, round_index),
             loss={site: reply.loss for site, reply in replies.items()},
-            validation_psnr_db={site: reply.validation_psnr_db for site, reply in replies.items()},
+            validation_psnr_db=psnr_db,
             joined=dict(joined),
             resumed=False,
+            **told,
+            **({} if fall is None else {"fall": fall}),
         )
         return NoisedRound(update, record)
 
@@ -448,7 +484,7 @@ class _Rounds:
                 round_index,
                 present,
                 roster=self._roster,
-                patients=self._patients,
+                patients=quorum_counts(self._patients, self._declared()),
             )
 
         return Grace(self._plan.federation.grace_s, enough)
@@ -460,7 +496,8 @@ class _Rounds:
             present,
             tally,
             roster=self._roster,
-            patients=self._patients,
+            patients=quorum_counts(self._patients, self._declared()),
+            gone=left_out(self._store.records),
             site_logs=self._site_logs,
         )
 

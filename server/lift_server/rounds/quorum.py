@@ -59,9 +59,10 @@ def check_quorum(
     *,
     roster: Sequence[str],
     patients: Mapping[str, int],
+    gone: Collection[str],
     site_logs: str,
 ) -> None:
-    """Raise unless enough sites, with a sufficient share of all training patients, answered.
+    """Raise unless enough sites, with a sufficient share of all patients, answered.
 
     Args:
         plan: what is needed.
@@ -69,7 +70,8 @@ def check_quorum(
         present: sites whose answer is fit to count.
         tally: who was asked and refused.
         roster: admitted sites.
-        patients: training patients by site, as far as they are known.
+        patients: by site, 0 where it trains on none: those that it declared, or training patients.
+        gone: sites that were left out.
         site_logs: where a reader finds what a site does not tell.
 
     Raises:
@@ -86,10 +88,12 @@ def check_quorum(
         if present
         else f"round {round_index} failed at every site",
         where="federation.quorum_sites, federation.quorum_patients",
-        seen=f"{found.sites} of {found.of} sites with {found.share:.0%} of the training "
+        seen=f"{found.sites} of {found.of} sites with {found.share:.0%} of the "
         f"patients counted; needed: {found.needed} sites and {plan.quorum_patients:.0%}"
+        + (f"\nleft out: {', '.join(sorted(gone))}" if gone else "")
         + (f"\nmissing:\n{reported}" if reported else ""),
         remedy=f"A site tells the class of its reason alone; the text is in {site_logs}. "
-        "Nothing of this round was aggregated. Fix the sites and run the same command again: "
+        "Nothing of this round was aggregated. Fix the sites, or go on without one (`lift-server "
+        "remove-site DIR SITE`: its patients are not waited for), and run the same command again: "
         "it goes on from the round before.",
     )

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lift.errors import CheckpointError
 from lift.files import write_json_lines
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.wire.names import SERVER_STATE, grouped
 from lift_server.rounds.aggregation import ServerState
-from lift_server.rounds.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
+from lift_server.rounds.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    read_checkpoints,
+    write_checkpoint,
+)
 
 
 class RunStore:
@@ -48,7 +54,23 @@ class RunStore:
             for name, tensor in last.tensors.items()
             if name.partition("/")[0] not in SERVER_STATE
         }
-        return last.round, ServerState(*(last.group(g) for g in SERVER_STATE)), shared
+        return last.round, _state(last), shared
+
+    def state_before(self, round_index: int) -> ServerState:
+        """The state that a finished round began with.
+
+        Raises:
+            CheckpointError: its checkpoint is damaged.
+        """
+        found = read_checkpoint(self._checkpoints, round_index - 1, self._plan_digest)
+        if found is None:
+            raise CheckpointError(
+                "cannot go back to the best mixer",
+                where=str(self._checkpoints),
+                seen=f"the checkpoint of round {round_index - 1} is damaged",
+                remedy="Restore the folder from a backup and run the same command again.",
+            )
+        return _state(found)
 
     def save(
         self,
@@ -70,3 +92,7 @@ class RunStore:
         self.records.append(RoundRecord.model_validate(line))
         self._lines.append(line)
         write_json_lines(self._rounds, self._lines)
+
+
+def _state(checkpoint: Checkpoint) -> ServerState:
+    return ServerState(*(checkpoint.group(group) for group in SERVER_STATE))

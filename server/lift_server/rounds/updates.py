@@ -3,17 +3,22 @@
 =================  ==============================  ==============================================
 mode               a site sends                    the server
 =================  ==============================  ==============================================
-none               its update                      takes the weighted mean
-patient-local      its update, noisy already       takes the weighted mean, by public numbers
-stats-once         its update, of noisy sums       takes the weighted mean, by public numbers
+none               its update                      clips to the median, takes the weighted mean
+patient-local      its update, noisy already       the same, by public numbers
+stats-once         its update, of noisy sums       the same, by public numbers
 patient-central    its sum of clipped gradients    adds them, adds noise once, divides
 site               its update                      clips each, takes the mean, adds noise once
 =================  ==============================  ==============================================
+
+The clip to the median (`clipping`) depends on all updates. After noise of the sites it is
+post-processing, and costs no epsilon. Where the server adds the noise it would let one patient or
+site move the scale of all others, which that noise does not cover: there the bound is fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -30,10 +35,37 @@ from lift.protocol.messages import Parcel, TrainReply
 from lift.tasks.paired.private.training import UNITS, noisy_update
 from lift.wire.update import update_form
 from lift_server.rounds.aggregation import combined
+from lift_server.rounds.clipping import Clipped, clip_to_median
 from lift_server.rounds.review import check_form, rejected, review_update
 
 Contents = Mapping[str, np.ndarray]
 _MOST_CLIPS: Final = 100.0
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What the answers of one round make.
+
+    Attributes:
+        update: of the mixer, float64 (float32 after noise).
+        weights: of each site in it.
+        clipped: how each update lay beside the others; None where nothing of them may be told.
+    """
+
+    update: dict[str, Tensor]
+    weights: dict[str, float]
+    clipped: Clipped | None = None
+
+    @property
+    def told(self) -> dict[str, dict[str, float]]:
+        """What the record of the round holds of it."""
+        if self.clipped is None:
+            return {}
+        return {
+            "norm_ratios": self.clipped.norm_ratios,
+            "clipped": self.clipped.factors,
+            "distances": self.clipped.distances,
+        }
 
 
 class RoundAggregation(Protocol):
@@ -54,10 +86,8 @@ class RoundAggregation(Protocol):
         """One site's reply and what it sent, or UpdateRejectedError."""
         ...
 
-    def combine(
-        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The update of the mixer that the answers make, and each site's weight in it."""
+    def combine(self, sent: Mapping[str, Contents], patients: Mapping[str, int]) -> Combined:
+        """The update of the mixer that the answers make."""
         ...
 
 
@@ -85,11 +115,14 @@ class MeanOfUpdates:
         )
         return reply, {name: tensor.numpy() for name, tensor in update.items()}
 
-    def combine(
-        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def combine(self, sent: Mapping[str, Contents], patients: Mapping[str, int]) -> Combined:
         """See `RoundAggregation`."""
-        return combined(_tensors(sent), patients, self._plan.aggregation)
+        plan, privacy = self._plan.aggregation, self._plan.privacy
+        public = None
+        if isinstance(privacy, PatientGradients):
+            public = {site: privacy.patients_of(site) for site in sent}
+        clipped = clip_to_median(_tensors(sent), plan.largest_norm_ratio, public)
+        return Combined(*combined(clipped.updates, patients, plan), clipped)
 
 
 class SumOfGradients:
@@ -118,9 +151,7 @@ class SumOfGradients:
             raise rejected("its sum is larger than its patients can have")
         return body, parcel.tensors
 
-    def combine(
-        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def combine(self, sent: Mapping[str, Contents], patients: Mapping[str, int]) -> Combined:
         """See `RoundAggregation`."""
         privacy = self._privacy
         total = sum(privacy.patients_of(site) for site in sent)
@@ -132,7 +163,7 @@ class SumOfGradients:
         )
         weights = {site: privacy.patients_of(site) / total for site in sorted(sent)}
         del patients
-        return update, weights
+        return Combined(update, weights)
 
 
 class NoisySites:
@@ -157,9 +188,7 @@ class NoisySites:
         """See `RoundAggregation`."""
         return self._mean.review(site, parcel, mixer, round_index)
 
-    def combine(
-        self, sent: Mapping[str, Contents], patients: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def combine(self, sent: Mapping[str, Contents], patients: Mapping[str, int]) -> Combined:
         """See `RoundAggregation`."""
         del patients
         clip_norm = self._privacy.clip_norm
@@ -170,7 +199,7 @@ class NoisySites:
         noisy = add_noise(total, self._privacy.noise_multiplier * clip_norm, self._stream)
         mean = {name: tensor / self._sites for name, tensor in noisy.items()}
         weights = dict.fromkeys(sorted(sent), 1 / self._sites)
-        return mean, weights
+        return Combined(mean, weights)
 
 
 def round_aggregation(plan: Plan, sites: int, stream: SecureStream) -> RoundAggregation:

@@ -60,11 +60,16 @@ plan:
   split: {train: 0.7, validation: 0.15, key: "$federation"}
   mixer: {kind: zrefine}
   training: {steps: 40, patients_per_step: 4, window: [10, 48, 48]}
-  aggregation: {weights: patients, largest_share: 0.6}
+  aggregation:
+    weights: patients
+    largest_share: 0.6
+    largest_norm_ratio: 2.0    # an update is scaled down to this multiple of the median norm
+    fall_tolerance_db: 1.0     # how far the sites' validation may fall below its best (dB) until
+    on_fall: go-back           # the run goes back and leaves a site out; or: stop, go-on
   federation:
     rounds: 20
     quorum_sites: 0            # sites that must answer in each round; 0: all
-    quorum_patients: 1.0       # share of all training patients that must be covered
+    quorum_patients: 1.0       # share of all patients that must be covered
     patient_count_step: 5      # sites round their numbers of patients up to a multiple of this
     deadline_s: 3600           # a round closes after this, with the answers so far; null derives
                                # it from the sites' timed dry runs

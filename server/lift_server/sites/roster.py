@@ -63,6 +63,8 @@ class SiteEntry(Settings):
     """UTC, ISO 8601."""
     removed: str | None = None
     """UTC, ISO 8601; null while the site is admitted."""
+    patients: int | None = Field(default=None, ge=1)
+    """Patients that the site declared; a higher claim is refused, and a quorum counts them."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -88,6 +90,15 @@ class Roster(Settings):
     def admitted_keys(self) -> dict[str, str]:
         """Name -> OpenSSH public key of every site that may take part now, sorted by name."""
         return {n: e.public_key for n, e in sorted(self.sites.items()) if e.removed is None}
+
+    @property
+    def declared_patients(self) -> dict[str, int]:
+        """Name -> patients that an admitted site declared, sorted by name; others are left out."""
+        return {
+            name: entry.patients
+            for name, entry in sorted(self.sites.items())
+            if entry.removed is None and entry.patients is not None
+        }
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -122,16 +133,23 @@ class Admission:
         ca_fingerprint: SHA-256 of the certificate authority's certificate (DER), hexadecimal.
         change: whether the site is new, was there with this key, came back with the key it had
             when it was removed, or came back with another one.
+        patients: that the site declared; None where it declared none.
     """
 
     kit: Path
     fingerprint: str
     ca_fingerprint: str
     change: Literal["new", "unchanged", "same_key", "new_key"]
+    patients: int | None
 
 
 def add_site(
-    config: ServerConfig, name: str, public_key_path: Path, *, now: datetime | None = None
+    config: ServerConfig,
+    name: str,
+    public_key_path: Path,
+    *,
+    patients: int | None = None,
+    now: datetime | None = None,
 ) -> Admission:
     """Admit one site and write its kit, `kits/NAME` beside the roster.
 
@@ -143,6 +161,7 @@ def add_site(
         config: the server's settings, with paths made absolute (`under`).
         name: the site's name.
         public_key_path: the `site.pub` that `lift-client enroll` made at the site.
+        patients: that the site declares, at least 1; None keeps what it declared before.
         now: the time of the admission.
 
     Raises:
@@ -171,6 +190,7 @@ def add_site(
             public_key=public_key,
             fingerprint=key_fingerprint(public_key),
             admitted=_iso(now),
+            patients=patients if patients is not None or before is None else before.patients,
         )
         text = {
             "site": name,
@@ -186,11 +206,12 @@ def add_site(
         change: Literal["new", "unchanged", "same_key", "new_key"] = "new"
         if before is not None and before.removed is None:
             change = "unchanged"
-        else:
-            if before is not None:
-                change = "same_key" if before.public_key == public_key else "new_key"
+            entry = before.model_copy(update={"patients": entry.patients})
+        elif before is not None:
+            change = "same_key" if before.public_key == public_key else "new_key"
+        if entry != before:
             Roster(sites={**roster.sites, name: entry}).write(config.sites)
-    return Admission(kit_folder, entry.fingerprint, kit.ca_sha256, change)
+    return Admission(kit_folder, entry.fingerprint, kit.ca_sha256, change, entry.patients)
 
 
 def remove_site(config: ServerConfig, name: str, *, now: datetime | None = None) -> bool:

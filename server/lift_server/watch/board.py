@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lift.config.card import DataCard
 from lift.inspection.card_view import show_card
-from lift.records.rounds import Outcome, RoundRecord, mean_of, outcome, reason
+from lift.records.rounds import Outcome, RoundRecord, clips_told, mean_of, outcome, reason
 from lift_server.sites.certificates import Notice
 from lift_server.watch.status_view import span, time_of
 
@@ -67,14 +67,17 @@ def board(shown: Mapping[str, Any], rounds: Sequence[RoundRecord], now: datetime
 
 
 def last_rounds(rounds: Sequence[RoundRecord]) -> RenderableType:
-    """The last six rounds: who counted, who did not and why, loss, seconds, bytes."""
+    """The last six rounds: who counted, was clipped or not, and why, loss, seconds, bytes."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     with_epsilon = any(line.epsilon is not None for line in rounds)
+    notes = any(line.clipped or line.fall for line in rounds[-_LAST_ROUNDS:])
     for heading in ("round", "counted", "loss", "validation", "seconds", "bytes a site"):
         table.add_column(heading, justify="right")
     if with_epsilon:
         table.add_column("epsilon", justify="right")
     table.add_column("not counted", overflow="fold")
+    if notes:
+        table.add_column("clipped, or gone back", overflow="fold")
     for line in rounds[-_LAST_ROUNDS:]:
         table.add_row(
             str(line.round) if line.kind == "train" else f"{line.round} ({line.kind})",
@@ -85,6 +88,11 @@ def last_rounds(rounds: Sequence[RoundRecord]) -> RenderableType:
             f"{max(line.bytes.values()):,}" if line.bytes else _UNKNOWN,
             *((_figure(line.epsilon, 3),) if with_epsilon else ()),
             Text(_absent(line)),
+            *(
+                (Text(clips_told(line) if line.fall is None else line.fall.sentence),)
+                if notes
+                else ()
+            ),
         )
     return table
 

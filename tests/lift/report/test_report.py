@@ -31,7 +31,7 @@ from lift.report import volumes
 from lift.report.figures import house_style
 from lift.report.findings import headline, smoothing
 from lift.report.mosaics import _cut, mosaic, profile
-from lift.report.page import write_report
+from lift.report.page import render_report, write_report
 from lift.report.patients import held_out_pictures
 from lift.report.read import PatientFolder, Run, read_patient, read_run
 from lift.report.tables import methods_table, rounds_table
@@ -388,6 +388,38 @@ def test_the_timeline_names_who_was_refused_and_who_was_silent(records: Path) ->
     text = Page(rounds_table(read_run(records))).text
     assert text.count("refused: the update's norm is above the limit") == 1
     assert text.count("no answer") == 1
+
+
+def test_the_report_says_who_was_clipped_and_where_the_run_went_back(records: Path) -> None:
+    assert "norm (x median)" not in Page(render_report(records).decode()).text
+    north, south = SITES
+    rounds = example_rounds()
+    for record in rounds[1:]:
+        record["norm_ratios"] = {north: 1.0, south: 1.25}
+    rounds[3] |= {"norm_ratios": {north: 1.0, south: 8.5}, "clipped": {south: 0.235294}}
+    rounds[5]["fall"] = {
+        "by_db": 3.25,
+        "best_round": 2,
+        "action": "go-back",
+        "farthest": south,
+        "left_out": south,
+    }
+    lines = "".join(json.dumps(record) + "\n" for record in rounds)
+    (records / "rounds.jsonl").write_text(lines, encoding="utf-8")
+    page = Page(render_report(records).decode())
+    assert "1 of 6 rounds" in page.text
+    assert page.text.count("never") == 1
+    told = {key: shown for key, _, shown in page.numbers}
+    assert told[f"rounds.jsonl#/3/norm_ratios/{_escaped(south)}"] == "8.50"
+    assert told[f"rounds.jsonl#/3/clipped/{_escaped(south)}"] == "0.2353"
+    assert "fell by 3.25 dB below round 2; back to the mixer that round 2 began with" in page.text
+    assert f"left out from now on: {south}" in page.text
+    loaded = load_records(records)
+    assert all(repr(resolve(loaded, key)) == value for key, value, _ in page.numbers)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def test_a_half_written_last_line_is_passed_over_and_said(records: Path) -> None:
