@@ -45,6 +45,7 @@ FILES = [
 COMMANDS = {
     "lift-server": [
         "",
+        "try",
         "init",
         "add-site",
         "remove-site",
@@ -59,6 +60,7 @@ COMMANDS = {
     "lift-client": [
         "",
         "enroll",
+        "phantom",
         "check",
         "report",
         "choose",
