@@ -28,7 +28,7 @@ from lift_server.watch.status_view import read_status
 
 _LOOK_EVERY_S: Final = 0.1
 _LONGEST_S: Final = 600.0
-_LONGEST_UNNOTICED_S: Final = 20.0
+_LONGEST_UNNOTICED_S: Final = 60.0
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,9 @@ class TrialFolder:
         folder, path = self.site(name), self.site_file(name)
         if not path.exists():
             run_command("lift-client", "enroll", name, "--folder", folder)
-        text = re.sub(r"^# budget: .*$", f"budget: {BUDGET}", path.read_text("utf-8"), flags=re.M)
+        text = path.read_text(encoding="utf-8")
+        if self.trial.privacy != "none":
+            text = re.sub(r"^# budget: .*$", f"budget: {BUDGET}", text, flags=re.MULTILINE)
         values = {
             "layout": "brats",
             "device": "cpu",

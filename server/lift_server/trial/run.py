@@ -111,7 +111,11 @@ def _write_reports(folder: TrialFolder, say: Callable[[str], None]) -> None:
     for name in folder.trial.names:
         if not folder.report(name).is_file():
             say(f"{name}: lift-client report")
-            run_command("lift-client", "report", "--phantom", "--site", folder.site_file(name))
+            # under noise no site was asked for a verdict, so none has the mixer
+            mixer = folder.settings().output / MIXER_FILE
+            given = () if folder.trial.privacy == "none" else ("--mixer", mixer)
+            path = folder.site_file(name)
+            run_command("lift-client", "report", "--phantom", "--site", path, *given)
 
 
 def _removed(folder: TrialFolder) -> list[str]:

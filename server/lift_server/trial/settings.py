@@ -20,7 +20,7 @@ FEWEST_ROUNDS: Final = 5
 """As many as the drill needs."""
 Privacy = Literal["none", "patient-local", "patient-central"]
 DELTA: Final = 0.001
-BUDGET: Final = "{epsilon: 100.0, delta: 0.001}"
+BUDGET: Final = f"{{epsilon: 100.0, delta: {DELTA}}}"
 """For phantoms, who need no protection: several runs fit in."""
 _SCANNERS: Final = ("north", "harbour", "valley")
 _TRAIN_SHARE: Final = 0.7
