@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,8 @@ from lift.config.site import SiteSettings
 from lift.errors import DataError
 from lift.volumes.volume import read_volume
 from lift_client.cli import app
+from tests.end_to_end.tiny_run import command
+from tests.federation.world import children, runs, until
 
 CHANNELS = {"synthrad": ("mr", "ct")}
 BRAIN = ("t1n", "t1c", "t2w", "t2f")
@@ -58,6 +61,19 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path)
     assert isinstance(done.exception, DataError)
     assert "not empty" in done.exception.seen
     assert [path.name for path in tmp_path.iterdir()] == ["patients.txt"]
+
+
+def test_its_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    line = command("lift-client", "phantom", tmp_path / "data", "--patients", "99")
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            # their work has begun: two of them, and what multiprocessing has beside them
+            until(lambda: any(tmp_path.rglob("*.nii.gz")), 120, "the first volume")
+            workers = children(process.pid)
+        finally:
+            process.kill()
+    assert len(workers) >= 2
+    until(lambda: not any(map(runs, workers)), 60, "the end of the workers")
 
 
 def test_another_seed_gives_other_phantoms_and_the_same_seed_the_same_bytes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lift.config.server import ServerConfig
 from lift.config.site import SiteConfig
 from lift_server.sites.roster import Roster
 from tests.end_to_end.tiny_run import bytes_under, check_refusal, command, run_outside
-from tests.federation.world import children, run, until
+from tests.federation.world import children, run, runs, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SITES = ("north", "harbour")
@@ -43,7 +43,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         first.send_signal(signal.SIGKILL)
         first.wait(30)
     # nobody could tell them: the system did
-    until(lambda: not any(map(_runs, [*started, *below])), 30, "the end of all processes")
+    until(lambda: not any(map(runs, [*started, *below])), 30, "the end of all processes")
     done = run_outside("lift-server", "try", folder, *OPTIONS, "--drill")
     assert done.code == 0, done
     return folder, done.stderr
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_every_process_and_the_folder_goes_on(tmp_path: Path) -> Non
         process.kill()
     assert process.returncode == 130
     assert "stopped, with all programs of the trial; the same command goes on" in said
-    assert not any(map(_runs, started))
+    assert not any(map(runs, started))
 
 
 def test_a_folder_of_other_things_or_of_another_trial_is_refused(
@@ -139,11 +139,3 @@ def test_a_folder_of_other_things_or_of_another_trial_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     other = run_outside("lift-server", "try", trial[0], *OPTIONS[:-1], "6")
     check_refusal(other, 2, names=("rounds: 5",))
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"

@@ -16,13 +16,13 @@ from lift.errors import ConfigError
 from lift_server.sites.provisioning import CONFIG_FILE, init_folder
 from lift_server.trial.folder import TrialFolder, open_folder
 from lift_server.trial.settings import Privacy, Trial, with_values
-from tests.federation.world import until
+from tests.federation.world import runs, until
 
 PARENT = """
 import subprocess, sys
 from lift_server.trial.children import _bound
-child = subprocess.Popen(_bound(sys.executable, "-c", "print('up', flush=True); input()"),
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+sleeps = "import time; print('up', flush=True); time.sleep(600)"
+child = subprocess.Popen(_bound(sys.executable, "-c", sleeps), stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 input()
@@ -96,13 +96,6 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert _runs(child)
+        assert runs(child)
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not _runs(child), 30, "the end of the child")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return ") Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    until(lambda: not runs(child), 30, "the end of the child")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ def write_phantom_cohorts(
         # spawned, not forked: the parent may hold threads of numerical libraries; one pool for
         # all cohorts, because each worker reads the atlas once
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
             futures = [pool.submit(write_patient, *job) for job in jobs]
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -262,6 +264,18 @@ def _write(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"PHANTOM, simulated, no patient"
     write_atomically(path, gzip.compress(image.to_bytes(), 1, mtime=0))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _card(config: PhantomCohortConfig) -> dict[str, object]:
