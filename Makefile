@@ -11,7 +11,7 @@ OUT ?= out/demo
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 
-.PHONY: demo demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check clean help
+.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the embedded demo: a federation on phantom volumes, with its report
 	$(BIN)/lift-simulate --output $(OUT)
+
+federation: $(STAMP)  ## a real federation on this machine: a server and three sites, TLS, live page, phantoms
+	$(BIN)/lift-server try out/federation
 
 demo-artefacts: $(STAMP)  ## phantom slices with strong faults, one in ten lost: filters repair them too
 	$(BIN)/lift-simulate --config configs/presets/demo-artefacts.yaml --output out/demo-artefacts

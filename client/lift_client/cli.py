@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import click
 import typer
@@ -151,6 +151,47 @@ def check(
     else:
         _next("fix the problems, starting at the top, and run the same command again")
     return code
+
+
+@app.command()
+def phantom(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to create. It must hold nothing.")
+    ],
+    layout: Annotated[
+        Literal["brats", "synthrad", "bids", "table"],
+        typer.Option(
+            help="Layout of the files. synthrad: MR and CT; the others: four MR channels."
+        ),
+    ] = "brats",
+    patients: Annotated[int, typer.Option(min=1, max=999, help="Number of phantom patients.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed. Another seed gives other phantoms.")] = 0,
+    scanner: Annotated[
+        Literal["north", "harbour", "valley", "public"],
+        typer.Option(help="Simulated scanner. public: each patient has a scanner of its own."),
+    ] = "north",
+) -> None:
+    """Write phantom volumes, to try a site without patients. Prints the lines for site.yaml.
+
+    The volumes are simulated from the MNI152 atlas, and are marked as phantoms. No patient was
+    scanned.
+    """
+    from rich.console import Console
+
+    from lift_client.own.progress import shown
+    from lift_client.phantoms import write_phantoms
+
+    with shown(Console(stderr=True)) as progress:
+        lines = write_phantoms(
+            folder,
+            layout,
+            patients=patients,
+            seed=seed,
+            scanner=scanner,
+            progress=lambda done, total: progress("phantom patients", done, total),
+        )
+    sys.stdout.write(lines)
+    _next(f"put these lines into site.yaml in place of `data`, then run: {PROGRAM} check")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from lift_server.preflight import Verdict, run_checks
 from lift_server.sites import certificates, provisioning, roster
 from lift_server.sites.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from lift_server.sites.provisioning import CONFIG_FILE, load_settings
+from lift_server.trial.command import try_federation
 from lift_server.watch.board import show
 from lift_server.watch.rounds_file import RoundsFile
 from lift_server.watch.status_view import describe
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Coordinate a federation: admit sites, run the rounds, release the result.",
 )
+app.command("try")(try_federation)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help=f"Folder that holds {CONFIG_FILE}.")]
 
 

@@ -308,6 +308,14 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
     return time.monotonic() - began
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and more than an entry that nobody has waited for."""
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     """Process ids of a process's children."""
     found = []

@@ -45,6 +45,7 @@ FILES = [
 COMMANDS = {
     "lift-server": [
         "",
+        "try",
         "init",
         "add-site",
         "remove-site",
@@ -60,6 +61,7 @@ COMMANDS = {
     "lift-client": [
         "",
         "enroll",
+        "phantom",
         "check",
         "report",
         "choose",

@@ -83,7 +83,8 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
     "lift.protocol.flower.supernode": lambda _: (
         _module("lift.protocol.flower.supernode", json.dumps(NODE)), "flwr",
     ),
-    # it imports neither
+    # they import neither
+    "lift_server.trial.bound": lambda _: (_module("lift_server.trial.bound", NOWHERE), ""),
     "lift_server.watch.live": lambda _: (_module("lift_server.watch.live", NOWHERE), ""),
     "lift_benchmarks.bench": lambda _: (_module("lift_benchmarks.bench"), "flwr"),
     "lift_benchmarks.bench.memory": lambda _: (_module("lift_benchmarks.bench.memory"), "torch"),

@@ -1,10 +1,12 @@
-"""The phantom cohort as files: BraTS 2023 layout, or SynthRAD2023 for the whole head."""
+"""The phantom cohort as files, in any layout that can be read; BraTS 2023 where none is named."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
 from lift.cohort.phantom.anatomy import Grid, Head, make_head
+from lift.cohort.phantom.places import Layout, patient_id, volume_path, write_index
 from lift.cohort.phantom.scanner import (
     FINE_MM,
     acquire,
@@ -46,16 +49,18 @@ def write_phantom_cohort(
     config: PhantomCohortConfig,
     folder: Path,
     *,
+    layout: Layout | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
 ) -> None:
     """One cohort: see :func:`write_phantom_cohorts`."""
-    write_phantom_cohorts({folder: config}, progress=progress, workers=workers)
+    write_phantom_cohorts({folder: config}, layout=layout, progress=progress, workers=workers)
 
 
 def write_phantom_cohorts(
     cohorts: Mapping[Path, PhantomCohortConfig],
     *,
+    layout: Layout | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
 ) -> None:
@@ -66,6 +71,7 @@ def write_phantom_cohorts(
 
     Args:
         cohorts: folder -> cohort; `PHANTOM.json` in the folder says what the volumes are.
+        layout: of the files. Default: brats, and synthrad for mr and ct.
         progress: called with the patients done and their number, over all cohorts.
         workers: processes; 1 works in this one.
     """
@@ -75,7 +81,7 @@ def write_phantom_cohorts(
         if not _is_done(folder / _MARKER, _card(config))
     }
     jobs = [
-        (config, index, folder)
+        (config, index, folder, layout)
         for folder, config in todo.items()
         for index in range(config.patients)
     ]
@@ -94,12 +100,14 @@ def write_phantom_cohorts(
         # spawned, not forked: the parent may hold threads of numerical libraries; one pool for
         # all cohorts, because each worker reads the atlas once
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
             futures = [pool.submit(write_patient, *job) for job in jobs]
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 report(done)
     for folder, config in todo.items():
+        names = [patient_name(config, index, layout) for index in range(config.patients)]
+        write_index(folder, _layout(config, layout), names, config.channels)
         write_json(folder / _MARKER, _card(config))
 
 
@@ -141,11 +149,14 @@ def examine(config: PhantomCohortConfig, index: int) -> Examined:
     return Examined(name, scanner, grid, head, keep_skull, units_per_signal, affine)
 
 
-def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None:
+def write_patient(
+    config: PhantomCohortConfig, index: int, folder: Path, layout: Layout | None = None
+) -> None:
     """Write the files of patient `index` (from 0)."""
     seed, head_layout = _patient_seed(config, index), "ct" in config.channels
     patient = examine(config, index)
-    name, scanner, grid, head = patient.name, patient.scanner, patient.grid, patient.head
+    name = patient_name(config, index, layout)
+    scanner, grid, head = patient.scanner, patient.grid, patient.head
     keep_skull, affine = patient.keep_skull, patient.affine
     inside = (body_share if keep_skull else brain_share)(head, scanner, grid) > 0.5
     for channel in config.channels:
@@ -160,8 +171,8 @@ def write_patient(config: PhantomCohortConfig, index: int, folder: Path) -> None
             if not keep_skull:
                 # a lost slice is dark, not absent: the mask rule `nonzero` must still find it
                 voxels = np.where(inside, np.maximum(voxels, 1), 0)
-        stem = channel if head_layout else f"{name}-{channel}"
-        _write(folder / name / f"{stem}.nii.gz", voxels.astype(np.int16), affine, scanner)
+        path = volume_path(folder, _layout(config, layout), name, channel)
+        _write(path, voxels.astype(np.int16), affine, scanner)
     if head_layout:
         _write(folder / name / "mask.nii.gz", inside.astype(np.uint8), affine, scanner)
 
@@ -196,9 +207,13 @@ def write_truth(config: PhantomCohortConfig, folder: Path, tissue: str) -> None:
         _write(path, (share > 0.5).astype(np.uint8), patient.affine, patient.scanner)
 
 
-def patient_name(config: PhantomCohortConfig, index: int) -> str:
+def patient_name(config: PhantomCohortConfig, index: int, layout: Layout | None = None) -> str:
     """How the cohort calls patient `index` (from 0)."""
-    return f"1PA{index + 1:03d}" if "ct" in config.channels else f"BraTS-PHA-{index + 1:05d}-000"
+    return patient_id(_layout(config, layout), index)
+
+
+def _layout(config: PhantomCohortConfig, layout: Layout | None) -> Layout:
+    return layout or ("synthrad" if "ct" in config.channels else "brats")
 
 
 def _patient_seed(config: PhantomCohortConfig, index: int) -> int:
@@ -249,6 +264,18 @@ def _write(
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"PHANTOM, simulated, no patient"
     write_atomically(path, gzip.compress(image.to_bytes(), 1, mtime=0))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _card(config: PhantomCohortConfig) -> dict[str, object]:
