@@ -106,7 +106,7 @@ def _evaluate_pair(
     synthetic = read_volume(predicted / name, root=predicted)
     check_same_grid(wanted, synthetic, (f"target {name}", f"prediction {name}"))
     if mask is not None:
-        drawn = read_volume(mask / name, root=mask)
+        drawn = read_volume(mask / name, root=mask, labels=True)
         check_same_grid(wanted, drawn, (f"target {name}", f"mask {name}"))
         inside: Mask = _slices(drawn) > 0
     elif protocol == "mr":

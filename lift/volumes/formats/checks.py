@@ -139,11 +139,12 @@ def check_affine(affine: NDArray[np.float64], refuse: Refusal) -> NDArray[np.flo
     )
 
 
-def check_values(data: NDArray[Any], refuse: Refusal) -> None:
-    """Raise VolumeError unless the scaled voxels are finite and not all equal."""
+def check_values(data: NDArray[Any], refuse: Refusal, *, labels: bool = False) -> None:
+    """Raise VolumeError unless the scaled voxels are finite and, but for labels, not all equal."""
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise refuse("it holds NaN or infinity", "Replace them (background is 0), or take it out.")
-    if data.min() == data.max():
+    # a mask of ones covers the whole crop
+    if not labels and data.min() == data.max():
         raise refuse(f"every voxel is {data.flat[0]:g}", "Export it again: it shows nothing.")
 
 

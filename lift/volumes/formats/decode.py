@@ -59,7 +59,13 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
             "the file of its voxels is not beside its header",
             "Restore it: both files are needed, in one folder.",
         )
-        other = read_file(header.with_name(name), refuse, missing=gone)
+        place = header.with_name(name)
+        if _is_file(place) and place.samefile(header):
+            raise refuse(
+                "its header names itself as the file of its voxels",
+                "Restore the file of the voxels, and its name in the header.",
+            )
+        other = read_file(place, refuse, missing=gone)
         digest.update(other)
         return other
 
