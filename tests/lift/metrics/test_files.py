@@ -253,7 +253,7 @@ def test_files_of_one_person_are_one_value_of_the_table(tmp_path: Path) -> None:
         (["a.nii,one"], "file,subject", "no row for 'b.nii'"),
         (["a.nii,one", "b.nii,"], "file,subject", "line 3 has no file or no subject"),
         (["a.nii,one", "a.nii,two"], "file,subject", "line 3 is a second row of 'a.nii'"),
-        (["a.nii,one", "b.nii,two"], "name,subject", "lacks a column"),
+        (["a.nii,one", "b.nii,two"], "name,subject", "has no column 'file'"),
         ([], "file,subject", "no rows"),
     ],
 )
