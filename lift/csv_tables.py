@@ -22,11 +22,10 @@ _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _MOST_SHOWN: Final = 10
 _LONGEST_SHOWN: Final = 40
 _AS_CSV: Final = "Save it as 'CSV UTF-8' from the program that made it."
-SAVE_AS_UTF_8: Final = (
-    "Save it as UTF-8: most editors ask for the encoding, and `iconv -f WINDOWS-1252 -t UTF-8 OLD "
-    "> NEW` converts it."
+_FROM: Final = (
+    "Save it as UTF-8: most editors ask for the encoding, and `iconv -f {} -t UTF-8 OLD > NEW` "
+    "converts it."
 )
-"""What to do with a text whose bytes are not UTF-8."""
 
 
 class TableError(Exception):
@@ -120,13 +119,16 @@ def read_table(path: Path, needed: Collection[str], others: Collection[str] = ()
     return Table(frozenset(columns.values()), tuple(rows))
 
 
-def not_utf_8(content: bytes, error: UnicodeDecodeError) -> str:
-    """What was seen, with the line, of a text whose bytes are not UTF-8."""
+def not_utf_8(content: bytes, error: UnicodeDecodeError) -> tuple[str, str]:
+    """What was seen, with the line, of a text whose bytes are not UTF-8; and what to do."""
+    if content.startswith(_UTF_16):
+        return "it is UTF-16, not UTF-8", _FROM.format("UTF-16")
     line = content.count(b"\n", 0, error.start) + 1
-    return (
+    seen = (
         f"line {line} is not UTF-8: its byte 0x{content[error.start]:02X} may be a letter of "
         "Latin-1 (Windows-1252)"
     )
+    return seen, _FROM.format("WINDOWS-1252")
 
 
 def _text(path: Path) -> str:
@@ -147,9 +149,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         if encoding == "utf-16":
             raise TableError("it begins as UTF-16 and is none", _AS_CSV) from None
-        raise TableError(
-            f"it is not a CSV table in UTF-8: {not_utf_8(content, error)}", SAVE_AS_UTF_8
-        ) from None
+        seen, remedy = not_utf_8(content, error)
+        raise TableError(f"it is not a CSV table in UTF-8: {seen}", remedy) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise TableError(f"it is no CSV table: line {line} holds a byte 0", _AS_CSV)
