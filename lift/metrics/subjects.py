@@ -8,6 +8,7 @@ from typing import Final
 
 from lift.csv_tables import TableError, read_table
 from lift.errors import DataError
+from lift.volumes.volume import stem_of
 
 NOT_TOLD: Final = (
     "No --subjects: each file is taken for a person of its own. Where a person has several, "
@@ -57,7 +58,9 @@ def subjects_of_files(
 ) -> dict[str, str]:
     """FILE -> person, of exactly these files.
 
-    A row `FOLDER/FILE` goes before a row `FILE`, for files of two folders that have one name.
+    A row `FOLDER/FILE` goes before a row `FILE`, for files of two folders that have one name. A
+    row may name the file of another format, or none: where the name is not there, what it is
+    without its ending counts.
 
     Args:
         table: of :func:`read_subjects`.
@@ -68,7 +71,18 @@ def subjects_of_files(
         DataError: the table does not name some of them.
     """
     names = list(files)
-    own = {name: table.get(f"{folder}/{name}", table.get(name)) for name in names}
+    by_stem: dict[str, str | None] = {}
+    for file, subject in table.items():
+        stem = stem_of(file)
+        # two rows of one name and two persons say nothing
+        by_stem[stem] = subject if by_stem.get(stem, subject) == subject else None
+    own = {
+        name: table.get(
+            f"{folder}/{name}",
+            table.get(name, by_stem.get(stem_of(f"{folder}/{name}"), by_stem.get(stem_of(name)))),
+        )
+        for name in names
+    }
     missing = [name for name, subject in own.items() if subject is None]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:_SHOWN])

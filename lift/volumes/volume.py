@@ -31,6 +31,12 @@ GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
 
 
+def stem_of(name: str) -> str:
+    """A volume's name without the ending of its format."""
+    endings = [ending for ending in SUFFIXES if name.lower().endswith(ending)]
+    return name[: -len(max(endings, key=len))] if endings else name
+
+
 @dataclass(frozen=True)
 class FileGrid:
     """How the file stored the volume: what is needed to write on its grid again.
