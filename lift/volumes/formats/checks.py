@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ REALLY_LARGE: Final = (
     "(preprocessing.grid), and to be stored uncompressed as NIfTI, MGH, NRRD or MetaImage: then it "
     "is read in parts."
 )
+_LONGEST_NAME: Final = 80
 _FEWEST_VOXELS: Final = 2
 _FLATTEST: Final = 1e-3
 _QFORM_TOLERANCE_MM: Final = 1e-3
@@ -45,6 +47,13 @@ class Refusal:
         self.in_parts = in_parts
         self.where = "the file given" if root in {None, Path()} else str(root)
         self.what = f"cannot {verb} volume '{name}'"
+
+    def within(self, file: str) -> Refusal:
+        """For one of the files of a folder: the error names it too."""
+        one = copy(self)
+        series = self.what.removesuffix("'")
+        one.what = f"{series}/{file[:_LONGEST_NAME]}'"
+        return one
 
     def __call__(self, seen: str, remedy: str) -> VolumeError:
         """The error, to be raised."""
