@@ -129,7 +129,7 @@ def format_of(whole: bytes, inside: bytes) -> Format | None:
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
-    if stored.startswith(_POINTERS):
+    if stored[:LONGEST_START].startswith(_POINTERS):
         raise refuse(
             "its content was not fetched: it is a pointer of git-annex or Git LFS",
             "Fetch it: `git annex get`, `datalad get`, or `git lfs pull`.",

@@ -146,3 +146,19 @@ def test_labels_may_all_be_equal_and_an_image_may_not(
     assert (read_volume(tmp_path / name, labels=True).voxels == value).all()
     with pytest.raises(VolumeError, match=f"every voxel is {value}"):
         read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"/annex/objects/SHA256E-s12--00.nii.gz\n",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha"])
+def test_a_file_that_was_not_fetched_is_said_to_be_that(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    error = refused(tmp_path / name, content)
+    assert "not fetched" in error.seen
+    assert "git annex get" in error.remedy
