@@ -220,7 +220,7 @@ def _not_fetched(files: Mapping[str, Path], _: Mapping[str, Path]) -> None:
         path.symlink_to(Path("..", ".git", "annex", "objects", path.name))
 
 
-NO_IMAGE = ("slice profile", "pairing")
+NO_IMAGE = ("slice profile", "pairing", "face")
 BRAIN_FAULTS: dict[str, Fault] = {
     "truncated": Fault(_truncated, "readable", ("t2w",)),
     "NaN": Fault(_on("t2f", _with_nan), "readable", ("t2f",)),
