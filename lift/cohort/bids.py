@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.patients import Patient
+from lift.cohort.patients import FETCH, Patient, lies_there, not_fetched, some
 from lift.config.cohort import BidsData
 from lift.errors import DataError
 
@@ -29,6 +29,8 @@ _NAME: Final = re.compile(
     r"(?P<entities>(?:[A-Za-z0-9]+-[A-Za-z0-9]+_)+)(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?"
 )
 _CONTRAST: Final = "ce"
+_PART, _MAGNITUDE = "part", "mag"
+_WITHOUT: Final = "without"
 _MASK: Final = "mask"
 
 
@@ -39,11 +41,20 @@ class _Image:
     suffix: str
 
 
+@dataclass(frozen=True)
+class _Pattern:
+    """Which images are meant: with these entities (`*`: any value), without those."""
+
+    entities: Mapping[str, str]
+    without: frozenset[str]
+    suffix: str
+
+
 def list_bids(data: BidsData, channels: Sequence[str]) -> list[Patient]:
-    """Every session, or subject without sessions, that has an anatomical image.
+    """Every session, or subject without sessions, that has a folder anat; every subject once.
 
     Two files that both fit a channel make the patient's problem: which one is meant is not for us
-    to say.
+    to say. A subject without images is listed without channels.
 
     Args:
         data: the folder, and what tells the channels.
@@ -55,25 +66,45 @@ def list_bids(data: BidsData, channels: Sequence[str]) -> list[Patient]:
     patterns = {channel: _pattern(data, channel) for channel in channels}
     if _MASK in data.series:
         patterns[_MASK] = _parsed(data.series[_MASK])
-    found = []
-    for subject in _folders(data.root, "sub-"):
-        for session in _folders(subject, "ses-") or [subject]:
-            images = _images(session / "anat")
-            if not images:
-                continue
-            name = subject.name if session == subject else f"{subject.name}_{session.name}"
-            found.append(_patient(name, subject.name, images, patterns))
-    return found
+    try:
+        subjects = _folders(data.root, "sub-")
+    except OSError as error:
+        raise DataError(
+            "cannot list the patients",
+            where=str(data.root),
+            seen=error.strerror or type(error).__name__,
+            remedy="Let the user that runs this read the folder.",
+        ) from None
+    return [patient for subject in subjects for patient in _of_subject(subject, patterns)]
 
 
-def _patient(
-    name: str,
-    subject: str,
-    images: Sequence[_Image],
-    patterns: Mapping[str, tuple[Mapping[str, str], str]],
-) -> Patient:
+def _of_subject(subject: Path, patterns: Mapping[str, _Pattern]) -> list[Patient]:
+    """Each session with anatomical images; never nobody."""
+    try:
+        sessions = _folders(subject, "ses-") or [subject]
+        there = sorted(path.name for path in subject.iterdir())
+    except OSError as error:
+        return [Patient.unseen(subject.name, subject.name, error)]
+    listed = []
+    for session in sessions:
+        name = subject.name if session == subject else f"{subject.name}_{session.name}"
+        try:
+            if lies_there(session / "anat"):
+                listed.append(_patient(name, subject.name, session / "anat", patterns))
+            else:
+                # a session of other images is no examination, one that cannot be looked at is one
+                list(session.iterdir())
+        except OSError as error:
+            listed.append(Patient.unseen(name, subject.name, error))
+    nothing = f"it has no folder anat; its folder holds {some(there) or 'nothing'}"
+    return listed or [Patient(subject.name, subject.name, {}, None, note=nothing)]
+
+
+def _patient(name: str, subject: str, folder: Path, patterns: Mapping[str, _Pattern]) -> Patient:
+    names = sorted(path.name for path in folder.iterdir())
+    images = _images(folder, names)
     fitting = {
-        channel: [image.path for image in images if _fits(image, *pattern)]
+        channel: [image.path for image in images if _fits(image, pattern)]
         for channel, pattern in patterns.items()
     }
     several = [
@@ -82,20 +113,32 @@ def _patient(
         if len(paths) > 1
     ]
     chosen = {channel: paths[0] for channel, paths in fitting.items() if len(paths) == 1}
+    gone = "" if several else not_fetched(chosen.values())
     mask = chosen.pop(_MASK, None)
-    return Patient(name, subject, chosen, mask, "; ".join(several))
-
-
-def _fits(image: _Image, entities: Mapping[str, str], suffix: str) -> bool:
-    if image.suffix != suffix or (_CONTRAST in image.entities and _CONTRAST not in entities):
-        return False
-    return all(
-        key in image.entities and value in {"*", image.entities[key]}
-        for key, value in entities.items()
+    return Patient(
+        name,
+        subject,
+        chosen,
+        mask,
+        problem="; ".join(several) or gone,
+        remedy=FETCH if gone else "",
+        note=f"its folder anat holds {some(names) or 'nothing'}",
     )
 
 
-def _pattern(data: BidsData, channel: str) -> tuple[Mapping[str, str], str]:
+def _fits(image: _Image, pattern: _Pattern) -> bool:
+    has, wanted = image.entities, pattern.entities
+    if image.suffix != pattern.suffix or not pattern.without.isdisjoint(has):
+        return False
+    # contrast agent, and another part than magnitude, are meant only where they are named
+    if (_CONTRAST in has and _CONTRAST not in wanted) or (
+        has.get(_PART, _MAGNITUDE) != _MAGNITUDE and _PART not in wanted
+    ):
+        return False
+    return all(key in has and value in {"*", has[key]} for key, value in wanted.items())
+
+
+def _pattern(data: BidsData, channel: str) -> _Pattern:
     text = data.series.get(channel) or DEFAULT_SERIES.get(channel)
     if text is None:
         raise DataError(
@@ -107,34 +150,37 @@ def _pattern(data: BidsData, channel: str) -> tuple[Mapping[str, str], str]:
     return _parsed(text)
 
 
-def _parsed(text: str) -> tuple[Mapping[str, str], str]:
-    *entities, suffix = text.split("_")
-    return {key: value for key, _, value in (e.partition("-") for e in entities)}, suffix
+def _parsed(text: str) -> _Pattern:
+    *words, suffix = text.split("_")
+    entities = [word.partition("-")[::2] for word in words]
+    return _Pattern(
+        {key: value for key, value in entities if key != _WITHOUT},
+        frozenset(value for key, value in entities if key == _WITHOUT),
+        suffix,
+    )
 
 
-def _images(folder: Path) -> list[_Image]:
-    if not folder.is_dir():
-        return []
+def _images(folder: Path, names: Sequence[str]) -> list[_Image]:
     found = []
-    for path in _listed(folder):
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_file():
-            entities, _ = _parsed(match["entities"] + match["suffix"])
-            found.append(_Image(path, entities, match["suffix"]))
+    for name in names:
+        match = _NAME.fullmatch(name)
+        # a link to nothing is an image that was not fetched
+        if match and not (folder / name).is_dir():
+            words = (word.partition("-") for word in match["entities"].split("_")[:-1])
+            entities = {key: value for key, _, value in words}
+            found.append(_Image(folder / name, entities, match["suffix"]))
     return found
 
 
 def _folders(root: Path, prefix: str) -> list[Path]:
-    return [path for path in _listed(root) if path.name.startswith(prefix) and path.is_dir()]
+    """What is called so and is no file (OSError: the folder cannot be read)."""
+    return sorted(
+        path for path in root.iterdir() if path.name.startswith(prefix) and not _is_file(path)
+    )
 
 
-def _listed(folder: Path) -> list[Path]:
+def _is_file(path: Path) -> bool:
     try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(
-            "cannot list the patients",
-            where=str(folder),
-            seen=error.strerror or type(error).__name__,
-            remedy="Let the user that runs this read the folder.",
-        ) from None
+        return path.is_file()
+    except OSError:
+        return False

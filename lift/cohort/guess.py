@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.patients import volumes_called
+from lift.cohort.patients import UNSEEN, volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, KnownData, SynthradData, TableData
+from lift.csv_tables import TableError, read_table
 from lift.errors import DataError
 from lift.volumes.volume import SUFFIXES
 
 _MOST_LOOKED_AT: Final = 2000
+_TABLES: Final = (".csv", ".tsv")
 _HEAD_CHANNELS: Final = ("mr", "ct")
 
 
@@ -41,12 +42,10 @@ def guess_layout(data: AutoData, channels: Sequence[str]) -> Guess:
         DataError: the folder is missing or cannot be read, or no layout fits, or several do.
     """
     entries = _entries(data.root)
-    folders = [path for path in entries if path.is_dir()]
+    folders = [path for path in entries if _is(path.is_dir)]
     brats = sum(_holds(folder, f"{folder.name}-") for folder in folders)
-    synthrad = sum(
-        any(volumes_called(folder, channel) for channel in _HEAD_CHANNELS) for folder in folders
-    )
-    bids = sum(folder.name.startswith("sub-") and any(folder.glob("**/anat")) for folder in folders)
+    synthrad = sum(_holds_head(folder) for folder in folders)
+    bids = sum(folder.name.startswith("sub-") and _holds_anat(folder) for folder in folders)
     root, policy = data.root, data.on_bad_file
     found: list[Guess] = []
     if brats:
@@ -88,26 +87,39 @@ def _entries(root: Path) -> list[Path]:
         ) from None
 
 
-def _holds(folder: Path, prefix: str) -> bool:
+def _is(look: Callable[[], bool]) -> bool:
+    """What is seen; False where nobody may look."""
     try:
-        return any(
+        return look()
+    except UNSEEN:
+        return False
+
+
+def _holds(folder: Path, prefix: str) -> bool:
+    return _is(
+        lambda: any(
             path.name.startswith(prefix) and (path.name.endswith(SUFFIXES) or path.is_dir())
             for path in folder.iterdir()
         )
-    except OSError:
-        return False
+    )
+
+
+def _holds_head(folder: Path) -> bool:
+    return _is(lambda: any(volumes_called(folder, channel) for channel in _HEAD_CHANNELS))
+
+
+def _holds_anat(folder: Path) -> bool:
+    return _is(lambda: any(folder.glob("**/anat")))
 
 
 def _tables(entries: Sequence[Path], channels: Sequence[str]) -> list[Path]:
     found = []
     for path in entries:
-        if path.suffix.lower() != ".csv" or not path.is_file():
+        if path.suffix.lower() not in _TABLES or not _is(path.is_file):
             continue
         try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                heading = next(csv.reader(stream), [])
-        except (OSError, UnicodeDecodeError, csv.Error):
+            read_table(path, ["patient", *channels])
+        except TableError:
             continue
-        if {"patient", *channels} <= set(heading):
-            found.append(path)
+        found.append(path)
     return found

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from lift.cohort.bids import list_bids
 from lift.cohort.guess import guess_layout
-from lift.cohort.patients import Patient, Refusal, volumes_called
+from lift.cohort.patients import (
+    FETCH,
+    UNSEEN,
+    Patient,
+    Refusal,
+    not_fetched,
+    some,
+    volumes_called,
+)
 from lift.cohort.withdrawn import LeftOut, nobody
 from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
 from lift.config.site import MARK_FILE
+from lift.csv_tables import Row, TableError, read_table
 from lift.errors import DataError
 from lift.volumes.volume import SUFFIXES
 
 logger = logging.getLogger(__name__)
+_PATIENT: Final = "patient"
 _SUBJECT: Final = "subject"
+MASK: Final = "mask"
+_NOBODY: Final = frozenset({"lost+found"})
+_LONGEST_CELL: Final = 200
 _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
 
 
@@ -45,7 +57,7 @@ def list_patients(
         DataError: the folder or the table is missing, damaged or holds no patient; or a
             patient is incomplete and `on_bad_file` is `stop`.
     """
-    if not data.root.is_dir():
+    if not _is_folder(data.root):
         raise DataError(
             "cannot list the patients",
             where=str(data.root),
@@ -56,7 +68,7 @@ def list_patients(
         return [], []
     known = guess_layout(data, channels).data if isinstance(data, AutoData) else data
     if isinstance(known, TableData):
-        found = _from_table(known, one_by_one=one_by_one)
+        found = _from_table(known, channels, one_by_one=one_by_one)
     elif isinstance(known, BidsData):
         found = list_bids(known, channels)
     else:
@@ -78,34 +90,55 @@ def list_patients(
         if not missing and not patient.problem:
             patients.append(patient)
             continue
-        reason = DataError(
-            f"cannot use patient '{patient.id}'",
-            where=str(data.root),
-            seen=patient.problem
-            or f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}",
-            remedy="Keep the one that is meant (in BIDS, say so in `data.series`), or take the "
-            "patient out."
-            if patient.problem
-            else "Add the files, or take the patient out of the folder or table.",
-        )
+        reason = _reason(data, patient, missing)
         if data.on_bad_file == "stop" and not one_by_one:
             raise reason
         refusals.append(Refusal(patient.id, reason, patient.subject))
     return patients, refusals
 
 
+def _reason(data: CohortData, patient: Patient, missing: Sequence[str]) -> DataError:
+    if patient.problem:
+        seen = patient.problem
+        remedy = patient.remedy or (
+            "Keep the one that is meant (in BIDS, say so in `data.series`), or take the patient "
+            "out."
+        )
+    else:
+        seen = f"missing: {', '.join(missing)}; found: {', '.join(patient.channels) or 'none'}"
+        seen += f"; {patient.note}" if patient.note else ""
+        remedy = "Add the files, or take the patient out of the folder or table."
+    return DataError(
+        f"cannot use patient '{patient.id}'", where=str(data.root), seen=seen, remedy=remedy
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        found = path.is_dir()
+        if found:
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise DataError(
+            "cannot list the patients",
+            where=str(path),
+            seen=error.strerror or type(error).__name__,
+            remedy="Correct data.root, mount the folder, or let the user that runs this read it.",
+        ) from None
+    return found
+
+
 def tells_subjects(data: TableData) -> bool:
     """Return whether a readable table names the person of each row."""
     try:
-        with data.table.open(newline="", encoding="utf-8-sig") as stream:
-            return _SUBJECT in next(csv.reader(stream, strict=True), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
+        return _SUBJECT in read_table(data.table, [_PATIENT], [_SUBJECT]).columns
+    except TableError:
         return False
 
 
 def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> list[Patient]:
     try:
-        folders = sorted(path for path in data.root.iterdir() if path.is_dir())
+        entries = sorted(data.root.iterdir())
     except OSError as error:
         raise DataError(
             "cannot list the patients",
@@ -113,85 +146,132 @@ def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> li
             seen=error.strerror or type(error).__name__,
             remedy="Let the user that runs this read the folder.",
         ) from None
-    found = []
-    for folder in folders:
-        name = folder.name
-        prefix = f"{name}-" if isinstance(data, BratsData) else ""
-        paths = {channel: volumes_called(folder, prefix + channel) for channel in channels}
-        masks = volumes_called(folder, f"{prefix}mask")
-        several = [
-            f"{channel} may be {' or '.join(path.name for path in found_paths)}"
-            for channel, found_paths in [*paths.items(), ("mask", masks)]
-            if len(found_paths) > 1
-        ]
-        present = {channel: found_paths[0] for channel, found_paths in paths.items() if found_paths}
-        mask = masks[0] if masks else None
-        # a folder of other things (SynthRAD's `overview`) is nobody; one with volumes is somebody
-        # whose files are named otherwise, and is refused by name
-        if not present and mask is None and not _holds_volumes(folder):
+    found: list[Patient] = []
+    doubtful: list[Patient] = []
+    for folder in entries:
+        if folder.name.startswith(".") or folder.name in _NOBODY:
             continue
+        name = folder.name
         time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
         subject = time_point["subject"] if time_point else name
-        found.append(Patient(name, subject, present, mask, "; ".join(several)))
-    return found
+        is_somebody = True
+        try:
+            if folder.is_file():
+                continue
+            is_somebody = not folder.is_symlink()
+            prefix = f"{name}-" if isinstance(data, BratsData) else ""
+            patient = _in_folder(folder, subject, prefix, channels)
+            is_somebody = bool(patient.channels or patient.mask or _holds_volumes(folder))
+        except UNSEEN as error:
+            # not ours to look at: listed, so that it is refused by name
+            patient = Patient.unseen(name, subject, error)
+        (found if is_somebody else doubtful).append(patient)
+    # a folder of other things (SynthRAD's `overview`) is nobody; one that is called as patients
+    # are is somebody whose files are not there, or are of another kind
+    names = {_shape(patient.id) for patient in found if patient.channels}
+    return found + [patient for patient in doubtful if _shape(patient.id) in names]
+
+
+def _in_folder(folder: Path, subject: str, prefix: str, channels: Sequence[str]) -> Patient:
+    paths = {channel: volumes_called(folder, prefix + channel) for channel in channels}
+    masks = volumes_called(folder, f"{prefix}mask")
+    several = [
+        f"{channel} may be {' or '.join(path.name for path in found_paths)}"
+        for channel, found_paths in [*paths.items(), (MASK, masks)]
+        if len(found_paths) > 1
+    ]
+    present = {channel: found_paths[0] for channel, found_paths in paths.items() if found_paths}
+    mask = masks[0] if masks else None
+    gone = "" if several else not_fetched([*present.values(), *masks])
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return Patient(
+        folder.name,
+        subject,
+        present,
+        mask,
+        problem="; ".join(several) or gone,
+        remedy=FETCH if gone else "",
+        note=f"its folder holds {some(there) or 'nothing'}",
+    )
+
+
+def _shape(name: str) -> str:
+    """How a name is made: runs of letters and of digits, whatever they are."""
+    return re.sub("[0-9]+", "9", re.sub("[^\\W\\d_]+", "A", name))
 
 
 def _holds_volumes(folder: Path) -> bool:
-    try:
-        return any(path.name.endswith(SUFFIXES) for path in folder.iterdir())
-    except OSError:
-        # not ours to read: listed, so that it is refused by name
-        return True
+    return any(path.name.lower().endswith(SUFFIXES) for path in folder.iterdir())
 
 
-def _from_table(data: TableData, *, one_by_one: bool) -> list[Patient]:
+def _from_table(data: TableData, channels: Sequence[str], *, one_by_one: bool) -> list[Patient]:
     try:
-        with data.table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a CSV table in UTF-8"
-        raise _table_error(data, str(reason)) from None
-    if (not rows and not one_by_one) or "patient" not in (reader.fieldnames or ()):
-        raise _table_error(data, "it has no rows, or no column 'patient'")
-    told = _SUBJECT in (reader.fieldnames or ())
+        table = read_table(data.table, [_PATIENT], [*channels, _SUBJECT, MASK])
+    except TableError as error:
+        raise _table_error(data, error.seen, error.remedy) from None
+    if not table.rows and not one_by_one:
+        raise _table_error(data, "it has no rows")
+    told = _SUBJECT in table.columns
     if not told:
         logger.warning("event=no_subject_column table=%s each_row_is=a_person", data.table.name)
     found: dict[str, Patient] = {}
-    for number, row in enumerate(rows, start=2):
-        try:
-            patient = _from_row(data, row, number, found, told=told)
-        except DataError as error:
+    refused: list[Patient] = []
+    lines: dict[str, int] = {}
+    for row in table.rows:
+        patient = _from_row(data, row, told=told)
+        if patient.id in lines:
+            patient = _refused_row(
+                patient.id,
+                patient.subject,
+                f"line {row.line} of the table is a second row of '{patient.id}', after line "
+                f"{lines[patient.id]}",
+            )
+            # which of them is meant is not said; under noise the first one stays, as nobody's row
+            # may decide about another's
+            refused.append(patient)
             if not one_by_one:
-                raise
-            logger.warning("event=row_passed_over reason=%s", error)
+                found.pop(patient.id, None)
             continue
+        lines[patient.id] = row.line
         found[patient.id] = patient
-    return list(found.values())
+    return [*found.values(), *refused]
 
 
-def _from_row(
-    data: TableData,
-    row: Mapping[str, str | None],
-    number: int,
-    found: Collection[str],
-    *,
-    told: bool,
-) -> Patient:
-    name = (row["patient"] or "").strip()
-    if not name or None in row or name in found:
-        problem = "names no patient" if not name else f"is a second row of '{name}'"
-        problem = "has more cells than columns" if None in row else problem
-        raise _table_error(data, f"line {number} {problem}")
-    subject = (row[_SUBJECT] or "").strip() if told else name
-    if not subject:
-        raise _table_error(data, f"line {number} names no subject")
-    named = {"patient", _SUBJECT}
-    cells = {k: v.strip() for k, v in row.items() if k not in named and v and v.strip()}
-    paths = {column: _under_root(data, cell, number) for column, cell in cells.items()}
-    paths = {column: path for column, path in paths.items() if _is_volume(path, data)}
-    mask = paths.pop("mask", None)
-    return Patient(name, subject, paths, mask)
+def _from_row(data: TableData, row: Row, *, told: bool) -> Patient:
+    cells = {column: cell for column, cell in row.cells.items() if cell}
+    name, subject = cells.pop(_PATIENT, ""), cells.pop(_SUBJECT, "")
+    here = f"line {row.line}"
+    if not name:
+        return _refused_row(here, subject or here, f"{here} of the table names no patient")
+    if told and not subject:
+        return _refused_row(name, name, f"{here} of the table names no subject")
+    subject = subject if told else name
+    if row.is_longer:
+        return _refused_row(name, subject, f"{here} of the table has more cells than the heading")
+    paths, lacking = {}, []
+    for column, cell in cells.items():
+        try:
+            path = data.root / cell
+            if not path.resolve().is_relative_to(data.root.resolve()):
+                seen = f"{here} of the table names a file outside the data folder, for {column}"
+                return _refused_row(name, subject, seen)
+            if _is_volume(path, data):
+                paths[column] = path
+            elif path.is_symlink():
+                return Patient(name, subject, {}, None, not_fetched([path]), FETCH)
+            else:
+                lacking.append(f"'{cell[:_LONGEST_CELL]}' for {column}")
+        except UNSEEN as error:
+            seen = Patient.unseen(name, subject, error).problem
+            return _refused_row(name, subject, f"{here} of the table, {column}: {seen}")
+    mask = paths.pop(MASK, None)
+    note = f"there is no {', no '.join(lacking)} ({here} of the table)" if lacking else here
+    return Patient(name, subject, paths, mask, note=note)
+
+
+def _refused_row(name: str, subject: str, seen: str) -> Patient:
+    remedy = "Correct this row of the table, or take it out."
+    return Patient(name, subject, {}, None, seen, remedy)
 
 
 def _is_volume(path: Path, data: TableData) -> bool:
@@ -199,18 +279,12 @@ def _is_volume(path: Path, data: TableData) -> bool:
     return path.is_file() or (path.is_dir() and path.resolve() != data.root.resolve())
 
 
-def _under_root(data: TableData, cell: str, line: int) -> Path:
-    path = data.root / cell
-    if not path.resolve().is_relative_to(data.root.resolve()):
-        raise _table_error(data, f"line {line} names a file outside the data folder")
-    return path
-
-
-def _table_error(data: TableData, seen: str) -> DataError:
+def _table_error(data: TableData, seen: str, remedy: str = "") -> DataError:
     return DataError(
         "cannot read the table of patients",
         where=str(data.table),
         seen=seen,
-        remedy="Correct the table: columns `patient`, one by channel, optionally `subject` (whose "
+        remedy=remedy
+        or "Correct the table: columns `patient`, one by channel, optionally `subject` (whose "
         "examination a row is) and `mask`.",
     )

@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from lift.errors import DataError
 from lift.volumes.volume import SUFFIXES
 
+_MOST_NAMED: Final = 5
+_LONGEST_NAME: Final = 80
+UNSEEN: Final = (OSError, ValueError, RuntimeError)
+"""What looking at a path may end in: no permission, a name that is none, links in a circle."""
+
 
 def volumes_called(folder: Path, stem: str) -> list[Path]:
-    """Files of a volume in a folder with this name and any format's ending, or a series' folder."""
+    """Files of a volume in a folder with this name and any format's ending, or a series' folder.
+
+    Links to nothing are among them.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
     names = [*(stem + suffix for suffix in reversed(SUFFIXES)), stem]
-    found = [folder / name for name in names if (folder / name).exists()]
+    found = [folder / name for name in names if lies_there(folder / name)]
     return [path for path in found if path.name != stem or path.is_dir()]
+
+
+def lies_there(path: Path) -> bool:
+    """Whether something is called so, be it a link to nothing (OSError: nobody may look)."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def not_fetched(paths: Iterable[Path]) -> str:
+    """What is wrong with files that are links to nothing; empty where none is.
+
+    Raises:
+        OSError: one cannot be looked at.
+    """
+    gone = [path.name for path in paths if not path.exists()]
+    if not gone:
+        return ""
+    return f"its images are links to files that are not there: {some(gone)}"
+
+
+FETCH: Final = (
+    "Fetch them (`git annex get`, `datalad get`), mount what they point to, or take the patient "
+    "out."
+)
+"""What to do about links to nothing."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 @dataclass(frozen=True)
@@ -28,6 +75,8 @@ class Patient:
         channels: channel name -> file.
         mask: the cohort's own mask, or None.
         problem: why it cannot be used although its files are there; empty without one.
+        remedy: what to do about the problem; empty where a choice among files is asked for.
+        note: what else was seen, where a channel is missing.
     """
 
     id: str
@@ -35,6 +84,23 @@ class Patient:
     channels: Mapping[str, Path]
     mask: Path | None
     problem: str = ""
+    remedy: str = ""
+    note: str = ""
+
+    @classmethod
+    def unseen(cls, name: str, subject: str, error: Exception) -> Patient:
+        """A patient whose files cannot be looked at: of an OSError, or a path that is none."""
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        file = getattr(error, "filename", None)
+        named = f" ('{Path(os.fsdecode(file)).name[:_LONGEST_NAME]}')" if file else ""
+        return cls(
+            name,
+            subject,
+            {},
+            None,
+            problem=f"its files cannot be looked at: {reason[:_LONGEST_NAME]}{named}",
+            remedy="Let the user that runs this read them, mend the path, or take the patient out.",
+        )
 
 
 def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]:

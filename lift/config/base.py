@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from lift.csv_tables import not_utf_8
 from lift.errors import ConfigError
 from lift.strict_json import DEEPEST
 
@@ -100,17 +101,31 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# 1e-5 as YAML 1.2 and everybody else has it: PyYAML asks for a dot and a sign
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path) -> object:
     """The plain data of one YAML file, with environment variables filled in."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        content = path.read_bytes()
+    except OSError as error:
         raise ConfigError(
             "cannot read the settings",
             where=str(path),
-            seen=f"{reason}",
+            seen=error.strerror or type(error).__name__,
             remedy="Check the path given on the command line.",
+        ) from None
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        seen, remedy = not_utf_8(content, error)
+        raise ConfigError(
+            "cannot read the settings", where=str(path), seen=seen, remedy=remedy
         ) from None
     try:
         data = _plain_data(text)

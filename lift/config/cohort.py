@@ -44,9 +44,10 @@ class BidsData(_FolderData):
     """Chooses this layout."""
     series: dict[str, SeriesPattern] = Field(default_factory=dict)
     """Channel -> how its files end, with the entities that tell them from others, such as
-    `acq-3d_T1w`; `*` stands for any value. What is not named: t1n `T1w`, t1c `ce-*_T1w`, t2w `T2w`,
-    t2f `FLAIR`, mr `T1w`, ct `CT`. A file with contrast agent (`ce`) is meant only where it is
-    named."""
+    `acq-3d_T1w`; `*` stands for any value, and `without-acq_T1w` for files without that entity.
+    What is not named: t1n `T1w`, t1c `ce-*_T1w`, t2w `T2w`,
+    t2f `FLAIR`, mr `T1w`, ct `CT`. A file with contrast agent (`ce`), or of another part
+    than magnitude (`part`), is meant only where it is named."""
 
 
 class TableData(_FolderData):

@@ -73,6 +73,24 @@ MOST_BORDER_SPREAD: Final = 0.2
 """Quartile distance of an inverted border over its height above the dark part: air is uniform,
 tissue at the border of a tight crop is not."""
 
+MOST_PLATEAU: Final = 0.6
+"""Share of equal neighbours in bright regions: real volumes have 0.25 at most, label maps 0.7."""
+
+DOUBTFUL_PLATEAU: Final = 0.4
+"""Of thousands of tiny labels, and of images enlarged by repeating voxels."""
+
+LEAST_JUMPS: Final = 0.004
+"""Share of neighbours that differ by three quarters of the range: 0.001 in real volumes, 0.007 and
+more where a phase wraps."""
+
+LEAST_EVEN: Final = 0.3
+"""The rarest eighth of the range over the mean one: a phase has all angles, an image few bright
+voxels."""
+
+_RANGE: Final = (0.1, 99.9)
+_JUMP: Final = 0.75
+_SAME_VALUE: Final = 1e-4
+
 MOST_NEGATIVE: Final = 0.01
 """Share of MR voxels far below 0: a magnitude image has none, spline ringing a few."""
 
@@ -231,6 +249,19 @@ def check_mr(voxels: NDArray[Any]) -> Finding:
         seen = f"{levels} distinct values"
         remedy = "This is a mask or a label map: choose the image itself."
         return finding("MR values", "veto", seen, needed, remedy)
+    plateau = _plateau(values)
+    if plateau > DOUBTFUL_PLATEAU:
+        seen = f"{plateau:.0%} of bright voxels are equal to their neighbours"
+        remedy = (
+            "This is a label map, or a mask: choose the image itself. An image that was enlarged "
+            "without interpolation looks so too."
+        )
+        verdict: Verdict = "veto" if plateau > MOST_PLATEAU else "warn"
+        return finding("MR values", verdict, seen, needed, remedy)
+    if _wraps(values):
+        seen = "the values fill their range evenly and jump from its one end to the other"
+        remedy = "This is a phase image: choose the magnitude image."
+        return finding("MR values", "veto", seen, needed, remedy)
     likeness = _likeness(values)
     if likeness < LEAST_LIKENESS:
         seen = f"neighbouring voxels have nothing in common (correlation {likeness:.2f})"
@@ -272,6 +303,43 @@ def _likeness(values: NDArray[Any]) -> float:
         norm = float(np.sqrt((one * one).sum() * (other * other).sum()))
         best = max(best, float((one * other).sum()) / norm if norm > 0 else 1.0)
     return best
+
+
+def _background(values: NDArray[Any]) -> Any:
+    """The value that the sides of the volume have most."""
+    found, counts = np.unique(_sides(values), return_counts=True)
+    return found[counts.argmax()]
+
+
+def _plateau(values: NDArray[Any]) -> float:
+    """The share of voxels above the mean that equal the next one, along the axis with the fewest.
+
+    Labels are constant over whole regions, however many they are; an image has noise.
+    """
+    bright = (values > values.mean()) & (values != _background(values))
+    low, high = np.percentile(values, _RANGE)
+    same = _SAME_VALUE * float(high - low)
+    shares = []
+    for axis in range(3):
+        rows, counted = np.moveaxis(values, axis, 0), np.moveaxis(bright, axis, 0)[:-1]
+        steps = np.abs(np.subtract(rows[1:], rows[:-1], dtype=np.float32))
+        shares.append(float(((steps <= same) & counted).sum()) / max(1, int(counted.sum())))
+    return min(shares)
+
+
+def _wraps(values: NDArray[Any]) -> bool:
+    """Whether the values are angles: all about as frequent, and neighbours at both ends."""
+    low, high = (float(end) for end in np.percentile(values, _RANGE))
+    jumps, pairs = 0, 0
+    for axis in range(3):
+        rows = np.moveaxis(values, axis, 0)
+        steps = np.abs(np.subtract(rows[1:], rows[:-1], dtype=np.float32))
+        jumps += int(np.count_nonzero(steps > _JUMP * (high - low)))
+        pairs += steps.size
+    if jumps < LEAST_JUMPS * pairs or high <= low:
+        return False
+    counts, _ = np.histogram(values[values != _background(values)], bins=8, range=(low, high))
+    return bool(counts.min() > LEAST_EVEN * counts.mean())
 
 
 def _sides(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ The result names files and is for whoever owns them: it stays with the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -16,11 +16,11 @@ from lift.errors import DataError, VolumeError
 from lift.metrics.subjects import NOT_TOLD, read_subjects, subjects_of_files
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE, Floats, Mask
 from lift.metrics.table import Entry, Protocol, entries, metric_table, patient_metrics
+from lift.metrics.volume_files import volumes_under
 from lift.volumes.slices import slice_spacing, to_slices
 from lift.volumes.volume import Volume, check_same_grid, read_volume
 
-SUFFIXES: Final = (".nii", ".nii.gz")
-
+_ROLES: Final = ("target", "prediction", "mask")
 _PLANE = "axial"
 _SEED = 0
 _SHOWN_NAMES = 5
@@ -36,7 +36,7 @@ class Evaluation(TypedDict):
         note: empty, or that the persons of the files are not known.
         metrics: METRIC -> mean over persons with its 95% bootstrap interval; `n` counts persons.
         subjects: file -> person, as it was given; empty where each file is a person.
-        per_volume: file (relative to its folder) -> METRIC -> figure.
+        per_volume: file of the target (relative to its folder) -> METRIC -> figure.
     """
 
     protocol: Protocol
@@ -56,10 +56,11 @@ def evaluate_folders(
     protocol: Protocol,
     subjects: Path | None = None,
 ) -> Evaluation:
-    """Metrics of every NIfTI file under `predicted` against its namesake under `target`.
+    """Metrics of every volume under `predicted` against its namesake under `target`.
 
-    Files pair by their path relative to the folder, and every file must have its partner: a
-    missing prediction would flatter the mean. Depth is the axial direction.
+    Volumes pair by their path relative to the folder without the ending, whatever their formats,
+    and each must have its partner: a missing prediction would flatter the mean. Depth is the axial
+    direction.
 
     - `ct`: values are HU and are compared as they are. Without `mask` the whole volume counts,
       air included; the challenge's figures need its masks.
@@ -76,7 +77,7 @@ def evaluate_folders(
             a person of its own.
 
     Raises:
-        DataError: a folder does not exist, holds no NIfTI file, or a file has no partner; or the
+        DataError: a folder does not exist, holds no volume, or a volume has no partner; or the
             table of subjects is damaged or lacks a file.
         VolumeError: a file cannot be read, its mask is empty, or its values do not vary.
         AffineError: two files of a pair are not on one grid.
@@ -84,10 +85,13 @@ def evaluate_folders(
     folders = {"prediction": predicted, "target": target}
     if mask is not None:
         folders["mask"] = mask
-    names = _paired_names(folders)
+    pairs = _paired(folders)
+    names = list(pairs)
     # before the first volume is read
     people = {} if subjects is None else subjects_of_files(read_subjects(subjects), names)
-    per_volume = {name: _evaluate_pair(name, predicted, target, mask, protocol) for name in names}
+    per_volume = {
+        name: _evaluate_pair(name, paths, folders, protocol) for name, paths in pairs.items()
+    }
     return {
         "protocol": protocol,
         "volumes": len(names),
@@ -100,13 +104,14 @@ def evaluate_folders(
 
 
 def _evaluate_pair(
-    name: str, predicted: Path, target: Path, mask: Path | None, protocol: Protocol
+    name: str, paths: Mapping[str, Path], folders: Mapping[str, Path], protocol: Protocol
 ) -> dict[str, float]:
-    wanted = read_volume(target / name, root=target)
-    synthetic = read_volume(predicted / name, root=predicted)
+    wanted, synthetic = (
+        read_volume(paths[role], root=folders[role]) for role in ("target", "prediction")
+    )
     check_same_grid(wanted, synthetic, (f"target {name}", f"prediction {name}"))
-    if mask is not None:
-        drawn = read_volume(mask / name, root=mask)
+    if "mask" in paths:
+        drawn = read_volume(paths["mask"], root=folders["mask"], labels=True)
         check_same_grid(wanted, drawn, (f"target {name}", f"mask {name}"))
         inside: Mask = _slices(drawn) > 0
     elif protocol == "mr":
@@ -154,46 +159,31 @@ def _normalised(volume: Floats, role: str, name: str) -> Floats:
     return (np.clip(volume, low, high) - low) / (high - low)
 
 
-def _paired_names(folders: dict[str, Path]) -> list[str]:
-    """Relative paths of the NIfTI files, the same in every folder."""
-    listed = {role: _nifti_names(role, folder) for role, folder in folders.items()}
-    every = sorted(set().union(*listed.values()))
+def _paired(folders: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """NAME of the target -> role -> path; the same stems in every folder."""
+    listed = {role: volumes_under(role, folder) for role, folder in folders.items()}
+    # one that has no target is called as it is in the first folder that has it
+    names = {
+        stem: path.relative_to(folders[role]).as_posix()
+        for role in reversed(_ROLES)
+        for stem, path in listed.get(role, {}).items()
+    }
     problems = [
-        f"no {role} for {_some([name for name in every if name not in names])}"
-        for role, names in listed.items()
-        if len(names) < len(every)
+        f"no {role} for {_some([names[stem] for stem in sorted(names) if stem not in found])}"
+        for role, found in listed.items()
+        if len(found) < len(names)
     ]
     if problems:
         raise DataError(
             "cannot pair the volumes by their names",
             where=" and ".join(f"'{folder}'" for folder in folders.values()),
-            seen="\n".join([*problems, "every file needs a namesake in every folder"]),
+            seen="\n".join([*problems, "every volume needs one of its name, whatever its format"]),
             remedy="Add or remove files, or rename them; nothing was written.",
         )
-    return every
-
-
-def _nifti_names(role: str, folder: Path) -> set[str]:
-    if not folder.is_dir():
-        raise DataError(
-            f"cannot read the {role} folder",
-            where=f"'{folder}'",
-            seen="there is no such folder",
-            remedy="Check the path given on the command line.",
-        )
-    names = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    return {
+        names[stem]: {role: found[stem] for role, found in listed.items()}
+        for stem in sorted(names, key=lambda stem: names[stem])
     }
-    if not names:
-        raise DataError(
-            f"cannot read the {role} folder",
-            where=f"'{folder}'",
-            seen=f"it holds no NIfTI file ({' or '.join(SUFFIXES)})",
-            remedy="Check the path given on the command line.",
-        )
-    return names
 
 
 def _some(names: Sequence[str]) -> str:

@@ -31,9 +31,10 @@ from lift.metrics.reference import FEWEST_REAL, Reference, too_few
 from lift.metrics.set_pairs import FEWEST_GENERATED
 from lift.metrics.subjects import NOT_TOLD, read_subjects, subjects_of_files
 from lift.metrics.table import Entry, Protocol
+from lift.metrics.volume_files import volumes_under
 from lift.metrics.volume_sets import ImageVolume, MeasuredSet, measure_volumes
 from lift.volumes.slices import slice_spacing, to_slices
-from lift.volumes.volume import SUFFIXES, read_volume
+from lift.volumes.volume import read_volume
 
 LARGEST_SPACING_RATIO: Final = 2.0
 """Between two volumes, along one axis: roughness and features beyond it are not comparable."""
@@ -245,26 +246,11 @@ def _shown(entry: Entry | None) -> str:
 
 
 def _files(role: str, folder: Path, fewest: int) -> list[Path]:
-    """Files of volumes under a folder, in the order of their names."""
-    if not folder.is_dir():
-        seen = "there is no such folder"
-    else:
-        found = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
-        )
-        if len(found) >= fewest:
-            return found
-        if found:
-            raise too_few(role, len(found), fewest, where=f"'{folder}'")
-        seen = f"it holds no file of a volume ({', '.join(SUFFIXES)})"
-    raise DataError(
-        f"cannot read the folder of {role} volumes",
-        where=f"'{folder}'",
-        seen=seen,
-        remedy="Check the path given on the command line.",
-    )
+    """Volumes under a folder, in the order of their names."""
+    found = list(volumes_under(role, folder).values())
+    if len(found) < fewest:
+        raise too_few(role, len(found), fewest, where=f"'{folder}'")
+    return found
 
 
 def _people(

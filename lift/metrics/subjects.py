@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from lift.csv_tables import TableError, read_table
 from lift.errors import DataError
+from lift.volumes.volume import stem_of
 
 NOT_TOLD: Final = (
     "No --subjects: each file is taken for a person of its own. Where a person has several, "
@@ -27,22 +28,23 @@ def read_subjects(path: Path) -> dict[str, str]:
     """FILE -> person, of a CSV table with the columns `file` and `subject`; others are passed over.
 
     Args:
-        path: the table, UTF-8.
+        path: the table, as `lift.csv_tables` reads it.
 
     Raises:
         DataError: it cannot be read, lacks a column or a cell, or names a file twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a CSV table in UTF-8"
-        raise _wrong(path, str(reason)) from None
-    if not rows or any(column not in rows[0] for column in _COLUMNS):
-        raise _wrong(path, "it has no rows, or lacks a column `file` or `subject`")
+        table = read_table(path, _COLUMNS)
+    except TableError as error:
+        raise _wrong(path, error.seen, error.remedy) from None
+    if not table.rows:
+        raise _wrong(path, "it has no rows")
     found: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        file, subject = ((row[column] or "").strip() for column in _COLUMNS)
+    for row in table.rows:
+        line = row.line
+        file, subject = (row.cells.get(column, "") for column in _COLUMNS)
+        if row.is_longer:
+            raise _wrong(path, f"line {line} has more cells than the heading")
         if not file or not subject:
             raise _wrong(path, f"line {line} has no file or no subject")
         if file in found:
@@ -56,7 +58,9 @@ def subjects_of_files(
 ) -> dict[str, str]:
     """FILE -> person, of exactly these files.
 
-    A row `FOLDER/FILE` goes before a row `FILE`, for files of two folders that have one name.
+    A row `FOLDER/FILE` goes before a row `FILE`, for files of two folders that have one name. A
+    row may name the file of another format, or none: where the name is not there, what it is
+    without its ending counts.
 
     Args:
         table: of :func:`read_subjects`.
@@ -67,7 +71,18 @@ def subjects_of_files(
         DataError: the table does not name some of them.
     """
     names = list(files)
-    own = {name: table.get(f"{folder}/{name}", table.get(name)) for name in names}
+    by_stem: dict[str, str | None] = {}
+    for file, subject in table.items():
+        stem = stem_of(file)
+        # two rows of one name and two persons say nothing
+        by_stem[stem] = subject if by_stem.get(stem, subject) == subject else None
+    own = {
+        name: table.get(
+            f"{folder}/{name}",
+            table.get(name, by_stem.get(stem_of(f"{folder}/{name}"), by_stem.get(stem_of(name)))),
+        )
+        for name in names
+    }
     missing = [name for name, subject in own.items() if subject is None]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:_SHOWN])
@@ -81,7 +96,10 @@ def subjects_of_files(
     return {name: subject for name, subject in own.items() if subject is not None}
 
 
-def _wrong(path: Path, seen: str) -> DataError:
+def _wrong(path: Path, seen: str, remedy: str = "") -> DataError:
     return DataError(
-        "cannot read the table of subjects", where=f"'{path}'", seen=seen, remedy=_REMEDY
+        "cannot read the table of subjects",
+        where=f"'{path}'",
+        seen=seen,
+        remedy=f"Nothing was written. {remedy}" if remedy else _REMEDY,
     )

@@ -31,6 +31,12 @@ GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
 
 
+def stem_of(name: str) -> str:
+    """A volume's name without the ending of its format."""
+    endings = [ending for ending in SUFFIXES if name.lower().endswith(ending)]
+    return name[: -len(max(endings, key=len))] if endings else name
+
+
 @dataclass(frozen=True)
 class FileGrid:
     """How the file stored the volume: what is needed to write on its grid again.
@@ -99,18 +105,20 @@ def read_volume(
             larger than memory is then read in parts, each mean of whole voxels that still fits
             into this spacing becoming one (`lift.volumes.formats.parts`); its grid, on which
             results are written too, is that of the means.
-        labels: in parts, take middle voxels instead of means.
+        labels: a mask or labels: all may be equal, and in parts middle voxels are taken instead
+            of means.
 
     Raises:
         VolumeError: the file is missing, empty, truncated, damaged, of another format, too large,
-            4D, colour or complex, holds NaN or infinity, is constant, or is thinner than 2 voxels.
+            4D, colour or complex, holds NaN or infinity, is constant (and no `labels`), or is
+            thinner than 2 voxels.
         AffineError: its affine is singular or not finite, or the file does not say how the patient
             lies.
     """
     refuse = Refusal(_relative(path, root), root)
     try:
         try:
-            return _read(lambda: decode(path, refuse), refuse)
+            return _read(lambda: decode(path, refuse), refuse, labels=labels)
         except TooLargeError:
             if coarsest_mm is None:
                 raise
@@ -120,7 +128,7 @@ def read_volume(
             decoded, digest = decode(path, in_parts)
             return coarsened(decoded, coarsest_mm, in_parts, labels=labels), digest
 
-        return _read(means, refuse)
+        return _read(means, refuse, labels=labels)
     except MemoryError:
         raise refuse(
             "this machine has too little free memory for it",
@@ -238,7 +246,9 @@ _GEOMETRY: Final = (
 )
 
 
-def _read(decoded_now: Callable[[], tuple[Decoded, str]], refuse: Refusal) -> Volume:
+def _read(
+    decoded_now: Callable[[], tuple[Decoded, str]], refuse: Refusal, *, labels: bool
+) -> Volume:
     decoded, digest = decoded_now()
     with np.errstate(all="ignore"):
         orientation = check_affine(decoded.affine, refuse)
@@ -251,7 +261,7 @@ def _read(decoded_now: Callable[[], tuple[Decoded, str]], refuse: Refusal) -> Vo
             data = data.astype(np.float64)
             data *= slope
             data += inter
-    check_values(data, refuse)
+    check_values(data, refuse, labels=labels)
     shape = (data.shape[0], data.shape[1], data.shape[2])
     # a copy always: a view would be read-only and would keep the whole file in memory
     voxels = np.array(

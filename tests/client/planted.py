@@ -33,6 +33,7 @@ class Fault:
         channels: where; an empty name stands for the patient as a whole.
         verdict: of the patient.
         twin: whether a second patient, from which it copies, must be told too.
+        beside: other checks that may tell of it too: what is no image fails several.
     """
 
     change: Callable[[Mapping[str, Path], Mapping[str, Path]], None]
@@ -40,6 +41,7 @@ class Fault:
     channels: tuple[str, ...]
     verdict: str = "veto"
     twin: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def _load(path: Path) -> tuple[Array, Array]:
@@ -182,6 +184,43 @@ def _in_cm(files: Mapping[str, Path], _: Mapping[str, Path]) -> None:
         _save(path, voxels, affine)
 
 
+def _labels(voxels: Array, affine: Array) -> tuple[Array, Array]:
+    """Boxes of four voxels, each with its own number, where the head is."""
+    places = np.indices(voxels.shape) // 4
+    codes = places[0] + 37 * places[1] + 1009 * places[2] + 1
+    return np.where(voxels > voxels.mean(), codes, 0).astype(np.int32), affine
+
+
+def _phase(voxels: Array, affine: Array) -> tuple[Array, Array]:
+    places = np.indices(voxels.shape) / 5
+    angle = np.angle(np.exp(1j * (places[0] + places[1] * 1.3 + places[2])))
+    inside = voxels > voxels.mean()
+    return np.where(inside, np.rint((angle + np.pi) * 650), 0).astype(np.int16), affine
+
+
+def _two_places(files: Mapping[str, Path], _: Mapping[str, Path]) -> None:
+    image = nibabel.load(files["t2w"])
+    other = image.affine.copy()
+    other[0, 3] += 25
+    image.set_sform(image.affine, 1)
+    image.set_qform(other, 1)
+    image.to_filename(files["t2w"])
+
+
+def _inside_its_header(files: Mapping[str, Path], _: Mapping[str, Path]) -> None:
+    content = bytearray(nibabel.load(files["t1n"]).to_bytes())
+    content[108:112] = bytes(4)
+    files["t1n"].with_suffix("").write_bytes(content)
+    files["t1n"].unlink()
+
+
+def _not_fetched(files: Mapping[str, Path], _: Mapping[str, Path]) -> None:
+    for path in files.values():
+        path.unlink()
+        path.symlink_to(Path("..", ".git", "annex", "objects", path.name))
+
+
+NO_IMAGE = ("slice profile", "pairing", "face")
 BRAIN_FAULTS: dict[str, Fault] = {
     "truncated": Fault(_truncated, "readable", ("t2w",)),
     "NaN": Fault(_on("t2f", _with_nan), "readable", ("t2f",)),
@@ -199,6 +238,11 @@ BRAIN_FAULTS: dict[str, Fault] = {
     "name in a header": Fault(_named, "identifiers", ("t2w",), "warn"),
     "thick slices": Fault(_on("t2f", _thick), "slice profile", ("t2f",), "warn"),
     "cut off": Fault(_cut, "field of view", MR, "warn"),
+    "label map": Fault(_on("t2f", _labels), "MR values", ("t2f",), beside=NO_IMAGE),
+    "phase image": Fault(_on("t2f", _phase), "MR values", ("t2f",), beside=NO_IMAGE),
+    "two places": Fault(_two_places, "header's place", ("t2w",)),
+    "inside its header": Fault(_inside_its_header, "readable", ("t1n",)),
+    "not fetched": Fault(_not_fetched, "files", ("",)),
 }
 HEAD_FAULTS: dict[str, Fault] = {
     "burnt-in text": Fault(_on("mr", _written), "burnt-in text", ("mr",), "warn"),

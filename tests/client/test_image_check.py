@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import hashes
 
+from lift.cohort.patients import Patient
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import FirstSourceGrid, GridRule
@@ -316,3 +319,59 @@ def test_refused_examinations_of_one_person_are_one_person_of_the_card(tmp_path:
     card = make_card(report.patients, CHANNELS, site="north", floor=5, day="2026-11-23")
     # five of five: nothing of a single person is told
     assert (card.persons, card.vetoed) == (0, 0)
+
+
+def dies_on_some(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
+    """As `examined`, in a process that the system kills at two of the patients."""
+    if patient.id in {name(1), name(3)}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return PatientReport(patient=patient.id, subject=patient.subject, files=str(root) + str(grid))
+
+
+def dies_once(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
+    """As `examined`, killed the first time that it looks at one patient."""
+    mark = root.parent / "died"
+    if patient.id == name(2) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return PatientReport(patient=patient.id, subject=patient.subject, files=str(root) + str(grid))
+
+
+@pytest.mark.parametrize("workers", [None, 2, 3])
+def test_a_killed_process_vetoes_its_patient_and_the_others_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    for index in range(5):
+        for channel in CHANNELS:
+            file(tmp_path / "data", index, channel).parent.mkdir(parents=True, exist_ok=True)
+            file(tmp_path / "data", index, channel).touch()
+    site = site_in(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(image_check, "examined", dies_on_some)
+    seen: list[tuple[int, int]] = []
+    report = examine_cohort(
+        site, CHANNELS, workers=workers, progress=lambda at, total: seen.append((at, total))
+    )
+    verdicts = {patient.patient: patient.verdict for patient in report.patients}
+    vetoed = {name(1), name(3)}
+    assert verdicts == {name(i): "veto" if name(i) in vetoed else "use" for i in range(5)}
+    remark = by_name(report)[name(1)].remarks[0]
+    assert "could not be examined" in remark.seen
+    assert "memory" in remark.seen
+    assert seen == [(at, 5) for at in range(1, 6)]
+    # what was judged is kept, and the next run looks again at those alone that were not
+    kept = list((site.folder / "check").glob("*.json"))
+    assert len(kept) == 3
+
+
+def test_a_patient_whose_process_is_killed_once_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(4):
+        for channel in CHANNELS:
+            file(tmp_path / "data", index, channel).parent.mkdir(parents=True, exist_ok=True)
+            file(tmp_path / "data", index, channel).touch()
+    monkeypatch.setattr(image_check, "examined", dies_once)
+    report = examine_cohort(site_in(tmp_path), CHANNELS, workers=2)
+    assert (tmp_path / "died").exists()
+    assert [patient.verdict for patient in report.patients] == ["use"] * 4

@@ -1,4 +1,4 @@
-"""Twenty faults in cohorts of phantoms: all are found by the right check, none is invented.
+"""Twenty-five faults in cohorts of phantoms: all are found by the right check, none is invented.
 
 tests/scale.py says how many patients there are. The phantoms are free of slice
 corruption; with it, 24 sound patients with 72 series were let through without a remark too.
@@ -45,9 +45,9 @@ def examined(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 in_each_cohort = pytest.mark.parametrize("examined", PATIENTS, indirect=True)
 
 
-def test_there_are_twenty_faults_of_more_than_twelve_kinds() -> None:
+def test_there_are_twenty_five_faults_of_more_than_twelve_kinds() -> None:
     faults = [*BRAIN_FAULTS.values(), *HEAD_FAULTS.values()]
-    assert len({**BRAIN_FAULTS, **HEAD_FAULTS}) == len(faults) == 20
+    assert len({**BRAIN_FAULTS, **HEAD_FAULTS}) == len(faults) == 25
     assert len({(fault.check, fault.channels) for fault in faults}) > 12
 
 
@@ -67,7 +67,11 @@ def test_every_fault_is_found_by_its_check(examined: Examined) -> None:
     by_name = {patient.patient: patient for patient in report.patients}
     for name, kind in cohort.faults.items():
         fault = cohort.kinds[kind]
-        told = {(remark.check, remark.channel) for remark in by_name[name].remarks}
+        told = {
+            (remark.check, remark.channel)
+            for remark in by_name[name].remarks
+            if remark.check not in fault.beside
+        }
         assert told == {(fault.check, channel) for channel in fault.channels}, kind
         assert by_name[name].verdict == fault.verdict, kind
         assert all(remark.remedy for remark in by_name[name].remarks), kind

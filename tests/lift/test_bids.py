@@ -38,7 +38,9 @@ def test_each_session_is_a_volume_set_of_one_person(tmp_path: Path) -> None:
     touch(tmp_path, "sub-03/dwi/sub-03_dwi.nii.gz", "derivatives/sub-02/anat/sub-02_T1w.nii.gz")
     touch(tmp_path, "dataset_description.json", "participants.tsv")
     patients, refusals = list_patients(bids(tmp_path), MR)
-    assert refusals == []
+    # a subject without anatomical images is named too
+    assert [refusal.patient for refusal in refusals] == ["sub-03"]
+    assert "no folder anat" in refusals[0].reason.seen
     assert [(p.id, p.subject) for p in patients] == [
         ("sub-01_ses-a", "sub-01"),
         ("sub-01_ses-b", "sub-01"),
@@ -102,6 +104,66 @@ def test_a_pattern_that_is_none_is_refused(tmp_path: Path, bad: str) -> None:
 
 
 def test_an_empty_folder_is_nobody(tmp_path: Path) -> None:
-    touch(tmp_path, "dataset_description.json", "sub-01/func/sub-01_bold.nii.gz")
+    touch(tmp_path, "dataset_description.json", "derivatives/sub-01/anat/sub-01_T1w.nii.gz")
     with pytest.raises(DataError, match="cannot list"):
         list_patients(bids(tmp_path), ["t1n"])
+
+
+def links(root: Path, subject: str, *series: str, session: str = "") -> None:
+    folder = root / subject / session / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in series:
+        stem = f"{subject}_{session}" if session else subject
+        (folder / f"{stem}_{name}").symlink_to(f"../../.git/annex/objects/aa/{name}")
+
+
+def test_every_subject_is_named_whatever_became_of_its_files(tmp_path: Path) -> None:
+    both = ("T1w.nii.gz", "FLAIR.nii.gz")
+    anat(tmp_path, "sub-01", *both)
+    links(tmp_path, "sub-02", *both)
+    anat(tmp_path, "sub-03", "T1w.nii.gz")
+    links(tmp_path, "sub-03", "FLAIR.nii.gz")
+    anat(tmp_path, "sub-04", *both, session="ses-1")
+    links(tmp_path, "sub-04", *both, session="ses-2")
+    # a follow-up of other images alone is no examination of this kind
+    touch(tmp_path, "sub-04/ses-3/func/sub-04_ses-3_bold.nii.gz")
+    anat(tmp_path, "sub-05", "T1w.mgz", "FLAIR.nrrd")
+    touch(tmp_path, "sub-06/anat/T1w.nii.gz", "sub-07/anat/sub-07_T1w.NII.GZ")
+    (tmp_path / "sub-08").mkdir()
+    (tmp_path / "sub-09/anat").mkdir(parents=True)
+    (tmp_path / "sub-10").symlink_to("../elsewhere/sub-10")
+    touch(tmp_path, "sub-11/ses-1/dwi/sub-11_ses-1_dwi.nii.gz", "sub-template.txt")
+    patients, refusals = list_patients(bids(tmp_path), ["t1n", "t2f"])
+    assert [patient.id for patient in patients] == ["sub-01", "sub-04_ses-1"]
+    said = {refusal.patient: refusal.reason for refusal in refusals}
+    assert sorted(said) == [
+        *("sub-02", "sub-03", "sub-04_ses-2", "sub-05", "sub-06", "sub-07", "sub-08", "sub-09"),
+        *("sub-10", "sub-11"),
+    ]
+    for name in ("sub-02", "sub-03", "sub-04_ses-2"):
+        assert "links to files that are not there" in said[name].seen
+        assert "datalad get" in said[name].remedy
+    assert "sub-05_T1w.mgz" in said["sub-05"].seen
+    assert "T1w.nii.gz" in said["sub-06"].seen
+    assert "holds nothing" in said["sub-08"].seen
+
+
+def test_a_part_that_is_no_magnitude_is_taken_only_where_it_is_named(tmp_path: Path) -> None:
+    for index, part in enumerate(("phase", "real", "imag", "mag"), start=1):
+        anat(tmp_path, f"sub-0{index}", f"part-{part}_T1w.nii.gz")
+    patients, refusals = list_patients(bids(tmp_path), ["t1n"])
+    assert [patient.id for patient in patients] == ["sub-04"]
+    assert [refusal.patient for refusal in refusals] == ["sub-01", "sub-02", "sub-03"]
+    patients, _ = list_patients(bids(tmp_path, t1n="part-phase_T1w"), ["t1n"])
+    assert [patient.id for patient in patients] == ["sub-01"]
+
+
+def test_a_series_may_be_the_one_without_an_entity(tmp_path: Path) -> None:
+    anat(tmp_path, "sub-01", "T1w.nii.gz", "acq-lowres_T1w.nii.gz", "acq-lowres_rec-a_T1w.nii.gz")
+    assert list_patients(bids(tmp_path), ["t1n"])[0] == []
+    patients, _ = list_patients(bids(tmp_path, t1n="without-acq_T1w"), ["t1n"])
+    assert patients[0].channels["t1n"].name == "sub-01_T1w.nii.gz"
+    patients, _ = list_patients(bids(tmp_path, t1n="acq-*_without-rec_T1w"), ["t1n"])
+    assert patients[0].channels["t1n"].name == "sub-01_acq-lowres_T1w.nii.gz"
+    patients, _ = list_patients(bids(tmp_path, t1n="without-acq_without-rec_T1w"), ["t1n"])
+    assert patients[0].channels["t1n"].name == "sub-01_T1w.nii.gz"

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lift.cohort.layouts import list_patients, tells_subjects
 from lift.cohort.split import split_patients
-from lift.config.cohort import BratsData, SynthradData, TableData
+from lift.config.cohort import (
+    AutoData,
+    BidsData,
+    BratsData,
+    CohortData,
+    SynthradData,
+    TableData,
+)
 from lift.config.plan import SplitPlan
 from lift.config.site import SiteSettings
 from lift.errors import ConfigError, DataError
@@ -172,15 +183,12 @@ def test_a_row_without_a_usable_file_lacks_that_channel(tmp_path: Path, cell: st
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
-        ("patient,t1\na,../secret.nii\n", "line 2 names a file outside"),
-        ("patient,t1\na,/etc/passwd\n", "line 2 names a file outside"),
-        ("patient,t1\na,x/../../secret.nii\n", "line 2 names a file outside"),
-        ("patient,t1\na,t1.nii\na,t1.nii\n", "line 3 is a second row of 'a'"),
-        ("patient,t1\n,t1.nii\n", "line 2 names no patient"),
-        ("patient,t1\na,t1.nii,more\n", "line 2 has more cells"),
-        ("patient,subject,t1\na,,t1.nii\n", "line 2 names no subject"),
-        ("patient,t1,subject\na,t1.nii\n", "line 2 names no subject"),
         ("id,t1\na,t1.nii\n", "no column 'patient'"),
+        ("patient,t1,t1\na,t1.nii,t1.nii\n", "2 columns are called 't1' in its heading, line 1"),
+        ("patient,t1,T1\na,t1.nii,t1.nii\n", "2 columns are called 't1'"),
+        ("patient,Patient,t1\na,b,t1.nii\n", "2 columns are called 'patient'"),
+        ("patient;t1\na;t1.nii\n", "semicolons (;)"),
+        ('patient,t1\na,"t1.nii\n', "line 2"),
         ("patient,t1\n", "no rows"),
         ("", "no rows"),
     ],
@@ -193,6 +201,56 @@ def test_a_wrong_table_is_refused_as_a_whole(tmp_path: Path, text: str, seen: st
         list_patients(table(root, text), ["t1"])
     assert seen in caught.value.seen
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("row", "named", "seen"),
+    [
+        ("a,../secret.nii", "a", "line 4 of the table names a file outside"),
+        ("a,/etc/passwd", "a", "line 4 of the table names a file outside"),
+        ("a,x/../../secret.nii", "a", "line 4 of the table names a file outside"),
+        ("ok,t1.nii", "ok", "line 4 of the table is a second row of 'ok', after line 3"),
+        (",t1.nii", "line 4", "line 4 of the table names no patient"),
+        ("a,t1.nii,,more", "a", "line 4 of the table has more cells"),
+        ("a," + "free text " * 30, "a", "line 4 of the table, t1: its files cannot be looked at"),
+        ("a,loop", "a", "line 4 of the table, t1: its files cannot be looked at"),
+        ("a,gone.nii", "a", "links to files that are not there: gone.nii"),
+        ("a,T1_mpr.nii", "a", "there is no 'T1_mpr.nii' for t1 (line 4 of the table)"),
+    ],
+)
+def test_one_bad_row_is_refused_by_line_and_the_others_go_on(
+    tmp_path: Path, row: str, named: str, seen: str
+) -> None:
+    root = tmp_path / "data"
+    touch(root, "t1.nii")
+    touch(tmp_path, "secret.nii")
+    (root / "gone.nii").symlink_to("annex/objects/gone.nii")
+    (root / "loop").symlink_to("loop")
+    data = table(root, f"patient,t1\n\nok,t1.nii\n{row}\nlast,t1.nii,\n")
+    patients, refusals = list_patients(data, ["t1"])
+    assert [patient.id for patient in patients] == ["last", "ok"][: 1 if named == "ok" else 2]
+    assert {refusal.patient for refusal in refusals} == {named}
+    assert seen in refusals[0].reason.seen
+    assert refusals[0].reason.remedy
+    stop = data.model_copy(update={"on_bad_file": "stop"})
+    with pytest.raises(DataError) as caught:
+        list_patients(stop, ["t1"])
+    assert seen in caught.value.seen
+
+
+def test_a_row_without_its_subject_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "t1.nii")
+    for text in ("patient,subject,t1\na,,t1.nii\n", "patient,t1,subject\na,t1.nii\n"):
+        _, (refusal,) = list_patients(table(tmp_path, text), ["t1"])
+        assert "line 2 of the table names no subject" in refusal.reason.seen
+
+
+def test_a_column_that_no_channel_asks_for_may_hold_any_text(tmp_path: Path) -> None:
+    touch(tmp_path, "t1.nii")
+    data = table(tmp_path, f"patient,notes,t1,notes\na,{'../x ' * 100},t1.nii,\0".replace("\0", ""))
+    patients, refusals = list_patients(data, ["t1"])
+    assert [dict(one.channels) for one in patients] == [{"t1": tmp_path / "t1.nii"}]
+    assert refusals == []
 
 
 def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
@@ -217,6 +275,93 @@ def test_the_layout_decides_which_keys_a_site_may_set() -> None:
     ):
         with pytest.raises(ConfigError):
             SiteSettings.from_data({"name": "north", "data": data}, "x")
+
+
+def no_look(monkeypatch: pytest.MonkeyPatch, part: str, code: int, *calls: str) -> None:
+    """From now on these calls of the system fail for paths with this part."""
+    for call in calls:
+        real = getattr(os, call)
+
+        def failing(path: Any, *args: Any, real: Any = real, **more: Any) -> Any:
+            if not isinstance(path, int) and part in os.fspath(path):
+                raise OSError(code, os.strerror(code), os.fspath(path))
+            return real(path, *args, **more)
+
+        monkeypatch.setattr(os, call, failing)
+
+
+LAYOUTS: dict[str, Callable[[Path], CohortData]] = {
+    "brats": lambda root: BratsData(root=root / "brats"),
+    "synthrad": lambda root: SynthradData(root=root / "synthrad"),
+    "bids": lambda root: BidsData(root=root / "bids"),
+    "table": lambda root: TableData(root=root / "table", table=root / "table/t.csv"),
+    "auto": lambda root: AutoData(root=root / "brats"),
+}
+
+
+@pytest.mark.parametrize(
+    "calls", [("stat",), ("stat", "lstat"), ("listdir", "scandir"), ("stat", "listdir")]
+)
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_patient_that_cannot_be_looked_at_is_refused_and_the_others_go_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    deep: bool,
+    code: int,
+    calls: tuple[str, ...],
+) -> None:
+    for index in (1, 2, 3):
+        brats(tmp_path / "brats", f"BraTS-GLI-0000{index}-000", "mr", "ct")
+        touch(tmp_path / "synthrad", f"1BA00{index}/mr.nii.gz", f"1BA00{index}/ct.nii.gz")
+        stem = f"sub-00{index}/anat/sub-00{index}"
+        touch(tmp_path / "bids", f"{stem}_T1w.nii.gz", f"{stem}_CT.nii.gz")
+        touch(tmp_path / "table", f"p00{index}/mr.nii.gz", f"p00{index}/ct.nii.gz")
+    rows = [f"p00{i},p00{i}/mr.nii.gz,p00{i}/ct.nii.gz" for i in (1, 2, 3)]
+    (tmp_path / "table/t.csv").write_text("\n".join(["patient,mr,ct", *rows]))
+    data = LAYOUTS[layout](tmp_path)
+    part = {"synthrad": "1BA002", "bids": "sub-002", "table": "p002"}.get(layout, "GLI-00002-000")
+    no_look(monkeypatch, part + ("/" if deep else ""), code, *calls)
+    patients, refusals = list_patients(data, ["mr", "ct"])
+    named = {patient.id for patient in patients} | {refusal.patient for refusal in refusals}
+    assert len(named) == 3
+    assert len({patient.id for patient in patients if part not in patient.id}) == 2
+    looked_into = "stat" in calls or (layout != "table" and not deep)
+    if looked_into:
+        (refusal,) = refusals
+        assert part in refusal.patient
+        assert os.strerror(code) in refusal.reason.seen
+        assert refusal.reason.remedy
+    monkeypatch.undo()
+    # negative control: what can be looked at is used
+    assert len(list_patients(data, ["mr", "ct"])[0]) == 3
+
+
+def test_a_patient_that_yields_no_file_is_named(tmp_path: Path) -> None:
+    root = tmp_path
+    for name in ("1BA001", "1BA002"):
+        touch(root, f"{name}/mr.nii.gz", f"{name}/ct.nii.gz")
+    (root / "1BA003").mkdir()
+    touch(root, "1BA004/mr.mnc", "1BA005/MR.NII.GZ", "1BA006/dicom/IM1", "1BA007/mr.nii.gz.part")
+    (root / "1BA008").symlink_to("nowhere")
+    touch(root, "1BA009/x")
+    for channel in ("mr", "ct"):
+        (root / f"1BA009/{channel}.nii.gz").symlink_to(f"../.git/annex/{channel}")
+    touch(root, "1BA010/ct.nii.gz")
+    (root / "1BA010/mr.nii.gz").symlink_to("nowhere.nii.gz")
+    touch(root, ".git/x/y.nii.gz", "overview/1BA001.png", "code/run.py", "lost+found/x.nii.gz")
+    patients, refusals = list_patients(SynthradData(root=root), ["mr", "ct"])
+    assert [patient.id for patient in patients] == ["1BA001", "1BA002"]
+    said = {refusal.patient: refusal.reason for refusal in refusals}
+    assert sorted(said) == [f"1BA{index:03d}" for index in range(3, 11)]
+    assert "holds nothing" in said["1BA003"].seen
+    assert "mr.mnc" in said["1BA004"].seen
+    assert "MR.NII.GZ" in said["1BA005"].seen
+    for name in ("1BA009", "1BA010"):
+        assert "links to files that are not there: mr.nii.gz" in said[name].seen
+        assert "git annex get" in said[name].remedy
 
 
 @pytest.mark.parametrize("form", ["nii.gz", "series", "dcm", "mha"])

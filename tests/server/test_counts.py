@@ -20,6 +20,7 @@ from lift.protocol.messages import (
     StatisticsReply,
     TrainRequest,
 )
+from lift.protocol.transport import Grace
 from lift_server.rounds.counts import check_claim, quorum_counts
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.loop import run_rounds
@@ -77,8 +78,10 @@ class Sites:
     def sites(self) -> list[str]:
         return sorted(PATIENTS)
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
-        del deadline_s
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
+        del deadline_s, grace
         return {site: Answer(self._answer(site, requests[site]), 100) for site in requests}
 
     def _answer(self, site: str, request: Parcel) -> Parcel | Failure:

@@ -16,6 +16,7 @@ from lift.config.plan import AggregationPlan, FederationPlan, Plan, TaskPlan
 from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.errors import FallError, QuorumError
 from lift.protocol.messages import Answer, Kind, Parcel, TrainReply, TrainRequest
+from lift.protocol.transport import Grace
 from lift.records.rounds import Fall, RoundRecord
 from lift_server.rounds.falling import fall_of, left_out
 from lift_server.rounds.finished import FinishedRun
@@ -65,8 +66,10 @@ class Hospitals:
     def sites(self) -> list[str]:
         return self._sites
 
-    def exchange(self, requests: Mapping[str, Parcel], *, deadline_s: float) -> dict[str, Answer]:
-        del deadline_s
+    def exchange(
+        self, requests: Mapping[str, Parcel], *, deadline_s: float, grace: Grace | None = None
+    ) -> dict[str, Answer]:
+        del deadline_s, grace
         self.asked.append(sorted(requests))
         for request in requests.values():
             if isinstance(request.body, TrainRequest) and request.body.round == self._dies_in:

@@ -6,9 +6,11 @@ import hashlib
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +68,8 @@ def examine_cohort(
         config: the site's settings.
         channels: names that a patient must have.
         grid: the plan's rule for a patient's channels on several grids.
-        workers: processes; None: one a core, 8 at most. 1 works in this one.
+        workers: processes; None: one a core, 8 at most. 1 works in this one. The patient of a
+            process that is killed is vetoed.
         progress: called with the patients done and their number.
 
     Raises:
@@ -87,25 +90,30 @@ def examine_cohort(
     kept_reports = len(usable) - len(todo)
     ready = kept_reports
 
-    def done(report: PatientReport) -> None:
+    def done(report: PatientReport, *, keep: bool = True) -> None:
         nonlocal ready
-        write_json(_path(folder, report.patient), report.model_dump(mode="json"))
+        if keep:
+            write_json(_path(folder, report.patient), report.model_dump(mode="json"))
         reports[report.patient] = report
         ready += 1
         if progress is not None:
             progress(ready, len(usable))
 
-    count = min(workers or os.cpu_count() or 1, _MOST_WORKERS, max(len(todo), 1))
-    if count == 1:
+    if workers == 1:
         for patient in todo:
             done(examined(patient, data.root, grid))
     else:
-        # spawned, not forked: the parent may hold threads of numerical libraries
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
-            futures = [pool.submit(examined, patient, data.root, grid) for patient in todo]
-            for future in as_completed(futures):
-                done(future.result())
+        count = min(workers or os.cpu_count() or 1, _MOST_WORKERS)
+        killed = []
+        for patient, report in _in_processes(todo, data.root, grid, count):
+            if report is None:
+                killed.append(patient)
+            else:
+                done(report)
+        # several at once may have been too much for the memory: each again, with nothing beside it
+        for patient, report in _in_processes(killed, data.root, grid, 1):
+            # what killed it may not be there the next time: that is not kept
+            done(report or _not_examined(patient, grid), keep=report is not None)
     split = split_patients(usable, SplitPlan(), config.name) if usable else None
     together = _together(list(reports.values()), split)
     found = [
@@ -133,6 +141,64 @@ def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
             files=files_digest(patient.channels, grid),
             remarks=(remark,),
         )
+
+
+def _in_processes(
+    todo: Sequence[Patient], root: Path, grid: GridRule, count: int
+) -> Iterator[tuple[Patient, PatientReport | None]]:
+    """Each patient with its report as it is made; None where its process was killed.
+
+    Each process has a pool of its own: where one is killed, one patient was at it.
+    """
+    waiting = iter(todo)
+    running: dict[Future[PatientReport], tuple[Patient, ProcessPoolExecutor]] = {}
+
+    def start(patient: Patient, pool: ProcessPoolExecutor) -> None:
+        running[pool.submit(examined, patient, root, grid)] = (patient, pool)
+
+    try:
+        for patient in islice(waiting, count):
+            start(patient, _pool())
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                patient, pool = running.pop(future)
+                report = None
+                try:
+                    report = future.result()
+                except BrokenProcessPool:
+                    pool.shutdown()
+                    pool = _pool()
+                following = next(waiting, None)
+                if following is None:
+                    pool.shutdown()
+                else:
+                    start(following, pool)
+                yield patient, report
+    finally:
+        for _, pool in running.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool() -> ProcessPoolExecutor:
+    # spawned, not forked: the parent may hold threads of numerical libraries
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _not_examined(patient: Patient, grid: GridRule) -> PatientReport:
+    remark = Remark(
+        check="looking",
+        verdict="veto",
+        seen="could not be examined: the process that looked at it was killed, twice; the system "
+        "does that where memory is not enough",
+        remedy="Free memory and run the check again, resample the volume, or take the patient out.",
+    )
+    return PatientReport(
+        patient=patient.id,
+        subject=patient.subject,
+        files=files_digest(patient.channels, grid),
+        remarks=(remark,),
+    )
 
 
 def _together(

@@ -34,6 +34,7 @@ from lift.inspection.checks import (
 )
 from lift.inspection.face import has_face
 from lift.inspection.finding import Finding, Verdict, worst
+from lift.inspection.header_place import check_header_place
 from lift.inspection.identifiers import identifying_fields
 from lift.inspection.pairing import pairing
 from lift.inspection.scanner import scanner_of
@@ -43,7 +44,7 @@ from lift.volumes.resampling import resample, resample_labels
 from lift.volumes.volume import Volume, check_same_grid, read_volume, stored_files
 from lift_client.check.memory import peak_mb, reset_peak
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
@@ -165,6 +166,7 @@ def _looked_at(one: _Read) -> list[Finding]:
     axis = _depth_axis(one.volume)
     return [
         check_grid(one.volume.affine),
+        check_header_place(one.volume.grid),
         check_foreground(one.mask),
         check_field_of_view(one.mask, spacing, axis=axis),
         check_ct(voxels) if one.channel == CT else check_mr(voxels),

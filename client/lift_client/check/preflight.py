@@ -409,6 +409,7 @@ def _generator(config: SiteConfig, kit: Kit) -> Verdict:
 def _data(config: SiteConfig, kit: Kit) -> Verdict:
     from lift.cohort.guess import guess_layout
     from lift.cohort.layouts import list_patients, tells_subjects
+    from lift.cohort.patients import some
     from lift.cohort.withdrawn import left_out
 
     channels = [*kit.task.source, kit.task.target]
@@ -431,7 +432,7 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
     if not refused:
         return Verdict("data", "ok", seen)
     first = refused[0].reason
-    seen += f"; the first: {first.what}, {first.seen}"
+    seen += f" ({some([one.patient for one in refused])}); the first: {first.what}, {first.seen}"
     status: Status = "warning" if usable else "problem"
     return Verdict("data", status, seen, first.remedy, "" if usable else "data")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ REALLY_LARGE: Final = (
     "(preprocessing.grid), and to be stored uncompressed as NIfTI, MGH, NRRD or MetaImage: then it "
     "is read in parts."
 )
+_LONGEST_NAME: Final = 80
 _FEWEST_VOXELS: Final = 2
 _FLATTEST: Final = 1e-3
 _QFORM_TOLERANCE_MM: Final = 1e-3
@@ -45,6 +47,13 @@ class Refusal:
         self.in_parts = in_parts
         self.where = "the file given" if root in {None, Path()} else str(root)
         self.what = f"cannot {verb} volume '{name}'"
+
+    def within(self, file: str) -> Refusal:
+        """For one of the files of a folder: the error names it too."""
+        one = copy(self)
+        series = self.what.removesuffix("'")
+        one.what = f"{series}/{file[:_LONGEST_NAME]}'"
+        return one
 
     def __call__(self, seen: str, remedy: str) -> VolumeError:
         """The error, to be raised."""
@@ -139,11 +148,12 @@ def check_affine(affine: NDArray[np.float64], refuse: Refusal) -> NDArray[np.flo
     )
 
 
-def check_values(data: NDArray[Any], refuse: Refusal) -> None:
-    """Raise VolumeError unless the scaled voxels are finite and not all equal."""
+def check_values(data: NDArray[Any], refuse: Refusal, *, labels: bool = False) -> None:
+    """Raise VolumeError unless the scaled voxels are finite and, but for labels, not all equal."""
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise refuse("it holds NaN or infinity", "Replace them (background is 0), or take it out.")
-    if data.min() == data.max():
+    # a mask of ones covers the whole crop
+    if not labels and data.min() == data.max():
         raise refuse(f"every voxel is {data.flat[0]:g}", "Export it again: it shows nothing.")
 
 

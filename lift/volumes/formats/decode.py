@@ -27,6 +27,7 @@ READ_SUFFIXES: Final = tuple(suffix for one in FORMATS for suffix in one.suffixe
 _PACKED: Final = ".gz"
 _HEADERS: Final = (".hdr", ".hdr.gz")
 _VOXELS: Final = (".img", ".img.gz")
+_POINTERS: Final = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 _TEXT_HEADERS: Final = (".nhdr", ".mhd")
 
 
@@ -45,7 +46,7 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
             is too large, 4D, colour or complex, or is thinner than 2 voxels.
         AffineError: it does not say where its voxels lie.
     """
-    if path.is_dir():
+    if _is_folder(path, refuse):
         dicom.check_whole(refuse)
         return dicom.decode_series(path, refuse)
     # voxels alone have no mark: of a pair, the names decide
@@ -59,7 +60,13 @@ def decode(path: Path, refuse: Refusal) -> tuple[Decoded, str]:
             "the file of its voxels is not beside its header",
             "Restore it: both files are needed, in one folder.",
         )
-        other = read_file(header.with_name(name), refuse, missing=gone)
+        place = header.with_name(name)
+        if _is_file(place) and place.samefile(header):
+            raise refuse(
+                "its header names itself as the file of its voxels",
+                "Restore the file of the voxels, and its name in the header.",
+            )
+        other = read_file(place, refuse, missing=gone)
         digest.update(other)
         return other
 
@@ -73,7 +80,7 @@ def files_of(path: Path, refuse: Refusal) -> list[Path]:
     Raises:
         VolumeError: the file, or the other half of two, is missing or cannot be read.
     """
-    if path.is_dir():
+    if _is_folder(path, refuse):
         return dicom.series_files(path, refuse)
     header = _partner(path, _VOXELS, _HEADERS, refuse) or path
     if not _is_file(header):
@@ -122,6 +129,11 @@ def format_of(whole: bytes, inside: bytes) -> Format | None:
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
+    if stored[:LONGEST_START].startswith(_POINTERS):
+        raise refuse(
+            "its content was not fetched: it is a pointer of git-annex or Git LFS",
+            "Fetch it: `git annex get`, `datalad get`, or `git lfs pull`.",
+        )
     content = Content(stored, refuse, packed=stored[:2] == GZIP)
     found = format_of(stored[:LONGEST_START], content.start)
     if found is not None:
@@ -150,6 +162,14 @@ def _partner(
                 )
             return found[0] if found else None
     return None
+
+
+def _is_folder(path: Path, refuse: Refusal) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        seen = (error.strerror if isinstance(error, OSError) else None) or "its name is none"
+        raise refuse(seen, "Let the user that runs this read it, or mend its path.") from None
 
 
 def _is_file(path: Path) -> bool:

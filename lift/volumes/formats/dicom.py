@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +60,11 @@ _MOST_UNEVEN: Final = 0.2
 """A step that is off by more than 5% of the regular one, or what positions rounded to 0.1 mm make,
 is irregular; by more than a fifth in any case."""
 _MOST_NAMED: Final = 12
+_FEW_FILES: Final = 3
+_LONGEST_NAME: Final = 80
+_FEWEST_OF_A_SLAB: Final = 3
+_SAME_ECHO: Final = 1e-3
+"""Echo times that differ by less than this share are one, written with other digits."""
 _TAKE_ONE: Final = "Put each series into a folder of its own, and give the one that is meant."
 
 
@@ -88,14 +93,15 @@ def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
     found: list[_Slice] = []
     digests: list[str] = []
     for path in series_files(folder, refuse):
-        stored = _stored(path, refuse)
-        if not _is_slice(path, stored, refuse):
+        of_file = refuse.within(path.name)
+        stored = _stored(path, of_file)
+        if not _is_slice(path, stored, of_file):
             continue
-        dataset = read_dataset(stored, refuse)
-        if is_directory(dataset, refuse):
+        dataset = read_dataset(stored, of_file)
+        if is_directory(dataset, of_file):
             continue
         digests.append(hashlib.sha256(stored).hexdigest())
-        image = describe(dataset, refuse)
+        image = describe(dataset, of_file)
         found += [_Slice(path, image, frame) for frame in image.frames]
     if not found:
         raise refuse("the folder holds no DICOM image", "Give the folder of one series.")
@@ -104,15 +110,17 @@ def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
         if len(digests) > 1:
             raise refuse("a multi-frame image lies beside other images", _TAKE_ONE)
         return decode_file(_stored(found[0].path, refuse), refuse), digest
-    _check_one_series([one.image for one in found], refuse)
-    order, affine = _stack([one.frame for one in found], refuse)
-    _check_alike([one.image for one in found], refuse)
+    _check_one_series(found, refuse)
+    order, affine = _stack(found, refuse)
+    _check_alike(found, refuse)
+    _check_number(found, refuse)
     slices = [found[index] for index in order]
 
     def pixels(index: int) -> NDArray[Any]:
         one = slices[index]
-        dataset = read_dataset(_stored(one.path, refuse), refuse, pixels=True)
-        plane: NDArray[Any] = read_pixels(dataset, one.image, refuse)[0]
+        of_file = refuse.within(one.path.name)
+        dataset = read_dataset(_stored(one.path, of_file), of_file, pixels=True)
+        plane: NDArray[Any] = read_pixels(dataset, one.image, of_file)[0]
         return plane
 
     return _assembled([one.image for one in slices], slices, affine, pixels, refuse), digest
@@ -130,8 +138,9 @@ def decode_file(stored: bytes, refuse: Refusal) -> Decoded:
         raise refuse(
             "it is one slice of a series; a volume has at least 2", "Give the series' folder."
         )
-    order, affine = _stack(image.frames, refuse)
-    slices = [_Slice(Path(), image, image.frames[index]) for index in order]
+    found = [_Slice(Path(), image, frame) for frame in image.frames]
+    order, affine = _stack(found, refuse)
+    slices = [found[index] for index in order]
     _shape_and_size(image, len(slices), refuse)
     whole = read_pixels(read_dataset(stored, refuse, pixels=True), image, refuse)
     return _assembled([image], slices, affine, lambda index: whole[order[index]], refuse)
@@ -178,59 +187,110 @@ def _is_slice(path: Path, stored: bytes, refuse: Refusal) -> bool:
     raise refuse("a file in its folder is no DICOM file", "Take it out, or copy it again.")
 
 
-def _check_one_series(images: Sequence[Image], refuse: Refusal) -> None:
-    series = Counter(image.series for image in images)
+def _check_one_series(found: Sequence[_Slice], refuse: Refusal) -> None:
+    series = Counter(one.image.series for one in found)
+    if len(series) == len(found) > 2:
+        raise refuse(
+            f"each of its {len(found)} files says that it is a series of its own (Series Instance "
+            "UID), as some anonymisers write",
+            "Export it again with one UID for the series.",
+        )
     if len(series) > 1:
         sizes = ", ".join(str(count) for _, count in series.most_common(_MOST_NAMED))
-        raise refuse(f"files of {len(series)} series lie in one folder ({sizes} each)", _TAKE_ONE)
-    if len({image.modality for image in images}) > 1:
-        raise refuse("MR and CT images lie in one folder", _TAKE_ONE)
-    sizes_seen = {(image.columns, image.rows) for image in images}
+        odd = _unlike(found, lambda one: one.image.series)
+        raise refuse(
+            f"files of {len(series)} series lie in one folder ({sizes} each){odd}", _TAKE_ONE
+        )
+    if len({one.image.modality for one in found}) > 1:
+        odd = _unlike(found, lambda one: one.image.modality)
+        raise refuse(f"MR and CT images lie in one folder{odd}", _TAKE_ONE)
+    sizes_seen = {(one.image.columns, one.image.rows) for one in found}
     if len(sizes_seen) > 1:
         shown = ", ".join(f"{x} x {y}" for x, y in sorted(sizes_seen)[:_MOST_NAMED])
-        raise refuse(f"its slices have several sizes: {shown} pixels", _TAKE_ONE)
-    if len({image.dtype for image in images}) > 1:
-        raise refuse("its slices have several number formats", _TAKE_ONE)
+        odd = _unlike(found, lambda one: (one.image.columns, one.image.rows))
+        raise refuse(f"its slices have several sizes: {shown} pixels{odd}", _TAKE_ONE)
+    if len({one.image.dtype for one in found}) > 1:
+        odd = _unlike(found, lambda one: one.image.dtype)
+        raise refuse(f"its slices have several number formats{odd}", _TAKE_ONE)
 
 
-def _check_alike(images: Sequence[Image], refuse: Refusal) -> None:
+def _unlike(found: Sequence[_Slice], what: Callable[[_Slice], Hashable]) -> str:
+    """Which file is not as most of them are, for a message; empty of one file's frames."""
+    usual, _ = Counter(what(one) for one in found).most_common(1)[0]
+    path = next(one.path for one in found if what(one) != usual)
+    return f"; '{path.name[:_LONGEST_NAME]}' is not as most of them" if path.name else ""
+
+
+def _check_alike(found: Sequence[_Slice], refuse: Refusal) -> None:
     """Raise VolumeError unless the slices, one per position, belong to one scan."""
-    if len({image.frame_of_reference for image in images}) > 1:
-        raise refuse("its slices have several frames of reference: the patient moved", _TAKE_ONE)
-    if len({image.contrast for image in images}) > 1:
+    places = [one.image.frame_of_reference for one in found]
+    # one of its own for each file is what some anonymisers write: it says nothing
+    if 1 < len(set(places)) < len(places):
+        odd = _unlike(found, lambda one: one.image.frame_of_reference)
         raise refuse(
-            "its slices have several echo times, or are magnitude and phase images", _TAKE_ONE
+            f"its slices have {len(set(places))} frames of reference (Frame of Reference UID): "
+            f"their places may be of several coordinate systems{odd}",
+            _TAKE_ONE,
+        )
+    # 0 where none is said
+    echoes = sorted({one.image.echo_ms or 0.0 for one in found})
+    if echoes[-1] - echoes[0] > _SAME_ECHO * echoes[-1]:
+        shown = ", ".join(f"{echo:g}" if echo else "none" for echo in echoes[:_MOST_NAMED])
+        odd = _unlike(found, lambda one: one.image.echo_ms)
+        raise refuse(f"its slices have several echo times: {shown} ms{odd}", _TAKE_ONE)
+    if len({one.image.component for one in found}) > 1:
+        kinds = ", ".join(sorted({one.image.component or "not said" for one in found}))
+        odd = _unlike(found, lambda one: one.image.component)
+        raise refuse(
+            f"its slices are of several kinds, such as magnitude and phase images: {kinds} "
+            f"(ImageType){odd}",
+            _TAKE_ONE,
         )
 
 
-def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
+def _check_number(found: Sequence[_Slice], refuse: Refusal) -> None:
+    """Raise VolumeError where fewer images are there than they say: ends leave no gap."""
+    said = max((one.image.images_said or 0 for one in found), default=0)
+    if len(found) < said:
+        raise refuse(
+            f"{len(found)} of {said} images are there, by its header's word (Images in "
+            "Acquisition, Number of Slices and the like)",
+            "Wait until the transfer has ended, or export the whole series again. Where the others "
+            "are of another echo or time point, convert this one to NIfTI with dcm2niix.",
+        )
+
+
+def _stack(found: Sequence[_Slice], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
     """The order of the slices along their normal, and voxel -> mm in RAS+, (4, 4)."""
-    if len(frames) < 2:
+    if len(found) < 2:
         raise refuse("it is one slice; a volume has at least 2", "Give the folder of a series.")
-    first = frames[0]
-    for frame in frames:
+    first = found[0].frame
+    for frame in (one.frame for one in found):
         turned = max(
             float(np.abs(frame.along_row - first.along_row).max()),
             float(np.abs(frame.along_column - first.along_column).max()),
         )
         if turned > _SAME_DIRECTION:
-            raise refuse("its slices lie in several directions", _TAKE_ONE)
+            odd = _unlike(found, lambda one: tuple(np.round(one.frame.along_row, 2)))
+            raise refuse(f"its slices lie in several directions{odd}", _TAKE_ONE)
         if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3, atol=0):
-            raise refuse("its slices have several pixel spacings", _TAKE_ONE)
+            odd = _unlike(found, lambda one: one.frame.spacing_mm)
+            raise refuse(f"its slices have several pixel spacings{odd}", _TAKE_ONE)
     normal = np.cross(first.along_row, first.along_column)
-    places = np.array([frame.position @ normal for frame in frames])
+    places = np.array([one.frame.position @ normal for one in found])
     order = [int(index) for index in np.argsort(places, kind="stable")]
-    ordered = places[order]
-    if not np.isfinite(ordered).all():
+    if not np.isfinite(places).all():
         raise refuse.of_place("its positions are not finite", COPY_AGAIN)
-    _check_steps(ordered, first, refuse)
-    positions = np.array([frames[index].position for index in order])
+    _check_steps(places[order], [found[index] for index in order], refuse)
+    positions = np.array([found[index].frame.position for index in order])
     step = (positions[-1] - positions[0]) / (len(order) - 1)
     line = positions[0] + np.arange(len(order))[:, None] * step
-    astray = float(np.linalg.norm(positions - line, axis=1).max())
+    off = np.linalg.norm(positions - line, axis=1)
+    astray = float(off.max())
     if astray > _uneven_mm(float(np.linalg.norm(step))):
         raise refuse(
-            f"its slices do not lie one above the other: one is {astray:.2f} mm off their line",
+            f"its slices do not lie one above the other: one is {astray:.2f} mm off their line"
+            f"{_named([found[order[int(off.argmax())]]])}",
             _TAKE_ONE,
         )
     affine = np.eye(4)
@@ -241,76 +301,144 @@ def _stack(frames: Sequence[Frame], refuse: Refusal) -> tuple[list[int], NDArray
     return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _check_steps(places: NDArray[np.float64], frame: Frame, refuse: Refusal) -> None:
+def _named(slices: Sequence[_Slice]) -> str:
+    """The files, for a message; empty of one file's frames."""
+    names = [one.path.name[:_LONGEST_NAME] for one in slices[:_FEW_FILES] if one.path.name]
+    return f" ({', '.join(repr(name) for name in names)})" if names else ""
+
+
+def _check_steps(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: Refusal) -> None:
     """Raise unless slices at these sorted positions along the normal are complete and regular."""
     steps = np.diff(places)
     same = steps <= _SAME_MM
-    if same.any():
-        _refuse_doubled(places, same, refuse)
-    regular = _regular_step(steps, frame)
-    counts = np.rint(steps / regular)
-    uneven = np.abs(steps - counts * regular) > _uneven_mm(regular)
-    missing = [
-        place + regular * (number + 1)
-        for place, count in zip(places, counts, strict=False)
-        for number in range(min(int(count) - 1, _MOST_NAMED))
-    ]
-    if uneven.any() and not missing:
-        where = float(places[int(np.argmax(uneven))])
+    counts = np.bincount(np.concatenate([[0], np.cumsum(~same)]))
+    if same.any() and len(set(counts.tolist())) == 1:
         raise refuse(
-            f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm, first "
-            f"after {where:.1f} mm along their normal",
+            f"each of its {len(counts)} places has {counts[0]} images (echoes, time points or "
+            "diffusion weightings); one volume is needed",
+            "Export one of them as a series of its own.",
+        )
+    _check_slabs(places, slices, refuse)
+    if same.any():
+        _refuse_doubled(places, same, slices, refuse)
+    smallest = _smallest_step(steps)
+    apart = np.rint(steps / smallest)
+    if (np.abs(steps - apart * smallest) > _uneven_mm(smallest)).any():
+        worst = int(np.argmax(np.abs(steps - np.median(steps))))
+        raise refuse(
+            f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm, "
+            f"{steps[worst]:.2f} mm after {places[worst]:.1f} mm along their normal"
+            f"{_named(slices[worst : worst + 2])}",
             "Resample it to even slices, or take the patient out.",
         )
+    missing = [
+        place + smallest * (number + 1)
+        for place, count in zip(places, apart, strict=False)
+        for number in range(min(int(count) - 1, _MOST_NAMED))
+    ]
     if missing:
-        total = int((counts - 1).sum())
+        total = int((apart - 1).sum())
         shown = ", ".join(f"{place:.1f}" for place in missing[:_MOST_NAMED])
         raise refuse(
-            f"{total} slices are missing: there are {len(places)}, {regular:.2f} mm apart, and "
+            f"{total} slices are missing: there are {len(places)}, {smallest:.2f} mm apart, and "
             f"none at {shown}{' ...' if total > _MOST_NAMED else ''} mm along their normal",
             "Export the whole series again from the archive.",
         )
+    said = slices[0].frame.step_mm
+    if said is not None and _is_half(smallest, said, slices[0].frame):
+        raise refuse(
+            f"slices are perhaps missing between all others: they lie {smallest:.2f} mm apart, and "
+            f"its header says {said:.2f} mm (Spacing Between Slices)",
+            "Compare with the archive. Where none is missing (some scanners write the gap there), "
+            "convert it to NIfTI with dcm2niix.",
+        )
+
+
+def _check_slabs(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: Refusal) -> None:
+    """Raise VolumeError where the distance of slices changes once: two slabs, thin and thick.
+
+    Old sequential scanners make them so. Where the thickness does not say it, half of the slices
+    may be missing in one part: both are said.
+    """
+    steps = np.diff(places)
+    usual = float(np.median(steps))
+    if (np.abs(steps - usual) <= _uneven_mm(usual)).all():
+        return
+    thickness = [one.frame.thickness_mm for one in slices]
+    thick = sorted({round(mm, 2) for mm in thickness if mm is not None})
+    seen = f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm apart"
+    if len(thick) > 1:
+        shown = ", ".join(f"{mm:g}" for mm in thick[:_MOST_NAMED])
+        where = next(k for k in range(1, len(slices)) if thickness[k] != thickness[k - 1])
+        seen += (
+            f", and {shown} mm thick (Slice Thickness): slabs of a sequential scan, the second "
+            f"from {places[where]:.1f} mm along their normal on{_named([slices[where]])}"
+        )
+    else:
+        change = _only_change(steps)
+        if change is None:
+            return
+        where = change
+        seen += (
+            f": two slabs that meet at {places[where]:.1f} mm along their normal"
+            f"{_named([slices[where]])}, or one part lacks every second slice"
+        )
+    raise refuse(seen, "Resample it to even slices, or take the patient out.")
+
+
+def _only_change(steps: NDArray[np.float64]) -> int | None:
+    """The step after which all others are of another length, or None; one between may be any."""
+    tolerance = _uneven_mm(float(np.median(steps)))
+    changes = np.flatnonzero(np.abs(np.diff(steps)) > tolerance) + 1
+    if not len(changes) or changes[-1] - changes[0] > 1:
+        return None
+    before, after = steps[: changes[0]], steps[changes[-1] :]
+    long = min(len(before), len(after)) >= _FEWEST_OF_A_SLAB
+    return int(changes[0]) if long and abs(before[0] - after[-1]) > tolerance else None
 
 
 def _uneven_mm(step: float) -> float:
     return min(max(_EVEN * step, _ROUNDED_MM), _MOST_UNEVEN * step)
 
 
-def _regular_step(steps: NDArray[np.float64], frame: Frame) -> float:
-    """The distance of slices: the smallest seen, or a smaller one by the header's word.
-
-    Where the others are no multiples of the smallest one, it is the one that is seen most.
-    Spacing Between Slices is a distance of centres by the standard; some scanners write the gap
-    between slices instead, which then adds up with the thickness to what is seen.
-    """
+def _smallest_step(steps: NDArray[np.float64]) -> float:
+    """The distance of slices: the smallest seen, or the usual one where no multiples are seen."""
     smallest = float(steps.min())
     if np.abs(steps - np.rint(steps / smallest) * smallest).max() > _EVEN * smallest:
         return float(np.median(steps))
-    said = frame.step_mm
-    if said is None or said >= smallest / (1 + _EVEN):
-        return smallest
+    return smallest
+
+
+def _is_half(step: float, said: float, frame: Frame) -> bool:
+    """Whether the header's distance of slices fits into the one that is seen several times.
+
+    Spacing Between Slices is a distance of centres by the standard; some scanners write the gap
+    between slices instead, which then adds up with the thickness to what is seen.
+    """
     thickness = frame.thickness_mm or 0.0
-    if said < thickness and abs(said + thickness - smallest) <= _EVEN * smallest:
-        return smallest
+    if said < thickness * (1 - _EVEN) and abs(said + thickness - step) <= _EVEN * step:
+        return False
     # a word that does not fit the places at all is no word
-    ratio = smallest / said
-    return said if ratio >= 1.5 and abs(ratio - round(ratio)) <= _EVEN * ratio else smallest
+    ratio = step / said
+    return ratio >= 1.5 and abs(ratio - round(ratio)) <= _EVEN * ratio
 
 
-def _refuse_doubled(places: NDArray[np.float64], same: NDArray[np.bool_], refuse: Refusal) -> None:
+def _refuse_doubled(
+    places: NDArray[np.float64],
+    same: NDArray[np.bool_],
+    slices: Sequence[_Slice],
+    refuse: Refusal,
+) -> None:
     groups = np.concatenate([[0], np.cumsum(~same)])
     counts = np.bincount(groups)
-    if len(set(counts.tolist())) == 1:
-        raise refuse(
-            f"each of its {len(counts)} places has {counts[0]} images (echoes, time points or "
-            "diffusion weightings); one volume is needed",
-            "Export one of them as a series of its own.",
-        )
-    doubled = [float(places[int(np.argmax(groups == g))]) for g in np.flatnonzero(counts > 1)]
+    several = np.flatnonzero(counts > 1)
+    doubled = [float(places[int(np.argmax(groups == g))]) for g in several]
     shown = ", ".join(f"{place:.1f}" for place in doubled[:_MOST_NAMED])
+    first = [slices[int(index)] for index in np.flatnonzero(groups == several[0])]
     raise refuse(
         f"{len(doubled)} places have several images, at {shown}"
-        f"{' ...' if len(doubled) > _MOST_NAMED else ''} mm along the slices' normal",
+        f"{' ...' if len(doubled) > _MOST_NAMED else ''} mm along the slices' normal"
+        f"{_named(first)}",
         "Take the doubles out, or put each series into a folder of its own.",
     )
 

@@ -8,22 +8,28 @@ groups), C.11.1 (rescale); PS3.5 8 (encoding of pixel data).
 from __future__ import annotations
 
 import math
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.valuerep import STANDARD_VR
 
 from lift.errors import VolumeError
 from lift.logs import muted
 from lift.volumes.formats.checks import COPY_AGAIN, Refusal
+from lift.volumes.formats.codestreams import claim_of
 
 _PREAMBLE: Final = 128
 _MARK: Final = b"DICM"
@@ -35,7 +41,21 @@ _PLAIN: Final = (
     uid.ExplicitVRLittleEndian,
     uid.ExplicitVRBigEndian,
 )
-_DEFLATED: Final = str(uid.DeflatedExplicitVRLittleEndian).encode()
+_PACKED: Final = (
+    *(uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless),
+    *(uid.JPEG2000Lossless, uid.JPEG2000),
+)
+"""Unpacked by pydicom's plugins, where nothing was lost."""
+_VRS: Final = frozenset(vr.value.encode() for vr in STANDARD_VR)
+_LONGEST_FIRST: Final = 1 << 10
+_FIRST_GROUP: Final = 0x0008
+_META_GROUP: Final = 0x0002
+_SAID_COUNTS: Final = ("ImagesInAcquisition", "ImagesInSeries", "NumberOfSeriesRelatedInstances")
+_AT_EACH_PLACE: Final = ("EchoNumbers", "NumberOfTemporalPositions", "TemporalPositionIdentifier")
+_SAID_PLACES: Final = ((0x0054, 0x0081), (0x2001, 0x1018), (0x0021, 0x104F))
+"""Number of Slices, and what Philips and GE write in place of it."""
+_TILES: Final = (0x0019, 0x100A)
+"""Siemens: Number of Images in Mosaic."""
 _MOST_FRAMES: Final = 65_536
 _COMPONENTS: Final = frozenset(
     {"M", "P", "R", "I", "MAGNITUDE", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
@@ -95,7 +115,9 @@ class Image:
     Attributes:
         series: the series that it belongs to; compared, never shown.
         frame_of_reference: likewise.
-        contrast: echo time and kind of image, likewise.
+        echo_ms: echo time, or None.
+        component: magnitude, phase and the like, where the image type says it.
+        images_said: how many images there are by the header's word, or None.
         modality: MR or CT.
         enhanced: whether one file may hold a whole volume.
         columns: pixels along a row.
@@ -107,7 +129,9 @@ class Image:
 
     series: str
     frame_of_reference: str
-    contrast: tuple[str, str]
+    echo_ms: float | None
+    component: str
+    images_said: int | None
     modality: str
     enhanced: bool
     columns: int
@@ -118,8 +142,19 @@ class Image:
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file begins as DICOM files do."""
-    return start[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
+    """Whether a file begins as DICOM files do, or as their data alone, without preamble."""
+    return start[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK or _is_bare(start)
+
+
+def _is_bare(start: bytes) -> bool:
+    """Whether a file begins with its first data element, as some archives export it."""
+    if len(start) < 8:
+        return False
+    group, element, length = struct.unpack_from("<HHI", start)
+    if start[4:6] in _VRS:
+        # of big-endian files the group is read the other way round
+        return bool(group in {_META_GROUP, _FIRST_GROUP, _FIRST_GROUP << 8})
+    return bool(group == _FIRST_GROUP and element <= 0xFF and 0 < length <= _LONGEST_FIRST)
 
 
 def read_dataset(stored: bytes, refuse: Refusal, *, pixels: bool = False) -> Any:
@@ -128,14 +163,17 @@ def read_dataset(stored: bytes, refuse: Refusal, *, pixels: bool = False) -> Any
     Raises:
         VolumeError: it is damaged, or packed as a whole (deflated).
     """
-    if _DEFLATED in stored:
-        # unpacked in one piece by every library: how large it becomes nobody knows before
-        raise _packed(refuse, "deflated")
     if sum(stored.count(item) for item in _ITEMS) > _MOST_ITEMS:
         # each becomes an object: a few megabytes would keep us busy for minutes
         raise refuse("its header has more items than any image's", COPY_AGAIN)
     with parsing(refuse):
-        dataset = pydicom.dcmread(BytesIO(stored), stop_before_pixels=not pixels)
+        stream = _InPieces(stored, _packed(refuse, "deflated"))
+        bare = stored[_PREAMBLE : _PREAMBLE + len(_MARK)] != _MARK
+        dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=bare)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, little = dataset.original_encoding
+            plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = plain if little else uid.ExplicitVRBigEndian
         # looked at as bytes: a text of the file's own length would be copied over and over
         for part in (dataset, dataset.file_meta):
             for name in _USED:
@@ -143,6 +181,23 @@ def read_dataset(stored: bytes, refuse: Refusal, *, pixels: bool = False) -> Any
                 if isinstance(value, bytes) and len(value) > _LONGEST_VALUE:
                     raise refuse(f"its field {name} does not hold what it should", COPY_AGAIN)
         return dataset
+
+
+class _InPieces(BytesIO):
+    """A file that is never asked for in one piece.
+
+    Of a deflated file that is what pydicom does, to unpack it at once: how large it becomes nobody
+    knows before.
+    """
+
+    def __init__(self, stored: bytes, refused: Exception) -> None:
+        super().__init__(stored)
+        self._refused = refused
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise self._refused
+        return super().read(size)
 
 
 def is_directory(dataset: Any, refuse: Refusal) -> bool:
@@ -170,12 +225,22 @@ def describe(dataset: Any, refuse: Refusal) -> Image:
         else:
             if _whole(dataset, "NumberOfFrames", refuse, default=1) != 1:
                 raise refuse("a file of one slice says that it has more", COPY_AGAIN)
-            frames = (_frame(_looking_in(dataset), modality, refuse),)
-        series, place = (
-            str(dataset.get(name, "")) for name in ("SeriesInstanceUID", "FrameOfReferenceUID")
+            frames = (_frame(_looking_in(dataset, refuse=refuse), modality, refuse),)
+        field = _looking_in(dataset, refuse=refuse)
+        return Image(
+            series=str(field("SeriesInstanceUID") or ""),
+            frame_of_reference=str(field("FrameOfReferenceUID") or ""),
+            echo_ms=_length(field, "EchoTime", refuse),
+            component=_component(dataset),
+            images_said=None if enhanced else _images_said(dataset),
+            modality=modality,
+            enhanced=enhanced,
+            columns=columns,
+            rows=rows,
+            dtype=dtype,
+            stored_bits=bits,
+            frames=frames,
         )
-        contrast = str(dataset.get("EchoTime", "")), _component(dataset)
-    return Image(series, place, contrast, modality, enhanced, columns, rows, dtype, bits, frames)
 
 
 def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
@@ -195,6 +260,8 @@ def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
             if len(dataset.PixelData) > 2 * size + _RLE_FRAME * len(image.frames):
                 raise refuse("it holds more pixels than its header claims", COPY_AGAIN)
             found = np.asarray(dataset.pixel_array).reshape(shape)
+        elif syntax in _PACKED:
+            found = _unpacked(dataset, image, refuse).reshape(shape)
         else:
             stored = dataset.PixelData
             # one byte may pad an odd length
@@ -206,6 +273,43 @@ def read_pixels(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
             dtype = image.dtype.newbyteorder(">" if big else "<")
             found = np.frombuffer(stored, dtype, math.prod(shape)).reshape(shape)
     return _stored_bits_only(found.astype(image.dtype, copy=False), image.stored_bits)
+
+
+def _unpacked(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
+    """The numbers of JPEG, JPEG-LS or JPEG 2000, where every frame is what the header says."""
+    count = len(image.frames)
+    frames = list(islice(generate_frames(dataset.PixelData, number_of_frames=count), count + 1))
+    if len(frames) != count:
+        raise refuse(f"it holds {len(frames)} frames; its header claims {count}", COPY_AGAIN)
+    for frame in frames:
+        # no decoder is asked before: it would make whatever the frame says
+        claim = claim_of(frame)
+        if claim is None:
+            raise refuse("its compressed pixels are damaged or of another kind", COPY_AGAIN)
+        if (claim.rows, claim.columns, claim.components) != (image.rows, image.columns, 1):
+            raise refuse(
+                f"its compressed pixels are {claim.columns} x {claim.rows} with {claim.components} "
+                f"channels; its header claims {image.columns} x {image.rows} with 1",
+                COPY_AGAIN,
+            )
+        if claim.bits > 8 * image.dtype.itemsize:
+            raise refuse(
+                f"its compressed pixels have {claim.bits} bits; its header claims at most "
+                f"{8 * image.dtype.itemsize}",
+                COPY_AGAIN,
+            )
+        if not claim.is_lossless:
+            raise refuse(
+                "its pixels are compressed with loss", "Export the original from the archive."
+            )
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    try:
+        found, _ = decoder.as_array(dataset, raw=True, decoding_plugin="pylibjpeg")
+    except MemoryError:
+        raise
+    except Exception:
+        raise refuse("its compressed pixels are damaged", COPY_AGAIN) from None
+    return np.asarray(found)
 
 
 @contextmanager
@@ -232,7 +336,14 @@ def _kind(dataset: Any, refuse: Refusal) -> tuple[str, bool]:
             f"it is no image that is read: its kind is {name}; MR and CT images are",
             "Take the file out of the series' folder, or give another series.",
         )
-    words = {str(word).upper() for word in dataset.get("ImageType", None) or ()}
+    words = _image_type(dataset)
+    if any("MOSAIC" in word for word in words) or (_number_at(dataset, _TILES) or 0) > 1:
+        raise refuse(
+            "it is a mosaic (ImageType, or Siemens' Number of Images in Mosaic): each file holds a "
+            "whole volume as tiles, which are no slices",
+            "Convert it to NIfTI with dcm2niix, which knows where the tiles lie; of several time "
+            "points give one.",
+        )
     if "LOCALIZER" in words:
         raise refuse("it is a localiser, not a scan", "Give the folder of the scan itself.")
     enhanced = kind in _ENHANCED
@@ -241,13 +352,40 @@ def _kind(dataset: Any, refuse: Refusal) -> tuple[str, bool]:
 
 def _component(dataset: Any) -> str:
     """Magnitude, phase, real or imaginary, where the image type says it."""
-    words = [str(word).upper() for word in dataset.get("ImageType", None) or ()]
-    return ",".join(sorted({*words} & _COMPONENTS))
+    return ",".join(sorted(_image_type(dataset) & _COMPONENTS))
+
+
+def _image_type(dataset: Any) -> frozenset[str]:
+    said = dataset.get("ImageType", None) or ()
+    return frozenset(word.upper() for word in ([said] if isinstance(said, str) else map(str, said)))
+
+
+def _number_at(dataset: Any, tag: str | tuple[int, int]) -> int | None:
+    """A whole number, of a keyword or of a private tag; None where it is none."""
+    try:
+        return int(dataset[tag].value)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _images_said(dataset: Any) -> int | None:
+    """How many images, or places, there are by the header's word.
+
+    A word for the images of several echoes or time points counts by their number.
+    """
+    at_each = max(1, *(_number_at(dataset, name) or 1 for name in _AT_EACH_PLACE))
+    counts = [_number_at(dataset, name) for name in _SAID_COUNTS]
+    places = [_number_at(dataset, tag) for tag in _SAID_PLACES]
+    said = [
+        *(count // at_each for count in counts if count is not None and count % at_each == 0),
+        *(count for count in places if count is not None),
+    ]
+    return max(said, default=None)
 
 
 def _check_syntax(dataset: Any, refuse: Refusal) -> None:
     syntax = uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
-    if syntax not in (*_PLAIN, uid.RLELossless):
+    if syntax not in (*_PLAIN, uid.RLELossless, *_PACKED):
         raise _packed(refuse, syntax.name if syntax.type else "unknown")
     if dataset.get("ModalityLUTSequence"):
         raise refuse(
@@ -267,8 +405,9 @@ def _check_syntax(dataset: Any, refuse: Refusal) -> None:
 
 def _packed(refuse: Refusal, name: str) -> Exception:
     return refuse(
-        f"its transfer syntax is {name}; uncompressed and RLE are read",
-        "Unpack it without loss: `gdcmconv --raw`, or `dcmdjpeg` for JPEG.",
+        f"its transfer syntax is {name}; uncompressed, RLE, and JPEG Lossless, JPEG-LS and JPEG "
+        "2000 without loss are read",
+        "Unpack it: `gdcmconv --raw`, or `dcmconv +te` where it is deflated.",
     )
 
 
@@ -310,9 +449,13 @@ Field = Callable[[str], Any]
 """Value of a field by its keyword, None where there is none."""
 
 
-def _looking_in(*datasets: Any) -> Field:
+def _looking_in(*datasets: Any, refuse: Refusal) -> Field:
     def field(name: str) -> Any:
-        found = (dataset.get(name) for dataset in datasets if dataset is not None)
+        try:
+            found = [dataset.get(name) for dataset in datasets if dataset is not None]
+        except Exception:
+            # whatever pydicom makes of a text that is no value of this field
+            raise _wrong(name, refuse) from None
         return next((value for value in found if value is not None), None)
 
     return field
@@ -328,14 +471,13 @@ def _frame(field: Field, modality: str, refuse: Refusal) -> Frame:
         raise refuse.of_place("its directions are not at right angles", COPY_AGAIN)
     if min(row_spacing, column_spacing) <= 0:
         raise refuse.of_place("its pixel spacing is not positive", COPY_AGAIN)
-    slope, inter = field("RescaleSlope"), field("RescaleIntercept")
+    slope, inter = (_number(field, name, refuse) for name in ("RescaleSlope", "RescaleIntercept"))
     if modality == "CT" and (slope is None or inter is None):
         raise refuse(
             "it does not say how its numbers become Hounsfield units (Rescale Slope and Intercept)",
             "Export the series again from the scanner's or the hospital's archive.",
         )
-    scale = float(1.0 if slope is None else slope)
-    offset = float(0.0 if inter is None else inter)
+    scale, offset = 1.0 if slope is None else slope, 0.0 if inter is None else inter
     if not math.isfinite(scale) or not math.isfinite(offset) or scale == 0:
         raise refuse("its scale factor is zero or not finite", COPY_AGAIN)
     return Frame(
@@ -345,8 +487,8 @@ def _frame(field: Field, modality: str, refuse: Refusal) -> Frame:
         spacing_mm=(float(column_spacing), float(row_spacing)),
         slope=scale,
         inter=offset,
-        step_mm=_length(field("SpacingBetweenSlices")),
-        thickness_mm=_length(field("SliceThickness")),
+        step_mm=_length(field, "SpacingBetweenSlices", refuse),
+        thickness_mm=_length(field, "SliceThickness", refuse),
     )
 
 
@@ -360,13 +502,19 @@ _GROUPS: Final = (
 
 def _enhanced_frames(dataset: Any, modality: str, refuse: Refusal) -> Iterator[Frame]:
     count = _whole(dataset, "NumberOfFrames", refuse)
+    parts = dataset.get("InConcatenationTotalNumber")
+    if parts is not None and int(parts) > 1:
+        raise refuse(
+            f"it is one of {int(parts)} files of a volume (a concatenation), which are not read",
+            "Convert them together to NIfTI with dcm2niix.",
+        )
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if count > _MOST_FRAMES or len(own) != count:
         raise refuse(f"it says that it has {count} frames and describes {len(own)}", COPY_AGAIN)
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     for groups in own:
         items = [_item(groups, name) or _item(shared, name) for name in _GROUPS]
-        yield _frame(_looking_in(*items), modality, refuse)
+        yield _frame(_looking_in(*items, refuse=refuse), modality, refuse)
 
 
 def _item(groups: Any, name: str) -> Any:
@@ -381,22 +529,44 @@ def _numbers(field: Field, name: str, count: int, refuse: Refusal) -> NDArray[np
             f"its header lacks {name}: its pixels have no place in the patient",
             "Export the series again as the scanner made it.",
         )
-    values = np.array([float(value) for value in found], dtype=np.float64)
+    try:
+        values = np.array([float(value) for value in found], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _wrong_place(name, refuse) from None
     if values.shape != (count,) or not np.isfinite(values).all():
-        raise refuse.of_place(f"its field {name} does not hold what it should", COPY_AGAIN)
+        raise _wrong_place(name, refuse)
     return values
 
 
-def _length(value: Any) -> float | None:
-    number = None if value is None else float(value)
+def _wrong(name: str, refuse: Refusal) -> VolumeError:
+    return refuse(f"its field {name} does not hold what it should", COPY_AGAIN)
+
+
+def _wrong_place(name: str, refuse: Refusal) -> VolumeError:
+    return refuse.of_place(f"its field {name} does not hold what it should", COPY_AGAIN)
+
+
+def _number(field: Field, name: str, refuse: Refusal) -> float | None:
+    found = field(name)
+    try:
+        return None if found is None or found == "" else float(found)
+    except (TypeError, ValueError):
+        raise _wrong(name, refuse) from None
+
+
+def _length(field: Field, name: str, refuse: Refusal) -> float | None:
+    number = _number(field, name, refuse)
     return number if number is not None and math.isfinite(number) and number > 0 else None
 
 
 def _whole(
     dataset: Any, name: str, refuse: Refusal, *, default: int | None = None, least: int = 1
 ) -> int:
-    found = dataset.get(name)
-    value = default if found is None else int(found)
+    found = _looking_in(dataset, refuse=refuse)(name)
+    try:
+        value = default if found is None else int(found)
+    except (TypeError, ValueError):
+        value = None
     if value is None or value < least:
         raise refuse(f"its field {name} is missing or does not hold what it should", COPY_AGAIN)
     return value

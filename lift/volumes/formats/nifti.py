@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import nibabel
 import numpy as np
@@ -25,6 +25,16 @@ _TEXTS: Final = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 _UNIT_OF_SPACE: Final = 0b111
 _MILLIMETRES: Final = frozenset({0, 2})
 """Codes of NIfTI's xyzt_units: not said, or mm."""
+_NUMBERS: Final = frozenset({2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280})
+"""Codes of NIfTI's datatype: whole numbers of 8 to 64 bits, reals of 32 and 64."""
+_OTHERS: Final = {
+    0: "not said",
+    1: "single bits",
+    1536: "float128",
+    **dict.fromkeys((128, 2304), "colour"),
+    **dict.fromkeys((32, 1792, 2048), "complex"),
+}
+_MOST_EXTENSIONS: Final = 1000
 _UNHEARD: Final = logging.Logger("unheard", logging.CRITICAL + 1)
 _SINGLE: Final = {b"n+1\0": nibabel.Nifti1Header, b"n+2\0": nibabel.Nifti2Header}
 _PAIR: Final = {b"ni1\0": nibabel.Nifti1Header, b"ni2\0": nibabel.Nifti2Header}
@@ -73,23 +83,27 @@ def check_mark(start: bytes, refuse: Refusal) -> None:
 
 def _decode(content: Content, kinds: dict[bytes, Any], voxels: Content, refuse: Refusal) -> Decoded:
     kind = _header_class(content.start, kinds)
+    alone = voxels is content
     try:
         with np.errstate(all="ignore"):
             # the fixed block alone: extensions may hold anything about the patient
-            header = _checked(kind(content.start[: kind.sizeof_hdr], check=False))
-            shape = check_shape(header.get_data_shape(), refuse)
-            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            header = kind(content.start[: kind.sizeof_hdr], check=False)
+            shape = check_shape(_lengths(header, refuse), refuse)
+            dtype = _number_format(header, refuse)
+            said, header["vox_offset"] = float(header["vox_offset"]), 0
+            _check(header)
             size = check_size(shape, dtype, refuse)
             slope, inter = _scaling(header, refuse)
             affine = _affine(header, refuse)
+            offset = _offset(said, refuse, least=kind.single_vox_offset if alone else 0)
     except (HeaderDataError, ValueError, OverflowError):
-        raise refuse("it ends early or is damaged inside", COPY_AGAIN) from None
-    if offset < 0:
-        raise refuse("its voxels start before the file", COPY_AGAIN)
-    if voxels is not content:
+        raise refuse("a field of its header is against NIfTI's rules", COPY_AGAIN) from None
+    if not alone:
         # a packed header's checksum is at its end
         content.up_to(kind.sizeof_hdr)
     whole = voxels.up_to(offset + size)
+    if alone:
+        _check_extensions(whole[:offset], header, refuse)
     data = np.frombuffer(whole, dtype, size // dtype.itemsize, offset).reshape(shape, order="F")
     for field in _TEXTS:
         if field in header:
@@ -111,13 +125,64 @@ def _size_is(start: bytes, kind: Any) -> bool:
     return kind.sizeof_hdr in size and len(start) >= kind.sizeof_hdr
 
 
-def _checked(header: Any) -> Any:
-    """The header, its fields within NIfTI's rules (HeaderDataError: they cannot be).
+def _check(header: Any) -> None:
+    """Bring the other fields within NIfTI's rules (HeaderDataError: they cannot be).
 
     Mended in silence: nibabel's log has a line for each field, which says nothing to an operator.
     """
     header.check_fix(logger=_UNHEARD)
-    return header
+
+
+def _lengths(header: Any, refuse: Refusal) -> list[int]:
+    """The lengths of the axes; of a time axis that has none, 1, as other readers take it."""
+    # the byte order is guessed by this number: one that is wrong has no order
+    if not 1 <= int(header["dim"][0]) <= 7:
+        raise refuse("its header's field dim names no number of axes from 1 to 7", COPY_AGAIN)
+    lengths = [int(n) for n in header.get_data_shape()]
+    return [*lengths[:3], *(n or 1 for n in lengths[3:])]
+
+
+def _number_format(header: Any, refuse: Refusal) -> np.dtype[Any]:
+    code = int(header["datatype"])
+    if code not in _NUMBERS:
+        seen = _OTHERS.get(code, "unknown")
+        raise refuse(
+            f"its number format is {seen} (datatype {code}); whole numbers of 8 to 64 bits, "
+            "float32 and float64 are read",
+            "Export a grey-scale volume in one of these.",
+        )
+    dtype: np.dtype[Any] = header.get_data_dtype()
+    return dtype
+
+
+def _offset(said: float, refuse: Refusal, *, least: int) -> int:
+    """Where the voxels begin in their file."""
+    if not said.is_integer() or said < least:
+        raise refuse(
+            f"its header's field vox_offset says that the voxels begin at byte {said:g}; the first "
+            f"that can be one is {least}",
+            COPY_AGAIN,
+        )
+    return int(said)
+
+
+def _check_extensions(before: memoryview, header: Any, refuse: Refusal) -> None:
+    """Raise VolumeError if the voxels begin inside a header extension."""
+    place = header.sizeof_hdr + 4
+    if not before[header.sizeof_hdr]:
+        return
+    order: Literal["little", "big"] = "big" if header.endianness == ">" else "little"
+    for _ in range(_MOST_EXTENSIONS):
+        size = int.from_bytes(before[place : place + 4], order, signed=True)
+        if place + 8 > len(before) or size < 8:
+            return
+        place += size
+        if place > len(before):
+            raise refuse(
+                f"its header's field vox_offset says that the voxels begin at byte {len(before)}, "
+                f"inside a header extension that ends at {place}",
+                COPY_AGAIN,
+            )
 
 
 def _affine(header: Any, refuse: Refusal) -> NDArray[np.float64]:

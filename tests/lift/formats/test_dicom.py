@@ -290,7 +290,8 @@ def test_missing_slices_are_counted_and_named(tmp_path: Path) -> None:
     # every other one: only the header's word tells
     said = series(voxels(shape=(4, 5, 12)), affine, change=set_at(None, SpacingBetweenSlices="5"))
     error = refused(write(said[::2], tmp_path / "half"))
-    assert "5 slices are missing: there are 6, 5.00 mm apart" in error.seen
+    assert "perhaps missing between all others: they lie 10.00 mm apart" in error.seen
+    assert "5.00 mm (Spacing Between Slices)" in error.seen
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,8 @@ def test_ct_without_its_scale_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "syntax", [uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.JPEGLosslessSV1, uid.MPEG2MPML]
+    "syntax",
+    [uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.HTJ2KLossless, uid.MPEG2MPML],
 )
 def test_a_packing_that_is_not_read_is_named(tmp_path: Path, syntax: uid.UID) -> None:
     plain = series()[0]
@@ -367,8 +369,25 @@ def test_a_deflated_file_is_not_unpacked(tmp_path: Path) -> None:
 
 def to_bytes_deflated() -> bytes:
     dataset = header(voxels(), "MR")
-    plain = to_bytes(dataset)
-    return plain + str(uid.DeflatedExplicitVRLittleEndian).encode()
+    return to_bytes(dataset, uid.DeflatedExplicitVRLittleEndian)
+
+
+def test_a_uid_anywhere_else_does_not_make_a_file_deflated(tmp_path: Path) -> None:
+    deflated = str(uid.DeflatedExplicitVRLittleEndian)
+
+    def mentioned(index: int, dataset: Dataset) -> None:
+        dataset.add_new(0x00090010, "LO", "ARCHIVE")
+        dataset.add_new(0x00091001, "UI", deflated)
+        dataset.ImageComments = f"was {deflated}"
+
+    folder = write(series(change=mentioned), tmp_path / "s")
+    assert decoded(folder).data.shape == voxels().shape
+    # in the pixels
+    data = voxels("<u2")
+    raw = deflated.encode().ljust(24, b"\0")
+    data.flat[:12] = np.frombuffer(raw, "<u2")
+    stored = write(series(np.asfortranarray(data.reshape(data.shape, order="F"))), tmp_path / "p")
+    assert decoded(stored).data.shape == data.shape
 
 
 def test_folders_that_hold_no_series_are_refused(tmp_path: Path) -> None:
@@ -403,3 +422,218 @@ def test_a_series_too_large_is_refused_before_its_pixels_are_asked_for(
     assert "larger than" in refused(write(series(), tmp_path / "t")).seen
     monkeypatch.setattr("lift.volumes.formats.dicom.MOST_FILES", 5)
     assert "at most 5" in refused(tmp_path / "t").seen
+
+
+def named(path: Path) -> str:
+    return str(refused(path))
+
+
+@pytest.mark.parametrize("style", ["{:g}", "{:.1f}", "{:.2f}", "{:.3e}", " {:g} ", "{:+.0f}"])
+def test_echo_times_are_compared_as_numbers(tmp_path: Path, style: str) -> None:
+    def written(index: int, dataset: Dataset) -> None:
+        dataset.EchoTime = (style if index % 2 else "{:g}").format(3.0)
+
+    decoded(write(series(change=written), tmp_path / "s"))
+    # as two programs round it
+    rounded = write(
+        series(change=lambda k, d: setattr(d, "EchoTime", "2.46" if k % 2 else "2.4600000381")),
+        tmp_path / "r",
+    )
+    decoded(rounded)
+    two = write(series(change=lambda k, d: setattr(d, "EchoTime", str(3 + k % 2))), tmp_path / "t")
+    assert "several echo times: 3, 4 ms" in refused(two).seen
+
+
+def test_a_frame_of_reference_for_each_file_says_nothing(tmp_path: Path) -> None:
+    def own(index: int, dataset: Dataset) -> None:
+        dataset.FrameOfReferenceUID = f"1.2.3.{index}"
+
+    decoded(write(series(change=own), tmp_path / "own"))
+    halves = write(
+        series(change=lambda k, d: setattr(d, "FrameOfReferenceUID", f"1.2.{k // 3}")),
+        tmp_path / "two",
+    )
+    seen = refused(halves).seen
+    assert "2 frames of reference" in seen
+    assert "moved" not in seen
+
+
+def test_a_series_uid_for_each_file_is_said_as_that(tmp_path: Path) -> None:
+    folder = write(
+        series(change=lambda k, d: setattr(d, "SeriesInstanceUID", f"1.2.3.{k}")), tmp_path / "s"
+    )
+    assert "a series of its own (Series Instance UID)" in refused(folder).seen
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+)
+def test_files_without_a_preamble_are_read(tmp_path: Path, syntax: uid.UID) -> None:
+    whole = series(syntax=syntax)
+    with_meta = [content[132:] for content in whole]
+    first_tag = b"\0\x08\0\x08" if syntax == uid.ExplicitVRBigEndian else b"\x08\0\x08\0"
+    bare = [one[one.index(first_tag) :] for one in with_meta]
+    folders = [write(files, tmp_path / str(k)) for k, files in enumerate((whole, with_meta, bare))]
+    first, *others = [decoded(folder) for folder in folders]
+    for other in others:
+        np.testing.assert_array_equal(other.data, first.data)
+        np.testing.assert_array_equal(other.affine, first.affine)
+
+
+@pytest.mark.parametrize("at", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (None, lambda content: content[:-30]),
+        (None, lambda content: content[:200]),
+        (None, lambda content: b""),
+        (None, lambda content: b"damaged"),
+        ({"ImagePositionPatient": None}, None),
+        ({"PixelSpacing": [3, 3]}, None),
+        ({"Rows": 4, "PixelData": bytes(32)}, None),
+        ({"SeriesInstanceUID": "1.2.3"}, None),
+        ({"FrameOfReferenceUID": "1.2.3"}, None),
+        ({"EchoTime": "90"}, None),
+        ({"PixelRepresentation": 0}, None),
+        ({"SOPClassUID": uid.RTDoseStorage}, None),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "P"]}, None),
+        ({"PixelData": bytes(38)}, None),
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, 1]}, None),
+    ],
+)
+def test_one_bad_file_of_many_is_named(
+    tmp_path: Path, at: int, change: dict[str, Any] | None, after: Any
+) -> None:
+    files = series(change=set_at(at, **change) if change else None)
+    if after:
+        files[at] = after(files[at])
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for index, content in enumerate(files):
+        (folder / f"slice{index:03d}.dcm").write_bytes(content)
+    assert f"slice{at:03d}.dcm" in named(folder)
+
+
+def test_doubled_and_shifted_slices_are_named_by_file(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    for name, change in (("d", moved(3, (0.0, 0.0, 5.0))), ("o", moved(3, (0.0, 6.0, 0.0)))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for index, content in enumerate(series(affine=affine, change=change)):
+            (folder / f"slice{index:03d}.dcm").write_bytes(content)
+        assert "slice003.dcm" in named(folder)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("how", ["type", "first", "siemens"])
+def test_a_mosaic_is_no_stack_of_slices(tmp_path: Path, how: str, count: int) -> None:
+    def tiles(index: int, dataset: Dataset) -> None:
+        if how == "siemens":
+            dataset.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+            dataset.add_new(0x0019100A, "US", 25)
+        else:
+            words = {"type": ["M", "ND", "MOSAIC"], "first": ["MOSAIC", "M"]}
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", *words[how]]
+
+    assert "mosaic" in refused(write(series(change=tiles)[:count], tmp_path / "m")).seen
+    (tmp_path / "one.dcm").write_bytes(series(change=tiles)[0])
+    assert "mosaic" in refused(tmp_path / "one.dcm").seen
+
+
+def at_places(places: list[float], **fields: Any) -> list[bytes]:
+    """A CT series with slices at these places; fields by slice."""
+
+    def change(index: int, dataset: Dataset) -> None:
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, places[index]]
+        del dataset.SliceThickness
+        for name, values in fields.items():
+            setattr(dataset, name, values[index])
+
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    return series(voxels(shape=(4, 5, len(places))), affine, modality="CT", change=change)
+
+
+THIN = [2.5 * k for k in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("places", "thickness"),
+    [
+        ([*THIN, *(15 + 5.0 * k for k in range(1, 6))], [2.5] * 7 + [5] * 5),
+        ([*THIN, *(15 + 5.0 * k for k in range(1, 6))], None),
+        ([*THIN, *(15 + 5.0 * k for k in range(1, 6))], [2.5] * 12),
+        # thick at the base, three times as thick, overlapping, on one place, apart
+        ([*(-5.0 * k for k in range(5, 0, -1)), *THIN], [5] * 5 + [2.5] * 7),
+        ([*THIN, *(15 + 7.5 * k for k in range(1, 6))], [2.5] * 7 + [7.5] * 5),
+        ([*THIN, *(16 + 5.0 * k for k in range(5))], [2.5] * 7 + [5] * 5),
+        ([*THIN, *(16 + 5.0 * k for k in range(5))], None),
+        ([*THIN, *(15 + 5.0 * k for k in range(5))], [2.5] * 7 + [5] * 5),
+        ([*THIN, *(30 + 5.0 * k for k in range(5))], [2.5] * 7 + [5] * 5),
+    ],
+)
+def test_slabs_are_said_to_be_slabs(
+    tmp_path: Path, places: list[float], thickness: list[float] | None
+) -> None:
+    fields = {} if thickness is None else {"SliceThickness": thickness}
+    seen = refused(write(at_places(places, **fields), tmp_path / "s")).seen
+    assert "unevenly spaced" in seen
+    assert "slabs" in seen
+    assert "missing" not in seen
+    # the same places in one distance are read, whatever the thickness
+    even = [2.5 * k for k in range(len(places))]
+    decoded(write(at_places(even, **fields), tmp_path / "even"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ImagesInAcquisition", 9),
+        ("ImagesInSeries", 9),
+        ("NumberOfSeriesRelatedInstances", 9),
+        ("NumberOfSlices", 9),
+        ((0x2001, "Philips Imaging DD 001", 0x18, "SL"), 9),
+        ((0x0021, "GEMS_RELA_01", 0x4F, "SS"), 9),
+    ],
+)
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+def test_lost_ends_are_known_by_the_number_that_a_series_says(
+    tmp_path: Path, field: Any, value: int, syntax: uid.UID
+) -> None:
+    def said(index: int, dataset: Dataset) -> None:
+        if isinstance(field, str):
+            setattr(dataset, field, value)
+        else:
+            group, creator, element, vr = field
+            dataset.private_block(group, creator, create=True).add_new(element, vr, value)
+
+    files = series(voxels(shape=(4, 5, 9)), change=said, syntax=syntax)
+    decoded(write(files, tmp_path / "whole"))
+    for kept in (files[:6], files[3:]):
+        folder = tmp_path / f"{len(kept)}-{kept[0] == files[0]}"
+        assert f"{len(kept)} of 9 images are there" in refused(write(kept, folder)).seen
+
+
+@pytest.mark.parametrize("field", ["EchoNumbers", "NumberOfTemporalPositions"])
+def test_a_number_that_counts_other_echoes_too_is_no_loss(tmp_path: Path, field: str) -> None:
+    def said(index: int, dataset: Dataset) -> None:
+        dataset.ImagesInAcquisition = 12
+        setattr(dataset, field, 2)
+
+    decoded(write(series(change=said), tmp_path / "s"))
+    assert "4 of 6 images" in refused(write(series(change=said)[:4], tmp_path / "t")).seen
+
+
+def test_one_file_of_a_concatenation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(enhanced(change=lambda d: setattr(d, "InConcatenationTotalNumber", 2)))
+    assert "one of 2 files" in refused(path).seen
+
+
+@pytest.mark.parametrize("name", ["EchoTime", "SliceThickness", "RescaleSlope", "PixelSpacing"])
+def test_a_field_that_is_no_number_is_named(tmp_path: Path, name: str) -> None:
+    value: Any = ["3.25", "3.25"] if name == "PixelSpacing" else "3.25"
+    files = series(change=set_at(None, **{name: value}))
+    assert files[2].count(b"3.25") == 1 + (name == "PixelSpacing")
+    files[2] = files[2].replace(b"3.25", b"3,2x")
+    assert name in refused(write(files, tmp_path / "s")).seen

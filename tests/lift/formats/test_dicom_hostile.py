@@ -30,6 +30,7 @@ from tests.lift.formats.test_hostile_files import (
     with_other_bytes,
 )
 from tests.lift.formats.test_hostile_files import check_harmless as check_costs
+from tests.lift.formats.test_packed_pixels import packed as packed_frames
 from tests.scale import FORMAT_CASES
 
 MOST_STEPS: Final = 600_000
@@ -52,6 +53,9 @@ EXAMPLES: Final = {
     "dicom-ct": series(modality="CT"),
     "dicom-rle": [packed(content) for content in series()],
     "enhanced": [enhanced()],
+    "dicom-jpeg": packed_frames("u2", uid.JPEGLosslessSV1),
+    "dicom-jpeg-ls": packed_frames("i2", uid.JPEGLSLossless),
+    "dicom-jpeg-2000": packed_frames("i12", uid.JPEG2000Lossless),
 }
 # tags of what a reader looks at, and what may stand there
 TAGS: Final = [

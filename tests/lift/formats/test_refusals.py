@@ -272,6 +272,7 @@ def test_a_nifti_file_without_an_orientation_is_refused(tmp_path: Path, kind: ty
     content = bytearray(image.to_bytes())
     header = image.header.copy()
     header["sform_code"] = 0
+    header["vox_offset"] = header.single_vox_offset
     path = tmp_path / "a.nii"
     for code in (0, 1):
         header["qform_code"] = code

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from lift.inspection import checks
 from lift.inspection.checks import (
@@ -110,7 +111,7 @@ CASES: list[Case] = [
         "padding",
         -np.inf,
     ),
-    ("FEWEST_LEVELS", lambda: check_mr(ball().astype(np.uint8)), "veto", "2 distinct", 0),
+    ("FEWEST_LEVELS", lambda: check_mr(np.rint(mr() / 12)), "veto", "distinct", 0),
     (
         "MOST_NEGATIVE",
         lambda: check_mr((mr() - mr().mean()) / mr().std()),
@@ -215,3 +216,70 @@ def test_what_lies_around_the_body_must_be_air(background: str) -> None:
     found = check_ct(voxels)
     assert found.verdict == verdict
     assert ("around the body" in found.seen) == (verdict == "veto")
+
+
+def parcels(shape: tuple[int, int, int], count: int, codes: Array) -> Array:
+    """A ball of that many regions, each with its code."""
+    rng = np.random.default_rng(91)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    inside = x * x + y * y + z * z < 0.8
+    seeds = np.zeros(shape, int)
+    for number, place in enumerate(rng.permutation(np.argwhere(inside))[:count]):
+        seeds[tuple(place)] = number + 1
+    nearest = ndimage.distance_transform_edt(
+        seeds == 0, return_distances=False, return_indices=True
+    )
+    return np.asarray(np.where(inside, codes[seeds[tuple(nearest)] - 1], 0))
+
+
+BIG = (60, 66, 54)
+LABEL_MAPS: dict[str, Callable[[], Array]] = {
+    "40": lambda: parcels(BIG, 40, np.arange(1, 41)),
+    "180 codes": lambda: parcels(BIG, 180, np.random.default_rng(1).permutation(12_175)[:180]),
+    "400": lambda: parcels(BIG, 400, np.arange(1, 401)).astype(np.float32),
+    "400 scaled": lambda: parcels(BIG, 400, np.arange(1, 401)) * 0.37,
+    "signed": lambda: parcels(BIG, 200, np.arange(-100, 100)),
+    "2500 tiny": lambda: parcels(BIG, 2500, np.arange(1, 2501)),
+    "resampled mask": lambda: ndimage.zoom(
+        (parcels(BIG, 1, np.ones(1))).astype(float), 1.3, order=1
+    ),
+    "smoothed mask": lambda: ndimage.gaussian_filter(
+        parcels(BIG, 1, np.ones(1)).astype(float), 1.2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_a_label_map_of_any_number_of_labels_is_no_mr(name: str) -> None:
+    found = check_mr(LABEL_MAPS[name]())
+    assert found.verdict != "use"
+    assert "label map" in found.remedy
+
+
+def phase(*, masked: bool, unsigned: bool) -> Array:
+    rng = np.random.default_rng(92)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in BIG], indexing="ij")
+    inside = x * x + y * y + z * z < 0.7
+    angle = np.angle(np.exp(1j * (6 * x + 9 * y * z + 4 * z + rng.normal(0, 0.1, BIG))))
+    angle = np.where(inside, angle, 0.0 if masked else rng.uniform(-np.pi, np.pi, BIG))
+    if not unsigned:
+        return np.asarray(angle)
+    whole = np.rint((angle + np.pi) / (2 * np.pi) * 4095)
+    return np.asarray(np.where(inside, whole, 0) if masked else whole)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("offset", [0, -2048, 10_000])
+def test_a_phase_image_is_no_mr(masked: bool, unsigned: bool, offset: float) -> None:
+    found = check_mr(phase(masked=masked, unsigned=unsigned) + offset)
+    assert found.verdict == "veto"
+    assert "phase" in found.remedy
+
+
+def test_the_limits_are_what_finds_labels_and_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, angles = LABEL_MAPS["400"](), phase(masked=True, unsigned=True)
+    monkeypatch.setattr(checks, "DOUBTFUL_PLATEAU", 1.0)
+    monkeypatch.setattr(checks, "LEAST_JUMPS", 1.0)
+    assert "label" not in check_mr(labels).remedy
+    assert check_mr(angles).verdict == "use"

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -18,6 +19,8 @@ from lift.errors import AffineError, DataError, VolumeError
 from lift.metrics.files import evaluate_folders
 from lift.metrics.synthrad import CT_RANGE, Floats, mae_hu
 from lift.metrics.table import UNITS, patient_metrics
+from tests.lift.formats.cases import itk_image
+from tests.lift.formats.dicom_cases import enhanced, series, write
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 
@@ -199,7 +202,7 @@ def test_folders_without_volumes_are_refused(tmp_path: Path) -> None:
         evaluate_folders(tmp_path / "absent", tmp_path / "target", mask=None, protocol="mr")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no volume")
-    with pytest.raises(DataError, match="holds no NIfTI file"):
+    with pytest.raises(DataError, match="holds no file of a volume"):
         evaluate_folders(tmp_path / "predicted", tmp_path / "empty", mask=None, protocol="mr")
 
 
@@ -253,7 +256,7 @@ def test_files_of_one_person_are_one_value_of_the_table(tmp_path: Path) -> None:
         (["a.nii,one"], "file,subject", "no row for 'b.nii'"),
         (["a.nii,one", "b.nii,"], "file,subject", "line 3 has no file or no subject"),
         (["a.nii,one", "a.nii,two"], "file,subject", "line 3 is a second row of 'a.nii'"),
-        (["a.nii,one", "b.nii,two"], "name,subject", "lacks a column"),
+        (["a.nii,one", "b.nii,two"], "name,subject", "has no column 'file'"),
         ([], "file,subject", "no rows"),
     ],
 )
@@ -270,3 +273,67 @@ def test_a_table_of_subjects_that_leaves_a_doubt_is_refused(
             subjects=people(tmp_path, *rows, head=head),
         )
     assert seen in caught.value.seen
+
+
+def in_every_format(folder: Path, name: str, voxels: npt.NDArray[Any], form: str) -> None:
+    place = folder / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    whole = voxels.astype(np.int16)
+    if form == "series":
+        write(series(whole, AFFINE), place)
+    elif form == "dcm":
+        place.with_name(place.name + ".dcm").write_bytes(enhanced(whole, AFFINE))
+    elif form in {"mha", "nrrd", "mhd"}:
+        SimpleITK.WriteImage(itk_image(whole, AFFINE), f"{place}.{form}")
+    else:
+        kind = nibabel.MGHImage if form == "mgz" else nibabel.Nifti1Image
+        kind(whole, AFFINE).to_filename(f"{place}.{form}")
+
+
+FORMS = ["nii", "nii.gz", "NII.GZ", "mgz", "mha", "mhd", "nrrd", "hdr", "dcm", "series"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_format_is_read_and_paired_by_its_stem(tmp_path: Path, form: str) -> None:
+    target = np.rint(brain(0))
+    for name, add in (("1A.v2", 3), ("deep/1B", 7)):
+        in_every_format(tmp_path / "target", name, target, "nii")
+        if form == "hdr":
+            pair = nibabel.Nifti1Pair((target + add).astype(np.int16), AFFINE)
+            (tmp_path / "predicted" / name).parent.mkdir(parents=True, exist_ok=True)
+            pair.to_filename(tmp_path / "predicted" / f"{name}.hdr")
+        else:
+            in_every_format(tmp_path / "predicted", name, target + add, form.lower())
+        if form == "NII.GZ":
+            made = tmp_path / "predicted" / f"{name}.nii.gz"
+            made.rename(made.with_name(made.name.replace(".nii.gz", ".NII.GZ")))
+        save(tmp_path / "masks" / f"{name}.nii.gz", np.ones_like(target))
+    table = people(tmp_path, "1A.v2,one", "deep/1B.nii.gz,two")
+    found = evaluate_folders(
+        tmp_path / "predicted",
+        tmp_path / "target",
+        mask=tmp_path / "masks",
+        protocol="ct",
+        subjects=table,
+    )
+    assert {name: entry["mae"] for name, entry in found["per_volume"].items()} == {
+        "1A.v2.nii": 3.0,
+        "deep/1B.nii": 7.0,
+    }
+    assert found["subjects"] == {"1A.v2.nii": "one", "deep/1B.nii": "two"}
+
+
+def test_two_volumes_of_one_stem_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folders(tmp_path, ("a.nii",))
+    save(tmp_path / "predicted" / "a.nii.gz", brain(0))
+    with pytest.raises(DataError, match=r"two volumes have one name: a\.nii and a\.nii\.gz"):
+        evaluate_folders(tmp_path / "predicted", tmp_path / "target", mask=None, protocol="mr")
+
+
+def test_rows_of_one_stem_and_two_persons_name_nobody(tmp_path: Path) -> None:
+    folders(tmp_path, ("a.nii",))
+    table = people(tmp_path, "a.mha,one", "a.nii.gz,two")
+    with pytest.raises(DataError, match=r"no row for 'a\.nii'"):
+        evaluate_folders(
+            tmp_path / "predicted", tmp_path / "target", mask=None, protocol="mr", subjects=table
+        )
