@@ -303,6 +303,12 @@ def _unpacked(dataset: Any, image: Image, refuse: Refusal) -> NDArray[Any]:
                 "its pixels are compressed with loss", "Export the original from the archive."
             )
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    if "pylibjpeg" not in decoder.available_plugins:
+        raise refuse(
+            "its pixels are packed as JPEG Lossless or JPEG-LS, and the decoder is not installed",
+            "Install the extra `jpeg` of this program (its licence is the GPL-3.0), or export the "
+            "series uncompressed.",
+        )
     try:
         found, _ = decoder.as_array(dataset, raw=True, decoding_plugin="pylibjpeg")
     except MemoryError:

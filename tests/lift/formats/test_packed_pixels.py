@@ -16,6 +16,7 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
 
 from lift.errors import VolumeError
 from lift.volumes.formats.codestreams import claim_of
@@ -179,3 +180,15 @@ def test_bytes_that_are_no_codestream_claim_nothing(stored: bytes) -> None:
         for end in range(0, 40, 3):
             claim = claim_of(of[0][:end])
             assert claim is None or claim.rows == 40
+
+
+def test_a_decoder_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = get_decoder(uid.JPEGLossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    folder = write(packed(next(iter(KINDS)), uid.JPEGLossless), tmp_path)
+    with pytest.raises(VolumeError) as caught:
+        read_volume(folder, root=folder.parent)
+    assert "not installed" in caught.value.seen
+    assert "extra `jpeg`" in caught.value.remedy
