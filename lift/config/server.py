@@ -52,6 +52,9 @@ class ServerConfig(Settings):
     """The frozen generator of the federation."""
     wait_for_sites_s: Seconds = 3600.0
     """Longest wait for a quorum of sites to connect after a start."""
+    decision_within_s: float = Field(default=259_200.0, ge=0)
+    """How long the server waits for the coordinator when a quorum was missed (see `lift-server
+    go-on`). 0: it ends at once."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the figures of the rounds go, in addition to the record of the run."""
     plan: Plan

@@ -44,6 +44,7 @@ from lift_server.release.results import (
     verdicts,
     write_finished_mixer,
 )
+from lift_server.rounds.decision import forget_decision, sites_left_out, take_decision
 from lift_server.rounds.finished import FinishedRun
 from lift_server.rounds.ledger_heads import HEADS_FILE, LedgerHeads
 from lift_server.rounds.loop import run_rounds
@@ -161,7 +162,8 @@ class _Server:
             admitted = self._roster()
             # sites that were admitted or removed since the last check, from now on
             coordinator.admit(admitted)
-            return sorted(admitted)
+            without = sites_left_out(self._config.state, self._plan.digest())
+            return sorted(set(admitted) - set(without))
 
         self._wait_for_sites(transport, roster)
         return run_rounds(
@@ -174,8 +176,43 @@ class _Server:
             heads_file=self._config.state / HEADS_FILE,
             noised_folder=self._config.state / NOISED_FOLDER,
             on_ask=self._status.asking,
+            on_missed=partial(self._await_decision, coordinator),
             declared=lambda: Roster.read(self._config.sites).declared_patients,
         )
+
+    def _await_decision(self, coordinator: Coordinator, error: QuorumError) -> None:
+        """Wait until the coordinator decides, or one of the missing sites connects anew.
+
+        Raises:
+            QuorumError: nobody decided in time, or the settings say not to wait.
+        """
+        state = self._config.state
+        if not self._config.decision_within_s:
+            raise error
+        self._status.deciding()
+        forget_decision(state)
+        logger.error("event=quorum_missed %s", error)
+        for line in (error.what, *error.seen.splitlines()):
+            self._say(line)
+        self._say(
+            "waiting for a decision: repair a site and restart its client, or `lift-server go-on "
+            "DIR --without SITE`, or Ctrl-C (the same command goes on later)"
+        )
+        before = coordinator.connected()
+        end = monotonic() + self._config.decision_within_s
+        while monotonic() < end:
+            decision = take_decision(state, self._plan.digest())
+            if decision is not None:
+                self._say(f"goes on without: {', '.join(decision.without) or 'nobody'}")
+                return
+            now = coordinator.connected()
+            anew = sorted(site for site in now if before.get(site) != now[site])
+            if anew:
+                self._say(f"connected anew: {', '.join(anew)}; the round is asked for again")
+                return
+            self._see(coordinator, now)
+            sleep(_LOOK_EVERY_S)
+        raise error
 
     def _wait_for_sites(self, transport: Transport, roster: Callable[[], list[str]]) -> None:
         """Until the quorum of sites is connected, at most `wait_for_sites_s`."""

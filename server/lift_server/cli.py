@@ -17,16 +17,18 @@ from rich.console import Console
 from lift.commands import VersionOption, run_command
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
-from lift.errors import EXIT_CODES
+from lift.errors import EXIT_CODES, ConfigError
 from lift.generator.card import bundle_folder
 from lift_server.preflight import Verdict, run_checks
+from lift_server.rounds.decision import decide
 from lift_server.sites import certificates, provisioning, roster
 from lift_server.sites.certificates import CA_KEY_FILE, SERVER_FILE, SERVER_KEY_FILE
 from lift_server.sites.provisioning import CONFIG_FILE, load_settings
 from lift_server.trial.command import try_federation
 from lift_server.watch.board import show
 from lift_server.watch.rounds_file import RoundsFile
-from lift_server.watch.status_view import describe
+from lift_server.watch.status import STATUS_FILE
+from lift_server.watch.status_view import describe, is_alive, read_status
 
 if TYPE_CHECKING:
     from lift.audit.documents import TrainingAudit
@@ -163,6 +165,45 @@ def remove_site(
     changed = roster.remove_site(load_settings(folder), name)
     _write(f"removed: {name}" if changed else f"{name} is already removed; nothing was changed")
     _next(f"lift-server check {_quoted(folder)}   # can the quorum still be reached?")
+
+
+@app.command("go-on")
+def go_on(
+    folder: Folder,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SITE", help="Leave this site out for the rest of the run."),
+    ] = None,
+) -> None:
+    """Let a server go on that waits because a round missed its quorum.
+
+    Without an option the same sites are asked again. A site that is left out stays admitted: the
+    next run asks it again. Nothing that it contributed before is taken back.
+    """
+    config = load_settings(folder)
+    found = read_status(config)
+    if found is None or found.phase != "decision" or not is_alive(found):
+        raise ConfigError(
+            "no server waits for a decision",
+            where=str(config.state / STATUS_FILE),
+            seen="it is not running"
+            if found is None or not is_alive(found)
+            else f"it is in phase '{found.phase}'",
+            remedy="See `lift-server status`. A server that ended goes on by the command that "
+            "started it; `remove-site` removes a site for good.",
+        )
+    known = roster.Roster.read(config.sites).admitted_keys
+    unknown = sorted(set(without or ()) - set(known))
+    if unknown:
+        raise ConfigError(
+            "cannot go on without a site that is not admitted",
+            where="--without",
+            seen=f"{', '.join(unknown)}; admitted: {', '.join(sorted(known))}",
+            remedy="Nothing was changed. Give a name of an admitted site.",
+        )
+    decide(config.state, without or ())
+    _write("the server goes on" + (f" without {', '.join(without)}" if without else ""))
+    _next(f"lift-server status {_quoted(folder)}")
 
 
 @app.command()

@@ -89,6 +89,8 @@ class Federation:
             "page_port": None,
             "generator": {"bundle": str(self.tiny.bundle)},
             "wait_for_sites_s": 120.0,
+            # a test that misses a quorum wants its end, unless it says otherwise
+            "decision_within_s": 0.0,
             "plan": changed(tiny_plan(), plan),
         }
         # what an enrolled site's policy asks for

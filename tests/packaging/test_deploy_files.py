@@ -49,6 +49,7 @@ COMMANDS = {
         "init",
         "add-site",
         "remove-site",
+        "go-on",
         "renew",
         "check",
         "status",

@@ -11,16 +11,17 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from lift.config.plan import Plan, derived_deadline_s
 from lift.config.privacy import StatisticsOnce
-from lift.errors import UpdateRejectedError
+from lift.errors import QuorumError, UpdateRejectedError
 from lift.privacy.costs import epsilon_after
 from lift.privacy.gain import PooledGain, pooled_gain
 from lift.privacy.noise import SecureStream
@@ -57,6 +58,7 @@ from lift_server.rounds.verdicts import recorded, reviewed, reviewed_gains
 logger = logging.getLogger(__name__)
 _STATISTICS_DEADLINE_S = 86_400.0
 _REMINDER_S = 60.0
+Outcome = TypeVar("Outcome")
 SITE_LOGS: Final = "log.txt in each of these sites' own work folder"
 """Where the sites of a real federation keep the text of their refusals."""
 
@@ -71,6 +73,7 @@ def run_rounds(
     on_round: Callable[[RoundRecord], None] | None = None,
     on_ask: Callable[[int, Kind, Sequence[str], float], None] | None = None,
     declared: Callable[[], Mapping[str, int]] = dict,
+    on_missed: Callable[[QuorumError], None] | None = None,
     with_guard: bool = True,
     heads_file: Path | None = None,
     noised_folder: Path | None = None,
@@ -90,6 +93,8 @@ def run_rounds(
             s.
         declared: gives the patients of each site that declared them: its claim may not pass them,
             and a quorum counts them. Asked anew with each use.
+        on_missed: called when a quorum was missed; the round is tried again when it returns, with
+            the roster of then. None, or whatever it raises, ends the run.
         with_guard: ask the sites for their verdict at the end. Without it what was trained is
             released as it is: for a comparison.
         heads_file: where the last heads of the sites' privacy ledgers are kept, across runs; in
@@ -108,7 +113,18 @@ def run_rounds(
     heads = LedgerHeads(heads_file or store.folder / HEADS_FILE)
     noised = NoisedRounds(noised_folder or store.folder / NOISED_FOLDER, plan.digest())
     loop = _Rounds(
-        plan, transport, store, task, roster, on_round, on_ask, declared, heads, noised, site_logs
+        plan,
+        transport,
+        store,
+        task,
+        roster,
+        on_round,
+        on_ask,
+        declared,
+        on_missed,
+        heads,
+        noised,
+        site_logs,
     )
     return loop.run(with_guard=with_guard)
 
@@ -124,6 +140,7 @@ class _Rounds:
         on_round: Callable[[RoundRecord], None] | None,
         on_ask: Callable[[int, Kind, Sequence[str], float], None] | None,
         declared: Callable[[], Mapping[str, int]],
+        on_missed: Callable[[QuorumError], None] | None,
         heads: LedgerHeads,
         noised: NoisedRounds,
         site_logs: str,
@@ -136,6 +153,7 @@ class _Rounds:
         self._read_roster = roster
         self._roster = sorted(roster())
         self._declared = declared
+        self._on_missed = on_missed
         self._heads = heads
         self._noised = noised
         self._site_logs = site_logs
@@ -151,7 +169,7 @@ class _Rounds:
     def run(self, *, with_guard: bool) -> FinishedRun:
         resumed = self._store.resume()
         if resumed is None:
-            state, shared = self._statistics()
+            state, shared = self._until_quorum(self._statistics)
             done = 0
         else:
             done, state, shared = resumed
@@ -165,13 +183,30 @@ class _Rounds:
         for round_index in range(done + 1, self._plan.federation.rounds + 1):
             self._take_roster(self._read_roster())
             joined = self._let_in(round_index)
-            state = self._train(round_index, state, shared, joined)
+            # one identity for all tries of a round: no noise was drawn on what was sent before
+            exchange = self._new_exchange()
+            train = partial(self._train, round_index, state, shared, joined, exchange)
+            state = self._until_quorum(train)
         trained = mixer = state.released
         guard, shipped = self._verdicts(state, shared) if with_guard else ({}, None)
         gain = self._gain(state, shared) if with_guard else None
         if shipped is not None and shipped.source == "gaussian":
             mixer = self._task.start(shared)
         return FinishedRun(mixer, shared, guard, self._store.records, trained, shipped, gain)
+
+    def _until_quorum(self, work: Callable[[], Outcome]) -> Outcome:
+        """Do it until its quorum is met, as long as the coordinator waits."""
+        while True:
+            try:
+                return work()
+            except QuorumError as error:
+                if self._on_missed is None:
+                    raise
+                self._on_missed(error)
+                self._take_roster(self._read_roster())
+
+    def _new_exchange(self) -> str | None:
+        return secrets.token_hex(32) if self._plan.privacy.mode == "patient-central" else None
 
     def _take_roster(self, admitted: Sequence[str]) -> None:
         """The admitted sites, without those that a fall left out."""
@@ -286,6 +321,7 @@ class _Rounds:
         state: ServerState,
         shared: dict[str, Tensor],
         joined: Mapping[str, int],
+        exchange: str | None,
     ) -> ServerState:
         tensors: dict[str, np.ndarray] = {
             name: tensor.numpy() for name, tensor in state.mixer.items()
@@ -294,7 +330,7 @@ class _Rounds:
         # its answers have their noise already, and no other one may be added to them
         done = self._noised.find(round_index, tensors) if draws_noise else None
         if done is None:
-            done = self._updated(round_index, tensors, state, joined)
+            done = self._updated(round_index, tensors, state, joined, exchange)
             if draws_noise:
                 self._noised.keep(done, tensors)
         else:
@@ -320,9 +356,9 @@ class _Rounds:
         tensors: Mapping[str, np.ndarray],
         state: ServerState,
         joined: Mapping[str, int],
+        exchange: str | None,
     ) -> NoisedRound:
         """What the sites' answers make of the mixer."""
-        exchange = secrets.token_hex(32) if self._plan.privacy.mode == "patient-central" else None
         body = TrainRequest(plan_digest=self._digest, round=round_index, exchange=exchange)
         trainers = [
             site

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STATUS_FILE: Final = "status.json"
 _EVERY_S: Final = 1.0
-Phase = Literal["waiting", "round", "done", "stopped"]
+Phase = Literal["waiting", "round", "decision", "done", "stopped"]
 Exchange = Literal["statistics", "train", "guard"]
 
 
@@ -111,6 +111,12 @@ class StatusFile:
             self._deadline_s = deadline_s
             for name in sites:
                 self._set_state(name, "asked")
+        self._write()
+
+    def deciding(self) -> None:
+        """The server waits for the coordinator's decision."""
+        with self._lock:
+            self._phase = "decision"
         self._write()
 
     def answered(self, name: str) -> None:

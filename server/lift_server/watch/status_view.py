@@ -150,7 +150,11 @@ def _summary(
     if found.phase == "done":
         return f"done, {found.rounds} rounds"
     if not running or found.phase == "stopped":
-        before = {"waiting": "was waiting for sites", "round": f"was in round {found.round}"}
+        before = {
+            "waiting": "was waiting for sites",
+            "round": f"was in round {found.round}",
+            "decision": f"was waiting for a decision in round {found.round}",
+        }
         return f"stopped ({before.get(found.phase, f'after round {found.round}')})"
     # a server that hangs is alive as well
     updated = time_of(found.updated)
@@ -160,6 +164,8 @@ def _summary(
         admitted = roster.admitted_keys
         online = sum(site.online for name, site in found.sites.items() if name in admitted)
         return f"waiting for sites, {online} of {len(admitted)} online{silent}"
+    if found.phase == "decision":
+        return f"round {found.round} missed its quorum: waits for `lift-server go-on`{silent}"
     text = f"round {found.round} of {found.rounds}"
     began = time_of(found.round_started)
     if began is not None:

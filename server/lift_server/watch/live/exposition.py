@@ -13,7 +13,7 @@ from lift.records.rounds import RoundRecord
 from lift_server.watch.status_view import time_of
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-PHASES: Final = ("waiting", "round", "done", "stopped", "not running")
+PHASES: Final = ("waiting", "round", "decision", "done", "stopped", "not running")
 _Sample = tuple[Mapping[str, str], float | None]
 
 
