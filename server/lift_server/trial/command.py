@@ -6,13 +6,15 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
 from lift_server.trial.run import run_trial
 from lift_server.trial.settings import FEWEST_ROUNDS, Privacy, Trial
+
+_PIPE_WIDTH: Final = 120
 
 
 def try_federation(
@@ -54,7 +56,8 @@ def try_federation(
             "Run the drill (kill a site and the server, remove a site)?", default=True, err=True
         )
 
-    run_trial(folder, trial, drill=wanted, console=Console(stderr=True))
+    width = None if sys.stderr.isatty() else _PIPE_WIDTH
+    run_trial(folder, trial, drill=wanted, console=Console(stderr=True, width=width))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
