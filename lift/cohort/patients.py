@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lift.errors import DataError
@@ -35,6 +35,11 @@ class Patient:
     channels: Mapping[str, Path]
     mask: Path | None
     problem: str = ""
+
+    def with_channels(self, names: Iterable[str]) -> Patient:
+        """The same examination with these channels alone, as far as it has them."""
+        kept = {name: self.channels[name] for name in names if name in self.channels}
+        return replace(self, channels=kept)
 
 
 def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import hashes
 
+from lift.cohort import examination as examine
+from lift.cohort.examination import PatientReport
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import FirstSourceGrid, GridRule
@@ -20,10 +22,8 @@ from lift.config.site import SiteConfig
 from lift.volumes.resampling import Grid, resample, with_spacing
 from lift_client import cli
 from lift_client.check import image_check, image_view
-from lift_client.check import inspect_data as examine
 from lift_client.check.data_card import make_card
 from lift_client.check.image_check import CohortReport, examine_cohort
-from lift_client.check.inspect_data import PatientReport
 from lift_client.gate.journal import verify
 from tests.client.test_preflight import make_authority, pem
 

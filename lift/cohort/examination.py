@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from lift.cohort.memory import peak_mb, reset_peak
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import grid_of
 from lift.config.base import Settings
@@ -26,6 +27,7 @@ from lift.config.plan import GridRule, OwnGrid, SpacingGrid
 from lift.errors import AffineError, VolumeError
 from lift.inspection.body import depth_axis, find_body
 from lift.inspection.checks import (
+    check_background,
     check_ct,
     check_field_of_view,
     check_foreground,
@@ -41,9 +43,8 @@ from lift.inspection.slice_profile import SliceProfile, check_profile, estimate_
 from lift.inspection.traces import burnt_in_text, content_digest
 from lift.volumes.resampling import resample, resample_labels
 from lift.volumes.volume import Volume, check_same_grid, read_volume, stored_files
-from lift_client.check.memory import peak_mb, reset_peak
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
@@ -166,6 +167,7 @@ def _looked_at(one: _Read) -> list[Finding]:
     return [
         check_grid(one.volume.affine),
         check_foreground(one.mask),
+        *([] if one.channel == CT else [check_background(voxels, one.mask)]),
         check_field_of_view(one.mask, spacing, axis=axis),
         check_ct(voxels) if one.channel == CT else check_mr(voxels),
         check_profile(one.profile),
