@@ -52,11 +52,7 @@ def vetoed(
         report: called after each patient with the number done and the number of all.
     """
     if not settings.checks_images:
-        logger.warning(
-            "event=images_not_checked site=%s by=image_checks:off patients=%d",
-            settings.name,
-            len(patients),
-        )
+        logger.info("event=images_not_checked site=%s patients=%d", settings.name, len(patients))
         return []
     began = monotonic()
     grid = plan.preprocessing.grid

@@ -89,8 +89,11 @@ class SiteSettings(Settings):
 
     @property
     def checks_images(self) -> bool:
-        """Whether a veto of the image checks leaves a patient out."""
-        return True
+        """Whether a veto of the image checks leaves a patient out: at a site, and in a simulation.
+
+        Not where somebody opens a folder of their own, as in the Python API.
+        """
+        return False
 
     @property
     def image_reports(self) -> Path | None:
