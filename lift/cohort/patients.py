@@ -60,3 +60,8 @@ class Refusal:
     patient: str
     reason: DataError
     subject: str
+
+
+def reasons_of(refusals: Iterable[Refusal]) -> dict[str, str]:
+    """Patient -> what is wrong, for records that stay with the patients' data."""
+    return {one.patient: one.reason.seen or one.reason.what for one in refusals}

@@ -24,6 +24,10 @@ DOUBTFUL_FOREGROUND: Final = 0.03
 MOST_FOREGROUND: Final = 0.95
 """Share of the voxels; the largest mask that `lift.cohort.preprocessing` takes."""
 
+MOST_GREY_SPREAD: Final = 0.1
+"""Quartile distance of a grey background, of the same range; of tissue at the border of a tight crop
+it is 0.3 to 0.5."""
+
 DARKEST_GREY: Final = 0.1
 """Of the values' range: air of magnitude images lies at 0 to 0.02, with strong noise at 0.06; the
 grey background of signed or offset images at 0.2 to 0.6."""
@@ -115,10 +119,11 @@ def check_background(voxels: NDArray[Any], mask: NDArray[Any]) -> Finding:
     values = np.asarray(voxels, dtype=np.float32)
     share = float(np.count_nonzero(mask)) / max(1, mask.size)
     low, high = np.percentile(values, (0.5, 99.5))
+    low = min(float(low), 0.0)
     # means of neighbours: signed noise averages out to the grey that it lies around
     sides = (_sides(ndimage.uniform_filter(values, _NOISE_BOX)) - low) / max(high - low, 1e-12)
     lower, level, upper = np.percentile(sides, (25, 50, 75))
-    is_grey = level > DARKEST_GREY and upper - lower < MOST_BORDER_SPREAD * level
+    is_grey = level > DARKEST_GREY and upper - lower < MOST_GREY_SPREAD
     if is_grey and not _is_inverted(values):
         return finding(
             "background",

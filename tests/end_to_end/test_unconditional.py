@@ -358,7 +358,7 @@ def test_a_site_searches_generated_volumes_for_copies(
         "data": {"layout": "brats", "root": str(world.folder / "west")},
         "generator": {"bundle": str(world.bundle)},
         "device": "cpu",
-        "policy": {"privacy_modes": ["none"]},
+        "policy": {"privacy_modes": ["none"], "image_checks": False},
     }
     write_settings(site, data)
     out = tmp_path / "audit.json"
