@@ -25,8 +25,8 @@ MOST_FOREGROUND: Final = 0.95
 """Share of the voxels; the largest mask that `lift.cohort.preprocessing` takes."""
 
 MOST_GREY_SPREAD: Final = 0.1
-"""Quartile distance of a grey background, of the same range; of tissue at the border of a tight crop
-it is 0.3 to 0.5."""
+"""Quartile distance of a grey background, of the values' range; of tissue at the border of a tight
+crop it is 0.3 to 0.5."""
 
 DARKEST_GREY: Final = 0.1
 """Of the values' range: air of magnitude images lies at 0 to 0.02, with strong noise at 0.06; the

@@ -235,7 +235,7 @@ def left_out_table(run: Run) -> Markup | None:
     if not rows:
         return None
     return table(
-        "Patients who were left out. The site's settings can accept one whom the image checks veto.",
+        "Patients who were left out. The site's settings can accept whom the image checks veto.",
         ["site", "patient", tag("th", "why", scope="col", class_="word")],
         rows,
     )
