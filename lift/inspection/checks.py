@@ -28,6 +28,9 @@ MOST_GREY_SPREAD: Final = 0.1
 """Quartile distance of a grey background, of the values' range; of tissue at the border of a tight
 crop it is 0.3 to 0.5."""
 
+BRIGHTEST_GREY: Final = 0.8
+"""Of the same range: from here on the contrast is inverted, where air is among the brightest."""
+
 DARKEST_GREY: Final = 0.1
 """Of the values' range: air of magnitude images lies at 0 to 0.02, with strong noise at 0.06; the
 grey background of signed or offset images at 0.2 to 0.6."""
@@ -334,10 +337,12 @@ def _sides(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _is_inverted(values: NDArray[Any]) -> bool:
-    """Whether nearly all of the volume's sides lies above Otsu's threshold, as air would not."""
+    """Whether nearly all of the volume's sides is among the brightest, as air would not be."""
     border = _sides(values)
     threshold = float(threshold_otsu(values))
     dark = float(values[values <= threshold].mean())
     low, middle, high = np.percentile(border, (25, 50, 75))
     uniform = high - low < MOST_BORDER_SPREAD * (middle - dark)
-    return bool(np.mean(border > threshold) > LEAST_BORDER and uniform)
+    lowest, highest = np.percentile(values, (0.5, 99.5))
+    brightest = middle - lowest >= BRIGHTEST_GREY * (highest - lowest)
+    return bool(np.mean(border > threshold) > LEAST_BORDER and uniform and brightest)
