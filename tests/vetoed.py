@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nibabel
 import numpy as np
@@ -14,6 +14,8 @@ from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
 from tests.end_to_end.tiny_run import SOURCES, TARGET, TinyRun, make_bundle
 
+CHANNELS: Final = ("t1n", "t2w", "t2f")
+"""Of the tiny generator."""
 PATIENTS = 7
 SEEDS = {"east": 71, "west": 72}
 
@@ -48,7 +50,7 @@ def make_sites(folder: Path) -> TinyRun:
             seed=seed,
             corruption=False,
             in_plane_mm=4.0,
-            channels=(*SOURCES, TARGET),
+            channels=CHANNELS,
         )
         write_phantom_cohort(config, made.site(site), workers=1)
     for patient in (*GREY, ACCEPTED):

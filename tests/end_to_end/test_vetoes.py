@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from lift.cohort import vetoes
-from lift.cohort.examination import PatientReport
+from lift.cohort.examination import PatientReport, examine_patient
 from lift.cohort.patients import Patient
 from lift.cohort.reading import Usable, read_patients
 from lift.config.plan import GridRule, Plan
@@ -101,7 +101,7 @@ def test_a_patient_is_examined_once(
     phantoms: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real = vetoes.examine_patient
+    real = examine_patient
 
     def counted(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
         seen.append(patient.id)

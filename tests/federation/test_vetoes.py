@@ -58,9 +58,8 @@ def test_they_are_named_at_the_site_and_counted_at_the_server(over: Federation) 
     assert all("pairing t2f" in line for line in _refusals(over, "west"))
     record = json.loads((over.out / "run.json").read_text(encoding="utf-8"))
     # rounded up to the plan's step
-    assert {entry["name"]: entry["refused"] for entry in record["sites"]} == dict.fromkeys(
-        VETOED, 5
-    )
+    refused = {entry["name"]: entry["refused"] for entry in record["sites"]}
+    assert refused == dict.fromkeys(VETOED, 5)
     assert not any(entry.get("left_out") for entry in record["sites"])
     for name in (*GREY, UNPAIRED, ACCEPTED):
         assert name not in (over.out / "run.json").read_text(encoding="utf-8")
