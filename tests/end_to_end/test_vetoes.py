@@ -253,3 +253,24 @@ def test_folds_are_made_of_those_who_take_part(
     assert len(anew) == len(VETOED)
     assert all("examined_now=0 " in line for line in looks if line not in anew)
     assert len(looks) > len(anew)
+
+
+@pytest.mark.real_data
+def test_a_real_hospitals_grey_background_is_vetoed_and_nobody_else(
+    real_data: Path, tmp_path: Path
+) -> None:
+    root = real_data / "tcga_lgg_four_sites"
+    found = {}
+    for of in ("cs", "du", "fg", "ht"):
+        data = {
+            "name": of,
+            "data": {"layout": "table", "root": str(root), "table": str(root / f"{of}.csv")},
+            "folder": str(tmp_path / of),
+            "generator": {"bundle": str(tmp_path)},
+            "policy": {"privacy_modes": ["none"]},
+        }
+        task = {"source": ["t1n", "t1c"], "target": "t2f"}
+        plan = Plan.from_data({"task": task, "privacy": {"mode": "none"}}, "test")
+        found |= refused(opened(SiteConfig.from_data(data, "test"), plan))
+    assert set(found) == {"FG-A4MU"}
+    assert "background t1n" in found["FG-A4MU"].seen
