@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -29,6 +29,7 @@ from lift.inspection.traces import check_duplicates
 from lift.strict_json import parse_model
 
 logger = logging.getLogger(__name__)
+_FAILED: Final = "looking"
 _OF_READING: Final = frozenset({"readable", "place", "one grid"})
 """Checks that reading makes itself. Its own refusal names the file, and nobody can accept it."""
 
@@ -37,7 +38,6 @@ def vetoed(
     settings: SiteSettings,
     plan: Plan,
     patients: Sequence[Patient],
-    report: Callable[[int, int], None] | None = None,
 ) -> list[Refusal]:
     """Return the patients whom the image checks veto, and whom the site does not accept.
 
@@ -49,7 +49,6 @@ def vetoed(
             reports are kept.
         plan: names the channels and the rule for grids.
         patients: everybody with all files.
-        report: called after each patient with the number done and the number of all.
     """
     if not settings.checks_images:
         logger.info("event=images_not_checked site=%s patients=%d", settings.name, len(patients))
@@ -57,7 +56,7 @@ def vetoed(
     began = monotonic()
     grid = plan.preprocessing.grid
     reports, kept = {}, 0
-    for done, whole in enumerate(patients, start=1):
+    for whole in patients:
         patient = whole.with_channels(plan.task.channels)
         found = stored_report(settings.image_reports, patient, grid)
         kept += found is not None
@@ -65,8 +64,6 @@ def vetoed(
             found = examined(patient, settings.data.root, grid)
             keep_report(settings.image_reports, found)
         reports[patient.id] = found
-        if report is not None:
-            report(done, len(patients))
     copies = copied(list(reports.values()), together=not plan.protects_patients)
     refusals = []
     for patient in patients:
@@ -111,7 +108,7 @@ def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
     except Exception as error:
         logger.exception("event=examination_failed")
         remark = Remark(
-            check="looking",
+            check=_FAILED,
             verdict="veto",
             seen=f"this software failed on it ({type(error).__name__})",
             remedy="Take the patient out, and report it: a volume like this should be refused with "
@@ -173,7 +170,9 @@ def stored_report(folder: Path | None, patient: Patient, grid: GridRule) -> Pati
     except (OSError, ValueError):
         return None
     same = report.version == VERSION and report.files == files_digest(patient.channels, grid)
-    return report if same and report.patient == patient.id else None
+    # a failure may have been the machine's: it is no verdict for good
+    failed = any(remark.check == _FAILED for remark in report.remarks)
+    return report if same and report.patient == patient.id and not failed else None
 
 
 def keep_report(folder: Path | None, report: PatientReport) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from lift.cohort import vetoes
 from lift.cohort.examination import PatientReport, examine_patient
@@ -17,7 +16,7 @@ from lift.cohort.patients import Patient
 from lift.cohort.reading import Usable, read_patients
 from lift.config.plan import GridRule, Plan
 from lift.config.site import SiteConfig
-from lift.errors import DataError
+from lift.errors import ConfigError, DataError
 from lift_client.gate.image_notes import note_overrides
 from lift_client.gate.journal import JOURNAL_FILE, Journal, verify
 from tests.client.test_one_failure_class import PRIVATE as LOCAL
@@ -200,8 +199,26 @@ def test_overrides_stand_in_the_journal_once(phantoms: TinyRun, tmp_path: Path) 
 
 
 def test_a_reason_names_nobody(phantoms: TinyRun, tmp_path: Path) -> None:
-    with pytest.raises((ValidationError, Exception), match="names the patient"):
+    with pytest.raises(ConfigError) as caught:
         site(phantoms, tmp_path, accept={ACCEPTED: f"{ACCEPTED} is fine"})
+    assert "names the patient" in caught.value.seen
+    # part of a word is no name
+    assert site(phantoms, tmp_path, accept={"7": "17 slices are enough"}).accept
+
+
+def test_a_failure_of_the_examination_is_no_verdict_for_good(
+    phantoms: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
+        if patient.id == name(1):
+            raise MemoryError
+        return examine_patient(patient, root, grid)
+
+    config = site(phantoms, tmp_path, "west")
+    with monkeypatch.context() as patched:
+        patched.setattr(vetoes, "examine_patient", failing)
+        assert "MemoryError" in refused(opened(config))[name(1)].seen
+    assert set(refused(opened(config))) == {UNPAIRED}
 
 
 def simulated(made: TinyRun, out: str, **changes: object) -> tuple[Outcome, Path]:
