@@ -277,7 +277,7 @@ def test_a_real_hospitals_grey_background_is_vetoed_and_nobody_else(
     real_data: Path, tmp_path: Path
 ) -> None:
     root = real_data / "tcga_lgg_four_sites"
-    found = {}
+    found: dict[str, DataError] = {}
     for of in ("cs", "du", "fg", "ht"):
         data = {
             "name": of,

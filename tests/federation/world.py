@@ -274,6 +274,7 @@ def simulate(federation: Federation, folder: Path, *, participation: Path | None
     settings = {
         "name": "same",
         "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+        "image_checks": False,
         "generator": {"bundle": str(federation.tiny.bundle)},
         "sites": [
             {"name": name, "data": {"layout": "brats", "root": str(federation.tiny.site(name))}}
