@@ -43,6 +43,7 @@ from lift_client.check.preflight import check_connection
 from lift_client.check.verdict import Verdict
 from lift_client.connection_log import connection_logged
 from lift_client.enrolment import check_key, read_kit
+from lift_client.gate.image_notes import note_overrides
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal, describe_tensors
 from lift_client.gate.policy import check_outgoing, check_plan, check_start
 from lift_client.gate.stored_plan import stored_plan
@@ -92,6 +93,7 @@ def serve(config: SiteConfig) -> None:
     ):
         journal = Journal(work / JOURNAL_FILE)
         check_noted(work)
+        note_overrides(journal, config)
         generator = load_generator(
             bundle_folder(config.generator),
             expected_fingerprint=kit.generator_fingerprint,

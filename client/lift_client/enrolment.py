@@ -107,6 +107,13 @@ policy:
   largest_update_bytes: 1000000
   # Largest number of bytes in the statistics that are sent once, before the rounds.
   largest_statistics_bytes: 8000000
+  # on: a patient whom `lift-client check --images` vetoes is left out of every run. off: only
+  # files that cannot be used are refused. The log and the journal say so.
+  image_checks: on
+
+# Patients who take part although the image checks veto them, and why. The reason goes into the
+# journal, without the name.
+# accept: {{PATIENT: "grey background, looked at by the radiologist"}}
 """
 
 

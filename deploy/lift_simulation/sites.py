@@ -20,6 +20,23 @@ from lift_simulation.progress import Reporter
 _NO_CAP: Final = 1e6
 
 
+class SimulatedSettings(SiteSettings):
+    """A site's settings in a simulation, which keeps reports of image checks beside its cache."""
+
+    image_checks: bool = True
+    """As `policy.image_checks` of a site."""
+
+    @property
+    def checks_images(self) -> bool:
+        """As the simulation's settings say."""
+        return self.image_checks
+
+    @property
+    def image_reports(self) -> Path | None:
+        """A folder for each site: two of them may have patients of one name."""
+        return None if self.cache.folder is None else self.cache.folder / "check" / self.name
+
+
 def open_sites(
     config: SimulationConfig,
     cache: Path,
@@ -44,18 +61,20 @@ def open_sites(
         progress=lambda done, total: reporter.step("phantom patients", done, total),
     )
     settings = config.cache.model_copy(update={"folder": config.cache.folder or cache})
-    opened = {}
+    opened: dict[str, SiteSettings] = {}
     for site in config.sites:
         data = site.data
         if isinstance(data, PhantomCohortConfig):
             layout = SynthradData if "ct" in data.channels else BratsData
             data = layout(root=cohorts / site.name)
-        opened[site.name] = SiteSettings(
+        opened[site.name] = SimulatedSettings(
             name=site.name,
             data=data,
             cache=settings,
             device=config.device,
             budget=_budget(config.plan, site, data, ledgers / site.name),
+            accept=site.accept,
+            image_checks=config.image_checks,
         )
     return opened
 

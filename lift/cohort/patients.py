@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,11 @@ class Patient:
             remedy="Let the user that runs this read them, mend the path, or take the patient out.",
         )
 
+    def with_channels(self, names: Iterable[str]) -> Patient:
+        """The same examination with these channels alone, as far as it has them."""
+        kept = {name: self.channels[name] for name in names if name in self.channels}
+        return replace(self, channels=kept)
+
 
 def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]:
     """The persons behind some examinations."""
@@ -121,3 +126,8 @@ class Refusal:
     patient: str
     reason: DataError
     subject: str
+
+
+def reasons_of(refusals: Iterable[Refusal]) -> dict[str, str]:
+    """Patient -> what is wrong, for records that stay with the patients' data."""
+    return {one.patient: one.reason.seen or one.reason.what for one in refusals}

@@ -30,6 +30,8 @@ from lift.volumes.volume import Volume, check_same_grid, read_volume
 
 Floats = NDArray[np.float32]
 _SMALLEST_MASK: Final = 0.005
+_LARGEST_BODY: Final = 0.95
+"""Of the grid: a larger one is the whole volume, whose background is not dark."""
 _VERSION: Final = 1
 """Raised whenever this code gives other slices for the same plan: caches must notice."""
 _DEPTH_AXIS: Final = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -311,6 +313,16 @@ def _read(patient: Patient, plan: Plan, *, root: Path, with_target: bool) -> _Re
             for name in inputs
         ]
         inside = body_mask(sources, read.spacing_mm, axis)
+        if inside.mean() > _LARGEST_BODY:
+            raise VolumeError(
+                f"the body of patient '{patient.id}' fills nearly the whole volume",
+                where=str(root),
+                seen=f"the mask covers {inside.mean():.1%} of the voxels; at most "
+                f"{_LARGEST_BODY:.0%} may be body (rule `{rules.mask}`)",
+                remedy="The background is not dark (signed or offset values, phase-sensitive "
+                "inversion recovery), or there is none: export the magnitude image, set what lies "
+                "around the body to 0, or use another preprocessing.mask rule.",
+            )
     counted = inside
     if grid is not None:
         # where a channel was not scanned there is nothing to learn from

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
+from lift.cohort.vetoes import vetoed
 from lift.cohort.withdrawn import left_out
 from lift.config.plan import Plan, SplitPlan
 from lift.config.site import SiteSettings
@@ -46,8 +47,9 @@ def read_patients(
 ) -> Usable[Content]:
     """Read every patient of a site. Unusable patients are refused by name.
 
-    Patients who were withdrawn are left out, as if their files were not there. Under noise, a
-    patient is refused if anything fails with it, and no patient may be left.
+    Patients who were withdrawn are left out, as if their files were not there. Those whom the
+    image checks veto are refused before anything is computed of them. Under noise, a patient is
+    refused if anything fails with it, and no patient may be left.
 
     Args:
         settings: the site's settings.
@@ -61,14 +63,7 @@ def read_patients(
         RecordError: who was withdrawn cannot be told.
     """
     private = plan.protects_patients
-    needs_mask = plan.preprocessing.mask == "file"
-    found, refusals = list_patients(
-        settings.data,
-        plan.task.channels,
-        needs_mask=needs_mask,
-        one_by_one=private,
-        without=left_out(settings),
-    )
+    found, refusals = list_usable(settings, plan)
     known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
     _check_held_out(plan.split, settings.name, known)
     usable: Usable[Content] = Usable({}, {}, refusals)
@@ -105,6 +100,30 @@ def read_patients(
             remedy="Fix or remove the named files and run the same command again.",
         )
     return usable
+
+
+def list_usable(settings: SiteSettings, plan: Plan) -> tuple[list[Patient], list[Refusal]]:
+    """Return the patients with all files whom the image checks do not veto, and the others.
+
+    Patients who were withdrawn are in neither list.
+
+    Raises:
+        DataError: the folder or the table cannot be listed, or a patient is refused and
+            `data.on_bad_file` says stop.
+        RecordError: who was withdrawn cannot be told.
+    """
+    found, refusals = list_patients(
+        settings.data,
+        plan.task.channels,
+        needs_mask=plan.preprocessing.mask == "file",
+        one_by_one=plan.protects_patients,
+        without=left_out(settings),
+    )
+    vetoes = vetoed(settings, plan, found)
+    if vetoes and settings.data.on_bad_file == "stop" and not plan.protects_patients:
+        raise vetoes[0].reason
+    names = {refusal.patient for refusal in vetoes}
+    return [one for one in found if one.id not in names], [*refusals, *vetoes]
 
 
 def _fault(patient: Patient) -> DataError:

@@ -15,7 +15,7 @@ from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
-from lift.config.site import BudgetSettings, CacheSettings
+from lift.config.site import AcceptReason, BudgetSettings, CacheSettings
 from lift.config.tracking import TrackingSettings
 
 Comparison = Literal[
@@ -51,6 +51,8 @@ class SimulatedSite(Settings):
     """afterwards: does not train; fits its curves to `calibration_pairs` of its own patients."""
     budget: BudgetSettings | None = None
     """Privacy budget of the site. Without it there is no cap."""
+    accept: dict[str, AcceptReason] = Field(default_factory=dict)
+    """Patients who take part although the image checks veto them: name -> reason."""
 
 
 class CleanPhantom(Settings):
@@ -105,6 +107,9 @@ class SimulationConfig(Settings):
     """A second phantom without slice corruption; null leaves it out."""
     cache: CacheSettings = CacheSettings()
     """The cache of frozen features, shared by all sites."""
+    image_checks: bool = True
+    """on: patients whom the checks of `lift-client check --images` veto are left out, as at a site.
+    off: only files that cannot be used are refused."""
     device: DeviceName = "auto"
     """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
     synthesis_patients: int = Field(default=2, ge=0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Final, get_args
+from typing import Annotated, Final, get_args
 
 from pydantic import Field, field_validator
 
@@ -18,6 +19,10 @@ from lift.config.server import Port
 
 MARK_FILE: Final = "lift-cohort.json"
 """In a data folder: the id of the cohort, by which its privacy ledger is known."""
+
+
+AcceptReason = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Why the site uses a patient whom the image checks veto: one line of text."""
 
 
 class CacheSettings(Settings):
@@ -67,6 +72,33 @@ class SiteSettings(Settings):
     """Privacy budget. Required for every plan that protects patients with noise."""
     device: DeviceName = "auto"
     """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
+    accept: dict[str, AcceptReason] = Field(default_factory=dict)
+    """Patients who take part although the image checks veto them: name in the data folder -> the
+    reason, which goes into the journal. A file that cannot be read stays refused."""
+
+    @field_validator("accept")
+    @classmethod
+    def _reasons_name_nobody(cls, accept: dict[str, str]) -> dict[str, str]:
+        for name, reason in accept.items():
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", reason):
+                raise ValueError(
+                    f"the reason to accept '{name}' names the patient, and it goes into the "
+                    "journal, which stays: say it without the name"
+                )
+        return accept
+
+    @property
+    def checks_images(self) -> bool:
+        """Whether a veto of the image checks leaves a patient out: at a site, and in a simulation.
+
+        Not where somebody opens a folder of their own, as in the Python API.
+        """
+        return False
+
+    @property
+    def image_reports(self) -> Path | None:
+        """Folder of the reports of the image checks; None: every cohort is examined anew."""
+        return None
 
     @property
     def patient_records(self) -> Path | None:
@@ -116,6 +148,9 @@ class PolicySettings(Settings):
     largest_statistics_bytes: int = Field(default=8_000_000, ge=1)
     """Largest number of bytes of the statistics that are sent once, before the rounds. Moments of
     trajectories take about 0.5 MB, a sketch of whole trajectories 7 MB."""
+    image_checks: bool = True
+    """on: a patient whom the checks of `lift-client check --images` veto is left out, by name and
+    reason. off: only files that cannot be used are refused. The log and the journal say so."""
 
     @field_validator("privacy_modes")
     @classmethod
@@ -147,6 +182,16 @@ class SiteConfig(SiteSettings):
     """What this site allows."""
     card: CardSettings = CardSettings()
     """How the data card is rounded."""
+
+    @property
+    def checks_images(self) -> bool:
+        """As the policy says."""
+        return self.policy.image_checks
+
+    @property
+    def image_reports(self) -> Path:
+        """Folder `check` in the work folder."""
+        return self.folder / "check"
 
     @property
     def patient_records(self) -> Path:

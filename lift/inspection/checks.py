@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from lift.inspection.finding import Finding, Verdict, finding
@@ -19,6 +20,20 @@ LEAST_FOREGROUND: Final = 0.005
 
 DOUBTFUL_FOREGROUND: Final = 0.03
 """A brain fills 10 to 30% of its usual field of view; far less is a wrong mask more often."""
+
+MOST_FOREGROUND: Final = 0.95
+"""Share of the voxels; the largest mask that `lift.cohort.preprocessing` takes."""
+
+MOST_GREY_SPREAD: Final = 0.1
+"""Quartile distance of a grey background, of the values' range; of tissue at the border of a tight
+crop it is 0.3 to 0.5."""
+
+BRIGHTEST_GREY: Final = 0.8
+"""Of the same range: from here on the contrast is inverted, where air is among the brightest."""
+
+DARKEST_GREY: Final = 0.1
+"""Of the values' range: air of magnitude images lies at 0 to 0.02, with strong noise at 0.06; the
+grey background of signed or offset images at 0.2 to 0.6."""
 
 LEAST_EXTENT_MM: Final = 20.0
 """Of the body along each axis: less is a localiser or a stack with most of its slices lost."""
@@ -94,6 +109,8 @@ _SAME_VALUE: Final = 1e-4
 MOST_NEGATIVE: Final = 0.01
 """Share of MR voxels far below 0: a magnitude image has none, spline ringing a few."""
 
+_NOISE_BOX: Final = 5
+
 
 def check_foreground(mask: NDArray[Any]) -> Finding:
     """Whether the body is a believable part of the volume."""
@@ -106,6 +123,45 @@ def check_foreground(mask: NDArray[Any]) -> Finding:
         f"{share:.2%} of the voxels are body",
         f"at least {LEAST_FOREGROUND:.1%}, usually more than {DOUBTFUL_FOREGROUND:.0%}",
         "Look at the volume: it may be empty, badly masked or almost all background.",
+    )
+
+
+def check_background(voxels: NDArray[Any], mask: NDArray[Any]) -> Finding:
+    """Whether the background of an MR channel is dark, so that a body mask can tell it from tissue.
+
+    Signed images (phase-sensitive inversion recovery), and images with an offset, have a grey one.
+    Inverted images are those of :func:`check_mr`.
+
+    Args:
+        voxels: (x, y, z), finite.
+        mask: non-zero in the body.
+    """
+    needed = f"a dark background, and a body that fills at most {MOST_FOREGROUND:.0%} of the volume"
+    values = np.asarray(voxels, dtype=np.float32)
+    share = float(np.count_nonzero(mask)) / max(1, mask.size)
+    low, high = np.percentile(values, (0.5, 99.5))
+    low = min(float(low), 0.0)
+    # means of neighbours: signed noise averages out to the grey that it lies around
+    sides = (_sides(ndimage.uniform_filter(values, _NOISE_BOX)) - low) / max(high - low, 1e-12)
+    lower, level, upper = np.percentile(sides, (25, 50, 75))
+    is_grey = level > DARKEST_GREY and upper - lower < MOST_GREY_SPREAD
+    if is_grey and not _is_inverted(values):
+        return finding(
+            "background",
+            "veto" if share > MOST_FOREGROUND else "warn",
+            f"the background lies at {level:.0%} of the values' range, and a body mask covers "
+            f"{share:.0%} of the volume",
+            needed,
+            "The image is signed or has an offset (phase-sensitive inversion recovery is such a "
+            "sequence): export the magnitude image, or set what lies around the body to 0.",
+        )
+    return finding(
+        "background",
+        "warn" if share > MOST_FOREGROUND else "use",
+        f"a body mask covers {share:.0%} of the volume",
+        needed,
+        "There is no background: the volume was cropped tightly, or its background is not dark. A "
+        "plan whose mask is `body` cannot use it; one with masks in files can.",
     )
 
 
@@ -349,10 +405,12 @@ def _sides(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _is_inverted(values: NDArray[Any]) -> bool:
-    """Whether nearly all of the volume's sides lies above Otsu's threshold, as air would not."""
+    """Whether nearly all of the volume's sides is among the brightest, as air would not be."""
     border = _sides(values)
     threshold = float(threshold_otsu(values))
     dark = float(values[values <= threshold].mean())
     low, middle, high = np.percentile(border, (25, 50, 75))
     uniform = high - low < MOST_BORDER_SPREAD * (middle - dark)
-    return bool(np.mean(border > threshold) > LEAST_BORDER and uniform)
+    lowest, highest = np.percentile(values, (0.5, 99.5))
+    brightest = middle - lowest >= BRIGHTEST_GREY * (highest - lowest)
+    return bool(np.mean(border > threshold) > LEAST_BORDER and uniform and brightest)

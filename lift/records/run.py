@@ -47,6 +47,8 @@ class SiteRecord(Record):
     refused: int | None = None
     calibration_patients: int | None = None
     """For a site that joined after the training: patients to which it fitted its curves."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Patients who were refused -> why. Never of a real federation: the server knows no patient."""
 
     @classmethod
     def of(

@@ -43,6 +43,7 @@ from lift.report.tables import (
     differences_table,
     guard_table,
     interval,
+    left_out_table,
     methods_table,
     sites_table,
     smoothing_table,
@@ -217,7 +218,8 @@ def _trained(run: Run) -> Section:
         ended = [", finished " if record.finished else ", not finished"]
         facts.append(("time", join([*started, *ended, foreign(record.finished or "")])))
     listed = [join([tag("dt", name), tag("dd", value)]) for name, value in facts]
-    return Section("trained", "Training and sites", (tag("dl", *listed), sites_table(run)))
+    tables = [one for one in (sites_table(run), left_out_table(run)) if one is not None]
+    return Section("trained", "Training and sites", (tag("dl", *listed), *tables))
 
 
 def _privacy_fact(run: Run) -> Markup:

@@ -258,6 +258,22 @@ def sites_table(run: Run) -> Markup:
     )
 
 
+def left_out_table(run: Run) -> Markup | None:
+    """Who was refused, by name and reason; None where nobody was, or the record names nobody."""
+    rows = [
+        [foreign(site.name), tag("td", foreign(patient), class_="word"), tag("td", foreign(why))]
+        for site in run.record.sites
+        for patient, why in sorted(site.left_out.items())
+    ]
+    if not rows:
+        return None
+    return table(
+        "Patients who were left out. The site's settings can accept whom the image checks veto.",
+        ["site", "patient", tag("th", "why", scope="col", class_="word")],
+        rows,
+    )
+
+
 def rounds_table(run: Run) -> Markup:
     """Each round: who was asked, who counted with which weight, who was refused and why."""
     with_epsilon = any(record.epsilon is not None for record in run.rounds)

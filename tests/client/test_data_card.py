@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lift.cohort.examination import ChannelFacts, PatientReport, Remark
 from lift.config.card import DataCard, histograms
 from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.inspection.finding import Verdict
 from lift.inspection.scanner import scanner_of
 from lift_client.check.data_card import CARD_FILE, make_card, share, shared_card
-from lift_client.check.inspect_data import ChannelFacts, PatientReport, Remark
 from lift_client.gate.journal import JOURNAL_FILE, verify
 
 FACTS = ChannelFacts(

@@ -65,7 +65,7 @@ def test_the_settings_hold_the_defaults_and_explain_every_key(tmp_path: Path) ->
         "name": "north",
         "data": {"layout": "auto", "root": "data"},
         "generator": {"builtin": "phantom-t1n-t1c-t2w-t2f"},
-        "policy": {"privacy_modes": ["none"]},
+        "policy": {"privacy_modes": ["none"], "image_checks": False},
     }
     assert SiteConfig.from_yaml(path) == SiteConfig.from_data(shortest, "test")
     text = path.read_text()

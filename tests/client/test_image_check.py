@@ -15,6 +15,9 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import hashes
 
+from lift.cohort import examination as examine
+from lift.cohort import vetoes
+from lift.cohort.examination import PatientReport
 from lift.cohort.patients import Patient
 from lift.cohort.phantom.write import write_phantom_cohort
 from lift.config.phantom import PhantomCohortConfig
@@ -23,10 +26,8 @@ from lift.config.site import SiteConfig
 from lift.volumes.resampling import Grid, resample, with_spacing
 from lift_client import cli
 from lift_client.check import image_check, image_view
-from lift_client.check import inspect_data as examine
 from lift_client.check.data_card import make_card
 from lift_client.check.image_check import CohortReport, examine_cohort
-from lift_client.check.inspect_data import PatientReport
 from lift_client.gate.journal import verify
 from tests.client.test_preflight import make_authority, pem
 
@@ -196,7 +197,7 @@ def test_unchanged_files_are_not_looked_at_again(
         seen.append(patient.id)  # type: ignore[attr-defined]  # a patient
         return real(patient, root, grid)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_check, "examine_patient", counted)
+    monkeypatch.setattr(vetoes, "examine_patient", counted)
     again = examine_cohort(cohort, CHANNELS, workers=1)
     assert seen == []
     assert again.patients == first_look.patients
@@ -297,7 +298,7 @@ def test_a_fault_of_ours_in_one_patient_does_not_stop_the_others(
             raise ZeroDivisionError("Doe^Jane")
         return real(patient, root, grid)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_check, "examine_patient", faulty)
+    monkeypatch.setattr(vetoes, "examine_patient", faulty)
     found = by_name(examine_cohort(cohort, CHANNELS, workers=1))
     (remark,) = found[name(3)].remarks
     assert remark.verdict == "veto"

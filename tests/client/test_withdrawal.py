@@ -141,7 +141,7 @@ def make(generator: FrozenGenerator, kit: Path, tmp_path: Path) -> Make:
                 "generator": {"bundle": str(tmp_path)},
                 "device": "cpu",
                 "budget": {"epsilon": 50.0, "delta": DELTA},
-                "policy": {"privacy_modes": ["none", "patient-local"]},
+                "policy": {"privacy_modes": ["none", "patient-local"], "image_checks": False},
                 "folder": str(tmp_path / f"work-{name}"),
                 "kit": str(kit),
             },

@@ -84,7 +84,7 @@ class Site:
                     "name": "east",
                     "data": {"layout": "brats", "root": str(data)},
                     "generator": {"bundle": str(tiny.bundle)},
-                    "policy": {"privacy_modes": ["none"]},
+                    "policy": {"privacy_modes": ["none"], "image_checks": False},
                     "device": "cpu",
                 }
             )

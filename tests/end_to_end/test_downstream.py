@@ -115,6 +115,8 @@ class World:
         data: dict[str, object] = {
             "name": "tiny",
             "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+            # random ellipsoids are no pair for the image checks
+            "image_checks": False,
             "generator": {"bundle": str(self.bundle)},
             "sites": [
                 {

@@ -64,6 +64,7 @@ def styled(pca_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Styled
     settings = {
         "name": "styles",
         "data_statement": "PHANTOM: random ellipsoids made by a test; no patient was scanned.",
+        "image_checks": False,
         "generator": {"bundle": str(pca_bundle)},
         "sites": [
             {"name": site, "data": {"layout": "brats", "root": str(folder / site)}}

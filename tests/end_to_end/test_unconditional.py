@@ -44,6 +44,8 @@ class World:
         data: dict[str, object] = {
             "name": "tiny",
             "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+            # random ellipsoids are no pair for the image checks
+            "image_checks": False,
             "generator": {"bundle": str(self.bundle)},
             "sites": [
                 {"name": site, "data": {"layout": "brats", "root": str(self.folder / site)}}
@@ -356,7 +358,7 @@ def test_a_site_searches_generated_volumes_for_copies(
         "data": {"layout": "brats", "root": str(world.folder / "west")},
         "generator": {"bundle": str(world.bundle)},
         "device": "cpu",
-        "policy": {"privacy_modes": ["none"]},
+        "policy": {"privacy_modes": ["none"], "image_checks": False},
     }
     write_settings(site, data)
     out = tmp_path / "audit.json"

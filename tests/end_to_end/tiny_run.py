@@ -77,6 +77,8 @@ class TinyRun:
         data: dict[str, object] = {
             "name": "tiny",
             "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+            # random ellipsoids are no pair for the image checks
+            "image_checks": False,
             "generator": {"bundle": str(self.bundle)},
             "sites": [
                 {"name": site, "data": {"layout": "brats", "root": str(self.site(site))}}

@@ -52,7 +52,11 @@ KIT = Kit(
     task=TaskRule(source=("t1n",), target="t2f"),
 )
 POLICY = PolicySettings(
-    privacy_modes=("none",), most_rounds=2, most_steps_per_round=40, least_patient_count_step=1
+    privacy_modes=("none",),
+    most_rounds=2,
+    most_steps_per_round=40,
+    least_patient_count_step=1,
+    image_checks=False,
 )
 
 

@@ -14,7 +14,7 @@ from lift_server.sites.roster import Roster
 from tests.end_to_end.tiny_run import bytes_under, check_refusal, command, run_outside
 from tests.federation.world import children, run, runs, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 SITES = ("north", "harbour")
 OPTIONS = ("--sites", "2", "--patients", "6", "--rounds", "5")
 
@@ -49,6 +49,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stderr
 
 
+@pytest.mark.slow
 def test_the_mixer_is_the_simulations_bit_for_bit(trial: tuple[Path, str]) -> None:
     folder, said = trial
     (line,) = [line for line in said.splitlines() if line.startswith("  lift-simulate ")]
@@ -60,6 +61,7 @@ def test_the_mixer_is_the_simulations_bit_for_bit(trial: tuple[Path, str]) -> No
     assert mixer != (folder / "server" / "drill" / "mixer.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_drill_tells_what_it_saw(trial: tuple[Path, str]) -> None:
     folder, said = trial
     for words in (
@@ -75,6 +77,7 @@ def test_the_drill_tells_what_it_saw(trial: tuple[Path, str]) -> None:
     assert set(Roster.read(settings.sites).admitted_keys) == set(SITES)
 
 
+@pytest.mark.slow
 def test_the_folder_is_what_the_guides_make_and_passes_their_checks(
     trial: tuple[Path, str],
 ) -> None:
@@ -94,6 +97,7 @@ def test_the_folder_is_what_the_guides_make_and_passes_their_checks(
     assert "next: " in said
 
 
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing_and_says_what_is_there(
     trial: tuple[Path, str],
 ) -> None:
@@ -107,6 +111,7 @@ def test_the_same_command_again_changes_nothing_and_says_what_is_there(
     assert bytes_under(folder, without=without) == before
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_every_process_and_the_folder_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "it"
     process = subprocess.Popen(
@@ -130,6 +135,7 @@ def test_ctrl_c_ends_every_process_and_the_folder_goes_on(tmp_path: Path) -> Non
     assert not any(map(runs, started))
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_things_or_of_another_trial_is_refused(
     trial: tuple[Path, str], tmp_path: Path
 ) -> None:

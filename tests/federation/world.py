@@ -123,6 +123,8 @@ class Federation:
             "device": "cpu",
         }
         settings["policy"]["privacy_modes"] = ["none"]
+        # the tiny volumes are random ellipsoids: no pair for the image checks
+        settings["policy"]["image_checks"] = False
         text = yaml.safe_dump(changed(settings, changes))
         (folder / "site.yaml").write_text(text, encoding="utf-8")
 
@@ -274,6 +276,7 @@ def simulate(federation: Federation, folder: Path, *, participation: Path | None
     settings = {
         "name": "same",
         "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+        "image_checks": False,
         "generator": {"bundle": str(federation.tiny.bundle)},
         "sites": [
             {"name": name, "data": {"layout": "brats", "root": str(federation.tiny.site(name))}}

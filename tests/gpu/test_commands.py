@@ -203,6 +203,8 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Unconditional:
         data: dict[str, object] = {
             "name": "tiny",
             "data_statement": "Random ellipsoids made by a test; no patient was scanned.",
+            # random ellipsoids are no pair for the image checks
+            "image_checks": False,
             "generator": {"bundle": str(bundle)},
             "sites": [
                 {"name": site, "data": {"layout": "brats", "root": str(root)}}

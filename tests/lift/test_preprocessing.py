@@ -256,6 +256,28 @@ def test_an_all_but_empty_mask_is_refused(tmp_path: Path, rule: str) -> None:
     assert all((caught.value.where, caught.value.seen, caught.value.remedy))
 
 
+def test_a_body_that_fills_the_grid_is_refused(tmp_path: Path) -> None:
+    body = ball((13, 18, 6), 8.0)
+    rng = np.random.default_rng(5)
+    grey = np.where(body, rng.choice([50, 1000], SHAPE), 400).astype(np.int16)
+    made = patient(tmp_path, t1=grey, pd=grey)
+    with pytest.raises(VolumeError, match="fills nearly the whole volume") as caught:
+        prepare(made, plan(mask="body"), root=tmp_path, with_target=False)
+    assert "at most 95%" in caught.value.seen
+    assert "magnitude" in caught.value.remedy
+    # on a dark background it is found, and a drawn mask may cover what it likes
+    dark = np.where(body, grey, 0).astype(np.int16)
+    found = prepare(
+        patient(tmp_path, t1=dark, pd=dark), plan(mask="body"), root=tmp_path, with_target=False
+    )
+    assert 0 < found.mask.mean() <= 1
+    mask = np.ones(SHAPE, np.uint8)
+    mask[0, 0, 0] = 0
+    drawn = patient(tmp_path, t1=grey, pd=grey, mask=mask)
+    whole = prepare(drawn, plan(mask="file"), root=tmp_path, with_target=False)
+    assert whole.mask.sum() == mask.sum()
+
+
 def test_a_missing_mask_is_refused_where_the_rule_needs_one(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="has no mask"):
         prepare(patient(tmp_path), plan(mask="file"), root=tmp_path, with_target=False)

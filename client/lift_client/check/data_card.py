@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
+from lift.cohort.examination import CT, ChannelFacts, PatientReport
 from lift.cohort.patients import Patient
 from lift.cohort.split import split_patients
 from lift.config.card import (
@@ -23,7 +24,6 @@ from lift.config.site import SiteConfig
 from lift.errors import ConfigError
 from lift.files import write_json
 from lift.strict_json import parse_model
-from lift_client.check.inspect_data import CT, ChannelFacts, PatientReport
 from lift_client.gate.journal import JOURNAL_FILE, Entry, Journal
 
 CARD_FILE: Final = "data-card.json"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,24 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from lift.cohort.examination import PatientReport, Remark, files_digest
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients
+from lift.cohort.vetoes import copied, examined, keep_report, stored_report
 from lift.cohort.withdrawn import left_out
 from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
-from lift.files import write_json
-from lift.inspection.traces import check_duplicates
-from lift.strict_json import parse_model
-from lift_client.check.inspect_data import (
-    VERSION,
-    PatientReport,
-    Remark,
-    examine_patient,
-    files_digest,
-)
 
-FOLDER: Final = "check"
 _MOST_WORKERS: Final = 8
 _OWN_GRID: Final = OwnGrid()
 Progress = Callable[[int, int], None]
@@ -77,12 +66,13 @@ def examine_cohort(
         RecordError: who was withdrawn cannot be told.
     """
     data = config.data.model_copy(update={"on_bad_file": "skip"})
-    usable, refusals = list_patients(data, channels, without=left_out(config))
-    folder = config.folder / FOLDER
+    found, refusals = list_patients(data, channels, without=left_out(config))
+    usable = [patient.with_channels(channels) for patient in found]
+    folder = config.image_reports
     reports: dict[str, PatientReport] = {r.patient: _of_refusal(r) for r in refusals}
     todo = []
     for patient in usable:
-        kept = _stored(_path(folder, patient.id), patient, grid)
+        kept = stored_report(folder, patient, grid)
         if kept is None:
             todo.append(patient)
         else:
@@ -93,7 +83,7 @@ def examine_cohort(
     def done(report: PatientReport, *, keep: bool = True) -> None:
         nonlocal ready
         if keep:
-            write_json(_path(folder, report.patient), report.model_dump(mode="json"))
+            keep_report(folder, report)
         reports[report.patient] = report
         ready += 1
         if progress is not None:
@@ -115,32 +105,13 @@ def examine_cohort(
             # what killed it may not be there the next time: that is not kept
             done(report or _not_examined(patient, grid), keep=report is not None)
     split = split_patients(usable, SplitPlan(), config.name) if usable else None
-    together = _together(list(reports.values()), split)
-    found = [
-        report.model_copy(update={"remarks": (*report.remarks, *together[name])})
+    parts = {name: _part(split, name) for name in reports}
+    copies = copied(list(reports.values()), together=True, parts=parts)
+    whole = [
+        report.model_copy(update={"remarks": (*report.remarks, *copies.get(name, ()))})
         for name, report in sorted(reports.items())
     ]
-    return CohortReport(tuple(found), kept_reports)
-
-
-def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
-    """The patient's report; a fault of this software in one patient does not stop the others."""
-    try:
-        return examine_patient(patient, root, grid)
-    except Exception as error:
-        remark = Remark(
-            check="looking",
-            verdict="veto",
-            seen=f"this software failed on it ({type(error).__name__})",
-            remedy="Take the patient out, and report it: a volume like this should be refused with "
-            "a reason.",
-        )
-        return PatientReport(
-            patient=patient.id,
-            subject=patient.subject,
-            files=files_digest(patient.channels, grid),
-            remarks=(remark,),
-        )
+    return CohortReport(tuple(whole), kept_reports)
 
 
 def _in_processes(
@@ -201,30 +172,6 @@ def _not_examined(patient: Patient, grid: GridRule) -> PatientReport:
     )
 
 
-def _together(
-    reports: Sequence[PatientReport], split: Split | None
-) -> defaultdict[str, list[Remark]]:
-    """What only shows when patients are compared: the same voxels under two names."""
-    digests = {
-        (report.patient, channel): digest
-        for report in reports
-        for channel, digest in report.digests.items()
-    }
-    parts = {report.patient: _part(split, report.patient) for report in reports}
-    remarks: defaultdict[str, list[Remark]] = defaultdict(list)
-    for (patient, channel), found in sorted(check_duplicates(digests, parts).items()):
-        remarks[patient].append(
-            Remark(
-                check=found.check,
-                channel=channel,
-                verdict=found.verdict,
-                seen=found.seen,
-                remedy=found.remedy,
-            )
-        )
-    return remarks
-
-
 def _part(split: Split | None, patient: str) -> str:
     if split is None:
         return ""
@@ -238,17 +185,3 @@ def _of_refusal(refusal: Refusal) -> PatientReport:
     return PatientReport(
         patient=refusal.patient, subject=refusal.subject, files="", remarks=(remark,)
     )
-
-
-def _stored(path: Path, patient: Patient, grid: GridRule) -> PatientReport | None:
-    try:
-        report = parse_model(PatientReport, path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    same = report.version == VERSION and report.files == files_digest(patient.channels, grid)
-    return report if same and report.patient == patient.id else None
-
-
-def _path(folder: Path, patient: str) -> Path:
-    # a patient's name may hold anything
-    return folder / f"{hashlib.sha256(patient.encode()).hexdigest()[:32]}.json"

@@ -95,6 +95,7 @@ def verdict(report: CohortReport) -> Verdict:
         "images",
         "warning" if usable else "problem",
         summary(report),
-        "Fix the files named above, or exclude these patients. The others continue without them.",
+        "Fix the files named above. These patients are left out of every run, unless `accept` in "
+        "the site's settings names them with a reason.",
         "" if usable else "data",
     )

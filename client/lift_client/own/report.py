@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from lift.cohort.patients import reasons_of
 from lift.config.plan import Plan, WindowRule
 from lift.config.site import SiteConfig
 from lift.errors import DataError
@@ -262,6 +263,7 @@ def _site(config: SiteConfig, work: PairedWork) -> SiteRecord:
         test=counts.test,
         refused=counts.refused,
         spacings_mm=counts.slice_spacings_mm,
+        left_out=reasons_of(work.cohort.refusals),
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from lift.cohort.examination import PatientReport
 from lift.cohort.layouts import list_patients
 from lift.cohort.reading import file_digests
 from lift.cohort.split import Split, read_split, write_split
@@ -27,8 +28,6 @@ from lift.generator.features import FeatureCache, files_name
 from lift.strict_json import parse_model
 from lift.tasks.paired.contrast import CURVES_FILE
 from lift.tasks.paired.local import OWN_MIXER_FILE
-from lift_client.check.image_check import FOLDER as CHECK_FOLDER
-from lift_client.check.inspect_data import PatientReport
 from lift_client.gate.budget import STORED
 from lift_client.gate.stored_plan import stored_plan
 from lift_client.own.choosing import UNFINISHED
@@ -71,7 +70,7 @@ def traces_of(
         *_cached(config, without),
         *(_of_split(path, work, knows) for path in _splits(work)),
         _files("stored answers", sorted((work / STORED).glob("*.safetensors"))),
-        _files("reports on images", _image_reports(work / CHECK_FOLDER, names, knows)),
+        _files("reports on images", _image_reports(config.image_reports, names, knows)),
         _folder("the hospital's own report", work / OUTPUT_FOLDER),
         *(_of_log(path, names) for path in sorted(work.glob(_LOGS))),
         _files("unfinished files", sorted(_unfinished(config))),
@@ -85,9 +84,9 @@ def kept_parameters(work: Path) -> list[str]:
     return [name for name in names if (work / name).is_file()]
 
 
-def image_reports(work: Path) -> Iterator[PatientReport]:
+def image_reports(config: SiteConfig) -> Iterator[PatientReport]:
     """The site's reports on the images of its patients."""
-    for path in sorted((work / CHECK_FOLDER).glob("*.json")):
+    for path in sorted(config.image_reports.glob("*.json")):
         report = _image_report(path)
         if report is not None:
             yield report

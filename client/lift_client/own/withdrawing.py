@@ -194,7 +194,7 @@ def _find(
         if not gone:
             raise
         listed = []
-    reports = [(one.patient, one.subject) for one in image_reports(config.folder)]
+    reports = [(one.patient, one.subject) for one in image_reports(config)]
     in_folder = [(one.id, one.subject) for one in listed]
     found, subjects = "", set[str]()
     for place, known in (("the data folder", in_folder), ("the reports on images", reports)):

@@ -13,7 +13,7 @@ from typing import Any, Final
 import safetensors.torch
 from torch import Tensor
 
-from lift.cohort.layouts import list_patients
+from lift.cohort.reading import list_usable
 from lift.cohort.split import Part, folds_of
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
@@ -211,11 +211,7 @@ def _plans(
     """Folder and plan of each way to divide the patients."""
     if data.folds == 1:
         return [("fold-0", plan)]
-    needs_mask = plan.preprocessing.mask == "file"
-    patients = {
-        name: list_patients(site.data, plan.task.channels, needs_mask=needs_mask)[0]
-        for name, site in sorted(sites.items())
-    }
+    patients = {name: list_usable(site, plan)[0] for name, site in sorted(sites.items())}
     tested = folds_of(patients, plan.split.key, data.folds)
     return [
         (

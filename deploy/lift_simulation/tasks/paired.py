@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lift.cohort.layouts import list_patients
+from lift.cohort.reading import list_usable
 from lift.cohort.split import folds_of
 from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
@@ -169,12 +169,7 @@ def _parts(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSetting
 
 def _plans(config: SimulationConfig, plan: Plan, sites: Mapping[str, SiteSettings]) -> list[Plan]:
     """The plan with every set of patients held out in turn."""
-    channels = [*plan.task.source, plan.task.target]
-    needs_mask = plan.preprocessing.mask == "file"
-    patients = {
-        name: list_patients(settings.data, channels, needs_mask=needs_mask)[0]
-        for name, settings in sorted(sites.items())
-    }
+    patients = {name: list_usable(one, plan)[0] for name, one in sorted(sites.items())}
     if config.leave_one_out:
         # a person's examinations are held out together, once
         tested: list[tuple[str, ...]] = [

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lift.cohort.patients import reasons_of
 from lift.config.plan import Plan
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.errors import CheckpointError
@@ -168,6 +169,7 @@ class RecordFile:
             refused=len(last.refusals),
             spacings_mm=last.slice_spacings_mm,
             calibration_patients=max(pairs, default=None),
+            left_out=reasons_of(last.refusals),
         )
 
 
@@ -208,6 +210,7 @@ def _new_volumes_site(name: str, description: str, work: UnconditionalWork) -> S
         test=counts.test,
         refused=counts.refused,
         spacings_mm=counts.slice_spacings_mm,
+        left_out=reasons_of(work.refusals),
     )
 
 

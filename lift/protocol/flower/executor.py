@@ -25,6 +25,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     pull_and_inflate_object_from_tree,
 )
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
@@ -171,7 +172,7 @@ def answer_requests(supernode: SuperNode, handler: SiteHandler, stop: threading.
                 continue
             try:
                 _work(child, token, app, handler)
-            except httpx.HTTPError:
+            except (httpx.HTTPError, ObjectPushError):
                 # a child that is still there would never be asked again for what was lost
                 supernode.restart()
     finally:
@@ -272,7 +273,8 @@ def _answer(
         # training was long: the child may be closing the old connection at this moment
         with connect() as fresh:
             push_message(fresh, reply, context)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, ObjectPushError):
+        # the child takes no part of an answer whose run has ended meanwhile
         logger.warning("event=answer_not_delivered reason=connection_ended")
         raise
     finally:

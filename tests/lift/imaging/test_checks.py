@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lift.inspection import checks
+from lift.inspection.body import find_body
 from lift.inspection.checks import (
+    check_background,
     check_ct,
     check_field_of_view,
     check_foreground,
@@ -55,9 +57,23 @@ def affine(sizes: tuple[float, float, float], *, tilt: float = 0.0, shear: float
     return whole
 
 
+def background(voxels: Array) -> Finding:
+    return check_background(voxels, find_body(voxels, (2.0, 2.0, 2.0)))
+
+
+def signed(*, noise: float = 6.0) -> Array:
+    """As phase-sensitive inversion recovery: tissue on both sides of a grey background."""
+    rng = np.random.default_rng(83)
+    tissue = np.where(np.indices(SHAPE)[0] % 8 < 3, -200.0, 300.0)
+    return np.where(ball(), tissue, 0.0) + rng.normal(0, noise, SHAPE)
+
+
 def test_good_volumes_pass_every_check() -> None:
     head = phantom(61, whole_head=True)
     found = [
+        background(mr()),
+        background(head.t1),
+        background(phantom(61, whole_head=False).flair),
         check_foreground(ball()),
         check_field_of_view(ball(), (2.0, 2.0, 2.0)),
         check_grid(affine((1.0, 1.0, 5.0), tilt=12)),
@@ -161,6 +177,32 @@ def test_an_inverted_mr_is_refused(
         assert "inverted" in found.remedy
     monkeypatch.setattr(checks, limit, disabled)
     assert check_mr(voxels.max() - voxels).verdict == "use"
+
+
+@pytest.mark.parametrize("noise", [0.0, 6.0, 90.0])
+def test_a_grey_background_has_its_own_reason(noise: float) -> None:
+    found = background(signed(noise=noise))
+    assert (found.check, found.verdict) == ("background", "veto")
+    assert "signed" in found.remedy
+    # the same tissue on a dark background passes
+    assert background(np.where(ball(), signed(noise=noise) + 500.0, 0.0)).verdict == "use"
+
+
+def test_an_offset_is_told_though_the_body_can_be_found() -> None:
+    found = background(mr() + 200.0)
+    assert found.verdict == "warn"
+    assert "offset" in found.remedy
+    assert background(mr() + 10.0).verdict == "use"
+
+
+def test_an_inverted_image_has_no_second_reason() -> None:
+    assert background(mr().max() - mr()).verdict != "veto"
+
+
+def test_a_tight_crop_is_no_grey_background() -> None:
+    found = check_background(signed()[10:30, 12:32, 8:28], np.ones((20, 20, 20), np.bool_))
+    assert found.verdict == "warn"
+    assert "cropped tightly" in found.remedy
 
 
 def test_a_crop_without_air_is_not_inverted() -> None:

@@ -61,6 +61,7 @@ PRIVATE: Final = {
     "flwr.supercore.inflatable.inflatable_protobuf_utils": {"make_pull_object_fn_protobuf"},
     "flwr.supercore.inflatable.inflatable_utils": {
         "ObjectPullError",
+        "ObjectPushError",
         "inflate_object_from_contents",
         "pull_and_inflate_object_from_tree",
         "pull_objects",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from lift.cohort.memory import peak_mb, reset_peak
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import grid_of
 from lift.config.base import Settings
@@ -26,6 +27,7 @@ from lift.config.plan import GridRule, OwnGrid, SpacingGrid
 from lift.errors import AffineError, VolumeError
 from lift.inspection.body import depth_axis, find_body
 from lift.inspection.checks import (
+    check_background,
     check_ct,
     check_field_of_view,
     check_foreground,
@@ -42,7 +44,6 @@ from lift.inspection.slice_profile import SliceProfile, check_profile, estimate_
 from lift.inspection.traces import burnt_in_text, content_digest
 from lift.volumes.resampling import resample, resample_labels
 from lift.volumes.volume import Volume, check_same_grid, read_volume, stored_files
-from lift_client.check.memory import peak_mb, reset_peak
 
 VERSION: Final = 5
 """Of the checks: reports of another version are made again."""
@@ -105,6 +106,13 @@ class _Read:
     volume: Volume
     mask: NDArray[np.bool_]
     profile: SliceProfile
+    background: Finding | None
+    """None for CT, whose air is none of the darkest values."""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the mask can be the body: not where the background is grey."""
+        return self.background is None or self.background.verdict != "veto"
 
 
 def examine_patient(patient: Patient, root: Path, grid: GridRule = _OWN_GRID) -> PatientReport:
@@ -131,7 +139,8 @@ def examine_patient(patient: Patient, root: Path, grid: GridRule = _OWN_GRID) ->
         one = _read(channel, volume)
         remarks += [_remark(found, channel) for found in _looked_at(one) if found.verdict != "use"]
         read.append(one)
-    remarks += _together(read, must_share_grid=isinstance(grid, OwnGrid))
+    paired = [one for one in read if one.has_body]
+    remarks += _together(paired, must_share_grid=isinstance(grid, OwnGrid))
     return PatientReport(
         patient=patient.id,
         subject=patient.subject,
@@ -162,12 +171,16 @@ def _facts(one: _Read, path: Path) -> ChannelFacts:
 
 def _looked_at(one: _Read) -> list[Finding]:
     """Everything that can be checked on one channel alone."""
+    if one.background is not None and not one.has_body:
+        # whatever else is said would rest on a mask of the whole volume
+        return [check_grid(one.volume.affine), one.background]
     voxels, spacing = one.volume.voxels, one.volume.spacing_mm
     axis = _depth_axis(one.volume)
     return [
         check_grid(one.volume.affine),
         check_header_place(one.volume.grid),
         check_foreground(one.mask),
+        *([] if one.background is None else [one.background]),
         check_field_of_view(one.mask, spacing, axis=axis),
         check_ct(voxels) if one.channel == CT else check_mr(voxels),
         check_profile(one.profile),
@@ -180,7 +193,11 @@ def _read(channel: str, volume: Volume) -> _Read:
     axis = _depth_axis(volume)
     mask = find_body(volume.voxels, volume.spacing_mm, axis=axis)
     return _Read(
-        channel, volume, mask, estimate_profile(volume.voxels, mask, volume.spacing_mm, axis=axis)
+        channel,
+        volume,
+        mask,
+        estimate_profile(volume.voxels, mask, volume.spacing_mm, axis=axis),
+        None if channel == CT else check_background(volume.voxels, mask),
     )
 
 
