@@ -60,13 +60,13 @@ def test_every_part_is_made_in_order_and_its_minutes_are_told(tmp_path: Path) ->
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("seconds", "code"), [(385, 0), (386, 1)])
-def test_a_run_of_more_than_45_minutes_fails(tmp_path: Path, seconds: int, code: int) -> None:
-    """Seven parts: 44.9 minutes, and 45 minutes and 2 seconds."""
+@pytest.mark.parametrize(("seconds", "code"), [(471, 0), (472, 1)])
+def test_a_run_of_more_than_55_minutes_fails(tmp_path: Path, seconds: int, code: int) -> None:
+    """Seven parts: 54.9 minutes, and 55 minutes and 4 seconds."""
     done = run(tmp_path, seconds=seconds)
     assert done.returncode == code, done
     assert ("took too long" in done.stderr) == bool(code)
-    assert minutes(done.stdout)["total"] == (45.0 if code else 44.9)
+    assert minutes(done.stdout)["total"] == (55.0 if code else 54.9)
 
 
 def test_a_part_that_fails_ends_the_run_with_what_was_so_far(tmp_path: Path) -> None:
