@@ -102,7 +102,7 @@ def test_the_owner_hears_of_each_second_session(world: World) -> None:
         assert "event=key_used_twice" in world.look()[0]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "x"}', '{"state": "away"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "x"}', '{"status": 1}'])
 def test_a_damaged_file_is_no_state(world: World, content: str) -> None:
     (world.folder / "connection.json").write_text(content, encoding="ascii")
     assert world.look() == []

@@ -371,7 +371,7 @@ def test_the_installed_evaluate_refuses_a_prediction_without_its_target(own: Tin
         "evaluate",
         *("--predicted", own.site("east"), "--target", own.folder / "empty", "--protocol", "mr"),
     )
-    check_refusal(done, 3, names=["empty", "no NIfTI file"])
+    check_refusal(done, 3, names=["empty", "no file of a volume"])
 
 
 def test_pretraining_leaves_bad_patients_out_and_gives_the_same_bundle(own: TinyRun) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lift.files import write_atomically
+from lift.config.base import Settings
+from lift.files import write_json
+from lift.strict_json import parse_model
 
 State = Literal["connecting", "connected", "away", "refused"]
-_STATES: Final = ("connecting", "connected", "away", "refused")
 SESSION_HEADER: Final = "x-lift-session"
 """In each request of a site: a random number, new with each start of its child."""
 PREVIOUS_HEADER: Final = "x-lift-previous-session"
@@ -24,8 +23,7 @@ SECOND_HEADER: Final = "x-lift-second-session"
 """In an answer to the connected site: its key was used for a second connection since."""
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(Settings):
     """The state of a connection.
 
     Attributes:
@@ -43,11 +41,9 @@ class Connection:
 def read_connection(path: Path) -> Connection | None:
     """The state in the file, or None where there is none yet."""
     try:
-        data = json.loads(path.read_text(encoding="ascii"))
-        found = Connection(data["state"], int(data["status"]), int(data["second_sessions"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_model(Connection, path.read_bytes())
+    except (OSError, ValueError):
         return None
-    return found if found.state in _STATES else None
 
 
 class ConnectionFile:
@@ -59,17 +55,17 @@ class ConnectionFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._now = Connection("connecting")
+        self._now = Connection(state="connecting")
         self._write()
 
     def note(self, state: State, status: int = 0) -> None:
         """The result of a request."""
-        self._become(Connection(state, status, self._now.second_sessions))
+        self._become(self._now.model_copy(update={"state": state, "status": status}))
 
     def note_second_session(self) -> None:
         """The server said that somebody else came with this key."""
-        now = self._now
-        self._become(Connection(now.state, now.status, now.second_sessions + 1))
+        told = self._now.second_sessions + 1
+        self._become(self._now.model_copy(update={"second_sessions": told}))
 
     def _become(self, new: Connection) -> None:
         if new != self._now:
@@ -79,4 +75,4 @@ class ConnectionFile:
     def _write(self) -> None:
         # a full disk must not end the connection
         with contextlib.suppress(OSError):
-            write_atomically(self._path, json.dumps(asdict(self._now)).encode())
+            write_json(self._path, self._now.model_dump(mode="json"))

@@ -60,12 +60,10 @@ plan:
   split: {train: 0.7, validation: 0.15, key: "$federation"}
   mixer: {kind: zrefine}
   training: {steps: 40, patients_per_step: 4, window: [10, 48, 48]}
-  aggregation:
-    weights: patients
-    largest_share: 0.6
-    largest_norm_ratio: 2.0    # an update is scaled down to this multiple of the median norm
-    fall_tolerance_db: 1.0     # how far the sites' validation may fall below its best (dB) until
-    on_fall: go-back           # the run goes back and leaves a site out; or: stop, go-on
+  # An update is scaled down to `largest_norm_ratio` times the median norm. Where the sites'
+  # validation falls by more than `fall_tolerance_db` below its best, the run goes back and leaves a
+  # site out (`on_fall: go-back`; or: stop, go-on).
+  aggregation: {weights: patients, largest_share: 0.6, largest_norm_ratio: 2.0, on_fall: go-back}
   federation:
     rounds: 20
     quorum_sites: 0            # sites that must answer in each round; 0: all
