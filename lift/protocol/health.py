@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from lift.errors import ConfigError
+from lift.errors import ProtocolError
+from lift.protocol.local_port import free_local_port
 
 
 @contextlib.contextmanager
@@ -17,11 +18,14 @@ def health_service(port: int | None) -> Iterator[None]:
     """Answers SERVING inside the block, for the whole server; None serves nothing.
 
     Raises:
-        ConfigError: the port is taken.
+        ProtocolError: the port is taken.
     """
     if port is None:
         yield
         return
+    # asked first: gRPC would print lines of its own
+    if free_local_port(port) != port:
+        raise _taken(port)
     server = grpc.server(ThreadPoolExecutor(max_workers=2), options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -30,12 +34,7 @@ def health_service(port: int | None) -> Iterator[None]:
     except RuntimeError:
         bound = 0
     if bound != port:
-        raise ConfigError(
-            "the health service's port is taken",
-            where="health_port",
-            seen=f"127.0.0.1:{port} is in use",
-            remedy="Choose another health_port, or null for none.",
-        )
+        raise _taken(port)
     server.start()
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     try:
@@ -43,3 +42,12 @@ def health_service(port: int | None) -> Iterator[None]:
     finally:
         servicer.enter_graceful_shutdown()
         server.stop(grace=1).wait()
+
+
+def _taken(port: int) -> ProtocolError:
+    return ProtocolError(
+        "the health service's port is taken",
+        where="health_port",
+        seen=f"127.0.0.1:{port} is in use",
+        remedy="Nothing was started. Choose another health_port, or null for none.",
+    )
