@@ -78,6 +78,10 @@ def test_every_entry_point_keeps_what_it_writes_private() -> None:
     assert len(entries) >= 10
     for path in entries:
         text = path.read_text("utf-8")
+        if "os.execv(" in text:
+            # it becomes another program, and writes nothing
+            assert "write" not in text, path
+            continue
         assert "    run_command(app" in text or "    keep_files_private()\n" in text, path
 
 

@@ -106,10 +106,13 @@ def test_the_event_file_holds_the_record_and_what_each_guard_said(finished: Fede
 def test_the_journal_holds_all_that_left(finished: Federation) -> None:
     for site in finished.sites:
         reading = verify(finished.site(site) / "work" / JOURNAL_FILE)
-        seen = [(line.kind, line.round) for line in reading.lines]
+        # a site of the tests notes that its image checks are off
+        note, *sent = reading.lines
+        assert (note.kind, note.bytes, note.receiver) == ("note", 0, "nobody")
+        seen = [(line.kind, line.round) for line in sent]
         assert seen == [("statistics", 0), *(("train", k) for k in range(1, 6)), ("guard", 0)]
         address = finished.server_settings()["address"]
-        assert {line.receiver for line in reading.lines} == {address}
+        assert {line.receiver for line in sent} == {address}
 
 
 def test_the_finished_run_is_left_as_it_is(finished: Federation) -> None:

@@ -160,6 +160,7 @@ def _record(config: SimulationConfig) -> dict[str, Any]:
                 "description": site.description,
                 "patients": {"train": 12 - 3 * place, "validation": 3, "test": TEST_PATIENTS},
                 "refused": 0,
+                "left_out": {},
                 "slice_spacing_mm": [3.0 + place, 3.0 + place],
                 "calibration_patients": None,
             }
@@ -242,6 +243,9 @@ def _round(config: SimulationConfig, index: int) -> dict[str, Any]:
         },
         "joined": {},
         "resumed": False,
+        "norm_ratios": dict.fromkeys(sites, 1.0),
+        "clipped": {},
+        "distances": {},
     }
 
 
