@@ -84,9 +84,14 @@ class RunFolder:
         if exchange.ended is None:
             return
         lasted = exchange.ended - exchange.began
-        assert lasted <= exchange.deadline_s + exchange.longest_look_s + 1e-6
-        if set(exchange.first) != set(exchange.requests):
-            assert lasted >= exchange.deadline_s - 1e-6, "closed early"
+        missing = set(exchange.requests) - set(exchange.first)
+        grace_s = 0.0 if exchange.grace is None else exchange.grace.seconds
+        assert lasted <= exchange.deadline_s + grace_s + exchange.longest_look_s + 1e-6
+        if missing and lasted < exchange.deadline_s - 1e-6:
+            assert exchange.was_enough, "closed early"
+            assert min(exchange.away.get(site, 0.0) for site in missing) >= grace_s - 1e-6
+        if missing and lasted < exchange.deadline_s + grace_s - 1e-6:
+            assert missing <= set(exchange.away), "closed on a site that is there"
         assert set(exchange.answers) == set(exchange.requests)
         sent = Counter(site for site, _ in exchange.pushed.values())
         for site, answer in exchange.answers.items():

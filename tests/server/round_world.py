@@ -46,6 +46,9 @@ class Exchange:
         answers: what the transport gave to the round loop.
         longest_look_s: simulated seconds of the slowest look at the Grid.
         push_failed: Flower did not take a request.
+        grace: for sites without an answer.
+        away: site -> simulated seconds since the server saw it connected, at the end.
+        was_enough: whether the replies of the end were enough, as the server counts.
         ended: simulated seconds; None if the process died before.
     """
 
@@ -61,6 +64,9 @@ class Exchange:
     answers: dict[str, Answer] = field(default_factory=dict)
     longest_look_s: float = 0.0
     push_failed: bool = False
+    grace: Grace | None = None
+    away: dict[str, float] = field(default_factory=dict)
+    was_enough: bool = False
     ended: float | None = None
 
     @property
@@ -122,6 +128,7 @@ class ScriptedGrid:
         self._inbox: list[_Reply] = []
         self._sent: list[_Reply] = []
         self._told: dict[str, str] = {}
+        self._told_at: dict[str, float] = {}
         self._slow_s = 0.0
         self._look_s = 0.0
         self._numbers = itertools.count()
@@ -130,6 +137,7 @@ class ScriptedGrid:
         """The sites that are connected now."""
         self._step()
         self._told = {s: str(h.connection) for s, h in self.sites.items() if h.here}
+        self._told_at |= dict.fromkeys(self._told, self.seconds)
         return [
             NodeInfo(node_id=self.sites[site].node, name=site, last_activated_at=since)
             for site, since in self._told.items()
@@ -172,6 +180,11 @@ class ScriptedGrid:
         assert self.exchange is not None
         self._close_look()
         self.exchange.ended = self.seconds
+        self.exchange.away = {
+            site: self.seconds - self._told_at.get(site, 0.0)
+            for site in SITES
+            if site not in self._told
+        }
         self.exchange = None
 
     def be_slow(self, seconds: float) -> None:
@@ -318,11 +331,20 @@ class Witness:
     ) -> dict[str, Answer]:
         """The exchange below, written down."""
         seen = Exchange(
-            self._round, self._roster, requests, deadline_s, self._grid.seconds, self._fresh
+            self._round,
+            self._roster,
+            requests,
+            deadline_s,
+            self._grid.seconds,
+            self._fresh,
+            grace=grace,
         )
         self.exchanges.append(seen)
         self._before(seen)
         self._grid.begin(seen)
         seen.answers = self._inner.exchange(requests, deadline_s=deadline_s, grace=grace)
         self._grid.end()
+        replied = [s for s, one in seen.answers.items() if isinstance(one.content, Parcel)]
+        # by what the server knew at that moment: a later exchange may know more
+        seen.was_enough = grace is not None and grace.enough(replied)
         return seen.answers

@@ -50,6 +50,7 @@ from tests.server.round_world import Died, ScriptedGrid, Witness
 from tests.server.scripted_sites import DEEDS, SITES, START, good_reply
 
 DEADLINE_S = 6.0
+GRACE_S = 2.0
 POLL_S = 0.5
 site_names = st.sampled_from(SITES)
 
@@ -141,6 +142,7 @@ class RoundMachine(RuleBasedStateMachine):
                 quorum_sites=quorum_sites,
                 quorum_patients=quorum_patients,
                 deadline_s=DEADLINE_S,
+                grace_s=GRACE_S,
                 update_dtype=dtype,
             ),
             privacy=NoPrivacy(mode="none"),

@@ -108,8 +108,6 @@ class _Asked:
     messages: dict[str, tuple[str, Connected]] = field(default_factory=dict)
     sent_to: dict[str, Connected] = field(default_factory=dict)
     sent: Counter[str] = field(default_factory=Counter)
-    # since when a site without an answer has been off-line
-    gone: dict[str, float] = field(default_factory=dict)
     # encoded once by parcel, not by site: the same mixer goes to all of them
     packed: dict[int, RecordDict] = field(default_factory=dict)
 
@@ -117,22 +115,15 @@ class _Asked:
     def open_sites(self) -> list[str]:
         return sorted(set(self.requests) - set(self.answers))
 
-    def ends(self, now: float) -> bool:
-        """Whether nobody is waited for any more."""
-        if not self.open_sites:
-            return True
-        if self.grace is None:
-            return now >= self.end
-        if now >= self.end + self.grace.seconds:
-            return True
-        here = [site for site in self.open_sites if site not in self.gone]
-        if here:
-            return False
-        if now >= self.end:
-            return True
-        replied = [s for s, answer in self.answers.items() if isinstance(answer.content, Parcel)]
-        since = max(self.gone[site] for site in self.open_sites)
-        return now - since >= self.grace.seconds and self.grace.enough(replied)
+    @property
+    def last(self) -> float:
+        """When it is over whoever has not answered."""
+        return self.end + (0.0 if self.grace is None else self.grace.seconds)
+
+    @property
+    def replied(self) -> list[str]:
+        """Sites that answered, and not with a failure."""
+        return [s for s, answer in self.answers.items() if isinstance(answer.content, Parcel)]
 
 
 class GridTransport:
@@ -168,7 +159,10 @@ class GridTransport:
         self._on_answer = on_answer
         self._clock = clock
         self._wait = wait
-        self._gone: dict[str, float] = {}
+        # by the looks at who is connected: who was, and when each site was last
+        self._here: set[str] = set()
+        self._last_seen: dict[str, float] = {}
+        self._began = clock()
 
     def sites(self) -> list[str]:
         """Names of the sites that are connected now, sorted."""
@@ -180,6 +174,8 @@ class GridTransport:
             node.name: Connected(node.node_id, node.last_activated_at)
             for node in self._grid.get_nodes()
         }
+        self._here = set(found)
+        self._last_seen |= dict.fromkeys(found, self._clock())
         if self._on_sites is not None:
             self._on_sites(found)
         return found
@@ -194,13 +190,13 @@ class GridTransport:
         looked = began
         while True:
             self._collect(asked)
-            if asked.ends(self._clock()):
+            if self._is_over(asked):
                 break
             # long work does not need a look every few milliseconds
             pause = min(max(self._poll_s, (self._clock() - began) / 100), _SLOWEST_POLL_S)
-            if (left := asked.end - self._clock()) > 0:
-                pause = min(pause, left)
-            self._wait(pause)
+            now = self._clock()
+            left = (asked.end if now < asked.end else asked.last) - now
+            self._wait(min(pause, max(left, 0.0)))
             if self._clock() - looked >= _LOOK_EVERY_S:
                 looked = self._clock()
                 self._send(asked)
@@ -211,18 +207,21 @@ class GridTransport:
             for site in sorted(asked.answers)
         }
 
+    def _is_over(self, asked: _Asked) -> bool:
+        """Whether nobody is waited for any more."""
+        missing, now, grace = asked.open_sites, self._clock(), asked.grace
+        if not missing or now >= asked.last:
+            return True
+        if grace is None or self._here.intersection(missing):
+            return False
+        # whoever was away before this exchange began has been away for longer than it
+        since = max(self._last_seen.get(site, self._began) for site in missing)
+        away = now - since >= grace.seconds and grace.enough(asked.replied)
+        return now >= asked.end or away
+
     def _send(self, asked: _Asked) -> None:
         """Send to every site without an answer that is connected anew since it was sent to."""
         connected = self.connected()
-        now = self._clock()
-        # whoever was away before this exchange began has been away for longer than it
-        self._gone = {
-            site: self._gone.get(site, now)
-            for site in set(self._gone) | set(asked.requests)
-            if site not in connected
-        }
-        asked.gone = {site: self._gone[site] for site in asked.open_sites if site in self._gone}
-        end = asked.end + (0.0 if asked.grace is None else asked.grace.seconds)
         messages: dict[str, Message] = {}
         for site in asked.open_sites:
             here = connected.get(site)
@@ -235,7 +234,7 @@ class GridTransport:
                 asked.packed[id(parcel)],
                 here.node,
                 _MESSAGE_TYPE[parcel.kind],
-                ttl=max(end - now, 1.0),
+                ttl=max(asked.last - self._clock(), 1.0),
             )
         if not messages:
             return
