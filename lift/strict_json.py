@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
@@ -57,6 +59,30 @@ def parse_model(model: type[Model], text: str | bytes) -> Model:
     """
     parse_json(text)
     return model.model_validate_json(text)
+
+
+def read_model(
+    model: type[Model], path: Path, refuse: Callable[[str], Exception], *, damaged: str
+) -> Model | None:
+    """The content of one of our own files; None where there is no file.
+
+    Args:
+        model: what the file holds.
+        path: the file.
+        refuse: gives the error from what was seen.
+        damaged: what is seen in a file that holds something else.
+
+    Raises:
+        Exception: what `refuse` gives, when the file cannot be read or does not fit the model.
+    """
+    try:
+        return parse_model(model, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refuse(error.strerror or type(error).__name__) from None
+    except ValueError:
+        raise refuse(damaged) from None
 
 
 def parse_typed(adapter: TypeAdapter[Value], text: str | bytes) -> Value:

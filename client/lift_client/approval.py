@@ -24,7 +24,7 @@ from lift.release.certificate import read_authority
 from lift.release.check import check_release, refuse
 from lift.release.folder import printable, read_plain
 from lift.release.manifest import RECORD_FILE
-from lift.strict_json import parse_json, parse_model
+from lift.strict_json import parse_json, read_model
 from lift_client.enrolment import read_kit
 
 APPROVED_FILE: Final = "approved-releases.json"
@@ -58,18 +58,18 @@ def approved_releases(work: Path) -> tuple[ApprovedRelease, ...]:
         RecordError: the list is damaged.
     """
     path = work / APPROVED_FILE
-    try:
-        return parse_model(ApprovedReleases, path.read_bytes()).releases
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError) as error:
-        raise RecordError(
+
+    def refuse(seen: str) -> RecordError:
+        return RecordError(
             "cannot read which releases the site has approved",
             where=str(path),
-            seen=(error.strerror or "") if isinstance(error, OSError) else "it is no such list",
+            seen=seen,
             remedy="Nothing was changed. Restore it from a backup; without one remove it, and "
             "approve the releases again.",
-        ) from None
+        )
+
+    found = read_model(ApprovedReleases, path, refuse, damaged="it is no such list")
+    return () if found is None else found.releases
 
 
 def approve(config: SiteConfig, folder: Path, now: datetime) -> Path:

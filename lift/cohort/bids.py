@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.patients import FETCH, Patient, lies_there, not_fetched, some
+from lift.cohort.patients import FETCH, Patient, cannot_list, lies_there, not_fetched, some
 from lift.config.cohort import BidsData
 from lift.errors import DataError
 
@@ -69,12 +69,7 @@ def list_bids(data: BidsData, channels: Sequence[str]) -> list[Patient]:
     try:
         subjects = _folders(data.root, "sub-")
     except OSError as error:
-        raise DataError(
-            "cannot list the patients",
-            where=str(data.root),
-            seen=error.strerror or type(error).__name__,
-            remedy="Let the user that runs this read the folder.",
-        ) from None
+        raise cannot_list(data.root, error) from None
     return [patient for subject in subjects for patient in _of_subject(subject, patterns)]
 
 

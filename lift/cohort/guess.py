@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.patients import UNSEEN, volumes_called
+from lift.cohort.patients import UNSEEN, cannot_list, volumes_called
 from lift.config.cohort import AutoData, BidsData, BratsData, KnownData, SynthradData, TableData
 from lift.csv_tables import TableError, read_table
 from lift.errors import DataError
@@ -79,12 +79,7 @@ def _entries(root: Path) -> list[Path]:
     try:
         return sorted(root.iterdir())[:_MOST_LOOKED_AT]
     except OSError as error:
-        raise DataError(
-            "cannot list the patients",
-            where=str(root),
-            seen=error.strerror or type(error).__name__,
-            remedy="Correct data.root, mount the folder, or let the user that runs this read it.",
-        ) from None
+        raise cannot_list(root, error) from None
 
 
 def _is(look: Callable[[], bool]) -> bool:

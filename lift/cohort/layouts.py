@@ -15,6 +15,7 @@ from lift.cohort.patients import (
     UNSEEN,
     Patient,
     Refusal,
+    cannot_list,
     not_fetched,
     some,
     volumes_called,
@@ -119,12 +120,7 @@ def _is_folder(path: Path) -> bool:
         if found:
             next(path.iterdir(), None)
     except OSError as error:
-        raise DataError(
-            "cannot list the patients",
-            where=str(path),
-            seen=error.strerror or type(error).__name__,
-            remedy="Correct data.root, mount the folder, or let the user that runs this read it.",
-        ) from None
+        raise cannot_list(path, error) from None
     return found
 
 
@@ -140,12 +136,7 @@ def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> li
     try:
         entries = sorted(data.root.iterdir())
     except OSError as error:
-        raise DataError(
-            "cannot list the patients",
-            where=str(data.root),
-            seen=error.strerror or type(error).__name__,
-            remedy="Let the user that runs this read the folder.",
-        ) from None
+        raise cannot_list(data.root, error) from None
     found: list[Patient] = []
     doubtful: list[Patient] = []
     for folder in entries:

@@ -108,6 +108,16 @@ class Patient:
         return replace(self, channels=kept)
 
 
+def cannot_list(root: Path, error: OSError) -> DataError:
+    """The error of a data folder that cannot be looked into."""
+    return DataError(
+        "cannot list the patients",
+        where=str(root),
+        seen=error.strerror or type(error).__name__,
+        remedy="Correct data.root, mount the folder, or let the user that runs this read it.",
+    )
+
+
 def subjects_of(ids: Iterable[str], patients: Mapping[str, Patient]) -> set[str]:
     """The persons behind some examinations."""
     return {patients[one].subject for one in ids}

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -21,7 +22,7 @@ from lift.config.plan import Digest
 from lift.config.site import SiteSettings
 from lift.errors import RecordError
 from lift.files import write_atomically
-from lift.strict_json import parse_model
+from lift.strict_json import read_model
 
 KEY_FILE: Final = "patients.key"
 WITHDRAWN_FILE: Final = "withdrawn.json"
@@ -114,13 +115,10 @@ def read_withdrawn(folder: Path) -> tuple[WithdrawnPatient, ...]:
         RecordError: the list is damaged, or its key is missing or another one.
     """
     path = folder / WITHDRAWN_FILE
-    try:
-        found = parse_model(WithdrawnPatients, path.read_bytes())
-    except FileNotFoundError:
+    refuse = partial(_unknown, path)
+    found = read_model(WithdrawnPatients, path, refuse, damaged="it is not such a list")
+    if found is None:
         return ()
-    except (OSError, ValueError) as error:
-        seen = error.strerror if isinstance(error, OSError) else "it is not such a list"
-        raise _unknown(path, str(seen)) from None
     check_key(path, found.key_digest, read_hashes(folder))
     return found.patients
 

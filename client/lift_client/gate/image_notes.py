@@ -34,34 +34,19 @@ def note_overrides(journal: Journal, config: SiteConfig) -> None:
             keep_key(config.folder, hashes)
         override = hashes.examination(f"{name}\0{reason}")
         if override not in known:
-            _note(
-                journal,
-                override,
+            purpose = (
                 f"{_ACCEPTS} The SHA-256 of this line is a keyed hash of the examination and the "
-                f"reason. Nothing was sent. Reason: {reason}",
+                f"reason. Nothing was sent. Reason: {reason}"
             )
+            journal.append(Entry.note(purpose, sha256=override))
     switched = [line.purpose for line in notes if line.purpose.startswith(_SWITCHED)]
     was_off = bool(switched) and switched[-1] == _switch(on=False)
     if was_off == config.checks_images:
         purpose = _switch(on=config.checks_images)
         # numbered: no switch is a repetition of an earlier one
-        _note(journal, hashlib.sha256(f"{len(switched)} {purpose}".encode()).hexdigest(), purpose)
+        digest = hashlib.sha256(f"{len(switched)} {purpose}".encode()).hexdigest()
+        journal.append(Entry.note(purpose, sha256=digest))
 
 
 def _switch(*, on: bool) -> str:
     return f"{_SWITCHED} {'on again' if on else 'off: no patient is left out by them'}."
-
-
-def _note(journal: Journal, sha256: str, purpose: str) -> None:
-    journal.append(
-        Entry(
-            run="",
-            round=0,
-            kind="note",
-            tensors=(),
-            bytes=0,
-            sha256=sha256,
-            receiver="nobody",
-            purpose=purpose,
-        )
-    )

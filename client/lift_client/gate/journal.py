@@ -82,6 +82,20 @@ class Entry(Settings):
     card: DataCard | None = None
     """The data card, whole, where one is shared or sent."""
 
+    @classmethod
+    def note(cls, purpose: str, *, sha256: str) -> Entry:
+        """An entry of something that happened here; nothing is sent."""
+        return Entry(
+            run="",
+            round=0,
+            kind="note",
+            tensors=(),
+            bytes=0,
+            sha256=sha256,
+            receiver="nobody",
+            purpose=purpose,
+        )
+
 
 class Line(Entry):
     """One line of the journal."""
@@ -253,16 +267,10 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
         text, line = self._next(
-            Entry(
-                run="",
-                round=0,
-                kind="note",
-                tensors=(),
-                bytes=0,
+            Entry.note(
+                f"A crash cut off the line that was being written; its {len(unfinished)} bytes "
+                f"are kept in {torn.name}. Nothing had been sent for it.",
                 sha256=hashlib.sha256(unfinished).hexdigest(),
-                receiver="nobody",
-                purpose=f"A crash cut off the line that was being written; its {len(unfinished)} "
-                f"bytes are kept in {torn.name}. Nothing had been sent for it.",
             )
         )
         # in one step: a crash here leaves the torn line to be found again, never a missing note

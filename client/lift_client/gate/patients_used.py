@@ -16,7 +16,7 @@ from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, Plan
 from lift.errors import RecordError
 from lift.files import write_atomically
-from lift.strict_json import parse_model
+from lift.strict_json import read_model
 
 USED_FILE: Final = "patients-used.json"
 Time = Annotated[str, Field(max_length=40)]
@@ -106,19 +106,19 @@ def read_used(folder: Path) -> PatientsUsed | None:
         RecordError: it is damaged, or its key is missing or another one.
     """
     path = folder / USED_FILE
-    try:
-        found = parse_model(PatientsUsed, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RecordError(
+
+    def refuse(seen: str) -> RecordError:
+        return RecordError(
             "cannot read which patients the runs have used",
             where=str(path),
-            seen=(error.strerror or "") if isinstance(error, OSError) else "it is no such record",
+            seen=seen,
             remedy="Nothing was computed. Restore it from a backup, with the files beside it. If "
             "there is none, remove it: what earlier runs used is then not known.",
-        ) from None
-    check_key(path, found.key_digest, read_hashes(folder))
+        )
+
+    found = read_model(PatientsUsed, path, refuse, damaged="it is no such record")
+    if found is not None:
+        check_key(path, found.key_digest, read_hashes(folder))
     return found
 
 

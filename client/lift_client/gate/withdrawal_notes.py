@@ -31,16 +31,10 @@ def note_withdrawal(journal: Journal, work: Path, entry: WithdrawnPatient) -> No
         return
     because = f" Reason: {entry.reason}" if entry.reason else ""
     journal.append(
-        Entry(
-            run="",
-            round=0,
-            kind="note",
-            tensors=(),
-            bytes=0,
+        Entry.note(
+            f"{_BEGINS}The SHA-256 of this line is a hash of the patient, {_under(hashes)} Nothing "
+            f"was sent.{because}",
             sha256=entry.person,
-            receiver="nobody",
-            purpose=f"{_BEGINS}The SHA-256 of this line is a hash of the patient, "
-            f"{_under(hashes)} Nothing was sent.{because}",
         )
     )
 

@@ -17,7 +17,7 @@ from lift.config.base import VERSION, Settings
 from lift.config.plan import Digest, Name
 from lift.errors import RecordError
 from lift.files import write_atomically
-from lift.strict_json import parse_model
+from lift.strict_json import read_model
 
 DECISION_FILE: Final = "decision.json"
 LEFT_OUT_FILE: Final = "left-out.json"
@@ -82,14 +82,12 @@ def sites_left_out(state: Path, plan_digest: str) -> tuple[str, ...]:
 
 
 def _read(path: Path, kind: type[Content]) -> Content | None:
-    try:
-        return parse_model(kind, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RecordError(
+    def refuse(seen: str) -> RecordError:
+        return RecordError(
             "cannot read what was decided",
             where=str(path),
-            seen=(error.strerror or "") if isinstance(error, OSError) else "it is damaged",
+            seen=seen,
             remedy="Nothing was aggregated. Remove the file and decide again: lift-server go-on.",
-        ) from None
+        )
+
+    return read_model(kind, path, refuse, damaged="it is damaged")
