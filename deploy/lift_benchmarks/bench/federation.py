@@ -102,11 +102,11 @@ def _run(sites: int, dtype: str) -> _Run:
             records.extend(finished.records[1:])
 
     names = [f"site-{i:03d}" for i in range(sites)]
-    run_in_process(main, {name: _idle_site(plan) for name in names})
+    run_in_process(main, {name: idle_site(plan) for name in names})
     return _Run(records, [later - earlier for earlier, later in pairwise(ends)])
 
 
-def _idle_site(plan: Plan) -> SiteHandler:
+def idle_site(plan: Plan) -> SiteHandler:
     """A site that sends an update of random numbers at once."""
     digest = plan.digest()
     rng = np.random.default_rng(0)

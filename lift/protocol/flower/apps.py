@@ -70,14 +70,15 @@ def make_server_app(
     poll_s: float = 0.1,
     on_sites: Callable[[Mapping[str, Connected]], None] | None = None,
     on_answer: Callable[[str], None] | None = None,
+    wait: Callable[[float], None] = sleep,
 ) -> ServerApp:
-    """Flower's ServerApp around LiFT's own round loop."""
+    """Flower's ServerApp around LiFT's own round loop; the arguments are `GridTransport`'s."""
     app = ServerApp()
 
     @app.main()
     def run(grid: Grid, context: Context) -> None:
         del context
-        main(GridTransport(grid, poll_s=poll_s, on_sites=on_sites, on_answer=on_answer))
+        main(GridTransport(grid, poll_s=poll_s, on_sites=on_sites, on_answer=on_answer, wait=wait))
 
     return app
 
@@ -140,7 +141,7 @@ class GridTransport:
         on_sites: called with the connected sites about twice a second while waiting.
         on_answer: called with a site's name when its answer has come.
         clock: seconds, for measuring a wait.
-        wait: waits that many seconds.
+        wait: waits that many seconds, or until there may be an answer.
     """
 
     def __init__(

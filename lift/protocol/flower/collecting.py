@@ -17,7 +17,6 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.date import now
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
@@ -25,6 +24,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
+
+from lift.protocol.flower.parts import attached, identities
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class _Announced:
 
     identity: str
     parts: list[str]
+    here: dict[str, bytes]
+    """Parts that came with the name."""
 
 
 class CollectingGrid(HttpGrid):
@@ -68,9 +71,11 @@ class CollectingGrid(HttpGrid):
     def _note(self, asked: list[str]) -> None:
         """Which replies to these messages Flower names now."""
         response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        here = attached(response)
         for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            parts = [node.object_id for node in iterate_object_tree(tree)]
-            announced = _Announced(proto.metadata.message_id, parts)
+            parts = identities([tree])
+            own = {part: here[part] for part in parts if part in here}
+            announced = _Announced(proto.metadata.message_id, parts, own)
             self._announced[proto.metadata.reply_to_message_id] = announced
 
     def _take(self, asked: str, reply: _Announced) -> Message:
@@ -78,7 +83,8 @@ class CollectingGrid(HttpGrid):
         pull = make_pull_object_fn_protobuf(
             pull_object_protobuf=self._runtime_client.PullObject, node=self.node, run_id=run_id
         )
-        contents = pull_objects(reply.parts, pull, max_tries_per_object=1)
+        missing = [part for part in reply.parts if part not in reply.here]
+        contents = reply.here | pull_objects(missing, pull, max_tries_per_object=1)
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self.node, run_id=run_id, message_object_id=reply.identity

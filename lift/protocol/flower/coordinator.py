@@ -53,6 +53,7 @@ from lift.protocol.flower.collecting import CollectingGrid
 from lift.protocol.flower.forgetting import forget_answers
 from lift.protocol.flower.stub import STUB_PYPROJECT
 from lift.protocol.flower.superlink import SECRET_HEADER, SuperLinkSettings
+from lift.protocol.flower.waiting import NEWS_PATH, SEEN_HEADER, WAIT_HEADER
 from lift.protocol.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,10 @@ class Coordinator:
             TaskIdentity.run_id = task.run.run_id
             TaskIdentity.node_id = context.node_id
             grid.set_run(run_from_proto(task.run))
-            make_server_app(main, on_sites=on_sites, on_answer=on_answer)(grid, context)
+            with self._waiting() as wait:
+                make_server_app(main, on_sites=on_sites, on_answer=on_answer, wait=wait)(
+                    grid, context
+                )
             status, details = "completed", ""
         finally:
             with contextlib.suppress(httpx.HTTPError):
@@ -273,6 +277,25 @@ class Coordinator:
                 )
             heartbeats.stop()
             client.close()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[Callable[[float], None]]:
+        """Inside the block: a way to wait for some seconds, or until a site has sent something."""
+        seen = [""]
+        context = ssl.create_default_context(cadata=self._ca.decode("ascii"))
+        headers = {SECRET_HEADER: self._secret.decode("ascii")}
+        with httpx.Client(verify=context, trust_env=False, headers=headers) as client:
+
+            def wait(seconds: float) -> None:
+                asks = {SEEN_HEADER: seen[0], WAIT_HEADER: str(round(1000 * seconds))}
+                try:
+                    answer = client.get(f"https://{self._address}{NEWS_PATH}", headers=asks)
+                    seen[0] = answer.text if answer.is_success else ""
+                except httpx.HTTPError:
+                    # the child is started again just now
+                    sleep(seconds)
+
+            yield wait
 
     def close(self) -> None:
         """Close the connection to the child."""

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 import httpx
@@ -49,12 +49,15 @@ from lift.protocol.flower.children import (
 )
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.supernode import SuperNodeSettings
+from lift.protocol.flower.waiting import WAIT_HEADER
 from lift.protocol.local_port import free_local_port
 from lift.protocol.messages import FailureKind
 from lift.protocol.transport import NotesRefusals, SiteHandler
 
 logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
+_PAUSE_S: Final = 0.01
+"""Between two questions to the child, each of which stays open for a while."""
 _LONGEST_PAUSE_S: Final = 30.0
 _STABLE_S: Final = 60.0
 _DYING_S: Final = 1.0
@@ -168,7 +171,7 @@ def answer_requests(supernode: SuperNode, handler: SiteHandler, stop: threading.
                 child = _Child(supernode.settings, supernode.starts)
             token = child.acquire()
             if token is None:
-                stop.wait(_POLL_S)
+                stop.wait(_PAUSE_S)
                 continue
             try:
                 _work(child, token, app, handler)
@@ -209,6 +212,8 @@ class _Child:
         # one connection for all polls: making one costs more than a poll
         self._open = contextlib.ExitStack()
         self._client = self._open.enter_context(self.client([proof]))
+        # so long, and the caller learns that it should stop
+        self._client._client.headers[WAIT_HEADER] = "1000"  # noqa: SLF001
 
     def acquire(self) -> str | None:
         """The token of the next request, or None."""
@@ -217,6 +222,7 @@ class _Child:
             return str(self._client.AcquireTask(request).token) or None
         except httpx.HTTPError:
             # the child is starting, or has just died: the next look will say
+            sleep(_POLL_S)
             return None
 
     @contextlib.contextmanager

@@ -26,6 +26,8 @@ from lift.protocol.flower.children import TLS_CIPHERS, end_with_parent, forbid_t
 from lift.protocol.flower.floods import Loop, guarded_protocol, raise_descriptor_limit
 from lift.protocol.flower.forgetting import overwrite_what_is_deleted
 from lift.protocol.flower.sessions import App, Receive, Scope, Send, Sessions
+from lift.protocol.flower.short_way import ShortWay, fleet_answers, runtime_answers
+from lift.protocol.flower.waiting import NEWS_PATH, Holding, News, NewsDesk, Telling
 from lift.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
 
 if TYPE_CHECKING:
@@ -68,14 +70,21 @@ LOCAL_PATHS: Final = frozenset(
         "/v1/runtime/push-messages",
         "/v1/runtime/pull-messages",
         "/v1/runtime/get-nodes",
+        NEWS_PATH,
     }
 )
 """What 127.0.0.1 answers, to the holder of the executor's secret."""
 SECRET_HEADER: Final = "x-lift-secret"  # noqa: S105  # a name, not a value
+_ASKED: Final = frozenset({"/v1/runtime/push-messages", "/v1/runtime/push-object"})
+"""Paths by which the coordinator sends a request to sites."""
+_ANSWERED: Final = frozenset({"/v1/fleet/push-messages", "/v1/fleet/push-object"})
+"""Paths by which a site sends its answer."""
+_QUESTION: Final = "/v1/fleet/pull-messages"
 _GRACE_S: Final = 2
 LEASE_S: Final = 20.0
 """A site that was silent for so long is gone: two of Flower's shortest heartbeats."""
 _LOOK_FOR_LOST_TASKS_S: Final = 1.0
+_LOOK_FOR_END_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -296,12 +305,16 @@ async def serve(settings: SuperLinkSettings) -> None:
 
     app = make_app(settings)
     secret = Path(settings.secret).read_bytes()
-    sessions = Sessions(app, lease_s=LEASE_S, on_second=partial(_note_second, settings))
+    asked, answered = News(), News()
+    fleet, runtime = ShortWay(app, fleet_answers()), ShortWay(app, runtime_answers())
+    sites = Telling(Holding(fleet, _QUESTION, asked), _ANSWERED, answered.tell)
+    coordinator = NewsDesk(Telling(runtime, _ASKED, asked.tell), answered)
+    sessions = Sessions(sites, lease_s=LEASE_S, on_second=partial(_note_second, settings))
 
     local = uvicorn.Server(
         door_config(
             settings,
-            Door(app, LOCAL_PATHS, secret=secret),
+            Door(coordinator, LOCAL_PATHS, secret=secret),
             "127.0.0.1",
             settings.control_port,
             lifespan=True,
@@ -322,7 +335,14 @@ async def serve(settings: SuperLinkSettings) -> None:
         # one door without the other is of no use: the parent starts both again
         other.should_exit = True
 
-    await asyncio.gather(one(local, public), one(public, local))
+    async def let_go() -> None:
+        # what waits would hold up the end
+        while not (local.should_exit or public.should_exit):
+            await asyncio.sleep(_LOOK_FOR_END_S)
+        asked.close()
+        answered.close()
+
+    await asyncio.gather(one(local, public), one(public, local), let_go())
 
 
 def _note_second(settings: SuperLinkSettings, key: str) -> None:

@@ -4,10 +4,10 @@ It holds the connection to the server and nothing else: requests wait in it unti
 own process (`executor`) takes them over 127.0.0.1, which needs the secret. No app is ever
 unpacked or loaded; a run whose app is not the stub is refused with Flower's code for it.
 
-What differs from the stock program: polls of a tenth of a second while there is something to
-expect, and rarer ones later; an answer that leaves when it is there (`Handover`); a lease of 20 s
-instead of 60 s; and a start that first gives up the lease of the process before it, so that a
-site that was killed is back at once instead of when its old lease ends.
+What differs from the stock program: a question for the next request that stays open until there is
+one, and rare ones while the site works; an answer that leaves when it is there (`Handover`); a
+lease of 20 s instead of 60 s; and a start that first gives up the lease of the process before it,
+so that a site that was killed is back at once instead of when its old lease ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import importlib
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,8 +32,10 @@ from lift.protocol.flower.connection import (
     SESSION_HEADER,
     ConnectionFile,
 )
+from lift.protocol.flower.parts import Parts, attach, attached, identities
 from lift.protocol.flower.stub import is_stub
 from lift.protocol.flower.superlink import ChildSettings, Door
+from lift.protocol.flower.waiting import LONGEST_WAIT_S, WAIT_HEADER, Holding, News, Telling
 
 CHILD_PATHS: Final = frozenset(
     {
@@ -50,14 +51,17 @@ CHILD_PATHS: Final = frozenset(
     }
 )
 """What the API on 127.0.0.1 answers: to the holder of the secret, or of a request's token."""
-POLL_S: Final = 0.1
-LONGEST_POLL_S: Final = 2.0
-_POLL_SHARE: Final = 0.05
-"""Of the time since the server was last heard: how long the next poll may wait."""
+_PAUSE_S: Final = 0.02
+"""Between two questions for a request, of which the first has waited at the server."""
+_ASKED_BEFORE_S: Final = 3.0
+_FIRST_LOOK_S: Final = 0.05
+_LAST_LOOK_S: Final = 2.0
 HEARTBEAT_S: Final = 10
 """Flower's shortest; a site counts as gone after two of them."""
 CONNECT_ANEW: Final = 75
 """Exit status of the child when something was lost on the way: EX_TEMPFAIL of sysexits.h."""
+_QUESTION: Final = "/v1/runtime/acquire-task"
+_ANSWERED: Final = frozenset({"/v1/runtime/push-task-output"})
 _ASKS_OF_A_RUN: Final = ("pull_object", "confirm_message_received")
 _PARTS_WITHIN_S: Final = 30.0
 """How long the server may take between the name of a request and its parts."""
@@ -83,33 +87,6 @@ class SuperNodeSettings(ChildSettings):
     """What the child knows of its connection; see `connection`."""
 
 
-class Polls:
-    """When to ask the server for a message: often while one may come soon, rarely after that.
-
-    A poll costs the server several milliseconds, and a site waits for minutes while it trains
-    or while others do. The wait grows with the time since the server was last heard, so what
-    it adds stays a small share of that time.
-
-    Args:
-        clock: seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._heard = self._next = clock()
-
-    def due(self) -> bool:
-        """Return whether to ask now."""
-        return self._clock() >= self._next
-
-    def done(self, *, heard: bool) -> None:
-        """Record a contact with the server, and whether it brought something new."""
-        now = self._clock()
-        if heard:
-            self._heard = now
-        self._next = now + min(_POLL_SHARE * (now - self._heard), LONGEST_POLL_S)
-
-
 def run(settings: SuperNodeSettings) -> None:
     """Connect and stay connected; Flower ends the process when it cannot go on."""
     import flwr.supernode.fleet_http_connection as connection
@@ -125,8 +102,10 @@ def run(settings: SuperNodeSettings) -> None:
     forbid_telemetry()
     key = load_ssh_private_key(Path(settings.key).read_bytes(), None)
     known = ConnectionFile(Path(settings.connection_file))
-    _replace_connection(connection, Path(settings.node_file), known)
-    _replace_loop(loop)
+    parts = Parts()
+    _replace_connection(connection, Path(settings.node_file), known, parts)
+    requests, answers = News(), News()
+    _replace_loop(loop, Handover(loop, requests, parts), answers)
     stores = ObjectStoreFactory()
     states = NodeStateFactory(objectstore_factory=stores)
     secret = load_superexec_auth_secret(secret_file=settings.secret)
@@ -153,7 +132,7 @@ def run(settings: SuperNodeSettings) -> None:
         runtime_ssl_certfile=settings.local_certificate,
         runtime_ssl_keyfile=settings.local_key,
     )
-    close_local_paths()
+    close_local_paths(requests, answers)
     take_sound_ciphers_alone(command)
     api, _ = command._start_supernode_http_api(config, states)  # noqa: SLF001
     try:
@@ -165,14 +144,20 @@ def run(settings: SuperNodeSettings) -> None:
         api.should_exit = True
 
 
-def close_local_paths() -> None:
-    """Put a door before Flower's API on 127.0.0.1: open is what the executor needs."""
+def close_local_paths(requests: News, answers: News) -> None:
+    """Put a door before Flower's API on 127.0.0.1: open is what the executor needs.
+
+    Args:
+        requests: that there is one; the executor's question for it stays open until then.
+        answers: is told of each.
+    """
     import flwr.supernode.main as module
 
     plain: Callable[..., Any] = module.create_app
 
     def create_app(*args: Any, **kwargs: Any) -> Door:
-        return Door(plain(*args, **kwargs), CHILD_PATHS)
+        app = Holding(plain(*args, **kwargs), _QUESTION, requests)
+        return Door(Telling(app, _ANSWERED, answers.tell), CHILD_PATHS)
 
     module.__dict__["create_app"] = create_app
 
@@ -207,9 +192,13 @@ class Handover:
 
     Args:
         loop: Flower's module of the loop.
+        requests: is told of each that can be claimed.
+        parts: what travels beside the names of messages.
     """
 
-    def __init__(self, loop: Any) -> None:
+    def __init__(self, loop: Any, requests: News, parts: Parts) -> None:
+        self._requests = requests
+        self._parts = parts
         self._pull: Callable[..., int | None] = loop._pull_and_store_message  # noqa: SLF001
         self._push: Callable[..., None] = loop._push_messages  # noqa: SLF001
         self._way: dict[str, Any] | None = None
@@ -246,10 +235,12 @@ class Handover:
             state.finish_task(incoming.task, sub_status="failed", details="incomplete")
             if not incoming.run_ended:
                 raise SystemExit(CONNECT_ANEW)
+        elif run is not None:
+            self._requests.tell()
         return run
 
     def _deliver(self, way: dict[str, Any]) -> None:
-        outgoing = _Outgoing(way["send"], way["push_object"])
+        outgoing = _Outgoing(way["send"], way["push_object"], way["object_store"], self._parts)
         self._push(**way | {"send": outgoing.send, "push_object": outgoing.push_object})
         if outgoing.lost:
             raise SystemExit(CONNECT_ANEW)
@@ -298,17 +289,28 @@ class _Incoming:
 class _Outgoing:
     """Flower's way to send an answer and its parts; it is noted when they were lost."""
 
-    def __init__(self, send: Callable[..., Any], push_object: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        send: Callable[..., Any],
+        push_object: Callable[..., None],
+        store: Any,
+        parts: Parts,
+    ) -> None:
         self._send = send
         self._push_object = push_object
+        self._store = store
+        self._parts = parts
         self.lost = False
 
-    def send(self, *args: Any) -> Any:
+    def send(self, message: Any, tree: Any, seconds: float) -> Any:
+        found = {identity: self._store.get(identity) for identity in identities([tree])}
+        self._parts.leaving = {identity: part for identity, part in found.items() if part}
+        self._parts.taken = set()
         with self._watched():
-            parts, session = self._send(*args)
+            wanted, session = self._send(message, tree, seconds)
         # an answer's own part is always new to the server that takes it
-        self.lost |= not parts
-        return parts, session
+        self.lost |= not wanted and not self._parts.taken
+        return wanted, session
 
     def push_object(self, *args: Any) -> None:
         with self._watched():
@@ -344,24 +346,28 @@ class _Taken:
         return getattr(self._state, name)
 
 
-def _replace_loop(loop: Any) -> None:
-    """Short polls, short waits for parts, no answer left behind, the stub for signatures."""
-    handover = Handover(loop)
+def _replace_loop(loop: Any, handover: Handover, answers: News) -> None:
+    """Short waits, for parts too, no answer left behind, the stub for signatures."""
     loop._pull_and_store_message = handover.pull  # noqa: SLF001
     loop._push_messages = handover.push  # noqa: SLF001
     loop.pull_objects = partial(
         loop.pull_objects,
-        initial_backoff=POLL_S / 2,
-        backoff_cap=LONGEST_POLL_S,
+        initial_backoff=_FIRST_LOOK_S,
+        backoff_cap=_LAST_LOOK_S,
         max_time=_PARTS_WITHIN_S,
     )
-    loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))
+    loop.time = SimpleNamespace(
+        # its longest pause comes after a question that was open for a while already
+        sleep=lambda seconds: answers.wait(seconds if seconds < _ASKED_BEFORE_S else _PAUSE_S)
+    )
     loop._verify_fab = lambda fab, trusted: is_stub(fab.content)  # noqa: SLF001
 
 
-def _replace_connection(connection: Any, node_file: Path, known: ConnectionFile) -> None:
+def _replace_connection(
+    connection: Any, node_file: Path, known: ConnectionFile, parts: Parts
+) -> None:
     """Quick retries, a short lease, and the old lease given up before a new one is taken."""
-    from flwr.proto.fleet_pb2 import PullMessagesResponse
+    from flwr.proto.message_pb2 import PullObjectResponse
 
     connection.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
     # what is announced, and how often it is done, are two names in Flower
@@ -385,24 +391,31 @@ def _replace_connection(connection: Any, node_file: Path, known: ConnectionFile)
             # the kit's address is the only one that this site dials, whatever an answer says
             self._client.follow_redirects = False
             self._client.headers[SESSION_HEADER] = session
+            # the question for the next request stays open
+            self._client.headers[WAIT_HEADER] = str(round(1000 * LONGEST_WAIT_S))
             self._client.event_hooks["response"] = [self._look]
-            self._polls = Polls(time.monotonic)
 
         def _look(self, response: Any) -> None:
             if SECOND_HEADER in response.headers:
                 known.note_second_session()
 
         def PullMessages(self, request: Any) -> Any:  # noqa: N802
-            if not self._polls.due():
-                return PullMessagesResponse()
             response = super().PullMessages(request)
-            self._polls.done(heard=bool(response.messages_list))
+            parts.coming = attached(response)
             return response
 
+        def PullObject(self, request: Any) -> Any:  # noqa: N802
+            content = parts.coming.pop(request.object_id, None)
+            if content is None:
+                return super().PullObject(request)
+            return PullObjectResponse(
+                object_found=True, object_available=True, object_content=content
+            )
+
         def PushMessages(self, request: Any) -> Any:  # noqa: N802
+            attach(request, parts.leaving)
             response = super().PushMessages(request)
-            # the next request comes when the slowest site has answered
-            self._polls.done(heard=True)
+            parts.taken = set(attached(response))
             return response
 
         def ActivateNode(self, request: Any) -> Any:  # noqa: N802

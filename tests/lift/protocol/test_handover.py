@@ -16,7 +16,9 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.nodestate import NodeStateFactory
 
+from lift.protocol.flower.parts import Parts
 from lift.protocol.flower.supernode import CONNECT_ANEW, Handover
+from lift.protocol.flower.waiting import News
 
 pytestmark = pytest.mark.timeout(60)
 LOOP: Any = importlib.import_module("flwr.supernode.start_client_internal")
@@ -107,7 +109,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Node:
 @pytest.fixture
 def node(plain: Node) -> Node:
     """The same with ours."""
-    handover = Handover(LOOP)
+    handover = Handover(LOOP, News(), Parts())
     plain.pull, plain.push = handover.pull, handover.push
     return plain
 
@@ -218,7 +220,7 @@ class Way:
 @pytest.fixture
 def whole() -> Node:
     """A node whose requests come by Flower's own code, with ours around it."""
-    handover = Handover(LOOP)
+    handover = Handover(LOOP, News(), Parts())
     return Node(handover.pull, handover.push)
 
 
