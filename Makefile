@@ -8,10 +8,11 @@ DOCS_STAMP := $(VENV)/.installed-docs
 RELEASE_STAMP := $(VENV)/.installed-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 
-.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check clean help
+.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -81,6 +82,16 @@ wheel: $(RELEASE_STAMP)  ## wheel, source archive, list of components and SHA256
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d dist
 	$(BIN)/python -m tools.release dist
+
+images: image-server-cpu image-site-cpu image-site-gpu  ## images of a release; PYTHON_IMAGE: the base, by its digest
+
+image-server-cpu image-site-cpu image-site-gpu: image-%: $(STAMP)
+	$(BIN)/python -m tools.images $(PYTHON_IMAGE)
+	podman build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --target $(word 1,$(subst -, ,$*)) \
+	  --file deploy/containers/Containerfile.$(word 2,$(subst -, ,$*)) \
+	  --ignorefile deploy/containers/Containerfile.$(word 2,$(subst -, ,$*)).dockerignore --tag lift-$*:$(VERSION) .
+	mkdir -p dist
+	podman run --rm --entrypoint cat lift-$*:$(VERSION) /opt/lift/lift.cdx.json > dist/lift-$*.cdx.json
 
 wheel-check: wheel  ## builds again and compares the bytes
 	rm -rf out/wheel-again

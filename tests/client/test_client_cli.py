@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,23 @@ def test_a_hash_written_down_is_found_again_later(run: Run, site: Path) -> None:
         assert f"line {line} has the expected hash" in said.out
     for wrong, code in (("f" * 64, 9), ("0" * 64, 9), (last_hash[:15], 2), ("x" * 16, 2), ("", 2)):
         assert run("journal", "--site", site, "--expect", wrong).code == code
+
+
+def test_an_older_journal_put_back_whole_passes_but_for_the_hash_that_was_written_down(
+    run: Run, site: Path, tmp_path: Path
+) -> None:
+    work, copy = site.parent / "work", tmp_path / "copy"
+    shutil.copytree(work, copy)
+    Journal(work / "journal.jsonl").append(
+        Entry(run="", round=0, kind="note", tensors=(), bytes=0, sha256="d" * 64,
+              receiver="nobody", purpose="A line after the backup.")
+    )  # fmt: skip
+    written_down = run("journal", "--site", site, "--head").out.split()[1]
+    shutil.copy(copy / "journal.jsonl", work)
+    assert run("journal", "--site", site, "--verify").code == 9
+    shutil.copy(copy / "journal.head", work)
+    assert run("journal", "--site", site, "--verify").code == 0
+    assert run("journal", "--site", site, "--expect", written_down).code == 9
 
 
 @pytest.mark.parametrize("option", ["", "--verify", "--head", "--json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lift.tasks.paired.building import start_values
 from lift_client.gate.cohort_ledger import begin
 from lift_client.gate.ledger import LEDGER_FILE, verify
 from lift_client.session import SiteSession
+from lift_server.rounds.ledger_heads import HEADS_FILE
 from lift_server.rounds.loop import run_rounds
 from lift_server.rounds.store import RunStore
 from lift_server.tasks.paired import PairedRun
@@ -136,6 +138,53 @@ def test_a_ledger_put_back_during_a_run_is_refused_at_the_site(
     assert records[3].refused == {NORTH: "privacy"}
     # nothing was computed on account of the older ledger
     assert north.steps() == 1
+
+
+@pytest.mark.parametrize("server_too", [False, True], ids=["ledger alone", "heads as well"])
+def test_an_older_ledger_passes_only_where_the_servers_heads_are_as_old(
+    tmp_path: Path, generator: FrozenGenerator, server_too: bool
+) -> None:
+    heads, copy = tmp_path / "run" / HEADS_FILE, tmp_path / "heads"
+    plan = _plan(generator)
+    north = Hospital(NORTH, tmp_path / NORTH, generator)
+    south = Hospital(SOUTH, tmp_path / SOUTH, generator)
+    handlers: dict[str, SiteHandler] = {NORTH: north, SOUTH: south}
+
+    def federate_again(seed: int, look: Callable[[RoundRecord], None]) -> list[RoundRecord]:
+        now = plan.model_copy(update={"seed": seed})
+        store = RunStore(tmp_path / f"run-{seed}", now.digest())
+
+        def main(transport: Transport) -> None:
+            task = PairedRun(now, lambda taps: start_values(now, generator, taps))
+            run_rounds(now, transport, store, task, roster=lambda: [NORTH, SOUTH],
+                       on_round=look, heads_file=heads)  # fmt: skip
+
+        run_in_process(main, handlers)
+        return store.records
+
+    def back_up(record: RoundRecord) -> None:
+        if record.round == 1:
+            north.back_up()
+            shutil.copy(heads, copy)
+
+    try:
+        federate_again(plan.seed, back_up)
+        assert north.steps() == ROUNDS
+        north.put_back()
+        if server_too:
+            shutil.copy(copy, heads)
+        records = federate_again(plan.seed + 1, lambda record: None)
+    finally:
+        north.session.close()
+        south.session.close()
+    if not server_too:
+        assert records[0].refused == {NORTH: "privacy"}
+        assert all(set(record.counted) == {SOUTH} for record in records)
+        assert north.steps() == 1
+        return
+    assert all(not record.refused for record in records)
+    # two rounds of the first run are in no ledger any more
+    assert north.steps() == 1 + ROUNDS
 
 
 def test_a_site_that_does_not_look_is_refused_at_the_server(

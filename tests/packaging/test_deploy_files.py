@@ -172,12 +172,20 @@ def test_everything_that_operators_need_is_there() -> None:
         "deploy/containers/Containerfile.gpu.dockerignore",
         "deploy/containers/compose.yaml",
         "deploy/containers/lift.def",
+        "deploy/kubernetes/deployment.yaml",
+        "deploy/kubernetes/gpu.yaml",
+        "deploy/kubernetes/kustomization.yaml",
+        "deploy/kubernetes/namespace.yaml",
+        "deploy/kubernetes/network-policy.yaml",
+        "deploy/kubernetes/volumes.yaml",
         "deploy/nginx/lift.conf",
+        "deploy/oauth2-proxy/oauth2-proxy.cfg",
         "deploy/systemd/lift-client.service",
         "deploy/systemd/lift-server.service",
         "docs/guides/air-gapped.md",
         "docs/guides/coordinator.md",
         "docs/guides/monitoring.md",
+        "docs/guides/operations.md",
         "docs/guides/security-officer.md",
         "docs/guides/site.md",
     }
@@ -242,7 +250,9 @@ def test_an_image_holds_every_package_at_its_pinned_version(path: Path) -> None:
     pin = re.search(r"^torch==(\S+)$", _text(ROOT / "constraints.txt"), re.MULTILINE)
     assert pin is not None
     assert re.findall(r'"torch==([^"]+)"', _text(path)) == [pin[1]]
-    assert _text(path).count("--constraint constraints.txt") == 2
+    # an image of ours lists its components too, by a program at its pinned version
+    lists = _text(path).count("cyclonedx-py environment")
+    assert _text(path).count("--constraint constraints.txt") == 2 + lists
 
 
 @pytest.mark.parametrize("path", CONTAINERFILES, ids=_name)
@@ -294,6 +304,21 @@ def test_nginx_passes_tls_through_and_limits_connections() -> None:
     assert not re.search(r"\bssl|\bhttp\b|proxy_protocol", text)
     for directive in ("limit_conn ", "proxy_timeout ", "proxy_connect_timeout ", "proxy_pass "):
         assert directive in text
+
+
+def test_the_login_proxy_asks_the_page_under_the_pages_own_name() -> None:
+    """tests/server/test_live_page.py: another name is refused."""
+    settings = tomllib.loads(_text(DEPLOY / "oauth2-proxy" / "oauth2-proxy.cfg"))
+    fields = ServerConfig.model_fields
+    page = f"{fields['page_host'].default}:{fields['page_port'].default}"
+    assert settings["upstreams"] == [f"http://{page}/"]
+    assert settings["pass_host_header"] is False
+    assert not any(
+        settings[f"pass_{what}"] for what in ("basic_auth", "user_headers", "access_token")
+    )
+    assert settings["cookie_secure"] is settings["cookie_httponly"] is True
+    assert settings["allowed_groups"]
+    assert not {"cookie_secret", "client_secret", "skip_auth_routes"} & set(settings)
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=_name)

@@ -412,6 +412,16 @@ def test_a_removed_site_comes_back_with_its_key_or_another(tmp_path: Path) -> No
         remove_site(config, "valley")
 
 
+def test_an_older_roster_put_back_admits_again_whom_it_knew(tmp_path: Path) -> None:
+    config = federation(tmp_path)
+    add_site(config, "north", site_key(tmp_path / "north.pub"))
+    backup = config.sites.read_bytes()
+    remove_site(config, "north", now=NOW)
+    config.sites.write_bytes(backup)
+    # nothing can tell: operations.md says what to do
+    assert list(Roster.read(config.sites).admitted_keys) == ["north"]
+
+
 def test_declared_patients_are_kept_until_they_are_given_anew(tmp_path: Path) -> None:
     config = federation(tmp_path)
     key = site_key(tmp_path / "site.pub")

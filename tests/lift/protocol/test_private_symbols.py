@@ -180,6 +180,13 @@ def test_flower_still_has_it(module: str) -> None:
     assert {name for name in wanted if not hasattr(there, name)} == set()
 
 
+def test_flower_does_not_refuse_a_site_of_another_version_of_flower() -> None:
+    fleet = importlib.import_module("flwr.superlink.routers.fleet.router").router
+    (check,) = [depends.dependency for depends in fleet.dependencies]
+    # the day it does, docs/guides/operations.md has to say what each side shows
+    assert check._reject_incompatible is False
+
+
 def test_what_is_replaced_is_what_flower_calls() -> None:
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     source = inspect.getsource(loop)
