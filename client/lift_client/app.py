@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from lift.device import resolve_device
 from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
 from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
-from lift.logs import log_to_file, log_to_terminal
+from lift.logs import LogFormat, log_to_file, log_to_terminal
 from lift.protocol.codec import encode
 from lift.protocol.flower.admission import admission_problem
 from lift.protocol.flower.children import keep_loopback_direct
@@ -65,11 +66,15 @@ _UNREADABLE_FIX: Final = {
 }
 
 
-def serve(config: SiteConfig) -> None:
+def serve(config: SiteConfig, log_format: LogFormat = "text") -> None:
     """Join the federation and answer its requests until SIGTERM or Ctrl-C.
 
     The server need not be there yet, and may go and come back: the connection is made again
     for ever, with growing pauses.
+
+    Args:
+        config: the site's settings.
+        log_format: of the log's lines. In JSON the caller writes them to the terminal.
 
     Raises:
         BudgetSpentError: the site's privacy budget does not cover the run. The server is informed
@@ -88,8 +93,8 @@ def serve(config: SiteConfig) -> None:
     close_folder(work)
     with (
         held_alone(work / "lock", _already_running(work)),
-        log_to_file(work / "log.txt"),
-        log_to_terminal(),
+        log_to_file(work / "log.txt", log_format),
+        log_to_terminal() if log_format == "text" else nullcontext(),
     ):
         journal = Journal(work / JOURNAL_FILE)
         check_noted(work)
