@@ -18,6 +18,8 @@ LogFormat = Literal["text", "json"]
 LARGEST_LOG_BYTES: Final = 10 << 20
 OLDER_LOGS: Final = 4
 """How many full logs are kept beside the one that is written: NAME.1 is the newest of them."""
+TELL_EVERY_S: Final = 30.0
+"""How often something that takes long says how far it is."""
 _OURS: Final = ("lift", "lift_server", "lift_client", "lift_simulation")
 _SILENT: Final = logging.CRITICAL + 1
 _mutes: dict[str, tuple[int, int]] = {}

@@ -15,7 +15,7 @@ from lift.audit.scores import CAVEAT
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import prepare
 from lift.cohort.reading import read_patients
-from lift.cohort.split import Part, Split, read_split, split_patients
+from lift.cohort.split import SPLIT_FILE, Part, Split, read_split
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import fix_threads, resolve_device
@@ -38,7 +38,6 @@ from lift.tasks.unconditional.task import decoder_of
 Report = Callable[[str, int, int], None]
 GENERATED: Final = 96
 """Generated volumes that are compared with patients."""
-_SPLIT_FILE: Final = "split.json"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def audit_patients(
         caveat=CAVEAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    concern = _split_concern(site.folder / _SPLIT_FILE, split)
+    concern = _split_concern(site.folder / SPLIT_FILE, split)
     return AuditedSite(audit, not plan.protects_patients, concern)
 
 
@@ -162,12 +161,7 @@ class _Searched:
         self._usable = read_patients(
             site, plan, lambda patient: self._read(patient).shape, _named(report, "patients")
         )
-        self.split = split_patients(
-            list(self._usable.patients.values()),
-            plan.split,
-            site.name,
-            one_by_one=plan.protects_patients,
-        )
+        self.split = self._usable.split(plan, site.name, None)
 
     def persons(self, *parts: Part) -> Patients:
         """Patient -> volumes on the decoder's grid, (z, h, w) in [0, 1]."""

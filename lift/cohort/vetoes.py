@@ -26,6 +26,7 @@ from lift.config.site import SiteSettings
 from lift.errors import DataError
 from lift.files import write_json
 from lift.inspection.traces import check_duplicates
+from lift.logs import TELL_EVERY_S
 from lift.strict_json import parse_model
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,19 @@ def vetoed(
     if not settings.checks_images:
         logger.info("event=images_not_checked site=%s patients=%d", settings.name, len(patients))
         return []
-    began = monotonic()
+    began = told = monotonic()
     grid = plan.preprocessing.grid
-    reports, kept = {}, 0
+    reports: dict[str, PatientReport] = {}
+    kept = 0
     for whole in patients:
+        if monotonic() - told >= TELL_EVERY_S:
+            told = monotonic()
+            logger.info(
+                "event=checking_images site=%s done=%d of=%d",
+                settings.name,
+                len(reports),
+                len(patients),
+            )
         patient = whole.with_channels(plan.task.channels)
         found = stored_report(settings.image_reports, patient, grid)
         kept += found is not None

@@ -18,7 +18,7 @@ from typing import Final
 from lift.cohort.examination import PatientReport
 from lift.cohort.layouts import list_patients
 from lift.cohort.reading import file_digests
-from lift.cohort.split import Split, read_split, write_split
+from lift.cohort.split import SPLIT_FILE, Split, read_split, write_split
 from lift.cohort.withdrawn import LeftOut
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
@@ -35,7 +35,6 @@ from lift_client.own.report import OUTPUT_FOLDER
 from lift_client.tasks.paired import FINAL_MIXER_FILE
 
 _LOGS: Final = "log.txt*"
-_SPLIT_FILE: Final = "split.json"
 _HEAD: Final = frozenset({"time", "level", "logger"})
 _ENTRY: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* (\S+ \S+ )?|(?=\{\"time\": )")
 Knows = Callable[[str], bool]
@@ -136,7 +135,7 @@ def last_plan(work: Path) -> Plan | None:
 
 
 def _splits(work: Path) -> list[Path]:
-    found = (path.relative_to(work) for path in work.rglob(_SPLIT_FILE))
+    found = (path.relative_to(work) for path in work.rglob(SPLIT_FILE))
     # a folder that a killed program left goes as a whole
     return sorted(path for path in found if not path.parts[0].startswith("."))
 

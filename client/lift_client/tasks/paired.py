@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lift.cohort.patients import Patient
-from lift.cohort.split import FEWEST_VALIDATION, Part, parts_of
+from lift.cohort.split import FEWEST_VALIDATION, Part, Split, parts_of
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
@@ -88,6 +88,7 @@ class PairedWork:
         *,
         work: Path,
         report: Callable[[int, int], None] | None,
+        begun: Split | None = None,
     ) -> None:
         self._plan = plan
         self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
@@ -96,7 +97,9 @@ class PairedWork:
         self._generator = generator
         self._mixer = plan_mixer(plan, generator)
         self._work = work
-        self.cohort = open_cohort(settings, plan, generator, self._mixer, work=work, report=report)
+        self.cohort = open_cohort(
+            settings, plan, generator, self._mixer, work=work, report=report, begun=begun
+        )
         self.contrast: SiteContrast | None = None
         if plan.mixer.contrast != "none":
             affine = plan.mixer.contrast == "affine"
