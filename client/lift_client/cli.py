@@ -188,7 +188,7 @@ def phantom(
     """
     from rich.console import Console
 
-    from lift_client.own.progress import shown
+    from lift.progress import shown
     from lift_client.phantoms import write_phantoms
 
     with shown(Console(stderr=True)) as progress:
@@ -275,7 +275,7 @@ def report(
     """
     from rich.console import Console
 
-    from lift_client.own.progress import shown
+    from lift.progress import shown
     from lift_client.own.report import write_own_report
 
     config = _settings(_site_file(site, ctx))
@@ -328,9 +328,9 @@ def choose(
     """
     from rich.console import Console
 
+    from lift.progress import shown
     from lift_client.own.choice_view import show
     from lift_client.own.choosing import choose_model
-    from lift_client.own.progress import shown
 
     config = _settings(_site_file(site, ctx))
     with shown(Console(stderr=True)) as progress:

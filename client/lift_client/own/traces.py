@@ -25,6 +25,7 @@ from lift.config.site import SiteConfig
 from lift.errors import DataError
 from lift.files import write_atomically
 from lift.generator.features import FeatureCache, files_name
+from lift.mixer.finished import FINAL_MIXER_FILE
 from lift.strict_json import parse_json, parse_model
 from lift.tasks.paired.contrast import CURVES_FILE
 from lift.tasks.paired.local import OWN_MIXER_FILE
@@ -32,7 +33,6 @@ from lift_client.gate.budget import STORED
 from lift_client.gate.stored_plan import stored_plan
 from lift_client.own.choosing import UNFINISHED
 from lift_client.own.report import OUTPUT_FOLDER
-from lift_client.tasks.paired import FINAL_MIXER_FILE
 
 _LOGS: Final = "log.txt*"
 _HEAD: Final = frozenset({"time", "level", "logger"})

@@ -28,7 +28,7 @@ from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves, CurveEquations
-from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.mixer.finished import FINAL_MIXER_FILE, FinishedMixer, write_mixer
 from lift.mixer.z_filter import NormalEquations
 from lift.one_patient import of_one_patient
 from lift.privacy.gain import release_gain
@@ -63,8 +63,6 @@ from lift_client.gate.check_received import received_values
 from lift_client.tasks.work import Counts, SiteWork, StepReport
 
 logger = logging.getLogger(__name__)
-FINAL_MIXER_FILE: Final = "final-mixer.safetensors"
-"""In the work folder: the mixer of the last verdict."""
 _FEWEST_CURVE_PATIENTS: Final = 2
 _CURVE_WINDOWS: Final = 8
 
