@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lift.errors import EXIT_CODES
 from tests.end_to_end.tiny_run import TinyRun
 from tests.federation.world import Federation, run, until
 
@@ -115,6 +118,42 @@ def test_a_copied_key_is_refused_and_both_sides_are_told(waiting: Federation) ->
     assert waiting.processes["east"].poll() is None
 
 
+def test_with_log_format_json_every_line_is_an_object(waiting: Federation) -> None:
+    waiting.start_site("east", options=["--log-format", "json"])
+    await_line(waiting, "east", '"event": "connected"')
+    for text in (waiting.site_log("east"), waiting.log("east").split("}\n{", 1)[0] + "}"):
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        assert len(lines) == len(text.splitlines())
+        started = next(line for line in lines if line["event"] == "started")
+        assert started["site"] == "east"
+        assert started["level"] == "info"
+        assert started["time"].endswith("Z")
+
+
+def test_a_health_port_that_is_taken_ends_the_server_with_the_code_of_the_guide(
+    volumes: TinyRun, tmp_path: Path
+) -> None:
+    made = Federation(tmp_path, volumes, sites=())
+    made.make()
+    with socket.create_server(("127.0.0.1", made.server_settings()["health_port"])):
+        made.start_server()
+        assert made.wait_server(60) == EXIT_CODES["connection"].number
+        terminal = made.log("server")
+        headline, seen, remedy = terminal.splitlines()[-3:]
+        assert headline.startswith("lift-server: the health service's port is taken in health_port")
+        assert "in use" in seen
+        assert "Choose another health_port" in remedy
+        # nothing of gRPC's own
+        assert "grpc" not in terminal.lower()
+        assert all(line.startswith(("test:", "privacy:")) for line in terminal.splitlines()[:-3])
+        made.start_server(options=["--log-format", "json"])
+        assert made.wait_server(60) == EXIT_CODES["connection"].number
+        lines = [json.loads(line) for line in made.log("server")[len(terminal) :].splitlines()]
+    assert lines[0]["message"].startswith("test:")
+    assert (lines[-1]["event"], lines[-1]["exit"], lines[-1]["class"]) == ("ended", 4, "connection")
+    assert lines[-1]["fix"].endswith("Choose another health_port, or null for none.")
+
+
 def test_a_wrong_clock_is_named(waiting: Federation, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SHIFTED.format(seconds=600), encoding="utf-8")
     waiting.start_site("east", PYTHONPATH=str(tmp_path))
@@ -133,7 +172,40 @@ def test_a_server_that_is_away_and_back(waiting: Federation) -> None:
     await_line(waiting, "east", "event=connected_again")
 
 
-def test_a_site_that_was_never_admitted_or_was_removed_is_told(waiting: Federation) -> None:
+def test_a_server_that_was_moved_has_its_sites_again(waiting: Federation) -> None:
+    """To another folder, by a copy of what the guide names; sites dial the same address."""
+    waiting.start_site("east")
+    await_line(waiting, "east", "event=connected")
+    waiting.kill("server")
+    await_line(waiting, "east", "event=server_away")
+    moved = waiting.server.rename(waiting.folder / "moved")
+    waiting.server.symlink_to(moved)
+    for file in (moved / "state").glob("superlink.db*"):
+        file.unlink()
+    said = len(waiting.log("server"))
+    waiting.start_server()
+    await_line(waiting, "east", "event=connected_again")
+
+    def online() -> bool:
+        shown = json.loads(run("lift-server", "status", waiting.server, "--json"))
+        return bool(shown["sites"]["east"]["online"])
+
+    until(online, WITHIN_S, "the site at the moved server")
+    assert "lost" not in waiting.log("server")[said:]
+    assert waiting.site_log("east").rstrip().endswith("event=connected_again")
+
+
+def test_a_key_that_was_never_admitted_is_told(waiting: Federation) -> None:
+    stranger = waiting.site("stranger")
+    run("lift-client", "enroll", "north", "--folder", stranger)
+    shutil.copytree(waiting.site("north") / "kit", stranger / "kit")
+    shutil.copy(waiting.site("north") / "site.yaml", stranger)
+    waiting.start_site("stranger")
+    line = await_line(waiting, "stranger", "event=not_connected cause=admission")
+    assert "Send site.pub to the coordinator" in line
+
+
+def test_a_site_that_was_removed_is_told(waiting: Federation) -> None:
     waiting.start_site("west")
     await_line(waiting, "west", "event=connected")
     run("lift-server", "remove-site", waiting.server, "west")

@@ -154,12 +154,15 @@ class Federation:
         *,
         killing: Path | None = None,
         planting: bool = False,
+        lying: bool = False,
         options: Sequence[str] = (),
         **environment: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a site; `planting`: with a session that sends too much."""
+        """Start a site; `planting`: with a session that sends too much; `lying`: see the module."""
         path = self.site(name) / "site.yaml"
         wrapper = ["tests.federation.planting"] if planting else _killing(killing)
+        if lying:
+            wrapper = ["tests.federation.lying"]
         return self._start(
             name, "lift-client", "--site", path, *options, wrapper=wrapper, environment=environment
         )
