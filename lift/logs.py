@@ -15,7 +15,7 @@ from typing import Final, Literal
 from lift.log_lines import JsonLines, TextLines
 
 LogFormat = Literal["text", "json"]
-LARGEST_LOG_BYTES: Final = 10 << 20
+LARGEST_LOG_BYTES: Final = 10_000_000
 OLDER_LOGS: Final = 4
 """How many full logs are kept beside the one that is written: NAME.1 is the newest of them."""
 TELL_EVERY_S: Final = 30.0
