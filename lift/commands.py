@@ -113,10 +113,6 @@ def _guarded(command: Callable[[], object], program: str) -> int:
         outcome = command()
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        usage = error.format_message()
-        _say(f"{program}: {usage} [config, exit 2]\n  See `{program} --help`.")
-        return EXIT_CODES["config"].number
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 RUF100  # the last line of defence
         told, code = _told(error, program)
         _say(told.render(program) if isinstance(told, LiftError) else f"{program}: {told}")
@@ -128,6 +124,9 @@ def _told(error: BaseException, program: str) -> tuple[LiftError | str, int]:
     """What an operator reads of the end of a command, and its exit code."""
     if isinstance(error, LiftError):
         return error, error.exit_code
+    if isinstance(error, click.ClickException):
+        code = EXIT_CODES["config"].number
+        return f"{error.format_message()} [config, exit {code}]\n  See `{program} --help`.", code
     if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
         return "stopped; run the same command again to go on", 130
     if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):

@@ -41,21 +41,15 @@ def log_to_file(path: Path, log_format: LogFormat = "text") -> Iterator[None]:
     handler.setFormatter(_formatter(log_format))
     handler.addFilter(lambda record: _is_ours(record.name) or record.levelno >= logging.ERROR)
     root = logging.getLogger()
-    ours = [logging.getLogger(name) for name in _OURS]
-    levels = [logger.level for logger in ours]
     root.addHandler(handler)
-    for logger in ours:
-        logger.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
-        with _libraries_off_the_terminal():
+        with _informative(), _libraries_off_the_terminal():
             yield
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         handler.close()
-        for logger, level in zip(ours, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager
@@ -64,14 +58,14 @@ def log_to_terminal(log_format: LogFormat = "text") -> Iterator[None]:
     handler = logging.StreamHandler()
     text = TextLines("%(asctime)s %(message)s", "%H:%M:%S")
     handler.setFormatter(text if log_format == "text" else _formatter(log_format))
-    ours = [logging.getLogger(name) for name in _OURS]
-    for logger in ours:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
+    with _informative() as ours:
         for logger in ours:
-            logger.removeHandler(handler)
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for logger in ours:
+                logger.removeHandler(handler)
 
 
 def rotating_file(path: Path) -> RotatingFileHandler:
@@ -112,6 +106,20 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
 
 def _is_ours(name: str) -> bool:
     return name.partition(".")[0] in _OURS
+
+
+@contextmanager
+def _informative() -> Iterator[list[logging.Logger]]:
+    """Inside the block our loggers, which it gives, tell more than warnings."""
+    ours = [logging.getLogger(name) for name in _OURS]
+    levels = [logger.level for logger in ours]
+    for logger in ours:
+        logger.setLevel(logging.INFO)
+    try:
+        yield ours
+    finally:
+        for logger, level in zip(ours, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -160,13 +160,17 @@ def test_whoever_is_gone_moves_nobody_to_another_part(
     work = tmp_path / "work"
     answer(generator, settings, plan, work, 0)
     split = read_split(work / SPLIT_FILE)
+    update = answer(generator, settings, plan, work, 1)
     gone = split.train[0]
-    shutil.rmtree(settings.data.root / gone)
+    (settings.data.root / gone).rename(tmp_path / gone)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(answer(generator, settings, plan, work, 1), Parcel)
-    assert read_split(work / SPLIT_FILE) == split.among(split.everybody - {gone})
+        assert not same(answer(generator, settings, plan, work, 1), update)
+    assert read_split(work / SPLIT_FILE) == split
     (line,) = [r.getMessage() for r in caplog.records if "patients_gone" in r.getMessage()]
     assert gone in line
+    (tmp_path / gone).rename(settings.data.root / gone)
+    assert same(answer(generator, settings, plan, work, 1), update)
+    shutil.rmtree(settings.data.root / gone)
     for patient in split.train[1:]:
         shutil.rmtree(settings.data.root / patient)
     with caplog.at_level(logging.ERROR):

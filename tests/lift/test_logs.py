@@ -203,12 +203,8 @@ def test_in_json_all_that_a_program_tells_is_a_line(capfd: pytest.CaptureFixture
             console.print(line, markup=False, highlight=False, soft_wrap=True)
             raise ERROR
 
-    logging.getLogger("lift").setLevel(logging.INFO)
-    try:
-        with pytest.raises(click.exceptions.Exit) as caught:
-            program()
-    finally:
-        logging.getLogger("lift").setLevel(logging.NOTSET)
+    with pytest.raises(click.exceptions.Exit) as caught:
+        program()
     assert caught.value.exit_code == 3
     told, ended = map(json.loads, capfd.readouterr().err.splitlines())
     assert told["message"] == "[b]round 1[/b] " + "x" * 300

@@ -102,7 +102,9 @@ class UnconditionalWork:
         self._losses: dict[str, DriftingLoss] = {}
         usable = read_patients(settings, plan, self._read, report, begun=begun)
         self.split = usable.split(plan, settings.name, begun)
-        write_split(work / SPLIT_FILE, self.split)
+        if begun is None:
+            # whoever is missing now may be back at the next start
+            write_split(work / SPLIT_FILE, self.split)
         self.patients = usable.patients
         self.refusals = tuple(usable.refusals)
         self._content = usable.content

@@ -148,7 +148,9 @@ def open_cohort(
     # whoever was taken out of the data leaves the cache too
     cache.forget_all_but(present, owner=owner)
     split = usable.split(plan, settings.name, begun)
-    write_split(work / SPLIT_FILE, split)
+    if begun is None:
+        # whoever is missing now may be back at the next start
+        write_split(work / SPLIT_FILE, split)
     return SiteCohort(settings.name, split, usable.patients, usable.content, tuple(usable.refusals))
 
 
