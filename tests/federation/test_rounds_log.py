@@ -18,13 +18,12 @@ import pytest
 from lift.cohort.split import read_split
 from tests.end_to_end.tiny_run import TinyRun, command, patient_name
 from tests.federation.lying import CLAIMED
-from tests.federation.test_site_log import WITHIN_S, await_line, change
+from tests.federation.test_site_log import START_S, WITHIN_S, await_line, change
 from tests.federation.world import Federation, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DECLARED = 12
 DEADLINE_S = 240.0
-START_S = 120.0
 NEWER = """
 import lift.protocol.messages as messages
 messages.PROTOCOL_VERSION += 1
