@@ -17,8 +17,8 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 _BLOCK = 1 << 20
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Numbers of the errors of a disk that takes nothing more."""
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Numbers of the errors of a disk, or a limit, that takes nothing more."""
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:

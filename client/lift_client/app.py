@@ -8,8 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Final
 
@@ -20,7 +22,7 @@ from lift.device import resolve_device
 from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
 from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
-from lift.logs import log_to_file, log_to_terminal
+from lift.logs import TELL_EVERY_S, LogFormat, log_to_file, log_to_terminal
 from lift.protocol.codec import encode
 from lift.protocol.flower.admission import admission_problem
 from lift.protocol.flower.children import keep_loopback_direct
@@ -65,11 +67,15 @@ _UNREADABLE_FIX: Final = {
 }
 
 
-def serve(config: SiteConfig) -> None:
+def serve(config: SiteConfig, log_format: LogFormat = "text") -> None:
     """Join the federation and answer its requests until SIGTERM or Ctrl-C.
 
     The server need not be there yet, and may go and come back: the connection is made again
     for ever, with growing pauses.
+
+    Args:
+        config: the site's settings.
+        log_format: of the log's lines. In JSON the caller writes them to the terminal.
 
     Raises:
         BudgetSpentError: the site's privacy budget does not cover the run. The server is informed
@@ -88,8 +94,8 @@ def serve(config: SiteConfig) -> None:
     close_folder(work)
     with (
         held_alone(work / "lock", _already_running(work)),
-        log_to_file(work / "log.txt"),
-        log_to_terminal(),
+        log_to_file(work / "log.txt", log_format),
+        log_to_terminal() if log_format == "text" else nullcontext(),
     ):
         journal = Journal(work / JOURNAL_FILE)
         check_noted(work)
@@ -99,7 +105,7 @@ def serve(config: SiteConfig) -> None:
             expected_fingerprint=kit.generator_fingerprint,
             device=resolve_device(config.device),
         )
-        session = SiteSession(config, generator, work, report=_log_step)
+        session = SiteSession(config, generator, work, report=_steps_logged(), watches_data=True)
         settings = SuperNodeSettings(
             address=kit.address,
             ca=str(config.kit / CA_FILE),
@@ -374,9 +380,23 @@ def _round(request: Parcel) -> int:
     return request.body.round if isinstance(request.body, TrainRequest) else 0
 
 
-def _log_step(what: str, done: int, total: int) -> None:
-    if done == total:
-        logger.info("event=step_done step=%s of=%d", what.replace(" ", "_"), total)
+def _steps_logged(
+    clock: Callable[[], float] = monotonic,
+) -> Callable[[str, int, int], None]:
+    """A line when something is done, and now and then while it takes long."""
+    current, told = "", 0.0
+
+    def log(what: str, done: int, total: int) -> None:
+        nonlocal current, told
+        if what != current:
+            current, told = what, clock()
+        if done < total and clock() - told < TELL_EVERY_S:
+            return
+        told = clock()
+        event = "step_done" if done == total else "step"
+        logger.info("event=%s step=%s done=%d of=%d", event, what.replace(" ", "_"), done, total)
+
+    return log
 
 
 def _already_running(folder: Path) -> ConfigError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import click
 import typer
 
-from lift.commands import VersionOption, run_command
+from lift.commands import LogFormatOption, VersionOption, log_lines, run_command
 from lift.errors import EXIT_CODES, ConfigError, RecordError
 
 if TYPE_CHECKING:
@@ -45,19 +45,29 @@ _WORST_FIRST: Final = ("config", "version", "connection", "policy", "data")
 
 
 @app.callback(invoke_without_command=True)
-def start(ctx: typer.Context, site: SiteOption = None, _version: VersionOption = False) -> None:
+def start(
+    ctx: typer.Context,
+    site: SiteOption = None,
+    log_format: LogFormatOption = "text",
+    _version: VersionOption = False,
+) -> None:
     """Without a command: join the federation, train, and reconnect until the run ends.
 
     Run the same command again to resume.
     """
     ctx.obj = site
     if ctx.invoked_subcommand is not None:
+        if log_format != "text":
+            raise click.UsageError(
+                f"--log-format is for the running client; omit it for '{ctx.invoked_subcommand}'"
+            )
         return
-    config = _settings(_site_file(site))
-    # torch and flwr take seconds: a typo must not wait for them
-    from lift_client.app import serve
+    with log_lines(PROGRAM, log_format):
+        config = _settings(_site_file(site))
+        # torch and flwr take seconds: a typo must not wait for them
+        from lift_client.app import serve
 
-    serve(config)
+        serve(config, log_format)
 
 
 @app.command()
@@ -178,7 +188,7 @@ def phantom(
     """
     from rich.console import Console
 
-    from lift_client.own.progress import shown
+    from lift.progress import shown
     from lift_client.phantoms import write_phantoms
 
     with shown(Console(stderr=True)) as progress:
@@ -265,7 +275,7 @@ def report(
     """
     from rich.console import Console
 
-    from lift_client.own.progress import shown
+    from lift.progress import shown
     from lift_client.own.report import write_own_report
 
     config = _settings(_site_file(site, ctx))
@@ -318,9 +328,9 @@ def choose(
     """
     from rich.console import Console
 
+    from lift.progress import shown
     from lift_client.own.choice_view import show
     from lift_client.own.choosing import choose_model
-    from lift_client.own.progress import shown
 
     config = _settings(_site_file(site, ctx))
     with shown(Console(stderr=True)) as progress:

@@ -26,6 +26,10 @@ _KEY_FIX: Final = (
     "Stop the other client that uses this site.key, or wait 20 s after a crash. If there is none "
     "that you know, the key was copied: inform the coordinator, and enrol with a new key."
 )
+_REFUSED_FIX: Final = (
+    "Nothing to do now: this client connects anew, as after a server that was moved. If it comes "
+    "again, ask the coordinator whether both sides run the same version."
+)
 
 
 class ConnectionLog:
@@ -102,8 +106,10 @@ class ConnectionLog:
         for verdict in found[:1]:
             _say(verdict.check, verdict.detail, verdict.fix)
         if not found and now.state == "refused":
-            seen = f"the server refused a request with HTTP status {now.status}"
-            _say("server", seen, "Ask the coordinator whether both sides run the same version.")
+            seen = (
+                f"the server refused a request with HTTP status {now.status}; checks find nothing"
+            )
+            _say("server", seen, _REFUSED_FIX)
 
 
 def _say(cause: str, seen: str, fix: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lift.cohort.split import SPLIT_FILE, Split, read_split
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients, StatisticsOnce
 from lift.config.site import SiteSettings
@@ -59,6 +60,7 @@ from lift.tasks.steps import TrainedRound
 from lift.wire.gain import asks_gain
 from lift.wire.names import MIXER, SHARED, group, without
 from lift_client.check.data_card import shared_card
+from lift_client.check.data_watch import DataWatch
 from lift_client.gate.budget import Budget, described
 from lift_client.gate.check_received import received_values
 from lift_client.gate.patients_used import note_used
@@ -101,6 +103,7 @@ class SiteSession:
         generator: the frozen generator that this site has approved.
         work: the site's folder for plan, split, log and cache.
         report: called with what is being done, the steps done and their number.
+        watches_data: whether the log says what changes in the data folder meanwhile.
     """
 
     def __init__(
@@ -110,11 +113,14 @@ class SiteSession:
         work: Path,
         *,
         report: StepReport | None = None,
+        watches_data: bool = False,
     ) -> None:
         self.settings = settings
         self._generator = generator
         self._work = work
         self._report = report
+        self._watches_data = watches_data
+        self._watch: DataWatch | None = None
         self._opened: dict[str, _Opened] = {}
         self._budget = Budget(settings, work)
         self._forms = answer_forms(generator)
@@ -200,14 +206,22 @@ class SiteSession:
         self._budget.admit(plan)
 
     def close(self) -> None:
-        """Close the site's privacy ledger."""
+        """Close the site's privacy ledger, and watch the data no more."""
+        if self._watch is not None:
+            self._watch.stop()
         self._budget.close()
 
     def work(self, plan: Plan) -> SiteWork:
         """The site's work under a plan (for the site's own reports and the simulation)."""
         return self._open(plan).work
 
-    def _open(self, plan: Plan) -> _Opened:
+    def _open(self, plan: Plan, *, begins: bool = True) -> _Opened:
+        """The site's work, with its patients read.
+
+        Args:
+            plan: of the run.
+            begins: whether the run begins here now; else its patients are those of its beginning.
+        """
         digest = plan.digest()
         if digest not in self._opened:
             if plan.generator_fingerprint != self._generator.fingerprint:
@@ -223,13 +237,32 @@ class SiteSession:
             if busy := busy_notice(plan.threads):
                 logger.warning("event=machine_busy %s", busy)
             with _one_class(plan):
-                work = open_work(self.settings, plan, self._generator, self._work, self._told)
+                watch = DataWatch(self.settings, plan) if self._watches_data else None
+                begun = None if begins else self._begun(plan)
+                work = open_work(
+                    self.settings, plan, self._generator, self._work, self._told, begun
+                )
                 if self.settings.patient_records is not None:
                     now = datetime.now(UTC)
                     note_used(self.settings.patient_records, plan, work.parts, now)
             store_plan(self._work, plan)
             self._opened[digest] = _Opened(plan, work)
+            if self._watch is not None:
+                self._watch.stop()
+            self._watch = watch
+            if watch is not None:
+                watch.start()
         return self._opened[digest]
+
+    def _begun(self, plan: Plan) -> Split | None:
+        """The split with which an earlier process of this site began the run; None: not known."""
+        known = stored_plan(self._work)
+        if known is None or known.digest() != plan.digest():
+            return None
+        try:
+            return read_split(self._work / SPLIT_FILE)
+        except DataError:
+            return None
 
     def _known_plan(self, plan_digest: str) -> Plan:
         """The plan that the server sent before, maybe to an earlier process; reads no volume."""
@@ -331,7 +364,7 @@ class SiteSession:
                 steps=plan.training.steps,
                 request=asked,
             )
-        opened = self._open(plan)
+        opened = self._open(plan, begins=False)
         fix_threads(plan.threads)
         start = received_values(without(tensors, SHARED), opened.work.part)
         shared = group(tensors, SHARED)
@@ -406,7 +439,7 @@ class SiteSession:
                 seen=f"the plan's mode is {plan.privacy.mode}",
                 remedy="Nothing was computed or sent. Tell the coordinator.",
             )
-        opened = self._open(plan)
+        opened = self._open(plan, begins=False)
         fix_threads(plan.threads)
         reply = opened.work.guard(body, tensors)
         opened.work.keep_final(tensors)
@@ -420,7 +453,7 @@ class SiteSession:
         self._budget.admit(plan, known_head=body.known_head)
         # before the first of the patients' data is read
         self._budget.check(plan, round_index=round_index, purpose=GAIN, steps=1, request=request)
-        opened = self._open(plan)
+        opened = self._open(plan, begins=False)
         fix_threads(plan.threads)
         values = received_values(group(tensors, MIXER), opened.work.part)
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lift.commands import VersionOption, run_command
+from lift.commands import LogFormatOption, VersionOption, console_of, log_lines, run_command
 from lift.config.simulation import SimulationConfig
 
 PROGRAM = "lift-simulate"
@@ -44,37 +43,41 @@ def simulate(
             "then exit.",
         ),
     ] = False,
+    log_format: LogFormatOption = "text",
     _version: VersionOption = False,
 ) -> None:
     """Run a federation of simulated sites, from statistics and rounds to baselines and report.
 
     Run the same command again to resume. A finished run is not changed.
     """
-    settings = SimulationConfig.from_yaml(config or _DEMO)
-    from lift_simulation import run  # torch and flwr take seconds: a typo must not wait for them
+    with log_lines(PROGRAM, log_format):
+        settings = SimulationConfig.from_yaml(config or _DEMO)
+        from lift_simulation import (
+            run,
+        )  # torch and flwr take seconds: a typo must not wait for them
 
-    if dry_run:
-        sys.stdout.write(json.dumps(run.dry_run(settings, epsilon=epsilon), indent=2) + "\n")
-        return
-    from lift.logs import log_to_file
-    from lift_simulation.progress import Reporter
+        if dry_run:
+            sys.stdout.write(json.dumps(run.dry_run(settings, epsilon=epsilon), indent=2) + "\n")
+            return
+        from lift.logs import log_to_file
+        from lift_simulation.progress import Reporter
 
-    out = output or Path("out") / settings.name
-    reporter = Reporter(Console(stderr=True), settings.budget_s)
-    if clip_norms:
-        from lift_simulation.clip_norms import measure_clip_norms
+        out = output or Path("out") / settings.name
+        reporter = Reporter(console_of(log_format, "lift_simulation.terminal"), settings.budget_s)
+        if clip_norms:
+            from lift_simulation.clip_norms import measure_clip_norms
 
-        with reporter.stage("clip norms"):
-            found = measure_clip_norms(settings, out, reporter)
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return
-    reporter.line(f"{settings.name}: {settings.data_statement}")
-    reporter.line(run.privacy_line(settings))
-    command = shlex.join([PROGRAM, *sys.argv[1:]])
-    with log_to_file(out / "log.txt"):
-        report = run.simulate(settings, out, reporter, command=command)
-    reporter.line(f"{sum(reporter.seconds.values()):.0f} s in total")
-    sys.stdout.write(f"result: {out}\nreport: {report}\n")
+            with reporter.stage("clip norms"):
+                found = measure_clip_norms(settings, out, reporter)
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+            return
+        reporter.line(f"{settings.name}: {settings.data_statement}")
+        reporter.line(run.privacy_line(settings))
+        command = shlex.join([PROGRAM, *sys.argv[1:]])
+        with log_to_file(out / "log.txt", log_format):
+            report = run.simulate(settings, out, reporter, command=command)
+        reporter.line(f"{sum(reporter.seconds.values()):.0f} s in total")
+        sys.stdout.write(f"result: {out}\nreport: {report}\n")
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from lift.config.site import SiteConfig
@@ -28,8 +27,15 @@ _PIPE_WIDTH = 110
 
 @app.command()
 def patients(
-    mixer: Mixer,
     site: Annotated[Path, typer.Option(help="Settings of the site (YAML).")],
+    mixer: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MIXER]",
+            help="Folder of a run, or its mixer.safetensors. Default: the mixer that this site "
+            "judged last.",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File for the signed result.")
     ] = Path("audit.json"),
@@ -55,22 +61,20 @@ def patients(
     from lift.audit.documents import write_signed
     from lift.audit.patients import audit_patients
     from lift.keys import read_key
+    from lift.progress import shown
     from lift.release.check import mixer_file
 
     config = SiteConfig.from_yaml(site).under(site.parent)
     # before hours are spent
     key = read_key(config.key)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
+    with shown(console) as progress:
         found = audit_patients(
-            config, mixer_file(mixer), generated=generated, references=references, report=report
+            config,
+            None if mixer is None else mixer_file(mixer),
+            generated=generated,
+            references=references,
+            report=progress,
         )
     if found.may_leave:
         write_signed(output, found.audit, key)

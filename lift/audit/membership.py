@@ -39,6 +39,8 @@ Volumes = Sequence[Features]
 Cohort = Mapping[str, Volumes]
 """Patient -> all volumes of that patient."""
 
+LOSSES: Final = "losses of patients"
+REFERENCE_STEPS: Final = "steps of reference mixers"
 REFERENCES: Final = 4
 """Reference mixers; half of them did not see a given patient."""
 
@@ -53,7 +55,7 @@ def membership(
     *,
     seed: int,
     references: int = REFERENCES,
-    report: Callable[[int, int], None] | None = None,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, AttackFigures]:
     """Return ATTACK -> how well it separates the site's training patients from held-out ones.
 
@@ -71,8 +73,8 @@ def membership(
         seed: of the halves, the references' training and the intervals.
         references: an even number of reference mixers: each two see the two halves of one
             random division, so that each patient is unseen by exactly one of them.
-        report: called after each optimiser step of the references with the steps done and
-            their number.
+        report: called with what was done, how much of it and of how much: after each optimiser
+            step of the references, and after each patient's loss.
 
     Raises:
         DataError: fewer than 5 members or others, a patient is on both sides, or a loss is
@@ -86,9 +88,18 @@ def membership(
     cohort = [(members if name in members else others)[name] for name in names]
     loss = plan.training.loss
 
+    known, losses_of_all = 0, (2 + references // 2) * len(names)
+
     def losses(values: Mapping[str, Tensor], patients: Sequence[int]) -> list[float]:
+        nonlocal known
         mixer.load_values(values)
-        return [patient_loss(mixer, cohort[i], loss) for i in patients]
+        found = []
+        for i in patients:
+            found.append(patient_loss(mixer, cohort[i], loss))
+            known += 1
+            if report is not None:
+                report(LOSSES, known, losses_of_all)
+        return found
 
     everyone = range(len(names))
     under_released = np.asarray(losses(released, everyone))
@@ -201,11 +212,11 @@ def _train_reference(
 
 
 def _counted(
-    report: Callable[[int, int], None] | None, before: int, total: int
+    report: Callable[[str, int, int], None] | None, before: int, total: int
 ) -> Callable[[int], None]:
     def done(steps: int) -> None:
         if report is not None:
-            report(before + steps, total)
+            report(REFERENCE_STEPS, before + steps, total)
 
     return done
 

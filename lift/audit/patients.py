@@ -15,14 +15,14 @@ from lift.audit.scores import CAVEAT
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import prepare
 from lift.cohort.reading import read_patients
-from lift.cohort.split import Part, Split, read_split, split_patients
+from lift.cohort.split import SPLIT_FILE, Part, Split, read_split
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import fix_threads, resolve_device
-from lift.errors import DataError
+from lift.errors import ConfigError, DataError
 from lift.files import file_digest
 from lift.generator.card import bundle_folder
-from lift.mixer.finished import FinishedMixer, read_mixer
+from lift.mixer.finished import FINAL_MIXER_FILE, FinishedMixer, read_mixer
 from lift.randomness import derive_seed
 from lift.tasks.paired.building import plan_mixer, start_values
 from lift.tasks.paired.predictions import under_own_curves
@@ -38,7 +38,6 @@ from lift.tasks.unconditional.task import decoder_of
 Report = Callable[[str, int, int], None]
 GENERATED: Final = 96
 """Generated volumes that are compared with patients."""
-_SPLIT_FILE: Final = "split.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class AuditedSite:
 
 def audit_patients(
     site: SiteConfig,
-    mixer: Path,
+    mixer: Path | None,
     *,
     generated: int = GENERATED,
     references: int = REFERENCES,
@@ -72,16 +71,19 @@ def audit_patients(
 
     Args:
         site: the site's settings.
-        mixer: `mixer.safetensors` of the run.
+        mixer: `mixer.safetensors` of the run. None: the site's own copy of the mixer that it judged
+            last; `lift-server export` knows it for the same.
         generated: how many volumes an unconditional mixer makes.
         references: how many reference mixers a paired one is compared with, an even number.
         report: called with what is being done, the number done and the number of all.
 
     Raises:
+        ConfigError: the site has no finished mixer yet.
         CheckpointError: the file is no finished mixer.
         GeneratorError: the site's generator is not the mixer's.
         DataError: no patient can be used, or fewer than five training or held-out ones.
     """
+    mixer = mixer or _own_copy(site)
     finished = read_mixer(mixer)
     plan = finished.plan
     fix_threads(plan.threads)
@@ -132,7 +134,7 @@ def audit_patients(
             plan,
             seed=seed,
             references=references,
-            report=_named(report, "steps of reference mixers"),
+            report=report,
         )
         attacks = {attack: AttackRow.of(figures) for attack, figures in found.items()}
     audit = SiteAudit(
@@ -145,8 +147,21 @@ def audit_patients(
         caveat=CAVEAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    concern = _split_concern(site.folder / _SPLIT_FILE, split)
+    concern = _split_concern(site.folder / SPLIT_FILE, split)
     return AuditedSite(audit, not plan.protects_patients, concern)
+
+
+def _own_copy(site: SiteConfig) -> Path:
+    path = site.folder / FINAL_MIXER_FILE
+    if not path.is_file():
+        raise ConfigError(
+            "this site has no finished mixer yet",
+            where=str(path),
+            seen="no server has asked it for a verdict on a mixer that translates",
+            remedy="Wait for the run's end, or give the coordinator's file: lift audit patients "
+            "mixer.safetensors",
+        )
+    return path
 
 
 class _Searched:
@@ -155,6 +170,8 @@ class _Searched:
     def __init__(
         self, site: SiteConfig, plan: Plan, decoder: FrozenDecoder, report: Report | None
     ) -> None:
+        self._report = report
+        self._done = 0
         self._root = site.data.root
         self._plan = plan
         self._decoder = decoder
@@ -162,12 +179,7 @@ class _Searched:
         self._usable = read_patients(
             site, plan, lambda patient: self._read(patient).shape, _named(report, "patients")
         )
-        self.split = split_patients(
-            list(self._usable.patients.values()),
-            plan.split,
-            site.name,
-            one_by_one=plan.protects_patients,
-        )
+        self.split = self._usable.split(plan, site.name, None)
 
     def persons(self, *parts: Part) -> Patients:
         """Patient -> volumes on the decoder's grid, (z, h, w) in [0, 1]."""
@@ -177,10 +189,14 @@ class _Searched:
             for name in ids:
                 patient = self._usable.patients[name]
                 by_subject.setdefault(patient.subject, []).append(patient)
-        return {
-            subject: (self._read(patient) for patient in patients)
-            for subject, patients in by_subject.items()
-        }
+        return {subject: map(self._compared, patients) for subject, patients in by_subject.items()}
+
+    def _compared(self, patient: Patient) -> Volume:
+        volume = self._read(patient)
+        self._done += 1
+        if self._report is not None:
+            self._report("volumes compared", self._done, len(self.split.everybody))
+        return volume
 
     def _read(self, patient: Patient) -> Volume:
         prepared = prepare(patient, self._plan, root=self._root, with_target=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from lift.cohort.layouts import list_patients
-from lift.cohort.patients import Patient, Refusal
+from lift.cohort.patients import Patient, Refusal, some
+from lift.cohort.split import Split, split_patients
 from lift.cohort.vetoes import vetoed
 from lift.cohort.withdrawn import left_out
 from lift.config.plan import Plan, SplitPlan
@@ -38,12 +39,21 @@ class Usable(Generic[Content]):
     content: dict[str, Content]
     refusals: list[Refusal]
 
+    def split(self, plan: Plan, site: str, begun: Split | None) -> Split:
+        """The split of these patients: by the plan's rule, or as the run began."""
+        if begun is not None:
+            return begun.among(self.patients)
+        everybody = list(self.patients.values())
+        return split_patients(everybody, plan.split, site, one_by_one=plan.protects_patients)
+
 
 def read_patients(
     settings: SiteSettings,
     plan: Plan,
     read: Callable[[Patient], Content],
     report: Callable[[int, int], None] | None = None,
+    *,
+    begun: Split | None = None,
 ) -> Usable[Content]:
     """Read every patient of a site. Unusable patients are refused by name.
 
@@ -56,6 +66,7 @@ def read_patients(
         plan: names the channels.
         read: one patient's files -> what is kept of them.
         report: called after each patient with the number done and the number of all.
+        begun: the split with which the run began here: nobody else is read. None: it begins now.
 
     Raises:
         DataError: no patient can be used, or one cannot and `data.on_bad_file` says stop, or the
@@ -63,9 +74,10 @@ def read_patients(
         RecordError: who was withdrawn cannot be told.
     """
     private = plan.protects_patients
-    found, refusals = list_usable(settings, plan)
-    known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
-    _check_held_out(plan.split, settings.name, known)
+    found, refusals = list_usable(settings, plan, begun=begun)
+    if begun is None:
+        known = {patient.id for patient in found} | {refusal.patient for refusal in refusals}
+        _check_held_out(plan.split, settings.name, known)
     usable: Usable[Content] = Usable({}, {}, refusals)
     for done, patient in enumerate(found, start=1):
         try:
@@ -87,6 +99,14 @@ def read_patients(
     for refusal in refusals:
         # the operator's own log, at the site: names of files are its business
         logger.warning("event=patient_refused site=%s reason=%s", settings.name, refusal.reason)
+    if begun is not None and not private and not begun.among(usable.patients).train:
+        raise DataError(
+            "no training patient of this run is left",
+            where=str(settings.data.root),
+            seen=f"none of {len(begun.train)} can be used",
+            remedy="Bring the files back and start the client again. Patients who came later take "
+            "part from the next run on.",
+        )
     if not usable.patients and private:
         logger.error("event=no_patient_can_be_used site=%s sent=noise_alone", settings.name)
     elif not usable.patients:
@@ -102,10 +122,13 @@ def read_patients(
     return usable
 
 
-def list_usable(settings: SiteSettings, plan: Plan) -> tuple[list[Patient], list[Refusal]]:
+def list_usable(
+    settings: SiteSettings, plan: Plan, *, begun: Split | None = None
+) -> tuple[list[Patient], list[Refusal]]:
     """Return the patients with all files whom the image checks do not veto, and the others.
 
-    Patients who were withdrawn are in neither list.
+    Patients who were withdrawn are in neither list. With `begun`, the split with which a run began,
+    nobody else is in the lists, and the log names who came or went.
 
     Raises:
         DataError: the folder or the table cannot be listed, or a patient is refused and
@@ -119,11 +142,39 @@ def list_usable(settings: SiteSettings, plan: Plan) -> tuple[list[Patient], list
         one_by_one=plan.protects_patients,
         without=left_out(settings),
     )
+    if begun is not None:
+        _tell_changes(settings.name, begun, [patient.id for patient in found])
+        found = [patient for patient in found if patient.id in begun.everybody]
+        refusals = [refusal for refusal in refusals if refusal.patient in begun.everybody]
     vetoes = vetoed(settings, plan, found)
     if vetoes and settings.data.on_bad_file == "stop" and not plan.protects_patients:
         raise vetoes[0].reason
     names = {refusal.patient for refusal in vetoes}
     return [one for one in found if one.id not in names], [*refusals, *vetoes]
+
+
+def _tell_changes(site: str, begun: Split, found: Sequence[str]) -> None:
+    others = sorted(set(found) - begun.everybody)
+    if others:
+        logger.warning(
+            'event=patients_not_in_run site=%s patients=%d names="%s" seen="they came after the '
+            'run began here, or could not be used then" fix="Nothing to do: they take part from '
+            'the next run on."',
+            site,
+            len(others),
+            some(others),
+        )
+    gone = sorted(begun.everybody - set(found))
+    if gone:
+        logger.warning(
+            'event=patients_gone site=%s patients=%d names="%s" seen="files that were there when '
+            'the run began are missing" fix="If that was not meant, bring them back and start the '
+            "client again. To take a patient out for good: lift-client withdraw. The run goes on "
+            'with the others."',
+            site,
+            len(gone),
+            some(gone),
+        )
 
 
 def _fault(patient: Patient) -> DataError:

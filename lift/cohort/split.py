@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -18,6 +18,8 @@ from lift.errors import DataError
 from lift.files import write_json
 from lift.strict_json import parse_typed
 
+SPLIT_FILE: Final = "split.json"
+"""In a work folder: the split of the last run."""
 FEWEST_VALIDATION: Final = 2
 """With fewer validation patients, the guard also uses training patients, or is left out."""
 _FEWEST_FOR_ALL_PARTS: Final = 5
@@ -37,6 +39,19 @@ class Split:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+    @property
+    def everybody(self) -> frozenset[str]:
+        """The ids of all parts."""
+        return frozenset((*self.train, *self.validation, *self.test))
+
+    def among(self, present: Container[str]) -> Split:
+        """The same parts without whoever is not present."""
+
+        def left(ids: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name for name in ids if name in present)
+
+        return Split(left(self.train), left(self.validation), left(self.test))
 
 
 _STORED: Final = TypeAdapter(Split)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -26,6 +27,7 @@ from lift.config.site import SiteSettings
 from lift.errors import DataError
 from lift.files import write_json
 from lift.inspection.traces import check_duplicates
+from lift.logs import TELL_EVERY_S
 from lift.strict_json import parse_model
 
 logger = logging.getLogger(__name__)
@@ -53,10 +55,19 @@ def vetoed(
     if not settings.checks_images:
         logger.info("event=images_not_checked site=%s patients=%d", settings.name, len(patients))
         return []
-    began = monotonic()
+    began = told = monotonic()
     grid = plan.preprocessing.grid
-    reports, kept = {}, 0
+    reports: dict[str, PatientReport] = {}
+    kept = 0
     for whole in patients:
+        if monotonic() - told >= TELL_EVERY_S:
+            told = monotonic()
+            logger.info(
+                "event=checking_images site=%s done=%d of=%d",
+                settings.name,
+                len(reports),
+                len(patients),
+            )
         patient = whole.with_channels(plan.task.channels)
         found = stored_report(settings.image_reports, patient, grid)
         kept += found is not None
@@ -67,8 +78,7 @@ def vetoed(
     copies = copied(list(reports.values()), together=not plan.protects_patients)
     refusals = []
     for patient in patients:
-        remarks = [*reports[patient.id].remarks, *copies.get(patient.id, ())]
-        vetoes = [one for one in remarks if one.verdict == "veto" and one.check not in _OF_READING]
+        vetoes = _vetoes(reports[patient.id], copies)
         if not vetoes:
             continue
         reason = settings.accept.get(patient.id)
@@ -99,6 +109,41 @@ def vetoed(
             "no usable patient has these names: correct `accept`",
         )
     return refusals
+
+
+@dataclass(frozen=True)
+class Known:
+    """What kept reports say of patients, before anybody is examined anew.
+
+    Attributes:
+        vetoed: names of those who will be left out.
+        unexamined: how many have no report of their present files.
+    """
+
+    vetoed: frozenset[str]
+    unexamined: int
+
+
+def known_vetoes(
+    settings: SiteSettings, channels: Sequence[str], grid: GridRule, patients: Sequence[Patient]
+) -> Known:
+    """Whom a run would leave out, as far as it is known. Reads no volume.
+
+    Args:
+        settings: as for :func:`vetoed`.
+        channels: of the federation's task.
+        grid: its rule for grids.
+        patients: everybody with all files.
+    """
+    if not settings.checks_images:
+        return Known(frozenset(), 0)
+    found = (
+        stored_report(settings.image_reports, one.with_channels(channels), grid) for one in patients
+    )
+    reports = {one.patient: one for one in found if one is not None}
+    copies = copied(list(reports.values()), together=True)
+    vetoed_names = {name for name, report in reports.items() if _vetoes(report, copies)}
+    return Known(frozenset(vetoed_names - set(settings.accept)), len(patients) - len(reports))
 
 
 def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
@@ -183,6 +228,11 @@ def keep_report(folder: Path | None, report: PatientReport) -> None:
     """
     if folder is not None:
         write_json(_path(folder, report.patient), report.model_dump(mode="json"))
+
+
+def _vetoes(report: PatientReport, copies: Mapping[str, Sequence[Remark]]) -> list[Remark]:
+    remarks = [*report.remarks, *copies.get(report.patient, ())]
+    return [one for one in remarks if one.verdict == "veto" and one.check not in _OF_READING]
 
 
 def _path(folder: Path, patient: str) -> Path:

@@ -295,7 +295,7 @@ class FeatureCache:
                 "cannot write to the feature cache",
                 where="cache.folder",
                 # numpy says how many bytes of an array found no room, without an error number
-                seen=error.strerror or str(error),
+                seen=error.strerror or f"no room for an array: {error}",
                 remedy="Free disk space or name another cache.folder, then run again: "
                 "finished entries are kept.",
             ) from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ from lift.strict_json import is_version, parse_json
 from lift.wire.names import MIXER, TAPS, group, grouped
 
 MIXER_FILE_VERSION: Final = 1
+FINAL_MIXER_FILE: Final = "final-mixer.safetensors"
+"""In a site's work folder: the mixer of the last verdict."""
 _SITES: Final = TypeAdapter(tuple[SiteProfile, ...])
 _PHANTOM: Final = TypeAdapter(bool)
 
@@ -47,6 +50,15 @@ class FinishedMixer:
 
 def write_mixer(path: Path, finished: FinishedMixer) -> None:
     """Write `mixer.safetensors`: tensors, and the rest as JSON in its metadata."""
+    write_atomically(path, _content(finished))
+
+
+def site_copy_digest(finished: FinishedMixer) -> str:
+    """SHA-256 of the file in which a site keeps this mixer: it knows of no other site."""
+    return hashlib.sha256(_content(replace(finished, sites=(), phantom=False))).hexdigest()
+
+
+def _content(finished: FinishedMixer) -> bytes:
     card = {
         "version": MIXER_FILE_VERSION,
         "plan": json.loads(finished.plan.canonical_json()),
@@ -57,7 +69,7 @@ def write_mixer(path: Path, finished: FinishedMixer) -> None:
     tensors = grouped(values, MIXER)
     tensors[TAPS] = finished.taps
     metadata = {"lift": json.dumps(card, sort_keys=True, allow_nan=False)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+    return safetensors.torch.save(tensors, metadata=metadata)
 
 
 def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:

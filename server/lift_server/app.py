@@ -20,7 +20,7 @@ from lift.device import fix_threads, resolve_device
 from lift.errors import CheckpointError, ConfigError, QuorumError
 from lift.files import close_folder, held_alone
 from lift.generator.base import Generator
-from lift.logs import log_to_file
+from lift.logs import LogFormat, log_to_file
 from lift.privacy.costs import describe_privacy, summary
 from lift.protocol.flower.apps import Connected
 from lift.protocol.flower.children import keep_loopback_direct
@@ -63,8 +63,13 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.3
 
 
-def serve(config: ServerConfig, console: Console) -> None:
+def serve(config: ServerConfig, console: Console, log_format: LogFormat = "text") -> None:
     """Run the federation to its end, or from its last checkpoint to its end.
+
+    Args:
+        config: the server's settings.
+        console: takes what the operator is told.
+        log_format: of the lines of the log file.
 
     Raises:
         LiftError: see the message; nothing that was finished is lost.
@@ -74,11 +79,11 @@ def serve(config: ServerConfig, console: Console) -> None:
     close_folder(config.state)
     with (
         held_alone(config.state / "lock", _already_running(config.state)),
-        log_to_file(config.state / "log.txt"),
+        log_to_file(config.state / "log.txt", log_format),
         Tracking(
             config.tracking,
             config.output,
-            say=partial(console.print, markup=False, highlight=False),
+            say=partial(console.print, markup=False, highlight=False, soft_wrap=True),
         ) as tracking,
     ):
         cpu = resolve_device("cpu")

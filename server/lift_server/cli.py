@@ -14,7 +14,7 @@ import click
 import typer
 from rich.console import Console
 
-from lift.commands import VersionOption, run_command
+from lift.commands import LogFormatOption, VersionOption, console_of, log_lines, run_command
 from lift.config.plan import Plan
 from lift.config.server import ServerConfig
 from lift.errors import EXIT_CODES, ConfigError
@@ -63,6 +63,7 @@ def start(
         float | None,
         typer.Option(help="With --dry-run: print the noise multiplier that this epsilon needs."),
     ] = None,
+    log_format: LogFormatOption = "text",
     _version: VersionOption = False,
 ) -> None:
     """Without a command: start or resume the federation, and run until it ends.
@@ -70,19 +71,22 @@ def start(
     Run the same command again to resume.
     """
     if context.invoked_subcommand is not None:
-        if config is not None or dry_run:
+        if config is not None or dry_run or log_format != "text":
             raise click.UsageError(
-                f"--config and --dry-run start the server; omit '{context.invoked_subcommand}'"
+                "--config, --dry-run and --log-format start the server; omit "
+                f"'{context.invoked_subcommand}'"
             )
         return
     path = config or Path(CONFIG_FILE)
-    settings = ServerConfig.from_yaml(path).under(path.absolute().parent)
-    if dry_run:
-        sys.stdout.write(json.dumps(_dry_run(settings, epsilon), indent=2) + "\n")
-        return
-    from lift_server.app import serve  # torch and flwr take seconds: a typo must not wait for them
+    with log_lines(PROGRAM, log_format):
+        settings = ServerConfig.from_yaml(path).under(path.absolute().parent)
+        if dry_run:
+            sys.stdout.write(json.dumps(_dry_run(settings, epsilon), indent=2) + "\n")
+            return
+        # torch and flwr take seconds: a typo must not wait for them
+        from lift_server.app import serve
 
-    serve(settings, Console(stderr=True))
+        serve(settings, console_of(log_format, "lift_server.terminal"), log_format)
 
 
 @app.command()

@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lift.cohort.examination import PatientReport, Remark
 from lift.config.kit import Kit
 from lift.config.site import SiteConfig
+from lift.strict_json import parse_model
+from lift_client.check.image_check import examine_cohort
+from lift_client.check.preflight import _data
 from lift_client.check.timing import by_size, check_timing, time_one_patient
 from tests.end_to_end.tiny_run import (
     SOURCES,
@@ -95,6 +99,51 @@ def test_a_patient_that_cannot_be_used_is_passed_over(world: tuple[SiteConfig, K
     verdict = check_timing(config, kit)
     assert verdict.status == "problem"
     assert verdict.fix
+
+
+def test_a_patient_whom_the_image_checks_veto_is_not_counted(
+    world: tuple[SiteConfig, Kit], tmp_path: Path
+) -> None:
+    config, kit = world
+    config = config.model_copy(update={"folder": tmp_path / "work"})
+    examine_cohort(config, [*SOURCES, TARGET], workers=1)
+    # no pairs at all: whom the reports veto depends on the volumes; here it is written by hand
+    paths = sorted(config.image_reports.glob("*.json"))
+    reports = [parse_model(PatientReport, path.read_bytes()) for path in paths]
+    veto = Remark(check="body", verdict="veto", seen="a", remedy="b")
+    for number, (path, report) in enumerate(zip(paths, reports, strict=True)):
+        remarks = (veto,) if number == 0 else ()
+        plain = report.model_copy(update={"remarks": remarks})
+        path.write_text(plain.model_dump_json(), encoding="utf-8")
+    assert time_one_patient(config, kit).patients == PATIENTS - 1
+    verdict = _data(config, kit)
+    assert verdict.status == "warning"
+    assert f"left out: 1 ({reports[0].patient}), so {PATIENTS - 1} take part" in verdict.detail
+    assert "--images" in verdict.fix
+    # accepted by the site, not asked for at all, or of other files by now
+    accepting = config.model_copy(update={"accept": {reports[0].patient: "looked at"}})
+    policy = config.policy.model_copy(update={"image_checks": False})
+    for free in (accepting, config.model_copy(update={"policy": policy})):
+        assert time_one_patient(free, kit).patients == PATIENTS
+        assert _data(free, kit).status == "ok"
+    next((config.data.root / reports[0].patient).iterdir()).touch()
+    assert time_one_patient(config, kit).patients == PATIENTS
+    assert "images not looked at yet: 1" in _data(config, kit).detail
+
+
+def test_when_all_are_vetoed_nobody_takes_part(
+    world: tuple[SiteConfig, Kit], tmp_path: Path
+) -> None:
+    config, kit = world
+    config = config.model_copy(update={"folder": tmp_path / "work"})
+    examine_cohort(config, [*SOURCES, TARGET], workers=1)
+    veto = Remark(check="body", verdict="veto", seen="a", remedy="b")
+    for path in config.image_reports.glob("*.json"):
+        report = parse_model(PatientReport, path.read_bytes())
+        vetoed = report.model_copy(update={"remarks": (veto,)})
+        path.write_text(vetoed.model_dump_json(), encoding="utf-8")
+    assert (_data(config, kit).status, _data(config, kit).label) == ("problem", "data")
+    assert check_timing(config, kit).status == "problem"
 
 
 def test_new_volumes_are_not_timed(world: tuple[SiteConfig, Kit]) -> None:

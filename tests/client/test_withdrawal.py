@@ -290,6 +290,25 @@ def test_a_number_for_a_name_takes_no_time_of_day_for_a_patient(make: Make) -> N
     assert len((site.work / "log.txt").read_text().splitlines()) == 2
 
 
+def test_an_entry_in_json_goes_however_json_spells_the_name(make: Make) -> None:
+    site = make(table)
+    site.work.mkdir()
+    name = 'M\u00fcller "13"'
+    lines = [
+        {"time": "2026-03-01T13:00:00.001Z", "level": "info", "file": f"{name}/a.nii.gz"},
+        {"time": "2026-03-01T13:00:00.001Z", "level": "info", "message": "of nobody"},
+        {"time": "2026-03-01T13:00:00.001Z", "level": "info", "message": f"cannot use '{name}'"},
+        {"time": "2026-03-01T13:00:00.001Z", "level": "info", "traceback": f"a\n  {name}: b"},
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    assert name not in content
+    (site.work / "log.txt").write_text(content)
+    site.withdraw(name, gone=True)
+    assert [json.loads(line) for line in (site.work / "log.txt").read_text().splitlines()] == [
+        lines[1]
+    ]
+
+
 def test_what_is_sent_again_is_computed_without_the_patient_and_paid(
     site: Site, generator: FrozenGenerator
 ) -> None:

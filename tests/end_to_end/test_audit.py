@@ -69,12 +69,16 @@ class Federation:
         return self.folder / name
 
     def audit(self, name: str, mixer: Path | None = None) -> Outcome:
+        return self.audit_of(name, self.run if mixer is None else mixer)
+
+    def audit_of(self, name: str, *mixer: Path) -> Outcome:
+        """With what stands on the command line for the mixer."""
         site = self.site(name)
         return run_here(
             "lift",
             "audit",
             "patients",
-            self.run if mixer is None else mixer,
+            *mixer,
             "--site",
             site / "site.yaml",
             "-o",
@@ -162,6 +166,37 @@ def test_a_site_s_audit_says_what_leaves_and_holds_no_patient(plain: Federation)
     repeated = json.loads((plain.site("east") / "audit.json").read_text())["audit"]
     assert again.code == 0
     assert repeated | {"made": ""} == audit | {"made": ""}
+
+
+def test_a_site_audits_the_mixer_that_it_has_and_the_coordinator_knows_it(
+    plain: Federation,
+) -> None:
+    given = json.loads((plain.site("east") / "audit.json").read_text())["audit"]
+    check_refusal(plain.audit_of("east"), 2, names=["no finished mixer yet"])
+    own = plain.site("east") / "work" / "final-mixer.safetensors"
+    shutil.copy(plain.simulated / "sites" / "east" / own.name, own)
+    done = plain.audit_of("east")
+    assert done.code == 0, done
+    # away from a terminal a line for each stage
+    for stage in ("patients: ", "losses of patients: ", "steps of reference mixers: "):
+        assert stage in done.stderr
+    audit = json.loads((plain.site("east") / "audit.json").read_text())["audit"]
+    assert audit["attacks"] == given["attacks"]
+    assert audit["mixer_digest"] == file_digest(own) != given["mixer_digest"]
+    audits = [plain.site(name) / "audit.json" for name in SITES]
+    done = plain.export("own", *(word for path in audits for word in ("--audit", path)))
+    assert done.code == 0, done
+    # what a site judged in another run is another mixer
+    tensors = safetensors.torch.load_file(own)
+    with safetensors.safe_open(own, framework="pt") as stream:
+        metadata = stream.metadata()
+    changed = {name: tensor + 1 for name, tensor in tensors.items()}
+    safetensors.torch.save_file(changed, own, metadata=metadata)
+    assert plain.audit_of("east").code == 0
+    done = plain.export("other", *(word for path in audits for word in ("--audit", path)))
+    check_refusal(done, 7, names=["another mixer"])
+    own.unlink()
+    assert plain.audit("east").code == 0
 
 
 def test_a_release_needs_the_audit_of_every_site(plain: Federation) -> None:

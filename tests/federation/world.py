@@ -140,10 +140,13 @@ class Federation:
         settings["data"]["root"] = str(root)
         (folder / "site.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
-    def start_server(self, *, killing: Path | None = None) -> subprocess.Popen[bytes]:
+    def start_server(
+        self, *, killing: Path | None = None, options: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         """Start (or resume) the server; `killing`: the folder of `tests.federation.schedule`."""
         path = self.server / "server.yaml"
-        return self._start("server", "lift-server", "--config", path, wrapper=_killing(killing))
+        wrapper = _killing(killing)
+        return self._start("server", "lift-server", "--config", path, *options, wrapper=wrapper)
 
     def start_site(
         self,
@@ -151,13 +154,17 @@ class Federation:
         *,
         killing: Path | None = None,
         planting: bool = False,
+        lying: bool = False,
+        options: Sequence[str] = (),
         **environment: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a site; `planting`: with a session that sends too much."""
+        """Start a site; `planting`: with a session that sends too much; `lying`: see the module."""
         path = self.site(name) / "site.yaml"
         wrapper = ["tests.federation.planting"] if planting else _killing(killing)
+        if lying:
+            wrapper = ["tests.federation.lying"]
         return self._start(
-            name, "lift-client", "--site", path, wrapper=wrapper, environment=environment
+            name, "lift-client", "--site", path, *options, wrapper=wrapper, environment=environment
         )
 
     def start_sites(self) -> None:

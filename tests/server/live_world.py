@@ -20,9 +20,12 @@ HOSTILE = (SCRIPT, "A" * 300, RIGHT_TO_LEFT, 'quote"back\\slash\nline')
 SITES = ("harbour", "north", "valley")
 
 
-def round_line(index: int, sites: Sequence[str], *, noise: bool = False) -> dict[str, Any]:
+def round_line(
+    index: int, sites: Sequence[str], *, noise: bool = False, clips: bool = False
+) -> dict[str, Any]:
     """One line of rounds.jsonl: the last site is late in each seventh round, the second one is
-    refused in each eleventh.
+    refused in each eleventh. With `clips` the first is clipped in each third, and the run goes back
+    in the ninth.
     """
     refused = {}
     if index and index % 7 == 0:
@@ -30,7 +33,21 @@ def round_line(index: int, sites: Sequence[str], *, noise: bool = False) -> dict
     if index and index % 11 == 0 and len(sites) > 1:
         refused[sites[1]] = "data"
     counted = [site for site in sites if site not in refused]
+    clipped: dict[str, Any] = {}
+    if clips and index and index % 3 == 0:
+        ratios = {site: 1.0 + 0.1 * place for place, site in enumerate(counted)}
+        ratios[sites[0]] = 2.0 + index
+        clipped = {"norm_ratios": ratios, "clipped": {sites[0]: 2 / (2.0 + index)}}
+    if clips and index == 9:
+        clipped["fall"] = {
+            "by_db": 3.25,
+            "best_round": 8,
+            "action": "go-back",
+            "farthest": sites[0],
+            "left_out": sites[0],
+        }
     return {
+        **clipped,
         "round": index,
         "kind": "train" if index else "statistics",
         "asked": list(sites),
@@ -64,6 +81,7 @@ def make_live(
     rounds: int = 12,
     planned: int = 20,
     noise: bool = False,
+    clips: bool = False,
     page_port: int | None = None,
     phantom: bool = False,
 ) -> ServerConfig:
@@ -76,6 +94,7 @@ def make_live(
         rounds: finished training rounds; -1 for a run that waits for its first exchange.
         planned: training rounds of the plan.
         noise: the record has epsilon, and no losses.
+        clips: the record has clipped updates, and a fall.
         page_port: of the live page.
         phantom: what the settings and the run's record say of the volumes.
     """
@@ -98,7 +117,7 @@ def make_live(
     everyone = [*sites, *strangers]
     write_json_lines(
         config.output / "rounds.jsonl",
-        [round_line(index, everyone, noise=noise) for index in range(rounds + 1)],
+        [round_line(index, everyone, noise=noise, clips=clips) for index in range(rounds + 1)],
     )
     write_status(config, everyone, rounds + 1, planned)
     write_json(

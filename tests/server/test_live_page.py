@@ -175,6 +175,19 @@ def test_a_page_gets_the_rounds_that_it_lacks_and_all_of_another_run(
     assert (other["from"], len(other["rounds"])) == (0, 14)
 
 
+def test_who_was_clipped_by_how_much_and_what_came_of_it(tmp_path: Path, clock: Clock) -> None:
+    client = opened(make_live(tmp_path / "fed", clips=True), clock)
+    rounds = client.get("/rounds.json").json()["rounds"]
+    assert {line["round"]: line["clipped"] for line in rounds if line["clipped"]} == {
+        index: {"harbour": [2.0 + index, 2 / (2.0 + index)]} for index in (3, 6, 9, 12)
+    }
+    assert [line["round"] for line in rounds if line["fall"]] == [9]
+    assert "harbour" in rounds[9]["fall"]
+    found = samples(client)
+    name = "lift_site_rounds_clipped_total"
+    assert [found[name, frozenset({("site", site)})] for site in SITES] == [4.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("after", ["-1", "x", "9" * 400, "٣", "1e3", ""])
 def test_a_strange_number_of_rounds_gets_all_of_them(client: Client, after: str) -> None:
     answer = client.get("/rounds.json", params={"after": after})

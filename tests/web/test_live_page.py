@@ -132,6 +132,7 @@ CASES = {
         "planned": 600,
     },
     "noise": {"noise": True},
+    "clips": {"clips": True},
 }
 
 
@@ -163,6 +164,20 @@ def test_any_run_is_readable(
         titles = {buttons.nth(k).get_attribute("title") for k in range(buttons.count())}
         assert set(HOSTILE) <= titles
         assert "<script>alert('x')</script>" in page.locator("#site-rows").inner_text()
+    rows = page.locator("#clip-rows tr")
+    assert page.locator("#no-clips").is_visible() is (name != "clips")
+    if name == "clips":
+        # the newest first
+        assert [text.split("\t")[:4] for text in rows.all_inner_texts()] == [
+            ["12", "harbour", "14.00", "0.143"],
+            ["9", "harbour", "11.00", "0.182"],
+            ["6", "harbour", "8.00", "0.250"],
+            ["3", "harbour", "5.00", "0.400"],
+        ]
+        assert "harbour" in rows.nth(1).locator(".words").inner_text()
+        assert page.locator("#clips-note").inner_text() == "Clipped: harbour in 4 rounds."
+    else:
+        assert rows.count() == 0
     assert watched.serious_faults() == []
     watched.check(own_host=urlsplit(alone).netloc)
 

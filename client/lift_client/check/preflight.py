@@ -410,6 +410,7 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
     from lift.cohort.guess import guess_layout
     from lift.cohort.layouts import list_patients, tells_subjects
     from lift.cohort.patients import some
+    from lift.cohort.vetoes import known_vetoes
     from lift.cohort.withdrawn import left_out
 
     channels = [*kit.task.source, kit.task.target]
@@ -420,6 +421,7 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
             data = guess.data
             found_out = f"; layout found out: {data.layout} ({guess.evidence})"
         usable, refused = list_patients(data, channels, without=left_out(config))
+        known = known_vetoes(config, channels, kit.grid, usable)
     except LiftError as error:
         return problem("data", error)
     persons = len({one.subject for one in usable})
@@ -429,6 +431,17 @@ def _data(config: SiteConfig, kit: Kit) -> Verdict:
     )
     if isinstance(data, TableData) and not tells_subjects(data):
         seen += "; the table has no column `subject`: each row is taken for a person"
+    if known.unexamined:
+        seen += f"; images not looked at yet: {known.unexamined}"
+    if known.vetoed:
+        left = len(usable) - len(known.vetoed)
+        seen += (
+            f"; vetoed by the image checks and left out: {len(known.vetoed)} "
+            f"({some(sorted(known.vetoed))}), so {left} take part"
+        )
+        vetoed: Status = "warning" if left else "problem"
+        fix = "`lift-client check --images` says why, and what to do."
+        return Verdict("data", vetoed, seen, fix, "" if left else "data")
     if not refused:
         return Verdict("data", "ok", seen)
     first = refused[0].reason

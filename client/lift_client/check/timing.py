@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import prepare
+from lift.cohort.vetoes import known_vetoes
 from lift.cohort.withdrawn import left_out
 from lift.config.kit import Kit
 from lift.config.plan import Plan, TaskPlan, derived_deadline_s
@@ -42,7 +43,7 @@ class Timing:
     """Time for one patient, and the estimate for all.
 
     Attributes:
-        patients: with all channels.
+        patients: with all channels, without those whom the image checks veto.
         prepare_s: reading, normalising and the frozen generator's features, of one patient.
         step_s: one optimiser step of the default mixer.
         cache_gb: features of all patients on the disk.
@@ -118,7 +119,9 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         generator_fingerprint=generator.fingerprint,
         privacy=NoPrivacy(mode="none"),
     )
-    patients, _ = list_patients(config.data, plan.task.channels, without=left_out(config))
+    listed, _ = list_patients(config.data, plan.task.channels, without=left_out(config))
+    known = known_vetoes(config, plan.task.channels, kit.grid, listed)
+    patients = [patient for patient in listed if patient.id not in known.vetoed]
     mixer = plan_mixer(plan, generator)
     refusal: DataError | None = None
     for patient in by_size(patients)[:_TRIES]:
@@ -135,7 +138,7 @@ def time_one_patient(config: SiteConfig, kit: Kit) -> Timing:
         raise refusal or DataError(
             "no patient to time",
             where=str(config.data.root),
-            seen="no patient has all channels",
+            seen="no patient has all channels and no veto of the image checks",
             remedy="Fix the data first. The check names what is missing.",
         )
     short = plan.model_copy(

@@ -18,25 +18,25 @@ from typing import Final
 from lift.cohort.examination import PatientReport
 from lift.cohort.layouts import list_patients
 from lift.cohort.reading import file_digests
-from lift.cohort.split import Split, read_split, write_split
+from lift.cohort.split import SPLIT_FILE, Split, read_split, write_split
 from lift.cohort.withdrawn import LeftOut
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.errors import DataError
 from lift.files import write_atomically
 from lift.generator.features import FeatureCache, files_name
-from lift.strict_json import parse_model
+from lift.mixer.finished import FINAL_MIXER_FILE
+from lift.strict_json import parse_json, parse_model
 from lift.tasks.paired.contrast import CURVES_FILE
 from lift.tasks.paired.local import OWN_MIXER_FILE
 from lift_client.gate.budget import STORED
 from lift_client.gate.stored_plan import stored_plan
 from lift_client.own.choosing import UNFINISHED
 from lift_client.own.report import OUTPUT_FOLDER
-from lift_client.tasks.paired import FINAL_MIXER_FILE
 
 _LOGS: Final = "log.txt*"
-_SPLIT_FILE: Final = "split.json"
-_ENTRY: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* (\S+ \S+ )?")
+_HEAD: Final = frozenset({"time", "level", "logger"})
+_ENTRY: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* (\S+ \S+ )?|(?=\{\"time\": )")
 Knows = Callable[[str], bool]
 """Whether an examination's name is one of the patient's."""
 
@@ -135,7 +135,7 @@ def last_plan(work: Path) -> Plan | None:
 
 
 def _splits(work: Path) -> list[Path]:
-    found = (path.relative_to(work) for path in work.rglob(_SPLIT_FILE))
+    found = (path.relative_to(work) for path in work.rglob(SPLIT_FILE))
     # a folder that a killed program left goes as a whole
     return sorted(path for path in found if not path.parts[0].startswith("."))
 
@@ -185,13 +185,24 @@ def _of_log(path: Path, names: frozenset[str]) -> Trace | None:
             entries[-1] += line
         else:
             entries.append(line)
-    # a time of day is no patient
-    kept = [entry for entry in entries if not named.search(_ENTRY.sub("", entry, count=1))]
+    kept = [entry for entry in entries if not named.search(_told(entry))]
     if len(kept) == len(entries):
         return None
     content = "".join(kept).encode("utf-8", "surrogateescape")
     removed = len(entries) - len(kept)
     return Trace(f"{removed} entries of {path.name}", partial(write_atomically, path, content))
+
+
+def _told(entry: str) -> str:
+    """What an entry of the log says, without its time: a time of day is no patient."""
+    if entry.startswith("{"):
+        try:
+            line = parse_json(entry.encode("utf-8", "surrogateescape"))
+        except ValueError:
+            return entry
+        # as they were before JSON spelt them
+        return "\n".join(str(value) for key, value in line.items() if key not in _HEAD)
+    return _ENTRY.sub("", entry, count=1)
 
 
 def _unfinished(config: SiteConfig) -> Iterator[Path]:

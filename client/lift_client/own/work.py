@@ -18,13 +18,13 @@ from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError
 from lift.generator.card import bundle_folder
 from lift.generator.networks import FrozenGenerator
-from lift.mixer.finished import FinishedMixer, read_mixer
+from lift.mixer.finished import FINAL_MIXER_FILE, FinishedMixer, read_mixer
 from lift.release.check import is_release
 from lift.tasks.paired.contrast import CURVES_FILE, read_shared_sums
 from lift.tasks.paired.task import slice_generator
 from lift.tasks.registry import load_generator
 from lift_client.gate.stored_plan import stored_plan
-from lift_client.tasks.paired import FINAL_MIXER_FILE, PairedWork
+from lift_client.tasks.paired import PairedWork
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it, of how much."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lift.cohort.patients import Patient
-from lift.cohort.split import FEWEST_VALIDATION, Part, parts_of
+from lift.cohort.split import FEWEST_VALIDATION, Part, Split, parts_of
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
 from lift.config.site import SiteSettings
@@ -28,7 +28,7 @@ from lift.metrics.intervals import bootstrap_mean
 from lift.metrics.table import guard_verdict
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves, CurveEquations
-from lift.mixer.finished import FinishedMixer, write_mixer
+from lift.mixer.finished import FINAL_MIXER_FILE, FinishedMixer, write_mixer
 from lift.mixer.z_filter import NormalEquations
 from lift.one_patient import of_one_patient
 from lift.privacy.gain import release_gain
@@ -63,8 +63,6 @@ from lift_client.gate.check_received import received_values
 from lift_client.tasks.work import Counts, SiteWork, StepReport
 
 logger = logging.getLogger(__name__)
-FINAL_MIXER_FILE: Final = "final-mixer.safetensors"
-"""In the work folder: the mixer of the last verdict."""
 _FEWEST_CURVE_PATIENTS: Final = 2
 _CURVE_WINDOWS: Final = 8
 
@@ -88,6 +86,7 @@ class PairedWork:
         *,
         work: Path,
         report: Callable[[int, int], None] | None,
+        begun: Split | None = None,
     ) -> None:
         self._plan = plan
         self._privacy = plan.privacy if isinstance(plan.privacy, PatientGradients) else None
@@ -96,7 +95,9 @@ class PairedWork:
         self._generator = generator
         self._mixer = plan_mixer(plan, generator)
         self._work = work
-        self.cohort = open_cohort(settings, plan, generator, self._mixer, work=work, report=report)
+        self.cohort = open_cohort(
+            settings, plan, generator, self._mixer, work=work, report=report, begun=begun
+        )
         self.contrast: SiteContrast | None = None
         if plan.mixer.contrast != "none":
             affine = plan.mixer.contrast == "affine"

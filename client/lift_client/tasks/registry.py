@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from lift.cohort.split import Split
 from lift.config.plan import Plan, TaskKind
 from lift.config.site import SiteSettings
 from lift.generator.base import Generator
@@ -19,7 +20,7 @@ OpenReport = Callable[[str, int, int], None]
 """Called with what is read of the patients, how many are done, and of how many."""
 
 
-_Open = Callable[[SiteSettings, Plan, Generator, Path, OpenReport | None], SiteWork]
+_Open = Callable[[SiteSettings, Plan, Generator, Path, OpenReport | None, Split | None], SiteWork]
 
 
 def _paired(
@@ -28,9 +29,10 @@ def _paired(
     generator: Generator,
     folder: Path,
     report: OpenReport | None,
+    begun: Split | None,
 ) -> PairedWork:
     frozen, told = slice_generator(plan, generator), _named(report, "features")
-    return PairedWork(settings, plan, frozen, work=folder, report=told)
+    return PairedWork(settings, plan, frozen, work=folder, report=told, begun=begun)
 
 
 def _unconditional(
@@ -39,9 +41,10 @@ def _unconditional(
     generator: Generator,
     folder: Path,
     report: OpenReport | None,
+    begun: Split | None,
 ) -> UnconditionalWork:
     decoder, told = decoder_of(plan, generator), _named(report, "volumes")
-    return UnconditionalWork(settings, plan, decoder, work=folder, report=told)
+    return UnconditionalWork(settings, plan, decoder, work=folder, report=told, begun=begun)
 
 
 _WORKS: Final[Mapping[TaskKind, _Open]] = {"paired": _paired, "unconditional": _unconditional}
@@ -53,6 +56,7 @@ def open_work(
     generator: Generator,
     folder: Path,
     report: OpenReport | None = None,
+    begun: Split | None = None,
 ) -> SiteWork:
     """The site's side of the plan's task, with its cohort read.
 
@@ -62,12 +66,13 @@ def open_work(
         generator: of the plan.
         folder: for split, cache and what the site keeps.
         report: is called while data are read.
+        begun: the split with which the run began here; None: it begins now.
 
     Raises:
         ConfigError: the generator is that of another task.
         DataError: no patient can be used.
     """
-    return _WORKS[plan.task.kind](settings, plan, generator, folder, report)
+    return _WORKS[plan.task.kind](settings, plan, generator, folder, report, begun)
 
 
 def _named(report: OpenReport | None, what: str) -> Callable[[int, int], None] | None:

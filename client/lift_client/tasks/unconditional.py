@@ -15,7 +15,7 @@ from torch import Tensor
 from lift.cohort.patients import Patient, subjects_of
 from lift.cohort.preprocessing import Prepared, prepare
 from lift.cohort.reading import file_digests, read_patients
-from lift.cohort.split import Part, parts_of, split_patients, write_split
+from lift.cohort.split import SPLIT_FILE, Part, Split, parts_of, write_split
 from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.errors import ProtocolError, VolumeError
@@ -89,6 +89,7 @@ class UnconditionalWork:
         *,
         work: Path,
         report: Callable[[int, int], None] | None,
+        begun: Split | None = None,
     ) -> None:
         self._plan = plan
         self._noise = noise_of(plan)
@@ -99,14 +100,11 @@ class UnconditionalWork:
         self._decoder = decoder
         self._mapper = plan_mapper(plan, decoder)
         self._losses: dict[str, DriftingLoss] = {}
-        usable = read_patients(settings, plan, self._read, report)
-        self.split = split_patients(
-            list(usable.patients.values()),
-            plan.split,
-            settings.name,
-            one_by_one=plan.protects_patients,
-        )
-        write_split(work / "split.json", self.split)
+        usable = read_patients(settings, plan, self._read, report, begun=begun)
+        self.split = usable.split(plan, settings.name, begun)
+        if begun is None:
+            # whoever is missing now may be back at the next start
+            write_split(work / SPLIT_FILE, self.split)
         self.patients = usable.patients
         self.refusals = tuple(usable.refusals)
         self._content = usable.content

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import ipaddress
+import logging
 import os
 import secrets
 import subprocess
@@ -11,15 +13,18 @@ import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from lift.files import write_atomically
+from lift.logs import rotating_file
 from lift.process import prepared_environment
 
 TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """What our servers take below TLS 1.3: authenticated encryption and a key for each connection, so
 no CBC suite. TLS 1.3 has no others, and below TLS 1.2 nothing is spoken."""
 STOP_S: Final = 10.0
+_LAST_WORDS_S: Final = 1.0
+_LONGEST_LINE_BYTES: Final = 65_536
 _CERTIFICATE_DAYS: Final = 3650
 
 
@@ -86,21 +91,39 @@ def forbid_telemetry() -> None:
     telemetry.__dict__["FLWR_TELEMETRY_ENABLED"] = "0"
 
 
+class _LoggedChild(subprocess.Popen[bytes]):
+    """A child whose words a thread of this process writes to a log of bounded size."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        handler = rotating_file(log)
+        super().__init__(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # also where the program around us did not prepare its own
+            env=prepared_environment(),
+        )
+        self.keeper = threading.Thread(
+            target=_keep, args=(self.stdout, handler), name="child-log", daemon=True
+        )
+        self.keeper.start()
+
+
+def _keep(words: IO[bytes], handler: logging.Handler) -> None:
+    with contextlib.closing(handler), words:
+        while line := words.readline(_LONGEST_LINE_BYTES):
+            text = line.decode(errors="backslashreplace").removesuffix("\n")
+            handler.handle(logging.makeLogRecord({"msg": text}))
+
+
 def start_child(module: str, settings: str, log: Path) -> subprocess.Popen[bytes]:
     """Start one of our modules with its settings; what it says goes to `log`.
 
     Its standard input is a pipe that only we hold: it closes when this process ends.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603  # our own module, no shell
-            [sys.executable, "-m", module, settings],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            # also where the program around us did not prepare its own
-            env=prepared_environment(),
-        )
+    return _LoggedChild([sys.executable, "-m", module, settings], log)
 
 
 def end_with_parent() -> None:
@@ -124,3 +147,6 @@ def end_child(child: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> No
         child.wait()
     if child.stdin is not None:
         child.stdin.close()
+    if isinstance(child, _LoggedChild):
+        # its last words
+        child.keeper.join(_LAST_WORDS_S)

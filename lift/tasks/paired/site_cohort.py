@@ -10,7 +10,7 @@ from pathlib import Path
 from lift.cohort.patients import Patient, Refusal, subjects_of
 from lift.cohort.preprocessing import Prepared, prepare, preprocessing_digest
 from lift.cohort.reading import file_digests, read_patients
-from lift.cohort.split import Part, Split, split_patients, write_split
+from lift.cohort.split import SPLIT_FILE, Part, Split, write_split
 from lift.config.plan import Plan
 from lift.config.site import MARK_FILE, SiteSettings
 from lift.device import feature_precision
@@ -103,6 +103,7 @@ def open_cohort(
     *,
     work: Path,
     report: Callable[[int, int], None] | None = None,
+    begun: Split | None = None,
 ) -> SiteCohort:
     """List, check, split and cache a site's patients.
 
@@ -119,6 +120,8 @@ def open_cohort(
         mixer: any mixer of the plan's kind: it says which taps are cached.
         work: the site's folder for split, log and cache.
         report: called after each patient with the number done and the number of all.
+        begun: the split with which the run began here: its patients are read, and keep their
+            parts. None: it begins now.
 
     Raises:
         DataError: no patient can be used, or one cannot and the policy says stop.
@@ -137,20 +140,17 @@ def open_cohort(
         return _features_of(patient, digests, plan, generator, mixer, cache, settings)
 
     try:
-        usable = read_patients(settings, plan, read, report)
+        usable = read_patients(settings, plan, read, report, begun=begun)
     except DataError:
         if _is_empty(settings.data.root):
             cache.forget_all_but((), owner=owner)
         raise
     # whoever was taken out of the data leaves the cache too
     cache.forget_all_but(present, owner=owner)
-    split = split_patients(
-        list(usable.patients.values()),
-        plan.split,
-        settings.name,
-        one_by_one=plan.protects_patients,
-    )
-    write_split(work / "split.json", split)
+    split = usable.split(plan, settings.name, begun)
+    if begun is None:
+        # whoever is missing now may be back at the next start
+        write_split(work / SPLIT_FILE, split)
     return SiteCohort(settings.name, split, usable.patients, usable.content, tuple(usable.refusals))
 
 

@@ -20,6 +20,7 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StatisticsOnce
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
+from lift.mixer.finished import read_mixer, site_copy_digest
 from lift.records.extract import (
     PUBLIC_ROUNDS_FILE,
     public_metrics,
@@ -85,7 +86,9 @@ def export_run(
     mixer_digest = file_digest(run / MIXER_FILE)
     if audits and plan.protects_patients:
         raise _outside_epsilon(audits, plan)
-    sites = read_audits(audits, keys, mixer_digest)
+    # a site may have audited the copy that it got with the last request
+    copy = site_copy_digest(read_mixer(run / MIXER_FILE))
+    sites = read_audits(audits, keys, (mixer_digest, copy))
     learned_from = sorted({site for line in rounds[1:] for site in line.counted})
     # with statistics alone, too: of these a notice of withdrawal speaks
     made_with = sorted({site for line in rounds for site in line.counted})
@@ -166,7 +169,9 @@ def export_run(
     return _write(output, bundle, keys.admitted_keys, records)
 
 
-def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dict[str, SiteAudit]:
+def read_audits(
+    paths: Sequence[Path], roster: Roster, mixer_digests: Sequence[str]
+) -> dict[str, SiteAudit]:
     """The sites' audits, each signed by its site and of this mixer; by site.
 
     Raises:
@@ -188,12 +193,12 @@ def read_audits(paths: Sequence[Path], roster: Roster, mixer_digest: str) -> dic
             )
         # a site that was removed since may still speak of what it took part in
         check_signature(signed, entry.public_key)
-        if signed.audit.mixer_digest != mixer_digest:
+        if signed.audit.mixer_digest not in mixer_digests:
             raise PolicyError(
                 f"the audit of site '{site}' is of another mixer",
                 where=str(path),
                 seen=f"SHA-256 {signed.audit.mixer_digest[:12]}... there, "
-                f"{mixer_digest[:12]}... here",
+                f"{mixer_digests[0][:12]}... here",
                 remedy="Nothing was written. Ask the site to audit this run's mixer.safetensors.",
             )
         if site in found:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lift.audit.membership import (
+    LOSSES,
+    REFERENCE_STEPS,
     Cohort,
     complementary_halves,
     membership,
@@ -121,8 +123,12 @@ def audited(
     plan: Plan = PLAN,
     references: int = 2,
     mixer: Mixer | None = None,
-    steps: list[tuple[int, int]] | None = None,
+    steps: list[tuple[str, int, int]] | None = None,
 ) -> dict[str, AttackFigures]:
+    def report(what: str, done: int, total: int) -> None:
+        assert steps is not None
+        steps.append((what, done, total))
+
     return membership(
         members,
         others,
@@ -132,7 +138,7 @@ def audited(
         plan,
         seed=3,
         references=references,
-        report=None if steps is None else lambda done, total: steps.append((done, total)),
+        report=None if steps is None else report,
     )
 
 
@@ -197,13 +203,18 @@ def test_a_mixer_at_its_start_gains_nothing_for_anybody() -> None:
 def test_the_same_arguments_give_the_same_figures_whatever_the_mixer_held(
     by_heart: dict[str, Tensor],
 ) -> None:
-    plan, steps = plan_of(steps=3, rounds=2), list[tuple[int, int]]()
+    plan, steps = plan_of(steps=3, rounds=2), list[tuple[str, int, int]]()
     first = audited(by_heart, plan=plan, steps=steps, references=4)
     turned = {name: MEMBERS[name] for name in sorted(MEMBERS, reverse=True)}
     used = random_mixer(plan, GENERATOR)
     assert audited(by_heart, turned, plan=plan, mixer=used, references=4) == first
     # four references, two rounds of three steps each
-    assert steps == [(done, 24) for done in range(1, 25)]
+    trained = [told for told in steps if told[0] == REFERENCE_STEPS]
+    assert trained == [(REFERENCE_STEPS, done, 24) for done in range(1, 25)]
+    # under the released mixer, the start, and the half of the references that did not see them
+    known = [told for told in steps if told[0] == LOSSES]
+    everybody = 4 * (len(MEMBERS) + len(OTHERS))
+    assert known == [(LOSSES, done, everybody) for done in range(1, everybody + 1)]
 
 
 @pytest.mark.parametrize("count", [10, 11])
@@ -263,7 +274,7 @@ def test_the_mixer_of_a_private_run_can_be_audited(by_heart: dict[str, Tensor]) 
 
 
 def test_fewer_than_five_patients_of_a_kind_are_refused_before_anything_is_trained() -> None:
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     for members, others in ((cohort(0, 4), OTHERS), (MEMBERS, cohort(100, 4))):
         with pytest.raises(DataError) as caught:
             audited(START, members, others, steps=steps)

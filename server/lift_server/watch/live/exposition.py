@@ -107,6 +107,15 @@ def exposition(state: Mapping[str, Any], lines: Sequence[RoundRecord]) -> str:
             by_site("missed"),
         ),
         _family(
+            "lift_site_rounds_clipped_total",
+            "counter",
+            "Training rounds in which the site's update was scaled down.",
+            [
+                ({"site": name}, float(sum(name in line.clipped for line in trained)))
+                for name in sites
+            ],
+        ),
+        _family(
             "lift_site_received_bytes_total",
             "counter",
             "Bytes of the site's answers on record.",

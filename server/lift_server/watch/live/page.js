@@ -5,6 +5,7 @@ const HIDDEN_POLL_MS = 20000;
 const OVER_POLL_MS = 30000;
 const COLOURS = 8;
 const CELL = 15;
+const CLIPS_SHOWN = 50;
 const SVG = "http://www.w3.org/2000/svg";
 const OUTCOMES = {
   counted: "counted",
@@ -338,6 +339,36 @@ function showCurves() {
   byId("charts").replaceChildren(...(charts.length ? charts : [note]));
 }
 
+// ---- clips
+
+function showClips() {
+  const times = new Map();
+  const rows = [];
+  for (const line of rounds) {
+    const clips = Object.entries(line.clipped ?? {});
+    for (const [name] of clips) times.set(name, (times.get(name) ?? 0) + 1);
+    // a fall names whom it left out, also where nobody was clipped
+    if (line.fall && !clips.length) clips.push(["", [null, null]]);
+    clips.forEach(([name, [ratio, factor]], place) => rows.push([line, name, ratio, factor, place === 0]));
+  }
+  const shown = rows.slice(-CLIPS_SHOWN).reverse().map(([line, name, ratio, factor, first]) => {
+    const row = make("tr");
+    const site = make("td");
+    site.append(foreign(short(name || "–", 64)));
+    const then = make("td", undefined, "words");
+    then.append(foreign(first && line.fall ? short(line.fall, 300) : ""));
+    row.append(make("td", line.round), site, make("td", figure(ratio, 2), "figure"), make("td", figure(factor, 3), "figure"), then);
+    return row;
+  });
+  const often = [...times].sort(([one, n], [other, m]) => m - n || (one < other ? -1 : 1)).slice(0, COLOURS);
+  const more = rows.length > shown.length ? ` The last ${shown.length} of ${rows.length}.` : "";
+  const told = often.map(([name, count]) => `${short(name, 32)} in ${count} rounds`).join(", ");
+  put(byId("clips-note"), `${told ? `Clipped: ${told}.` : ""}${more}`);
+  byId("no-clips").hidden = rows.length > 0;
+  byId("clips-box").hidden = rows.length === 0;
+  byId("clip-rows").replaceChildren(...shown);
+}
+
 // ---- refusals, privacy, certificates, log
 
 function showRefusals() {
@@ -440,6 +471,7 @@ async function poll() {
     if (before !== rounds.length || beforeRun !== run || !byId("timeline-box").hasChildNodes()) {
       showTimeline();
       showCurves();
+      showClips();
     }
     document.documentElement.dataset.looks = String(Number(document.documentElement.dataset.looks ?? 0) + 1);
   } catch (error) {

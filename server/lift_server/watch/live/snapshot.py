@@ -144,6 +144,12 @@ def _curve_point(line: RoundRecord) -> bytes:
         "psnr": line.validation_psnr_db,
         "epsilon": line.epsilon,
         "resumed": line.resumed,
+        # SITE -> norm as a multiple of the median norm, and the factor it was scaled by
+        "clipped": {
+            site: [line.norm_ratios.get(site), factor]
+            for site, factor in sorted(line.clipped.items())
+        },
+        "fall": None if line.fall is None else line.fall.sentence,
         "sites": {
             site: outcome(line, site).value
             for site in sorted({*line.asked, *line.counted, *line.refused})
