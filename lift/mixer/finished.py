@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lift.config.plan import Plan
 from lift.errors import CheckpointError, VersionMismatchError
-from lift.files import write_atomically
+from lift.files import file_digest, write_atomically
 from lift.guard import SiteProfile
 from lift.release.check import mixer_file
 from lift.strict_json import is_version, parse_json
@@ -36,6 +37,7 @@ class FinishedMixer:
         plan: the plan it was trained under; it names the generator's fingerprint.
         sites: the guard's verdicts with the profiles they hold for, without site names.
         phantom: whether it was trained on phantom data alone.
+        file: SHA-256 of the file that it was read from, or None.
     """
 
     values: Mapping[str, Tensor]
@@ -43,10 +45,20 @@ class FinishedMixer:
     plan: Plan
     sites: Sequence[SiteProfile]
     phantom: bool
+    file: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `mixer.safetensors`: of the file it was read from, or that it would become."""
+        return self.file or hashlib.sha256(_content(self)).hexdigest()
 
 
 def write_mixer(path: Path, finished: FinishedMixer) -> None:
     """Write `mixer.safetensors`: tensors, and the rest as JSON in its metadata."""
+    write_atomically(path, _content(finished))
+
+
+def _content(finished: FinishedMixer) -> bytes:
     card = {
         "version": MIXER_FILE_VERSION,
         "plan": json.loads(finished.plan.canonical_json()),
@@ -57,7 +69,7 @@ def write_mixer(path: Path, finished: FinishedMixer) -> None:
     tensors = grouped(values, MIXER)
     tensors[TAPS] = finished.taps
     metadata = {"lift": json.dumps(card, sort_keys=True, allow_nan=False)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+    return safetensors.torch.save(tensors, metadata=metadata)
 
 
 def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
@@ -91,6 +103,7 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
             plan=Plan.model_validate_json(json.dumps(card["plan"])),
             sites=_SITES.validate_python(card["sites"]),
             phantom=_PHANTOM.validate_python(card["phantom"], strict=True),
+            file=file_digest(file),
         )
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         # ValidationError is a ValueError: a plan of another version ends here too

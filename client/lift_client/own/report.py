@@ -16,7 +16,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from lift.cohort.patients import reasons_of
-from lift.config.plan import Plan, WindowRule
+from lift.cohort.preprocessing import is_hounsfield
+from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.errors import DataError
 from lift.files import file_digest
@@ -110,7 +111,7 @@ def write_own_report(
         if done <= _SHOWN:
             write_held_out(out / "synthesis", held_out, predictions, plan)
         progress("held-out patients", done, len(patients))
-    is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
+    is_ct = is_hounsfield(plan, plan.task.target)
     seed = derive_seed(plan.seed, "intervals")
     people = work.cohort.subject_of
     table = summarise(
