@@ -47,18 +47,23 @@ _TAKEN: Final = (
 )
 """Taken over where the source has them."""
 _UNPAIRED: Final = frozenset(
-    "ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN "
-    "CHESTABDPELVIS CIRCLEOFWILLIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS "
-    "FACE GALLBLADDER HEAD HEADNECK HEART ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE "
-    "MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE PANCREAS "
-    "PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THYMUS "
-    "THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY".split()
+    (
+        *("ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CEREBELLUM"),
+        *("CERVIX", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "CIRCLEOFWILLIS", "COCCYX"),
+        *("COLON", "CORONARYARTERY", "CSPINE", "CTSPINE", "DUODENUM", "ESOPHAGUS", "FACE"),
+        *("GALLBLADDER", "HEAD", "HEADNECK", "HEART", "ILEUM", "ILIUM", "JAW", "JEJUNUM"),
+        *("LARYNX", "LIVER", "LSPINE", "LSSPINE", "MAXILLA", "MEDIASTINUM", "MOUTH", "NECK"),
+        *("NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV", "NOSE", "PANCREAS", "PELVIS"),
+        *("PENIS", "PHARYNX", "PROSTATE", "RECTUM", "SCALP", "SKULL", "SPINE", "SPLEEN"),
+        *("SSPINE", "STERNUM", "STOMACH", "THYMUS", "THYROID", "TLSPINE", "TONGUE", "TRACHEA"),
+        *("TSPINE", "URETER", "URETHRA", "UTERUS", "VAGINA", "VULVA", "WHOLEBODY"),
+    )
 )
 """Body parts that have no Laterality, which is empty where it is unknown (PS3.16 annex L)."""
 _IMPLEMENTATION: Final = uid.UID("2.25.326231099656077840837707319057754788773")
 _VERSION_NAME: Final = "LIFT-FEDERATED"
 _HIGHEST: Final = np.iinfo(np.uint16).max
-_LOWEST_HU: Final = -1024.0
+_HU: Final = np.iinfo(np.int16)
 _WINDOW_HU: Final = (40.0, 400.0)
 _BRIGHTEST: Final = 99.5
 """Percentile of what is not background, where a window of MR ends."""
@@ -179,7 +184,7 @@ def write_derived_series(
                 dataset.SourceImageSequence = [
                     _reference(each) for each in (one, *_others_there(one, source.others))
                 ]
-                dataset.PixelData = stored.numbers[:, :, index].T.astype("<u2").tobytes()
+                dataset.PixelData = _little_endian(stored.numbers[:, :, index].T)
                 dataset["PixelData"].VR = "OW"
                 _write(unfinished / f"slice-{index + 1:04d}.dcm", dataset)
             unfinished.rename(folder)
@@ -193,37 +198,34 @@ def write_derived_series(
 class _Stored:
     """Numbers of 16 bits along the file's axes; value = slope * number + inter."""
 
-    numbers: NDArray[np.uint16]
+    numbers: NDArray[np.int16] | NDArray[np.uint16]
     slope: str
     inter: str
     window: tuple[float, float]
 
     @classmethod
     def of(cls, data: NDArray[Any], made: Synthesis, folder: Path) -> _Stored:
-        """Raise VolumeError where the values are not finite, or HU of a range beyond 16 bits."""
+        """Raise VolumeError where the values are not finite, or HU beyond 16 bits."""
         if not np.isfinite(data).all():
             raise _unwritten(folder, "the voxels hold NaN or infinity")
         low, high = float(data.min()), float(data.max())
         if made.unit == "HU":
-            inter, slope = min(_LOWEST_HU, float(np.floor(low))), 1.0
-            center, width = _WINDOW_HU
-        else:
-            inter = min(0.0, low)
-            # as it is written, so that readers compute with the same number
-            slope = float(format_number_as_ds((high - inter) / _HIGHEST)) if high > inter else 1.0
-            shown = data[data != 0]
-            top = float(np.percentile(shown, _BRIGHTEST)) if shown.size else 1.0
-            center, width = (inter + top) / 2, top - inter
-        inter = float(format_number_as_ds(inter))
-        numbers = np.rint((data.astype(np.float64) - inter) / slope)
-        if numbers.max() > _HIGHEST:
-            raise _unwritten(folder, f"values from {low:g} to {high:g} HU do not fit into 16 bits")
-        return cls(
-            np.clip(numbers, 0, _HIGHEST).astype(np.uint16),
-            format_number_as_ds(slope),
-            format_number_as_ds(inter),
-            (center, width),
-        )
+            if low < _HU.min or high > _HU.max:
+                raise _unwritten(folder, f"{low:g} to {high:g} HU do not fit into 16 bits")
+            return cls(np.rint(data).astype(np.int16), "1", "0", _WINDOW_HU)
+        # as they are written, so that readers compute with the same numbers
+        inter = format_number_as_ds(min(0.0, low))
+        extent = high - float(inter)
+        slope = format_number_as_ds(extent / _HIGHEST) if extent > 0 else "1"
+        numbers = np.rint((data.astype(np.float64) - float(inter)) / float(slope))
+        shown = data[data != 0]
+        top = float(np.percentile(shown, _BRIGHTEST)) if shown.size else 1.0
+        window = (float(inter) + top) / 2, top - float(inter)
+        return cls(np.clip(numbers, 0, _HIGHEST).astype(np.uint16), slope, inter, window)
+
+
+def _little_endian(plane: NDArray[Any]) -> bytes:
+    return plane.astype(plane.dtype.newbyteorder("<")).tobytes()
 
 
 def _along_file_axes(voxels: NDArray[Any], like: Volume) -> NDArray[Any]:
@@ -274,7 +276,7 @@ def _common(source: SourceSeries, made: Synthesis) -> Dataset:
     maker.Manufacturer, maker.ManufacturerModelName = SOFTWARE, "lift translate"
     maker.SoftwareVersions = software_version()
     maker.ContributionDateTime = day + time
-    maker.ContributionDescription = f"{made.method}: {made.digests}"
+    maker.ContributionDescription = f"Method {made.method}; {made.digests}"
     new.ContributingEquipmentSequence = [maker]
     new.DerivationDescription = f"{made.sentence} {SOFTWARE} {software_version()}; {made.digests}"
     new.ImageComments = f"SYNTHETIC. {made.sentence}"
@@ -286,7 +288,8 @@ def _image(made: Synthesis, stored: _Stored, source: SourceSeries) -> Dataset:
     new = Dataset()
     new.SamplesPerPixel, new.PhotometricInterpretation = 1, "MONOCHROME2"
     new.Columns, new.Rows = stored.numbers.shape[:2]
-    new.BitsAllocated, new.BitsStored, new.HighBit, new.PixelRepresentation = 16, 16, 15, 0
+    new.BitsAllocated, new.BitsStored, new.HighBit = 16, 16, 15
+    new.PixelRepresentation = int(stored.numbers.dtype.kind == "i")
     new.RescaleSlope, new.RescaleIntercept = stored.slope, stored.inter
     center, width = stored.window
     new.WindowCenter, new.WindowWidth = (format_number_as_ds(n) for n in (center, width))
