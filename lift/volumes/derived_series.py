@@ -67,6 +67,7 @@ _HU: Final = np.iinfo(np.int16)
 _WINDOW_HU: Final = (40.0, 400.0)
 _BRIGHTEST: Final = 99.5
 """Percentile of what is not background, where a window of MR ends."""
+_START: Final = 132
 _SAME_MM: Final = 0.01
 _SAME_DIRECTION: Final = 1e-3
 _NARROWEST: Final = 1.0
@@ -124,8 +125,16 @@ def read_source_series(path: Path, inputs: Iterable[Path] = ()) -> SourceSeries:
         raise refuse("its slices have no SOP Instance UIDs of their own to refer to", whole)
     gone = refuse("a file of it is no longer there", whole)
     header = read_dataset(read_file(slices[0].path, refuse, missing=gone), refuse)
-    others = tuple(one for other in inputs for one in _slices_if_dicom(other))
+    others = tuple(one for other in inputs for one in _slices_of_input(other))
     return SourceSeries(read_volume(path), slices, others, header, refuse)
+
+
+def is_dicom_path(path: Path) -> bool:
+    """Whether a volume is read as DICOM: a folder, or a file that begins as such files do."""
+    if path.is_dir():
+        return True
+    with path.open("rb") as stream:
+        return is_dicom(stream.read(_START))
 
 
 def check_new_folder(folder: Path) -> None:
@@ -327,6 +336,10 @@ def _place(one: Slice, slices: Sequence[Slice]) -> Dataset:
     return new
 
 
+def _slices_of_input(path: Path) -> list[Slice]:
+    return slices_of(path, Refusal(path.name, None)) if is_dicom_path(path) else []
+
+
 def _others_there(one: Slice, others: Sequence[Slice]) -> list[Slice]:
     """The slices of other series that lie on this one pixel by pixel."""
     if not others:
@@ -343,15 +356,6 @@ def _others_there(one: Slice, others: Sequence[Slice]) -> list[Slice]:
         and np.allclose(each.frame.along_row, one.frame.along_row, atol=_SAME_DIRECTION)
         and np.allclose(each.frame.along_column, one.frame.along_column, atol=_SAME_DIRECTION)
     ]
-
-
-def _slices_if_dicom(path: Path) -> list[Slice]:
-    """The slices of a series that was read already, and nothing of a file of another format."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            if not is_dicom(stream.read(132)):
-                return []
-    return slices_of(path, Refusal(path.name, None))
 
 
 def _reference(one: Slice) -> Dataset:
