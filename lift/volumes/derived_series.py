@@ -26,7 +26,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.multival import MultiValue
 from pydicom.valuerep import format_number_as_ds
 
-from lift.errors import VolumeError
+from lift.errors import AffineError, VolumeError
 from lift.process import files_kept_private
 from lift.volumes.formats.checks import Refusal
 from lift.volumes.formats.dicom import Slice, slices_of
@@ -67,6 +67,7 @@ _HU: Final = np.iinfo(np.int16)
 _WINDOW_HU: Final = (40.0, 400.0)
 _BRIGHTEST: Final = 99.5
 """Percentile of what is not background, where a window of MR ends."""
+_SAME_VOXEL: Final = 0.1
 _START: Final = 132
 _SAME_MM: Final = 0.01
 _SAME_DIRECTION: Final = 1e-3
@@ -81,6 +82,7 @@ class SourceSeries:
     """The series that a derived one is made on.
 
     Attributes:
+        name: of its folder or file.
         volume: its voxels and grid.
         slices: in the order of the third axis of its grid.
         others: slices of further series that the volume was computed from, in any order.
@@ -88,6 +90,7 @@ class SourceSeries:
         refuse: makes errors that name it.
     """
 
+    name: str
     volume: Volume
     slices: tuple[Slice, ...]
     others: tuple[Slice, ...]
@@ -126,7 +129,7 @@ def read_source_series(path: Path, inputs: Iterable[Path] = ()) -> SourceSeries:
     gone = refuse("a file of it is no longer there", whole)
     header = read_dataset(read_file(slices[0].path, refuse, missing=gone), refuse)
     others = tuple(one for other in inputs for one in _slices_of_input(other))
-    return SourceSeries(read_volume(path), slices, others, header, refuse)
+    return SourceSeries(path.name, read_volume(path), slices, others, header, refuse)
 
 
 def is_dicom_path(path: Path) -> bool:
@@ -148,6 +151,37 @@ def check_new_folder(folder: Path) -> None:
     if exists:
         seen = "the folder is not empty" if folder.is_dir() else "a file has this name"
         raise _unwritten(folder, seen)
+
+
+def check_on_series(volume: Volume, source: SourceSeries, name: str) -> None:
+    """Raise AffineError unless a volume's voxels are those of the series.
+
+    Converters compute the places of all slices from two of them, and headers round: up to a tenth
+    of a voxel apart it is the same grid. What is written has the places of the series.
+
+    Args:
+        volume: the first source, whose grid the synthetic volume has.
+        source: the series.
+        name: of that channel.
+    """
+    shape, other = source.volume.voxels.shape, volume.voxels.shape
+    if shape == other:
+        ends = np.array(np.meshgrid(*((0, length - 1) for length in shape))).reshape(3, -1)
+        corners = np.vstack([ends, np.ones(ends.shape[1])])
+        off = np.linalg.inv(source.volume.affine) @ volume.affine @ corners - corners
+        farthest = float(np.abs(off).max())
+        if farthest <= _SAME_VOXEL:
+            return
+        seen = f"corners lie up to {farthest:.2f} voxels apart; at most {_SAME_VOXEL} is one grid"
+    else:
+        seen = f"{' x '.join(map(str, other))} voxels; the series has {' x '.join(map(str, shape))}"
+    raise AffineError(
+        f"the synthetic volume would not lie on the series '{source.name}'",
+        where="--dicom",
+        seen=f"it has the grid of the first source '{name}', which is another one: {seen}",
+        remedy="Nothing was written. Give the series that the first source was made of, or that "
+        "series as the first source.",
+    )
 
 
 def write_derived_series(

@@ -20,7 +20,7 @@ from lift.cohort.preprocessing import (
     to_output_units,
 )
 from lift.device import fix_threads
-from lift.errors import AffineError, ConfigError
+from lift.errors import ConfigError
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns
 from lift.metrics.hf_share import hf_share
@@ -31,13 +31,13 @@ from lift.tasks.paired.choice import Use, blend
 from lift.tasks.paired.contrast import SiteModel
 from lift.tasks.paired.synthesis import Floats, GeneratedStream, mix
 from lift.volumes.derived_series import (
-    SourceSeries,
     check_new_folder,
+    check_on_series,
     read_source_series,
     write_derived_series,
 )
 from lift.volumes.synthetic import Synthesis, check_sidecar, write_sidecar
-from lift.volumes.volume import check_same_grid, check_written_name, write_volume
+from lift.volumes.volume import check_written_name, write_volume
 
 logger = logging.getLogger(__name__)
 OnConcern = Literal["warn", "fall_back"]
@@ -142,7 +142,7 @@ def translate(
     patient = Patient(id=name, subject=name, channels=dict(inputs), mask=mask)
     prepared = prepare(patient, plan, root=Path(), with_target=False)
     if series is not None:
-        _check_on_series(prepared, plan.task.source[0], series)
+        check_on_series(prepared.reference, series, plan.task.source[0])
     concern = concerns(
         finished.sites, prepared.spacing_mm[0], hf_share(prepared.source, prepared.mask)
     )
@@ -200,20 +200,6 @@ def synthesis_of(
         plan=plan.digest(),
         concern=concern,
     )
-
-
-def _check_on_series(prepared: Prepared, first: str, series: SourceSeries) -> None:
-    """Raise AffineError unless what is made lies on the series, voxel by voxel."""
-    try:
-        check_same_grid(series.volume, prepared.reference, ("series", first))
-    except AffineError as error:
-        raise AffineError(
-            "the synthetic volume would not lie on the series",
-            where="--dicom",
-            seen=f"it has the grid of the first source '{first}', which is another: {error.seen}",
-            remedy="Nothing was written. Give the series that the first source was made of, or "
-            "that source as this series.",
-        ) from None
 
 
 def _generated(prepared: Prepared, generator: FrozenGenerator, mixer: Mixer) -> Floats:
