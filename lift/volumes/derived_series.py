@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,10 +21,12 @@ import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.config import RAISE, disable_value_validation
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.multival import MultiValue
-from pydicom.valuerep import format_number_as_ds
+from pydicom.valuerep import format_number_as_ds, validate_value
 
 from lift.errors import AffineError, VolumeError
 from lift.process import files_kept_private
@@ -73,6 +75,12 @@ _SAME_MM: Final = 0.01
 _SAME_DIRECTION: Final = 1e-3
 _NARROWEST: Final = 1.0
 _LARGEST_SERIES: Final = 10_000_000
+_TEXTS: Final = frozenset({"PN", "LO", "SH"})
+"""Taken over as they are, also where they break a rule: an archive compares them."""
+_WORDS: Final = {"PatientSex": ("M", "F", "O"), "Laterality": ("L", "R")}
+_IDENTIFYING: Final = ("PatientName", "PatientID", "AccessionNumber")
+_UNREADABLE: Final = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_TEXT: Final = 1024
 _LONGEST_DESCRIPTION: Final = 64
 _NEW_FOLDER: Final = "Nothing was written. Name a new folder; a series has one of its own."
 
@@ -86,16 +94,14 @@ class SourceSeries:
         volume: its voxels and grid.
         slices: in the order of the third axis of its grid.
         others: slices of further series that the volume was computed from, in any order.
-        header: the data set of its first slice.
-        refuse: makes errors that name it.
+        said: what is taken over of its first slice's header, as text.
     """
 
     name: str
     volume: Volume
     slices: tuple[Slice, ...]
     others: tuple[Slice, ...]
-    header: Dataset
-    refuse: Refusal
+    said: Mapping[str, str]
 
 
 def read_source_series(path: Path, inputs: Iterable[Path] = ()) -> SourceSeries:
@@ -128,8 +134,10 @@ def read_source_series(path: Path, inputs: Iterable[Path] = ()) -> SourceSeries:
         raise refuse("its slices have no SOP Instance UIDs of their own to refer to", whole)
     gone = refuse("a file of it is no longer there", whole)
     header = read_dataset(read_file(slices[0].path, refuse, missing=gone), refuse)
+    names = (*_NEEDED, *_TAKEN, "SeriesNumber", "BurnedInAnnotation")
+    said = {name: _said(header, name, refuse) for name in names}
     others = tuple(one for other in inputs for one in _slices_of_input(other))
-    return SourceSeries(path.name, read_volume(path), slices, others, header, refuse)
+    return SourceSeries(path.name, read_volume(path), slices, others, said)
 
 
 def is_dicom_path(path: Path) -> bool:
@@ -287,13 +295,11 @@ def _common(source: SourceSeries, made: Synthesis) -> Dataset:
     new = Dataset()
     # any name of any source fits into it
     new.SpecificCharacterSet = "ISO_IR 192"
-    with parsing(source.refuse):
-        for name in _NEEDED:
-            setattr(new, name, _text(source.header.get(name)))
-        for name in _TAKEN:
-            if text := _text(source.header.get(name)):
-                setattr(new, name, text)
-        number = _text(source.header.get("SeriesNumber"))
+    with disable_value_validation():
+        for name in (*_NEEDED, *_TAKEN):
+            if source.said[name] or name in _NEEDED:
+                setattr(new, name, source.said[name])
+    number = source.said["SeriesNumber"]
     if new.get("BodyPartExamined") in _UNPAIRED:
         new.pop("Laterality", None)
     elif "Laterality" not in new:
@@ -338,8 +344,7 @@ def _image(made: Synthesis, stored: _Stored, source: SourceSeries) -> Dataset:
     new.WindowCenter, new.WindowWidth = (format_number_as_ds(n) for n in (center, width))
     if width < _NARROWEST:
         new.VOILUTFunction = "LINEAR_EXACT"
-    burned = _text(source.header.get("BurnedInAnnotation")).upper() == "YES"
-    new.BurnedInAnnotation = "YES" if burned else "NO"
+    new.BurnedInAnnotation = "YES" if source.said["BurnedInAnnotation"] == "YES" else "NO"
     new.LossyImageCompression = "00"
     if made.modality == "CT":
         new.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
@@ -411,11 +416,32 @@ def _code(value: str, meaning: str) -> Dataset:
     return new
 
 
-def _text(value: Any) -> str:
-    """A value as text; of several, which no attribute that is taken over has, one after another."""
-    if value is None:
+def _said(header: Any, name: str, refuse: Refusal) -> str:
+    """What the source says, as text; empty where it says nothing, or not what it should.
+
+    Raises:
+        VolumeError: a name or number of the patient has letters that nobody can read.
+    """
+    try:
+        with parsing(refuse):
+            value = header.get(name)
+            # of several values, which no attribute that is taken over has, one after another
+            parts = value if isinstance(value, MultiValue) else [value]
+            text = " ".join("" if part is None else str(part) for part in parts)[:_LONGEST_TEXT]
+            kind = dictionary_VR(name)
+            if kind == "CS":
+                text = text.upper()
+            if kind not in _TEXTS:
+                validate_value(kind, text, RAISE)
+    except VolumeError:
         return ""
-    return " ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    if _UNREADABLE in text and name in _IDENTIFYING:
+        raise refuse(
+            f"its {name} is not written in the character set that it names",
+            "Correct Specific Character Set at its source and export it again, or write NIfTI "
+            "alone.",
+        )
+    return "" if text not in _WORDS.get(name, (text,)) else text
 
 
 def _write(path: Path, dataset: Dataset) -> None:
