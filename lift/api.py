@@ -258,6 +258,8 @@ def translate(
 ) -> Translated:
     """Write the target channel of one examination, on the grid of its first source.
 
+    A sidecar beside it (.json) says that it is synthetic, and what made it.
+
     Args:
         inputs: channel name -> file, exactly the plan's sources.
         output: ends in .nii.gz or .nii.

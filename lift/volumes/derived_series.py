@@ -327,7 +327,8 @@ def _common(source: SourceSeries, made: Synthesis) -> Dataset:
     maker.ContributionDateTime = day + time
     maker.ContributionDescription = f"Method {made.method}; {made.digests}"
     new.ContributingEquipmentSequence = [maker]
-    new.DerivationDescription = f"{made.sentence} {SOFTWARE} {software_version()}; {made.digests}"
+    told = f"{made.sentence} {SOFTWARE} {software_version()}; {made.digests}"
+    new.DerivationDescription = told[:_LONGEST_TEXT]
     new.ImageComments = f"SYNTHETIC. {made.sentence}"
     return new
 

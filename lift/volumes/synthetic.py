@@ -34,6 +34,7 @@ class Synthesis:
         generator: fingerprint of the generator.
         plan: digest of the plan.
         concern: why the mixer may not help on this volume, or None.
+        phantom: whether the mixer was trained on phantom data alone.
     """
 
     target: str
@@ -45,6 +46,7 @@ class Synthesis:
     generator: str
     plan: str
     concern: str | None
+    phantom: bool
 
     @property
     def modality(self) -> Literal["CT", "MR"]:
@@ -53,11 +55,16 @@ class Synthesis:
 
     @property
     def sentence(self) -> str:
-        """That it is synthetic, in words."""
-        return (
+        """That it is synthetic, in words, and of what its quality is in doubt."""
+        parts = [
             f"Synthetic {self.target}, computed from {', '.join(self.sources)} by {SOFTWARE}; not "
             "acquired from the patient."
-        )
+        ]
+        if self.phantom:
+            parts.append("The mixer was trained on phantom data alone.")
+        if self.concern is not None:
+            parts.append(f"Concern: {self.concern}.")
+        return " ".join(parts)
 
     @property
     def digests(self) -> str:
@@ -80,6 +87,7 @@ class Synthesis:
             "GeneratorFingerprint": self.generator,
             "PlanDigest": self.plan,
             "Concern": self.concern,
+            "TrainedOnPhantomsAlone": self.phantom,
             "GeneratedBy": [{"Name": SOFTWARE, "Version": software_version()}],
         }
         return {key: value for key, value in content.items() if value is not None}

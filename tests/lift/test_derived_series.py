@@ -50,7 +50,8 @@ MADE = {
         site_mixer=None,
         generator="b" * 64,
         plan="c" * 64,
-        concern=None,
+        concern="its slice spacing is 9 mm; the mixer helped at 1 to 2 mm",
+        phantom=True,
     )
     for unit in ("arbitrary", "HU")
 }
@@ -247,6 +248,9 @@ def test_it_says_what_it_is(source: SourceSeries, tmp_path: Path, unit: str) -> 
         for digest in ("a" * 64, "b" * 64, "c" * 64):
             assert digest in maker.ContributionDescription
             assert digest in one.DerivationDescription
+        for told in ("not acquired from the patient", "phantom data alone", "9 mm"):
+            assert told in one.DerivationDescription
+            assert told in one.ImageComments
         (item,) = one.SourceImageSequence
         assert item.ReferencedSOPInstanceUID == given.image.instance
         assert item.ReferencedSOPClassUID == given.image.kind

@@ -431,6 +431,7 @@ def test_a_sidecar_says_that_it_is_synthetic_and_what_made_it(
         "Method": "mixer",
         "GeneratorFingerprint": GENERATOR.fingerprint,
         "PlanDigest": plan.digest(),
+        "TrainedOnPhantomsAlone": True,
     }
     text = (tmp_path / "made.json").read_text(encoding="utf-8")
     assert not [path for path in files.values() if path.name.split("-t")[0] in text]

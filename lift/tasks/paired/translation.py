@@ -199,6 +199,7 @@ def synthesis_of(
         generator=plan.generator_fingerprint or "",
         plan=plan.digest(),
         concern=concern,
+        phantom=finished.phantom,
     )
 
 
