@@ -561,6 +561,23 @@ def test_a_series_alone_is_written_where_no_file_is_asked_for(
     assert len(list((tmp_path / "made").iterdir())) == FILE_SHAPE[2]
 
 
+def test_a_source_that_is_not_there_is_refused_as_ever(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    given = as_series(files, tmp_path)
+    inputs = {**files, SOURCES[1]: tmp_path / "absent.nii"}
+    with pytest.raises(VolumeError, match=r"absent\.nii.*no such file"):
+        translate(
+            inputs,
+            None,
+            finished(small_plan(generator=GENERATOR), FITS_ALL),
+            GENERATOR,
+            mask=None,
+            on_concern="warn",
+            dicom=ToDicom(given[SOURCES[0]], tmp_path / "made"),
+        )
+
+
 @pytest.mark.parametrize("kind", ["another grid", "shifted", "not empty", "no series", "no name"])
 def test_what_cannot_become_a_series_is_refused_and_nothing_is_written(
     files: dict[str, Path], tmp_path: Path, kind: str

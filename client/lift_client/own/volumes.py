@@ -56,16 +56,15 @@ def write_handed_on(
     place = folder / held_out.site / held_out.patient
     method = handed_on(predictions)
     write_sidecar(place / f"{method}.nii.gz", made)
-    out = place / series_folder(method)
-    if out.is_dir():
-        shutil.rmtree(out)
+    for earlier in place.glob(series_folder("*")):
+        shutil.rmtree(earlier)
     series = _series_of(held_out.patient, [sources[name] for name in plan.task.source])
     if series is None:
         return
     prepared = held_out.prepared
     inside = np.clip(np.asarray(predictions[method]), 0.0, 1.0) * np.asarray(prepared.mask)
     voxels, _ = to_output_units(restore(prepared, inside, background=0.0), plan, plan.task.target)
-    write_derived_series(out, voxels, series, made)
+    write_derived_series(place / series_folder(method), voxels, series, made)
 
 
 def _series_of(patient: str, sources: list[Path]) -> SourceSeries | None:

@@ -104,7 +104,10 @@ def translate(
         GeneratorError: another generator than the mixer's.
         VolumeError: an input cannot be used, or an output cannot be written there.
         AffineError: the series of `dicom` is not on the grid of the first source.
+        ValueError: nothing is to be written.
     """
+    if output is None and dicom is None:
+        raise ValueError("neither a file nor a series is to be written")
     plan = finished.plan
     check_generator(plan, generator)
     if set(inputs) != set(plan.task.source):
