@@ -86,6 +86,14 @@ def straight() -> Array:
     return affine
 
 
+def sagittal() -> Array:
+    """Columns run to the back, rows downwards, slices to the left."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0, 0, -1], [-1, 0, 0], [0, -1, 0]]) @ np.diag([0.7, 1.3, 4.5])
+    affine[:3, 3] = (12.5, 30.25, 7.0)
+    return affine
+
+
 def multi_frame(folder: Path) -> Path:
     folder.mkdir()
     path = folder / "one.dcm"
@@ -118,6 +126,7 @@ def of_a_scanner(name: str) -> Callable[[Path], Path]:
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "oblique MR": lambda folder: write(series(change=there), folder),
     "straight MR": lambda folder: write(series(affine=straight(), change=there), folder),
+    "sagittal MR": lambda folder: write(series(affine=sagittal(), change=there), folder),
     "CT": lambda folder: write(series(voxels() // 16, modality="CT", change=there), folder),
     "tilted CT": lambda folder: write(
         series(voxels() // 16, straight(), modality="CT", change=also(tilted)), folder
