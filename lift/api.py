@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from lift.cohort.phantom.write import write_phantom_cohort
+from lift.cohort.preprocessing import is_hounsfield
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.plan import Plan, WindowRule
+from lift.config.plan import Plan
 from lift.config.site import SiteSettings
 from lift.device import fix_threads, resolve_device
 from lift.errors import ConfigError, DataError, GeneratorError
@@ -257,6 +258,8 @@ def translate(
 ) -> Translated:
     """Write the target channel of one examination, on the grid of its first source.
 
+    A sidecar beside it (.json) says that it is synthetic, and what made it.
+
     Args:
         inputs: channel name -> file, exactly the plan's sources.
         output: ends in .nii.gz or .nii.
@@ -325,7 +328,7 @@ def evaluate(
             found[name][patient] = measure(held_out, method(held_out.features), plan)
         if progress is not None:
             progress("held-out patients", done, len(cohort.test))
-    is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
+    is_ct = is_hounsfield(plan, plan.task.target)
     protocol: Protocol = "ct" if is_ct else "mr"
     return {
         name: entries(

@@ -182,13 +182,30 @@ def translate(
         list[str],
         typer.Argument(help="Source volumes: NAME=FILE, or files in the order of the plan."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.nii.gz).")],
+    output: Annotated[
+        list[Path],
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write (.nii.gz); with --dicom, a new folder for the series. Repeat it to "
+            "write both.",
+        ),
+    ],
     mixer: Annotated[
         Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
     ],
     generator: Annotated[
         Path | None,
         typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
+    ] = None,
+    dicom: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SERIES",
+            help="Write a derived DICOM series on the slices of this one: the folder (or "
+            "multi-frame file) of the first source, or of what its file was converted from. Its "
+            "patient, study and places are taken over. NAME of a source means that source.",
+        ),
     ] = None,
     mask: Annotated[
         Path | None,
@@ -206,17 +223,24 @@ def translate(
     ca: CaOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Synthesise the missing channel of one patient, on the grid of the first input."""
+    """Synthesise the missing channel of one patient, on the grid of the first input.
+
+    A NIfTI file gets a sidecar (.json) that says that it is synthetic, and what made it.
+    """
     from lift.device import resolve_device
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
     from lift.mixer.finished import read_mixer
     from lift.tasks.paired.contrast import read_site_model
     from lift.tasks.paired.local import OWN_MIXER_FILE, with_own_mixer
+    from lift.tasks.paired.translation import ToDicom
     from lift.tasks.paired.translation import translate as run
 
+    file, folder = _outputs(output, has_series=dicom is not None)
     finished = read_mixer(mixer, ca=ca)
     _check_kind(finished, "paired", "generate")
+    named = _named(inputs, finished.plan.task.source)
+    series = None if dicom is None else named.get(dicom, Path(dicom))
     bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
     frozen = load_bundle(bundle, expected_fingerprint=None, device=resolve_device(device))
     console = Console(stderr=True)
@@ -232,19 +256,22 @@ def translate(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=None)
         done = run(
-            _named(inputs, finished.plan.task.source),
-            output,
+            named,
+            file,
             finished,
             frozen,
             mask=mask,
             site=site,
             on_concern="fall_back" if guard is Guard.FALL_BACK else "warn",
+            dicom=None if series is None or folder is None else ToDicom(series, folder),
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
     if done.concern is not None:
         action = "the mixer was not used" if done.method == "no_mixer" else "check the result"
         console.print(f"warning: {done.concern}; {action}", highlight=False, soft_wrap=True)
-    sys.stdout.write(f"{output}\n")
+    for written in (file, folder):
+        if written is not None:
+            sys.stdout.write(f"{written}\n")
 
 
 @app.command()
@@ -594,6 +621,28 @@ def _named(inputs: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
         where="inputs",
         seen=f"given: {given}; needed: {', '.join(sources)}",
         remedy="Give one file for each source, as NAME=FILE or in this order.",
+    )
+
+
+def _outputs(outputs: Sequence[Path], *, has_series: bool) -> tuple[Path | None, Path | None]:
+    """Return the file of a NIfTI output and the folder of a DICOM series; one may be None."""
+    if not has_series:
+        if len(outputs) == 1:
+            return outputs[0], None
+        needed = "one file; a folder for a DICOM series needs --dicom"
+    else:
+        from lift.volumes.volume import is_written_name
+
+        files = [path for path in outputs if is_written_name(path)]
+        folders = [path for path in outputs if not is_written_name(path)]
+        if len(folders) == 1 and len(files) <= 1:
+            return next(iter(files), None), folders[0]
+        needed = "with --dicom one new folder, and a file (.nii.gz) if you want both"
+    raise ConfigError(
+        "the outputs do not fit",
+        where="--output, --dicom",
+        seen=f"given: {', '.join(path.name for path in outputs)}; needed: {needed}",
+        remedy="Nothing was written.",
     )
 
 

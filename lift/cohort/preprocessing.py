@@ -200,6 +200,11 @@ def to_output_units(
     return (normalised * rule.written_maximum).astype(np.float32), np.dtype(np.float32)
 
 
+def is_hounsfield(plan: Plan, channel: str) -> bool:
+    """Whether a channel is written in HU: its rule is a window of CT."""
+    return isinstance(plan.preprocessing.rule(channel), WindowRule)
+
+
 def preprocessing_digest(plan: Plan) -> str:
     """SHA-256 of all that the prepared slices depend on besides the files."""
     parts = [

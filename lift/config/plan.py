@@ -79,10 +79,10 @@ class WindowRule(Settings):
 
     rule: Literal["window"] = "window"
     """Chooses this rule."""
-    low: float = -1024.0
+    low: float = Field(default=-1024.0, ge=-32768)
     """Lower end, HU."""
-    high: float = 3000.0
-    """Upper end, HU."""
+    high: float = Field(default=3000.0, le=32767)
+    """Upper end, HU; CT is written as whole numbers of 16 bits."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lift.config.plan import Plan
 from lift.errors import CheckpointError, VersionMismatchError
-from lift.files import write_atomically
+from lift.files import file_digest, write_atomically
 from lift.guard import SiteProfile
 from lift.release.check import mixer_file
 from lift.strict_json import is_version, parse_json
@@ -39,6 +39,7 @@ class FinishedMixer:
         plan: the plan it was trained under; it names the generator's fingerprint.
         sites: the guard's verdicts with the profiles they hold for, without site names.
         phantom: whether it was trained on phantom data alone.
+        file: SHA-256 of the file that it was read from, or None.
     """
 
     values: Mapping[str, Tensor]
@@ -46,6 +47,12 @@ class FinishedMixer:
     plan: Plan
     sites: Sequence[SiteProfile]
     phantom: bool
+    file: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `mixer.safetensors`: of the file it was read from, or that it would become."""
+        return self.file or hashlib.sha256(_content(self)).hexdigest()
 
 
 def write_mixer(path: Path, finished: FinishedMixer) -> None:
@@ -103,6 +110,7 @@ def read_mixer(path: Path, *, ca: Path | None = None) -> FinishedMixer:
             plan=Plan.model_validate_json(json.dumps(card["plan"])),
             sites=_SITES.validate_python(card["sites"]),
             phantom=_PHANTOM.validate_python(card["phantom"], strict=True),
+            file=file_digest(file),
         )
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         # ValidationError is a ValueError: a plan of another version ends here too

@@ -19,7 +19,7 @@ from lift.report.figures import (
 from lift.report.findings import headline, smoothing
 from lift.report.generated import generated_page
 from lift.report.overviews import MOST_PANELS, gains_figure
-from lift.report.own import left_section, own_banner
+from lift.report.own import left_section, own_banner, volumes_section
 from lift.report.patients import Pictures, held_out_pictures
 from lift.report.privacy import privacy_section
 from lift.report.read import SYNTHESIS_FOLDER, Run, read_run
@@ -141,6 +141,7 @@ def _page(
         _flicker(run, pictures),
         _mosaics(pictures),
         shown.section,
+        *((volumes_section(run),) if own else ()),
         _smoothing(run),
         left_section(run) if own else seconds_section(run),
         reproducibility_section(run),

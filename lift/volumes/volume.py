@@ -29,6 +29,8 @@ SUFFIXES: Final = READ_SUFFIXES
 _WRITTEN: Final = (".nii", ".nii.gz")
 GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are one when their corners lie this close (headers store float32)."""
+CANONICAL: Final = np.array([[0, 1], [1, 1], [2, 1]])
+"""The orientation of RAS+ voxels, as nibabel writes one."""
 
 
 def stem_of(name: str) -> str:
@@ -174,11 +176,10 @@ def write_volume(
     """
     if voxels.shape != like.voxels.shape:
         raise ValueError(f"shape {voxels.shape} is not that of the grid, {like.voxels.shape}")
+    check_written_name(path)
     refuse = Refusal(path.name, path.parent, verb="write")
-    if not path.name.endswith(_WRITTEN):
-        raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
     grid = like.grid
-    data = apply_orientation(voxels, ornt_transform(_CANONICAL, grid.orientation))
+    data = apply_orientation(voxels, ornt_transform(CANONICAL, grid.orientation))
     stored, slope, inter = _stored(data, grid, dtype, refuse)
     header = _header_of(grid, stored.dtype, slope, inter)
     content = io.BytesIO()
@@ -194,6 +195,18 @@ def write_volume(
         raise refuse(
             error.strerror or type(error).__name__, "Free disk space or choose another folder."
         ) from None
+
+
+def check_written_name(path: Path) -> None:
+    """Raise VolumeError where `write_volume` writes no file of this name."""
+    if not is_written_name(path):
+        refuse = Refusal(path.name, path.parent, verb="write")
+        raise refuse("the name does not end in .nii or .nii.gz", "Choose such a name.")
+
+
+def is_written_name(path: Path) -> bool:
+    """Whether the name ends as the volumes do that are written."""
+    return path.name.endswith(_WRITTEN)
 
 
 def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) -> None:
@@ -226,7 +239,6 @@ def check_same_grid(reference: Volume, other: Volume, names: tuple[str, str]) ->
     )
 
 
-_CANONICAL: Final = np.array([[0, 1], [1, 1], [2, 1]])
 _WHOLE: Final = 1e-2
 """A stored step: values this close to a whole number of steps are one (float32 arithmetic)."""
 _GEOMETRY: Final = (

@@ -7,18 +7,27 @@ import json
 import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import nibabel
+import numpy as np
+import pydicom
 import pytest
 import safetensors.numpy
 import yaml
+from pydicom.dataset import Dataset
 
 from lift.markup import pointer
+from lift.volumes.volume import read_volume
 from tests import wording
 from tests.federation.world import Federation, run
+from tests.lift.formats.dicom_cases import series
+from tests.lift.formats.dicom_cases import write as write_series
 from tests.lift.report.test_report import Page, resolve
 
 pytestmark = pytest.mark.timeout(300)
 SITE = "east"
+PLACE = "1.2.826.0.1.3680043.2.7.9"
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +162,82 @@ def test_without_a_mixer_it_says_what_is_missing(finished: Federation, tmp_path:
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     with pytest.raises(AssertionError, match=f"{wording.NO_FINISHED_MIXER} yet"):
         run("lift-client", "report", "--site", path)
+
+
+def site_with(finished: Federation, data: Path, path: Path) -> Path:
+    """Settings of the same site, whose volumes lie elsewhere."""
+    folder = finished.site(SITE)
+    settings = yaml.safe_load((folder / "site.yaml").read_text(encoding="utf-8"))
+    settings["data"]["root"] = str(data)
+    for key, usual in (("kit", "kit"), ("key", "site.key"), ("folder", "work")):
+        settings[key] = str(folder / settings.get(key, usual))
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def as_series(data: Path, folder: Path) -> Path:
+    """A site's volumes as DICOM series in BraTS layout."""
+    files = sorted(data.rglob("*.nii.gz"))
+    for number, path in enumerate(files):
+        image = nibabel.load(path)
+
+        def change(index: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"{PLACE}.{number}.{index}"
+            dataset.FrameOfReferenceUID = PLACE
+
+        made = series(np.asanyarray(image.dataobj), image.affine, change=change)
+        write_series(made, folder / path.parent.name / path.name.removesuffix(".nii.gz"))
+    return folder
+
+
+def links_of(folder: Path) -> list[Path]:
+    """What the page links, besides its own sections; a folder ends in a stroke."""
+    seen = Page((folder / "report.html").read_text(encoding="utf-8"))
+    places = [found["href"] for name, found in seen.tags if name == "a"]
+    assert all(not place.startswith(("/", ".")) and ":" not in place for place in places)
+    return [folder / unquote(place) for place in places if not place.startswith("#")]
+
+
+def test_it_links_the_file_of_each_synthetic_volume_and_what_made_it(report: Path) -> None:
+    links = links_of(report)
+    patients = list((report / "synthesis" / SITE).iterdir())
+    assert sorted(path.name for path in links) == sorted(
+        ["chosen.nii.gz", "chosen.json"] * len(patients)
+    )
+    assert all(path.is_file() for path in links)
+    made = json.loads(links[1].read_text(encoding="utf-8"))
+    assert made["Synthetic"] is True
+    assert made["MixerDigest"] == records(report)["run.json"]["mixer_digest"]
+
+
+def test_of_dicom_sources_it_links_a_derived_series_too(
+    finished: Federation, tmp_path: Path
+) -> None:
+    data = as_series(finished.tiny.site(SITE), tmp_path / "data")
+    settings = site_with(finished, data, tmp_path / "site.yaml")
+    # the second time replaces what the first one wrote
+    uids = []
+    for _ in range(2):
+        run("lift-client", "report", "--site", settings, "--output", tmp_path / "own")
+        found = [path for path in links_of(tmp_path / "own") if path.is_dir()]
+        assert found
+        slices = sorted(found[0].iterdir())
+        uids.append(pydicom.dcmread(slices[0]).SeriesInstanceUID)
+    assert uids[0] != uids[1]
+    for folder in found:
+        name = folder.name.removesuffix("-dicom")
+        file, made = read_volume(folder.with_name(f"{name}.nii.gz")), read_volume(folder)
+        within = 0.5001 * float(file.voxels.max()) / 65535
+        np.testing.assert_allclose(made.voxels, file.voxels, rtol=0, atol=within)
+        for path in folder.iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            one = pydicom.dcmread(path)
+            assert (one.SyntheticData, one.FrameOfReferenceUID) == ("YES", PLACE)
+    # without a frame of reference a series cannot be made: the file alone is linked
+    for path in data.rglob("IM*"):
+        one = pydicom.dcmread(path)
+        del one.FrameOfReferenceUID
+        one.save_as(path)
+    run("lift-client", "report", "--site", settings, "--output", tmp_path / "own")
+    assert not [path for path in links_of(tmp_path / "own") if path.is_dir()]
+    assert not list((tmp_path / "own").rglob("*-dicom"))

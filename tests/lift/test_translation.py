@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
+import lift
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import Prepared, prepare, restore
 from lift.config.plan import Plan
-from lift.errors import ConfigError, GeneratorError, LiftError, VolumeError
+from lift.errors import AffineError, ConfigError, GeneratorError, LiftError, VolumeError
+from lift.files import file_digest
 from lift.generator.features import compute_features
 from lift.guard import SiteProfile
 from lift.metrics.hf_share import hf_share
 from lift.mixer.curves import KNOTS
-from lift.mixer.finished import FinishedMixer
+from lift.mixer.finished import FinishedMixer, read_mixer, write_mixer
 from lift.tasks.paired.choice import USES, Use
-from lift.tasks.paired.contrast import SiteModel
+from lift.tasks.paired.contrast import OwnMixer, SiteModel
 from lift.tasks.paired.predictions import filtered
 from lift.tasks.paired.synthesis import CachedStream, mix
-from lift.tasks.paired.translation import OnConcern, Translated, translate
+from lift.tasks.paired.translation import OnConcern, ToDicom, Translated, translate
+from lift.volumes.volume import check_same_grid, read_volume
 from tests import wording
+from tests.lift.formats.dicom_cases import series, write
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (
     FILE_SHAPE,
@@ -392,3 +399,229 @@ def test_a_site_translates_with_what_it_uses(files: dict[str, Path], tmp_path: P
         np.testing.assert_allclose(made, wanted, atol=0.05)
         distinct.add(made.tobytes())
     assert len(distinct) == len(USES)
+
+
+# --- what it says of itself, and as a DICOM series
+
+
+def sidecar(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(("target", "unit"), [("t2f", "arbitrary"), ("ct", "HU")])
+def test_a_sidecar_says_that_it_is_synthetic_and_what_made_it(
+    files: dict[str, Path], tmp_path: Path, target: str, unit: str
+) -> None:
+    plan = small_plan(generator=GENERATOR, target=target)
+    run(files, tmp_path / "made.nii.gz", plan)
+    found = sidecar(tmp_path / "made.json")
+    write_mixer(tmp_path / "mixer.safetensors", finished(plan, FITS_ALL))
+    assert found.pop("MixerDigest") == file_digest(tmp_path / "mixer.safetensors")
+    assert read_mixer(tmp_path / "mixer.safetensors").digest == finished(plan, FITS_ALL).digest
+    assert found.pop("GeneratedBy") == [{"Name": "LiFT-federated", "Version": lift.__version__}]
+    assert "not acquired" in found.pop("Description")
+    assert found == {
+        "Synthetic": True,
+        "Modality": "CT" if unit == "HU" else "MR",
+        "Contrast": target,
+        "SourceContrasts": list(SOURCES),
+        "Units": unit,
+        "Method": "mixer",
+        "GeneratorFingerprint": GENERATOR.fingerprint,
+        "PlanDigest": plan.digest(),
+        "TrainedOnPhantomsAlone": True,
+    }
+    text = (tmp_path / "made.json").read_text(encoding="utf-8")
+    assert not [path for path in files.values() if path.name.split("-t")[0] in text]
+    assert str(tmp_path) not in text
+
+
+def test_a_sidecar_says_when_the_mixer_was_not_used_and_why(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = small_plan(generator=GENERATOR)
+    done = run(files, tmp_path / "made.nii", plan, site=FITS_NONE, on_concern="fall_back")
+    found = sidecar(tmp_path / "made.json")
+    assert (found["Method"], found["Concern"]) == ("no_mixer", done.concern)
+    run(files, tmp_path / "made.nii", plan, site_model=SiteModel(CURVES, Use("mixer", 0.5)))
+    found = sidecar(tmp_path / "made.json")
+    assert found["Method"] == "mixer x 0.5"
+    assert "Concern" not in found
+    own = OwnMixer("mixer, trained on", "d" * 64)
+    run(files, tmp_path / "made.nii", plan, site_model=SiteModel(CURVES, own=own))
+    found = sidecar(tmp_path / "made.json")
+    assert (found["Method"], found["SiteMixerDigest"]) == ("mixer, trained on", "d" * 64)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b'{"Synthetic": true}', b"no JSON", b'{"EchoTime": 0.09}', b"[1]", b"\xff"]
+)
+def test_a_sidecar_of_somebody_else_is_never_replaced(
+    files: dict[str, Path], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "out.json").write_bytes(content)
+    output = tmp_path / "out.nii.gz"
+    error = assert_refuses(VolumeError, files, output, small_plan(generator=GENERATOR))
+    assert "out.json" in error.seen
+    assert (tmp_path / "out.json").read_bytes() == content
+
+
+def test_a_name_that_cannot_be_written_is_refused_before_anything_is_computed(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    with pytest.raises(VolumeError, match=r"\.nii"):
+        translate(
+            files,
+            tmp_path / "out.mha",
+            finished(small_plan(generator=GENERATOR), FITS_ALL),
+            GENERATOR,
+            mask=None,
+            on_concern="warn",
+            report=lambda done, _: steps.append(done),
+        )
+    assert not steps
+    assert not list(tmp_path.iterdir())
+
+
+def as_series(files: dict[str, Path], folder: Path, modality: str = "MR") -> dict[str, Path]:
+    """The same volumes as DICOM series of one study."""
+    found = {}
+    for number, (name, path) in enumerate(files.items()):
+        image = nibabel.load(path)
+
+        def change(index: int, dataset: Dataset, number: int = number) -> None:
+            dataset.FrameOfReferenceUID = "1.2.826.0.1.3680043.2.7.9"
+            dataset.SeriesInstanceUID = f"1.2.826.0.1.3680043.2.7.{number + 10}"
+            dataset.SOPInstanceUID = f"1.2.826.0.1.3680043.2.7.{number + 10}.{index}"
+
+        data = np.asarray(image.dataobj)
+        found[name] = write(
+            series(data, image.affine, modality=modality, change=change), folder / name
+        )
+    return found
+
+
+@pytest.mark.parametrize("target", ["t2f", "ct"])
+@pytest.mark.parametrize("given", ["series", "files"])
+def test_series_in_and_a_series_out_with_the_values_of_the_file(
+    files: dict[str, Path], tmp_path: Path, target: str, given: str
+) -> None:
+    plan, folders = small_plan(generator=GENERATOR, target=target), as_series(files, tmp_path)
+    output, made = tmp_path / "made.nii.gz", tmp_path / "made"
+    translate(
+        folders if given == "series" else files,
+        output,
+        finished(plan, FITS_ALL),
+        GENERATOR,
+        mask=None,
+        site=MODEL,
+        on_concern="warn",
+        dicom=ToDicom(folders[SOURCES[0]], made),
+    )
+    file, found = read_volume(output), read_volume(made)
+    within = 0 if target == "ct" else 0.5001 * float(file.voxels.max()) / 65535
+    assert float(file.voxels.max()) > 1
+    np.testing.assert_allclose(found.voxels, file.voxels, rtol=0, atol=within)
+    check_same_grid(file, found, ("file", "series"))
+    digest = finished(plan, FITS_ALL).digest
+    for path in made.iterdir():
+        one = pydicom.dcmread(path)
+        assert one.Modality == ("CT" if target == "ct" else "MR")
+        assert digest in one.DerivationDescription
+        # both sources lie on it; a file refers to nothing
+        assert len(one.SourceImageSequence) == (len(SOURCES) if given == "series" else 1)
+
+
+def test_a_series_alone_is_written_where_no_file_is_asked_for(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    folders = as_series(files, tmp_path / "given")
+    # as far apart as a converter and rounded headers put them
+    image = nibabel.load(files[SOURCES[0]])
+    image.affine[:3, 2] *= 1.005
+    near = {
+        name: save(
+            tmp_path / "given" / f"{name}.nii", np.asarray(nibabel.load(path).dataobj), image.affine
+        )
+        for name, path in files.items()
+    }
+    translate(
+        near,
+        None,
+        finished(small_plan(generator=GENERATOR), FITS_ALL),
+        GENERATOR,
+        mask=None,
+        on_concern="warn",
+        dicom=ToDicom(folders[SOURCES[1]], tmp_path / "made"),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "made"]
+    assert len(list((tmp_path / "made").iterdir())) == FILE_SHAPE[2]
+
+
+def test_a_source_that_is_not_there_is_refused_as_ever(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    given = as_series(files, tmp_path)
+    inputs = {**files, SOURCES[1]: tmp_path / "absent.nii"}
+    with pytest.raises(VolumeError, match=r"absent\.nii.*no such file"):
+        translate(
+            inputs,
+            None,
+            finished(small_plan(generator=GENERATOR), FITS_ALL),
+            GENERATOR,
+            mask=None,
+            on_concern="warn",
+            dicom=ToDicom(given[SOURCES[0]], tmp_path / "made"),
+        )
+
+
+@pytest.mark.parametrize("kind", ["another grid", "shifted", "not empty", "no series", "no name"])
+def test_what_cannot_become_a_series_is_refused_and_nothing_is_written(
+    files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    plan, made, output = small_plan(generator=GENERATOR), tmp_path / "made", tmp_path / "out.nii"
+    affine = oblique()
+    affine[:3, 3] += 0.2 if kind == "shifted" else 0
+    shape = (22, 26, 8) if kind == "another grid" else FILE_SHAPE
+    data = np.random.default_rng(0).integers(0, 900, shape).astype(np.int16)
+    other = write_brats_patient(tmp_path / "other", channels=SOURCES[:1])[SOURCES[0]]
+    nibabel.Nifti1Image(data, affine).to_filename(other)
+    given = as_series({"x": other}, tmp_path)["x"]
+    if kind == "not empty":
+        made.mkdir()
+        (made / "mine.txt").write_text("kept")
+    if kind == "no series":
+        given = files[SOURCES[0]]
+    if kind == "no name":
+        output = tmp_path / "out.img"
+    steps: list[int] = []
+    with pytest.raises(VolumeError) as caught:
+        translate(
+            files,
+            output,
+            finished(plan, FITS_ALL),
+            GENERATOR,
+            mask=None,
+            on_concern="warn",
+            dicom=ToDicom(given, made),
+            report=lambda done, _: steps.append(done),
+        )
+    assert_four_parts(caught.value)
+    assert not steps
+    assert not output.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["other", "x", *(["made"] if kind == "not empty" else [])]
+    )
+    if kind in {"another grid", "shifted"}:
+        assert isinstance(caught.value, AffineError)
+        assert "first source 't1n'" in caught.value.seen
+
+
+def test_hounsfield_units_beyond_16_bits_are_no_window_of_a_plan() -> None:
+    for window in ({"low": -40000}, {"high": 40000}):
+        rule = {"ct": {"rule": "window", **window}}
+        with pytest.raises(ConfigError, match=r"32768|32767"):
+            small_plan(target="ct", preprocessing={"normalisation": rule})

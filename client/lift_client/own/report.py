@@ -16,7 +16,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from lift.cohort.patients import reasons_of
-from lift.config.plan import Plan, WindowRule
+from lift.cohort.preprocessing import is_hounsfield
+from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.errors import DataError
 from lift.files import file_digest
@@ -30,6 +31,7 @@ from lift.protocol.messages import GuardRequest
 from lift.randomness import derive_seed
 from lift.records.run import SITE_REPORT, GuardRecord, RunRecord, SiteRecord
 from lift.report.page import write_report
+from lift.report.read import SYNTHESIS_FOLDER
 from lift.tasks.describe import describe_run
 from lift.tasks.paired.building import plan_mixer, start_values
 from lift.tasks.paired.choice import Base
@@ -51,10 +53,12 @@ from lift.tasks.paired.methods import (
 )
 from lift.tasks.paired.predictions import sum_of_equations
 from lift.tasks.paired.site_cohort import prepare_patient
+from lift.tasks.paired.translation import synthesis_of
 from lift.wire.names import MIXER, TAPS, grouped
 from lift_client.gate.cohort_ledger import ledger_path
 from lift_client.gate.journal import JOURNAL_FILE, read_journal
 from lift_client.gate.ledger import verify
+from lift_client.own.volumes import write_handed_on
 from lift_client.own.work import Progress, finished_mixer, mixer_path, open_own_work, shared_sums
 from lift_client.tasks.paired import PairedWork
 
@@ -100,6 +104,11 @@ def write_own_report(
     methods = _methods(
         config, work, finished, generator, progress, part=part, local_only=local_only
     )
+    model = None
+    if "chosen" in methods:
+        model = read_site_model(config.folder / CURVES_FILE, len(plan.task.source))
+    method = "mixer" if model is None else model.name
+    made = synthesis_of(finished, model, method=method, concern=None)
     metrics: dict[str, dict[str, PatientMetrics]] = {}
     for done, patient in enumerate(patients, 1):
         prepared = prepare_patient(work.cohort, patient, plan, config.data.root)
@@ -108,9 +117,11 @@ def write_own_report(
         for name, prediction in predictions.items():
             metrics.setdefault(name, {})[patient] = measure(held_out, prediction, plan)
         if done <= _SHOWN:
-            write_held_out(out / "synthesis", held_out, predictions, plan)
+            write_held_out(out / SYNTHESIS_FOLDER, held_out, predictions, plan)
+            sources = work.cohort.patients[patient].channels
+            write_handed_on(out / SYNTHESIS_FOLDER, held_out, predictions, plan, sources, made)
         progress("held-out patients", done, len(patients))
-    is_ct = isinstance(plan.preprocessing.rule(plan.task.target), WindowRule)
+    is_ct = is_hounsfield(plan, plan.task.target)
     seed = derive_seed(plan.seed, "intervals")
     people = work.cohort.subject_of
     table = summarise(

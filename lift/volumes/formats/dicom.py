@@ -69,10 +69,20 @@ _TAKE_ONE: Final = "Put each series into a folder of its own, and give the one t
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
+    """One slice of a series.
+
+    Attributes:
+        path: of its file.
+        image: what the file says.
+        frame: what it says of this slice.
+        number: of the frame in its file, from 1.
+    """
+
     path: Path
     image: Image
     frame: Frame
+    number: int
 
 
 def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
@@ -90,31 +100,10 @@ def decode_series(folder: Path, refuse: Refusal) -> tuple[Decoded, str]:
             are missing, doubled or irregular; several images at each place (4D); too large.
         AffineError: it does not say where its pixels lie.
     """
-    found: list[_Slice] = []
-    digests: list[str] = []
-    for path in series_files(folder, refuse):
-        of_file = refuse.within(path.name)
-        stored = _stored(path, of_file)
-        if not _is_slice(path, stored, of_file):
-            continue
-        dataset = read_dataset(stored, of_file)
-        if is_directory(dataset, of_file):
-            continue
-        digests.append(hashlib.sha256(stored).hexdigest())
-        image = describe(dataset, of_file)
-        found += [_Slice(path, image, frame) for frame in image.frames]
-    if not found:
-        raise refuse("the folder holds no DICOM image", "Give the folder of one series.")
-    digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-    if any(one.image.enhanced for one in found):
-        if len(digests) > 1:
-            raise refuse("a multi-frame image lies beside other images", _TAKE_ONE)
+    found, digest = _listed(folder, refuse)
+    if found[0].image.enhanced:
         return decode_file(_stored(found[0].path, refuse), refuse), digest
-    _check_one_series(found, refuse)
-    order, affine = _stack(found, refuse)
-    _check_alike(found, refuse)
-    _check_number(found, refuse)
-    slices = [found[index] for index in order]
+    slices, affine = _ordered(found, refuse)
 
     def pixels(index: int) -> NDArray[Any]:
         one = slices[index]
@@ -133,17 +122,71 @@ def decode_file(stored: bytes, refuse: Refusal) -> Decoded:
         VolumeError: as `decode_series`, or it holds one slice.
         AffineError: it does not say where its pixels lie.
     """
-    image = describe(read_dataset(stored, refuse), refuse)
+    found = _frames_of(Path(), read_dataset(stored, refuse), refuse)
+    image = found[0].image
     if not image.enhanced:
         raise refuse(
             "it is one slice of a series; a volume has at least 2", "Give the series' folder."
         )
-    found = [_Slice(Path(), image, frame) for frame in image.frames]
-    order, affine = _stack(found, refuse)
-    slices = [found[index] for index in order]
+    slices, affine = _ordered(found, refuse)
     _shape_and_size(image, len(slices), refuse)
     whole = read_pixels(read_dataset(stored, refuse, pixels=True), image, refuse)
-    return _assembled([image], slices, affine, lambda index: whole[order[index]], refuse)
+    planes = [whole[one.number - 1] for one in slices]
+    return _assembled([image], slices, affine, planes.__getitem__, refuse)
+
+
+def slices_of(path: Path, refuse: Refusal) -> list[Slice]:
+    """The slices of a series' folder, or of one multi-frame file, in the order of its voxels.
+
+    Raises:
+        VolumeError: as `decode_series`, but that no pixels are read; or the file is no DICOM.
+        AffineError: it does not say where its pixels lie.
+    """
+    if path.is_dir():
+        found, _ = _listed(path, refuse)
+    else:
+        stored = _stored(path, refuse)
+        if not is_dicom(stored[:132]):
+            raise refuse("it is no DICOM file", "Give the folder of a series.")
+        found = _frames_of(path, read_dataset(stored, refuse), refuse)
+    return _ordered(found, refuse)[0]
+
+
+def _listed(folder: Path, refuse: Refusal) -> tuple[list[Slice], str]:
+    """The slices of a folder's files in any order, and the digest of the files."""
+    found: list[Slice] = []
+    digests: list[str] = []
+    for path in series_files(folder, refuse):
+        of_file = refuse.within(path.name)
+        stored = _stored(path, of_file)
+        if not _is_slice(path, stored, of_file):
+            continue
+        dataset = read_dataset(stored, of_file)
+        if is_directory(dataset, of_file):
+            continue
+        digests.append(hashlib.sha256(stored).hexdigest())
+        found += _frames_of(path, dataset, of_file)
+    if not found:
+        raise refuse("the folder holds no DICOM image", "Give the folder of one series.")
+    if len(digests) > 1 and any(one.image.enhanced for one in found):
+        raise refuse("a multi-frame image lies beside other images", _TAKE_ONE)
+    return found, hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _frames_of(path: Path, dataset: Any, refuse: Refusal) -> list[Slice]:
+    image = describe(dataset, refuse)
+    return [Slice(path, image, frame, number) for number, frame in enumerate(image.frames, 1)]
+
+
+def _ordered(found: Sequence[Slice], refuse: Refusal) -> tuple[list[Slice], NDArray[np.float64]]:
+    """The slices along their normal, and voxel -> mm in RAS+, (4, 4)."""
+    if not found[0].image.enhanced:
+        _check_one_series(found, refuse)
+    order, affine = _stack(found, refuse)
+    if not found[0].image.enhanced:
+        _check_alike(found, refuse)
+        _check_number(found, refuse)
+    return [found[index] for index in order], affine
 
 
 def series_files(folder: Path, refuse: Refusal) -> list[Path]:
@@ -187,7 +230,7 @@ def _is_slice(path: Path, stored: bytes, refuse: Refusal) -> bool:
     raise refuse("a file in its folder is no DICOM file", "Take it out, or copy it again.")
 
 
-def _check_one_series(found: Sequence[_Slice], refuse: Refusal) -> None:
+def _check_one_series(found: Sequence[Slice], refuse: Refusal) -> None:
     series = Counter(one.image.series for one in found)
     if len(series) == len(found) > 2:
         raise refuse(
@@ -214,14 +257,14 @@ def _check_one_series(found: Sequence[_Slice], refuse: Refusal) -> None:
         raise refuse(f"its slices have several number formats{odd}", _TAKE_ONE)
 
 
-def _unlike(found: Sequence[_Slice], what: Callable[[_Slice], Hashable]) -> str:
+def _unlike(found: Sequence[Slice], what: Callable[[Slice], Hashable]) -> str:
     """Which file is not as most of them are, for a message; empty of one file's frames."""
     usual, _ = Counter(what(one) for one in found).most_common(1)[0]
     path = next(one.path for one in found if what(one) != usual)
     return f"; '{path.name[:_LONGEST_NAME]}' is not as most of them" if path.name else ""
 
 
-def _check_alike(found: Sequence[_Slice], refuse: Refusal) -> None:
+def _check_alike(found: Sequence[Slice], refuse: Refusal) -> None:
     """Raise VolumeError unless the slices, one per position, belong to one scan."""
     places = [one.image.frame_of_reference for one in found]
     # one of its own for each file is what some anonymisers write: it says nothing
@@ -248,7 +291,7 @@ def _check_alike(found: Sequence[_Slice], refuse: Refusal) -> None:
         )
 
 
-def _check_number(found: Sequence[_Slice], refuse: Refusal) -> None:
+def _check_number(found: Sequence[Slice], refuse: Refusal) -> None:
     """Raise VolumeError where fewer images are there than they say: ends leave no gap."""
     said = max((one.image.images_said or 0 for one in found), default=0)
     if len(found) < said:
@@ -260,7 +303,7 @@ def _check_number(found: Sequence[_Slice], refuse: Refusal) -> None:
         )
 
 
-def _stack(found: Sequence[_Slice], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
+def _stack(found: Sequence[Slice], refuse: Refusal) -> tuple[list[int], NDArray[np.float64]]:
     """The order of the slices along their normal, and voxel -> mm in RAS+, (4, 4)."""
     if len(found) < 2:
         raise refuse("it is one slice; a volume has at least 2", "Give the folder of a series.")
@@ -301,13 +344,13 @@ def _stack(found: Sequence[_Slice], refuse: Refusal) -> tuple[list[int], NDArray
     return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _named(slices: Sequence[_Slice]) -> str:
+def _named(slices: Sequence[Slice]) -> str:
     """The files, for a message; empty of one file's frames."""
     names = [one.path.name[:_LONGEST_NAME] for one in slices[:_FEW_FILES] if one.path.name]
     return f" ({', '.join(repr(name) for name in names)})" if names else ""
 
 
-def _check_steps(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: Refusal) -> None:
+def _check_steps(places: NDArray[np.float64], slices: Sequence[Slice], refuse: Refusal) -> None:
     """Raise unless slices at these sorted positions along the normal are complete and regular."""
     steps = np.diff(places)
     same = steps <= _SAME_MM
@@ -354,7 +397,7 @@ def _check_steps(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: 
         )
 
 
-def _check_slabs(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: Refusal) -> None:
+def _check_slabs(places: NDArray[np.float64], slices: Sequence[Slice], refuse: Refusal) -> None:
     """Raise VolumeError where the distance of slices changes once: two slabs, thin and thick.
 
     Old sequential scanners make them so. Where the thickness does not say it, half of the slices
@@ -426,7 +469,7 @@ def _is_half(step: float, said: float, frame: Frame) -> bool:
 def _refuse_doubled(
     places: NDArray[np.float64],
     same: NDArray[np.bool_],
-    slices: Sequence[_Slice],
+    slices: Sequence[Slice],
     refuse: Refusal,
 ) -> None:
     groups = np.concatenate([[0], np.cumsum(~same)])
@@ -451,7 +494,7 @@ def _shape_and_size(image: Image, count: int, refuse: Refusal) -> tuple[int, int
 
 def _assembled(
     images: Sequence[Image],
-    slices: Sequence[_Slice],
+    slices: Sequence[Slice],
     affine: NDArray[np.float64],
     pixels: Callable[[int], NDArray[Any]],
     refuse: Refusal,

@@ -65,7 +65,8 @@ _ITEMS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _RLE_FRAME: Final = 1 << 12
 _LONGEST_VALUE: Final = 1 << 12
 _USED: Final = (
-    *("MediaStorageSOPClassUID", "TransferSyntaxUID", "SOPClassUID", "SeriesInstanceUID"),
+    *("MediaStorageSOPClassUID", "TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID"),
+    *("StudyInstanceUID", "SeriesInstanceUID"),
     *(
         "ImageType",
         "FrameOfReferenceUID",
@@ -113,8 +114,11 @@ class Image:
     """What one file says of its frames, without their voxels.
 
     Attributes:
-        series: the series that it belongs to; compared, never shown.
-        frame_of_reference: likewise.
+        kind: its SOP class.
+        instance: its SOP instance; like the next three compared and passed on, never shown.
+        study: the study that it belongs to.
+        series: the series that it belongs to.
+        frame_of_reference: the coordinate system of its places.
         echo_ms: echo time, or None.
         component: magnitude, phase and the like, where the image type says it.
         images_said: how many images there are by the header's word, or None.
@@ -127,6 +131,9 @@ class Image:
         frames: in the file's order.
     """
 
+    kind: str
+    instance: str
+    study: str
     series: str
     frame_of_reference: str
     echo_ms: float | None
@@ -228,6 +235,9 @@ def describe(dataset: Any, refuse: Refusal) -> Image:
             frames = (_frame(_looking_in(dataset, refuse=refuse), modality, refuse),)
         field = _looking_in(dataset, refuse=refuse)
         return Image(
+            kind=str(field("SOPClassUID")),
+            instance=str(field("SOPInstanceUID") or ""),
+            study=str(field("StudyInstanceUID") or ""),
             series=str(field("SeriesInstanceUID") or ""),
             frame_of_reference=str(field("FrameOfReferenceUID") or ""),
             echo_ms=_length(field, "EchoTime", refuse),
