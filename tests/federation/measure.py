@@ -27,6 +27,7 @@ prepare_process()
 
 from tests.end_to_end.tiny_run import command, make_tiny_run  # noqa: E402
 from tests.federation.browsers import BROWSERS, cpu_share, running_page  # noqa: E402
+from tests.federation.overhead import SITES, measured, overhead_table  # noqa: E402
 from tests.federation.world import Federation, add_north, children, until  # noqa: E402
 
 ROUNDS = 200
@@ -54,6 +55,8 @@ def main() -> None:
             rows += _rounds(federation, console)
         finally:
             federation.close()
+        console.print("sites that answer at once")
+        overhead = overhead_table([measured(number, console) for number in SITES])
         console.print("a hundred browsers on the live page")
         rows += _browsers(Path(folder) / "live")
     table = Table(title="a real federation on 127.0.0.1")
@@ -61,7 +64,9 @@ def main() -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(file=sys.stdout, width=110).print(table)
+    terminal = Console(file=sys.stdout, width=110)
+    terminal.print(table)
+    terminal.print(overhead)
 
 
 def _commands(federation: Federation) -> list[Row]:

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,8 +46,6 @@ class Overhead:
         first_s: from the last site's joining to the end of the first training round.
         server_cpu_s: CPU seconds of the server's processes by site and round.
         site_cpu_s: of a site's network process, by round.
-        idle_server_cpu: share of one core that a waiting site costs the server.
-        idle_site_cpu: share of one core that a site's network process takes while it waits.
         superlink_mb: resident memory of the server's network process.
         site_mb: of one site's network process.
     """
@@ -92,7 +92,12 @@ def overhead_table(rows: list[Overhead]) -> Table:
 
 
 def measured(number: int, console: Console) -> Overhead:
-    """A federation of so many sites, from provisioning to its end."""
+    """A federation of so many sites, from provisioning to its end.
+
+    Args:
+        number: how many.
+        console: is told how far it is.
+    """
     names = tuple(f"site-{i:02d}" for i in range(number))
     with tempfile.TemporaryDirectory() as folder:
         federation = Federation(Path(folder), make_tiny_run(Path(folder) / "volumes"), names[:1])
@@ -145,16 +150,14 @@ def _rounds(
 
 
 def _enrol(federation: Federation, name: str) -> None:
-    import shutil
-
     folder = federation.site(name)
     run("lift-client", "enroll", name, "--folder", folder)
     run("lift-server", "add-site", federation.server, name, folder / "site.pub")
     shutil.copytree(federation.server / "kits" / name, folder / "kit")
 
 
-def _sum(figure: object, processes: list[int]) -> float:
-    return sum(figure(pid) for pid in processes)  # type: ignore[operator]
+def _sum(figure: Callable[[int], float], processes: list[int]) -> float:
+    return sum(figure(pid) for pid in processes)
 
 
 def _cpu_s(pid: int) -> float:
