@@ -78,5 +78,7 @@ BRAIN_IMAGE_FAULTS: dict[str, Fault] = {
     "grey background of another": Fault(
         on("t2w", _grey(4000)), "background", ("t2w",), "the background lies at"
     ),
-    "unpaired bodies": Fault(on("t2f", _elsewhere), "pairing", ("t2f",), "the bodies overlap by"),
+    "unpaired bodies": Fault(
+        on("t2f", _elsewhere), "pairing", ("t2f",), "the bodies overlap by", beside=("face",)
+    ),
 }
