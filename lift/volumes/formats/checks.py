@@ -97,7 +97,9 @@ def check_fetched(stored: bytes, refuse: Refusal) -> None:
     """
     if len(stored) > _LONGEST_POINTER:
         return
-    if stored.startswith(_LFS) or (_ANNEX in stored and b"\0" not in stored):
+    # a copy: what is mapped has not all that bytes have
+    text = bytes(stored[:])
+    if text.startswith(_LFS) or (_ANNEX in text and b"\0" not in text):
         raise refuse(
             "its content was not fetched: it is a pointer of git-annex or Git LFS", FETCH_IT
         )
