@@ -346,10 +346,13 @@ def _check_steps(places: NDArray[np.float64], slices: Sequence[_Slice], refuse: 
     ]
     total = int((apart - 1).sum())
     usual = float(np.median(steps))
-    if usual > smallest + _uneven_mm(smallest):
+    thickness = [one.frame.thickness_mm or np.inf for one in slices]
+    # slices no thicker than the smallest step leave gaps elsewhere
+    one_step = smallest + _uneven_mm(smallest)
+    if usual > one_step and max(thickness) > one_step:
         raise refuse(
             f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm apart, "
-            f"most of them {usual:.2f} mm; if {smallest:.2f} mm is right, {total} are missing"
+            f"usually {usual:.2f} mm; if {smallest:.2f} mm is right, {total} are missing"
             f"{_named([slices[int(np.argmin(steps))]])}",
             "Compare with the archive: export the whole series again, or resample it to even "
             "slices.",

@@ -639,7 +639,11 @@ def test_where_most_slices_would_be_missing_both_distances_are_said(tmp_path: Pa
             write(at_places([float(z) for z in places]), tmp_path / str(len(places)))
         ).seen
         assert "unevenly spaced" in seen
-        assert "most of them 5.00 mm" in seen
+        assert "usually 5.00 mm" in seen
+        # where the slices are as thin as the smallest step, the others are gaps
+        thin = [str(places[1] - places[0])] * len(places)
+        said = at_places([float(z) for z in places], SliceThickness=thin)
+        assert "slices are missing" in refused(write(said, tmp_path / f"t{len(places)}")).seen
 
 
 @pytest.mark.parametrize(
