@@ -27,7 +27,7 @@ FORMAT_CASES: Final = _size(ci=10_000, full=50_000)
 """Damaged files of the single-file formats; of DICOM series an eighth of them on top."""
 TABLE_CASES: Final = _size(ci=2_000, full=10_000)
 """Damaged tables and as many settings."""
-COHORT: Final = _size(ci=60, full=200)
+COHORT: Final = _size(ci=80, full=200)
 """Patients among whom the faults are planted."""
 SHARDS: Final = 4
 """Parts of a long test, so that several processes share it evenly."""

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.patients import FETCH, Patient, cannot_list, lies_there, not_fetched, some
+from lift.cohort.patients import (
+    FETCH,
+    Patient,
+    cannot_list,
+    lies_there,
+    not_fetched,
+    some,
+    stem_of_images,
+)
 from lift.config.cohort import BidsData
 from lift.errors import DataError
 
@@ -39,6 +47,12 @@ class _Image:
     path: Path
     entities: Mapping[str, str]
     suffix: str
+
+    @property
+    def whose(self) -> str:
+        """Subject, and session where there is one, by the file's own name."""
+        words = (f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities)
+        return "_".join(words)
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,29 @@ def list_bids(data: BidsData, channels: Sequence[str]) -> list[Patient]:
         patterns[_MASK] = _parsed(data.series[_MASK])
     try:
         subjects = _folders(data.root, "sub-")
+        files = sorted(path.name for path in data.root.glob("sub-*") if _is_file(path))
     except OSError as error:
         raise cannot_list(data.root, error) from None
-    return [patient for subject in subjects for patient in _of_subject(subject, patterns)]
+    listed = [patient for subject in subjects for patient in _of_subject(subject, patterns)]
+    loose: dict[str, list[str]] = {}
+    for name in files:
+        if stem := stem_of_images(name):
+            loose.setdefault(stem.partition("_")[0], []).append(name)
+    known = {patient.subject for patient in listed}
+    return listed + [
+        Patient.without_folder(subject, subject, names)
+        for subject, names in loose.items()
+        if subject not in known
+    ]
 
 
 def _of_subject(subject: Path, patterns: Mapping[str, _Pattern]) -> list[Patient]:
     """Each session with anatomical images; never nobody."""
     try:
-        sessions = _folders(subject, "ses-") or [subject]
+        sessions = _folders(subject, "ses-")
+        if not sessions or lies_there(subject / "anat"):
+            # beside sessions too: images that lie in none of them
+            sessions = [subject, *sessions]
         there = sorted(path.name for path in subject.iterdir())
     except OSError as error:
         return [Patient.unseen(subject.name, subject.name, error)]
@@ -97,7 +125,8 @@ def _of_subject(subject: Path, patterns: Mapping[str, _Pattern]) -> list[Patient
 
 def _patient(name: str, subject: str, folder: Path, patterns: Mapping[str, _Pattern]) -> Patient:
     names = sorted(path.name for path in folder.iterdir())
-    images = _images(folder, names)
+    # named after another subject or session they may be of another
+    images = [one for one in _images(folder, names) if f"{name}_".startswith(f"{one.whose}_")]
     fitting = {
         channel: [image.path for image in images if _fits(image, pattern)]
         for channel, pattern in patterns.items()

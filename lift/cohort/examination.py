@@ -45,7 +45,7 @@ from lift.inspection.traces import burnt_in_text, content_digest
 from lift.volumes.resampling import resample, resample_labels
 from lift.volumes.volume import Volume, check_same_grid, read_volume, stored_files
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the checks: reports of another version are made again."""
 
 CT: Final = "ct"
@@ -172,8 +172,15 @@ def _facts(one: _Read, path: Path) -> ChannelFacts:
 def _looked_at(one: _Read) -> list[Finding]:
     """Everything that can be checked on one channel alone."""
     if one.background is not None and not one.has_body:
-        # whatever else is said would rest on a mask of the whole volume
-        return [check_grid(one.volume.affine), one.background]
+        # whatever else is said would rest on a mask of the whole volume, or be no reason beside it
+        values = check_mr(one.volume.voxels)
+        own = [values] if values.verdict == "veto" else []
+        return [
+            check_grid(one.volume.affine),
+            check_header_place(one.volume.grid),
+            *own,
+            one.background,
+        ]
     voxels, spacing = one.volume.voxels, one.volume.spacing_mm
     axis = _depth_axis(one.volume)
     return [

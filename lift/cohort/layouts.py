@@ -18,6 +18,7 @@ from lift.cohort.patients import (
     cannot_list,
     not_fetched,
     some,
+    stem_of_images,
     volumes_called,
 )
 from lift.cohort.withdrawn import LeftOut, nobody
@@ -139,15 +140,16 @@ def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> li
         raise cannot_list(data.root, error) from None
     found: list[Patient] = []
     doubtful: list[Patient] = []
+    loose: dict[str, list[str]] = {}
     for folder in entries:
         if folder.name.startswith(".") or folder.name in _NOBODY:
             continue
         name = folder.name
-        time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
-        subject = time_point["subject"] if time_point else name
+        subject = _person(data, name)
         is_somebody = True
         try:
             if folder.is_file():
+                loose.setdefault(_whose(name, channels), []).append(name)
                 continue
             is_somebody = not folder.is_symlink()
             prefix = f"{name}-" if isinstance(data, BratsData) else ""
@@ -159,8 +161,27 @@ def _from_folders(data: BratsData | SynthradData, channels: Sequence[str]) -> li
         (found if is_somebody else doubtful).append(patient)
     # a folder of other things (SynthRAD's `overview`) is nobody; one that is called as patients
     # are is somebody whose files are not there, or are of another kind
+    known = {patient.id for patient in (*found, *doubtful)}
+    doubtful += [
+        Patient.without_folder(name, _person(data, name), files)
+        for name, files in loose.items()
+        if name not in known
+    ]
     names = {_shape(patient.id) for patient in found if patient.channels}
     return found + [patient for patient in doubtful if _shape(patient.id) in names]
+
+
+def _person(data: BratsData | SynthradData, name: str) -> str:
+    """Whose examination it is, by its name."""
+    time_point = _TIME_POINT.match(name) if isinstance(data, BratsData) else None
+    return time_point["subject"] if time_point else name
+
+
+def _whose(file: str, channels: Sequence[str]) -> str:
+    """The patient of a file that lies beside the folders, by its name; empty of other files."""
+    stem = stem_of_images(file)
+    ending = next((f"-{name}" for name in channels if stem.endswith(f"-{name}")), "")
+    return stem.removesuffix(ending)
 
 
 def _in_folder(folder: Path, subject: str, prefix: str, channels: Sequence[str]) -> Patient:

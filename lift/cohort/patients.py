@@ -13,6 +13,7 @@ from lift.volumes.volume import SUFFIXES
 
 _MOST_NAMED: Final = 5
 _LONGEST_NAME: Final = 80
+_ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 UNSEEN: Final = (OSError, ValueError, RuntimeError)
 """What looking at a path may end in: no permission, a name that is none, links in a circle."""
 
@@ -28,6 +29,12 @@ def volumes_called(folder: Path, stem: str) -> list[Path]:
     names = [*(stem + suffix for suffix in reversed(SUFFIXES)), stem]
     found = [folder / name for name in names if lies_there(folder / name)]
     return [path for path in found if path.name != stem or path.is_dir()]
+
+
+def stem_of_images(name: str) -> str:
+    """A file's name without its ending, where it is a volume or an archive; else empty."""
+    endings = [ending for ending in (*SUFFIXES, *_ARCHIVES) if name.lower().endswith(ending)]
+    return name[: -len(max(endings, key=len))] if endings else ""
 
 
 def lies_there(path: Path) -> bool:
@@ -100,6 +107,19 @@ class Patient:
             None,
             problem=f"its files cannot be looked at: {reason[:_LONGEST_NAME]}{named}",
             remedy="Let the user that runs this read them, mend the path, or take the patient out.",
+        )
+
+    @classmethod
+    def without_folder(cls, name: str, subject: str, files: Sequence[str]) -> Patient:
+        """A patient of whom there are files, or an archive, beside the folders of the others."""
+        return cls(
+            name,
+            subject,
+            {},
+            None,
+            problem=f"it has no folder; beside those of the others lies {some(files)}",
+            remedy="Put its files into a folder as the others have one (unpack the archive), or "
+            "take it out.",
         )
 
     def with_channels(self, names: Iterable[str]) -> Patient:

@@ -31,6 +31,9 @@ from lift.logs import TELL_EVERY_S
 from lift.strict_json import parse_model
 
 logger = logging.getLogger(__name__)
+MORE_MEMORY: Final = (
+    "Free memory and run the check again, resample the volume, or take the patient out."
+)
 _FAILED: Final = "looking"
 _OF_READING: Final = frozenset({"readable", "place", "one grid"})
 """Checks that reading makes itself. Its own refusal names the file, and nobody can accept it."""
@@ -150,21 +153,30 @@ def examined(patient: Patient, root: Path, grid: GridRule) -> PatientReport:
     """The patient's report; a fault of this software in one patient does not stop the others."""
     try:
         return examine_patient(patient, root, grid)
+    except MemoryError:
+        return not_examined(patient, grid, "memory was not enough", MORE_MEMORY)
     except Exception as error:
         logger.exception("event=examination_failed")
-        remark = Remark(
-            check=_FAILED,
-            verdict="veto",
-            seen=f"this software failed on it ({type(error).__name__})",
-            remedy="Take the patient out, and report it: a volume like this should be refused with "
-            "a reason.",
+        return not_examined(
+            patient,
+            grid,
+            f"this software failed on it ({type(error).__name__})",
+            "Take the patient out, and report it: a volume like this should be refused with a "
+            "reason.",
         )
-        return PatientReport(
-            patient=patient.id,
-            subject=patient.subject,
-            files=files_digest(patient.channels, grid),
-            remarks=(remark,),
-        )
+
+
+def not_examined(patient: Patient, grid: GridRule, why: str, remedy: str) -> PatientReport:
+    """The report of a patient whose examination did not end. It is no verdict for good."""
+    remark = Remark(
+        check=_FAILED, verdict="veto", seen=f"could not be examined: {why}", remedy=remedy
+    )
+    return PatientReport(
+        patient=patient.id,
+        subject=patient.subject,
+        files=files_digest(patient.channels, grid),
+        remarks=(remark,),
+    )
 
 
 def copied(

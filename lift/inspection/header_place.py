@@ -65,7 +65,8 @@ def check_header_place(grid: FileGrid) -> Finding:
             notes.append(("mirrored: " if mirrored else "") + note + spaces)
     said = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    off = float(np.abs(said / sizes - 1).max())
+    # what is no number is no size
+    off = float(np.nan_to_num(np.abs(said / sizes - 1), nan=np.inf).max())
     if off > MOST_SIZE:
         # 1 1 1 is what programs write that do not care
         if off > LARGEST_SIZE and not np.array_equal(said, np.ones(3)):

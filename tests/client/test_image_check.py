@@ -286,8 +286,15 @@ def test_reports_stay_readable_as_json(looked_at: SiteConfig) -> None:
         assert json.loads(path.read_text(encoding="utf-8"))["patient"].startswith("BraTS-PHA")
 
 
-def test_a_fault_of_ours_in_one_patient_does_not_stop_the_others(
-    cohort: SiteConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (ZeroDivisionError("Doe^Jane"), "ZeroDivisionError"),
+        (MemoryError("Doe^Jane"), "memory was not enough"),
+    ],
+)
+def test_a_fault_in_one_patient_does_not_stop_the_others(
+    cohort: SiteConfig, monkeypatch: pytest.MonkeyPatch, error: Exception, seen: str
 ) -> None:
     for index in (1, 4, 5, 6, 7, 8, 9, 10):
         shutil.rmtree(cohort.data.root / name(index))
@@ -295,14 +302,16 @@ def test_a_fault_of_ours_in_one_patient_does_not_stop_the_others(
 
     def faulty(patient: object, root: Path, grid: GridRule) -> PatientReport:
         if patient.id == name(3):  # type: ignore[attr-defined]  # a patient
-            raise ZeroDivisionError("Doe^Jane")
+            raise error
         return real(patient, root, grid)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vetoes, "examine_patient", faulty)
     found = by_name(examine_cohort(cohort, CHANNELS, workers=1))
     (remark,) = found[name(3)].remarks
     assert remark.verdict == "veto"
-    assert "ZeroDivisionError" in remark.seen
+    assert "could not be examined" in remark.seen
+    assert seen in remark.seen
+    assert ("report it" in remark.remedy) == ("memory" not in seen)
     assert "Doe" not in str(found[name(3)])
     assert found[name(2)].verdict == "use"
 

@@ -1,4 +1,4 @@
-"""Twenty-five faults in cohorts of phantoms: all are found by the right check, none is invented.
+"""Faults of all kinds in cohorts of phantoms: all are found by the right check, none is invented.
 
 tests/scale.py says how many patients there are. The phantoms are free of slice
 corruption; with it, 24 sound patients with 72 series were let through without a remark too.
@@ -12,13 +12,16 @@ from typing import Final
 import pytest
 
 from lift.config.site import SiteConfig
-from lift_client.check import image_view
-from lift_client.check.image_check import CohortReport, examine_cohort
+from lift_client.check import image_check, image_view
+from lift_client.check.image_check import CohortReport
 from tests.client.planted import BRAIN_FAULTS, HEAD_FAULTS, Planted, plant
+from tests.client.planted_files import examined_or_killed
+from tests.client.planted_table import TABLE_FAULTS
 from tests.scale import COHORT
 
-HEADS: Final = max(len(HEAD_FAULTS) + 2, round(0.35 * COHORT))
-PATIENTS: Final = {"brains": COHORT - HEADS, "heads": HEADS}
+HEADS: Final = max(len(HEAD_FAULTS) + 2, round(0.2 * COHORT))
+ROWS: Final = max(len(TABLE_FAULTS) + 2, round(0.1 * COHORT))
+PATIENTS: Final = {"brains": COHORT - HEADS - ROWS, "heads": HEADS, "table": ROWS}
 SEED: Final = 20261123
 """Drawn once; the faults and the checks were made with other seeds."""
 Examined = tuple[Planted, CohortReport]
@@ -32,23 +35,28 @@ def examined(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     config = SiteConfig.from_data(
         {
             "name": "north",
-            "data": {"layout": cohort.layout, "root": str(cohort.root)},
+            "data": {"layout": cohort.layout, "root": str(cohort.root)}
+            | ({} if cohort.table is None else {"table": str(cohort.table)}),
             "folder": str(folder / "work" / cohort.layout),
             "generator": {"builtin": "phantom-t1n-t1c-t2w-t2f"},
             "policy": {"privacy_modes": ["none"]},
         },
         "test",
     )
-    return cohort, examine_cohort(config, cohort.channels, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_check, "examined", examined_or_killed)
+        return cohort, image_check.examine_cohort(config, cohort.channels, workers=2)
 
 
 in_each_cohort = pytest.mark.parametrize("examined", PATIENTS, indirect=True)
 
 
-def test_there_are_twenty_five_faults_of_more_than_twelve_kinds() -> None:
-    faults = [*BRAIN_FAULTS.values(), *HEAD_FAULTS.values()]
-    assert len({**BRAIN_FAULTS, **HEAD_FAULTS}) == len(faults) == 25
-    assert len({(fault.check, fault.channels) for fault in faults}) > 12
+def test_each_fault_has_a_reason_of_its_own() -> None:
+    faults = [*BRAIN_FAULTS.values(), *HEAD_FAULTS.values(), *TABLE_FAULTS.values()]
+    assert len(faults) == 61
+    assert all(fault.says for fault in faults)
+    assert len({fault.says for fault in faults}) > 45
+    assert len({(fault.check, fault.channels) for fault in faults}) > 15
 
 
 @pytest.mark.fuzz
@@ -56,7 +64,7 @@ def test_there_are_twenty_five_faults_of_more_than_twelve_kinds() -> None:
 def test_every_fault_is_planted_in_a_patient_of_its_own(examined: Examined) -> None:
     cohort, report = examined
     assert sorted(cohort.faults.values()) == sorted(cohort.kinds)
-    kind = "heads" if cohort.layout == "synthrad" else "brains"
+    kind = {"synthrad": "heads", "brats": "brains", "table": "table"}[cohort.layout]
     assert len(report.patients) == PATIENTS[kind]
 
 
@@ -74,6 +82,8 @@ def test_every_fault_is_found_by_its_check(examined: Examined) -> None:
         }
         assert told == {(fault.check, channel) for channel in fault.channels}, kind
         assert by_name[name].verdict == fault.verdict, kind
+        reasons = [one.seen for one in by_name[name].remarks if one.check == fault.check]
+        assert all(fault.says in reason for reason in reasons), (kind, reasons)
         assert all(remark.remedy for remark in by_name[name].remarks), kind
     for name, twin in cohort.twins.items():
         assert {remark.check for remark in by_name[twin].remarks} == {"duplicates"}

@@ -167,3 +167,31 @@ def test_a_series_may_be_the_one_without_an_entity(tmp_path: Path) -> None:
     assert patients[0].channels["t1n"].name == "sub-01_acq-lowres_T1w.nii.gz"
     patients, _ = list_patients(bids(tmp_path, t1n="without-acq_without-rec_T1w"), ["t1n"])
     assert patients[0].channels["t1n"].name == "sub-01_T1w.nii.gz"
+
+
+def test_images_beside_sessions_and_in_archives_are_somebodys(tmp_path: Path) -> None:
+    both = ("T1w.nii.gz", "FLAIR.nii.gz")
+    anat(tmp_path, "sub-01", *both)
+    anat(tmp_path, "sub-01", *both, session="ses-2")
+    touch(tmp_path, "sub-01.zip", "sub-02.tar.gz", "sub-03_T1w.nii.gz", "sub-03_FLAIR.nii.gz")
+    patients, refusals = list_patients(bids(tmp_path), ["t1n", "t2f"])
+    assert [(one.id, one.subject) for one in patients] == [
+        ("sub-01", "sub-01"),
+        ("sub-01_ses-2", "sub-01"),
+    ]
+    assert [refusal.patient for refusal in refusals] == ["sub-02", "sub-03"]
+    assert "sub-03_FLAIR.nii.gz, sub-03_T1w.nii.gz" in refusals[1].reason.seen
+
+
+def test_images_named_after_somebody_else_are_not_taken(tmp_path: Path) -> None:
+    both = ("T1w.nii.gz", "FLAIR.nii.gz")
+    anat(tmp_path, "sub-01", *both)
+    stem = "sub-02/ses-1/anat/sub-02"
+    touch(tmp_path, *(f"{stem}_{name}" for name in both))
+    touch(tmp_path, *(f"sub-03/anat/sub-04_{name}" for name in both))
+    touch(tmp_path, *(f"sub-05/ses-1/anat/sub-05_ses-2_{name}" for name in both))
+    patients, refusals = list_patients(bids(tmp_path), ["t1n", "t2f"])
+    assert [patient.id for patient in patients] == ["sub-01", "sub-02_ses-1"]
+    said = {refusal.patient: refusal.reason.seen for refusal in refusals}
+    assert sorted(said) == ["sub-03", "sub-05_ses-1"]
+    assert "sub-04_T1w.nii.gz" in said["sub-03"]

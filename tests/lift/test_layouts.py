@@ -381,3 +381,20 @@ def test_a_channel_in_one_form_is_found_and_in_two_is_refused(tmp_path: Path, fo
     assert patients == []
     assert "mr may be " in refusal.reason.seen
     assert " or " in refusal.reason.seen
+
+
+def test_a_patient_in_an_archive_or_beside_the_folders_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "brats"
+    for index in (1, 2):
+        brats(root, f"BraTS-GLI-0000{index}-000", "t1n", "t2f")
+    loose = [f"BraTS-GLI-00003-001-{channel}.nii.gz" for channel in ("t1n", "t2f")]
+    touch(root, *loose, "BraTS-GLI-00004-000.zip", "BraTS-GLI-00005-000.tar.gz")
+    # of a patient that has a folder, of nobody, and other files
+    touch(root, "BraTS-GLI-00001-000.zip", "all.zip", "BraTS-GLI-00006-000.json", "list.csv")
+    patients, refusals = list_patients(BratsData(root=root), ["t1n", "t2f"])
+    assert [patient.id for patient in patients] == [f"BraTS-GLI-0000{i}-000" for i in (1, 2)]
+    said = {refusal.patient: refusal.reason.seen for refusal in refusals}
+    assert sorted(said) == ["BraTS-GLI-00003-001", "BraTS-GLI-00004-000", "BraTS-GLI-00005-000"]
+    assert refusals[0].subject == "BraTS-GLI-00003"
+    assert all(name in said["BraTS-GLI-00003-001"] for name in loose)
+    assert "BraTS-GLI-00004-000.zip" in said["BraTS-GLI-00004-000"]

@@ -12,17 +12,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from lift.cohort.examination import PatientReport, Remark, files_digest
+from lift.cohort.examination import PatientReport, Remark
 from lift.cohort.layouts import list_patients
 from lift.cohort.patients import Patient, Refusal
 from lift.cohort.split import Split, split_patients
-from lift.cohort.vetoes import copied, examined, keep_report, stored_report
+from lift.cohort.vetoes import (
+    MORE_MEMORY,
+    copied,
+    examined,
+    keep_report,
+    not_examined,
+    stored_report,
+)
 from lift.cohort.withdrawn import left_out
 from lift.config.plan import GridRule, OwnGrid, SplitPlan
 from lift.config.site import SiteConfig
 
 _MOST_WORKERS: Final = 8
 _OWN_GRID: Final = OwnGrid()
+_KILLED: Final = (
+    "the process that looked at it was killed, twice; the system does that where memory is not "
+    "enough"
+)
 Progress = Callable[[int, int], None]
 
 
@@ -103,7 +114,9 @@ def examine_cohort(
         # several at once may have been too much for the memory: each again, with nothing beside it
         for patient, report in _in_processes(killed, data.root, grid, 1):
             # what killed it may not be there the next time: that is not kept
-            done(report or _not_examined(patient, grid), keep=report is not None)
+            done(
+                report or not_examined(patient, grid, _KILLED, MORE_MEMORY), keep=report is not None
+            )
     split = split_patients(usable, SplitPlan(), config.name) if usable else None
     parts = {name: _part(split, name) for name in reports}
     copies = copied(list(reports.values()), together=True, parts=parts)
@@ -154,22 +167,6 @@ def _in_processes(
 def _pool() -> ProcessPoolExecutor:
     # spawned, not forked: the parent may hold threads of numerical libraries
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _not_examined(patient: Patient, grid: GridRule) -> PatientReport:
-    remark = Remark(
-        check="looking",
-        verdict="veto",
-        seen="could not be examined: the process that looked at it was killed, twice; the system "
-        "does that where memory is not enough",
-        remedy="Free memory and run the check again, resample the volume, or take the patient out.",
-    )
-    return PatientReport(
-        patient=patient.id,
-        subject=patient.subject,
-        files=files_digest(patient.channels, grid),
-        remarks=(remark,),
-    )
 
 
 def _part(split: Split | None, patient: str) -> str:

@@ -24,6 +24,10 @@ REALLY_LARGE: Final = (
     "(preprocessing.grid), and to be stored uncompressed as NIfTI, MGH, NRRD or MetaImage: then it "
     "is read in parts."
 )
+FETCH_IT: Final = "Fetch it: `git annex get`, `datalad get`, or `git lfs pull`."
+_ANNEX: Final = b"/annex/objects/"
+_LFS: Final = b"version https://git-lfs.github.com/"
+_LONGEST_POINTER: Final = 1 << 12
 _LONGEST_NAME: Final = 80
 _FEWEST_VOXELS: Final = 2
 _FLATTEST: Final = 1e-3
@@ -55,6 +59,14 @@ class Refusal:
         one.what = f"{series}/{file[:_LONGEST_NAME]}'"
         return one
 
+    def of_other(self, file: str) -> Refusal:
+        """For the file of the voxels beside a header: the error names that one."""
+        one = copy(self)
+        cannot, _, header = self.what.partition("'")
+        folder = header[: header.rfind("/") + 1]
+        one.what = f"{cannot}'{folder}{file[:_LONGEST_NAME]}'"
+        return one
+
     def __call__(self, seen: str, remedy: str) -> VolumeError:
         """The error, to be raised."""
         return VolumeError(self.what, where=self.where, seen=seen, remedy=remedy)
@@ -75,6 +87,22 @@ class TooLargeError(VolumeError):
 def most_bytes(refuse: Refusal) -> int:
     """The largest volume, or the largest file where it is read in parts."""
     return LARGEST_MAPPED_BYTES if refuse.in_parts else LARGEST_VOLUME_BYTES
+
+
+def check_fetched(stored: bytes, refuse: Refusal) -> None:
+    """Raise VolumeError if the file is what git keeps in place of a content that was not fetched.
+
+    git-annex has a path into its objects, at the start or, where the disk has no links, at the end
+    of the link's own text.
+    """
+    if len(stored) > _LONGEST_POINTER:
+        return
+    # a copy: what is mapped has not all that bytes have
+    text = bytes(stored[:])
+    if text.startswith(_LFS) or (_ANNEX in text and b"\0" not in text):
+        raise refuse(
+            "its content was not fetched: it is a pointer of git-annex or Git LFS", FETCH_IT
+        )
 
 
 @dataclass(frozen=True)

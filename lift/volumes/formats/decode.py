@@ -9,7 +9,7 @@ from typing import Final
 
 from lift.volumes.formats import dicom, metaimage, mgh, nifti, nrrd
 from lift.volumes.formats.base import Format, Stored
-from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal
+from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal, check_fetched
 from lift.volumes.formats.packed import GZIP, LONGEST_START, Content, read_file
 from lift.volumes.formats.texts import Beside
 
@@ -27,7 +27,6 @@ READ_SUFFIXES: Final = tuple(suffix for one in FORMATS for suffix in one.suffixe
 _PACKED: Final = ".gz"
 _HEADERS: Final = (".hdr", ".hdr.gz")
 _VOXELS: Final = (".img", ".img.gz")
-_POINTERS: Final = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 _TEXT_HEADERS: Final = (".nhdr", ".mhd")
 
 
@@ -129,11 +128,7 @@ def format_of(whole: bytes, inside: bytes) -> Format | None:
 def _decoded(path: Path, stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     if not stored:
         raise refuse("the file is empty", COPY_AGAIN)
-    if stored[:LONGEST_START].startswith(_POINTERS):
-        raise refuse(
-            "its content was not fetched: it is a pointer of git-annex or Git LFS",
-            "Fetch it: `git annex get`, `datalad get`, or `git lfs pull`.",
-        )
+    check_fetched(stored, refuse)
     content = Content(stored, refuse, packed=stored[:2] == GZIP)
     found = format_of(stored[:LONGEST_START], content.start)
     if found is not None:

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,10 @@ from lift.volumes.formats import checks
 from lift.volumes.formats.base import Format, Stored
 from lift.volumes.formats.checks import (
     COPY_AGAIN,
+    FETCH_IT,
     Decoded,
     Refusal,
+    check_fetched,
     check_shape,
     check_size,
     with_fresh_header,
@@ -198,6 +201,9 @@ def series_files(folder: Path, refuse: Refusal) -> list[Path]:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         files = [path for path in paths if not path.is_dir()]
+        gone = next((path for path in files[:MOST_FILES] if not path.exists()), None)
+        if gone is not None:
+            raise refuse.within(gone.name)("it is a link to a file that is not there", FETCH_IT)
         size = sum(path.stat().st_size for path in files[:MOST_FILES])
     except OSError as error:
         raise refuse(
@@ -226,6 +232,7 @@ def _is_slice(path: Path, stored: bytes, refuse: Refusal) -> bool:
         return True
     if path.suffix.lower() in _NO_SLICES:
         return False
+    check_fetched(stored, refuse)
     # passed over it would be missing, and at an end of the stack nobody would notice
     raise refuse("a file in its folder is no DICOM file", "Take it out, or copy it again.")
 
@@ -266,10 +273,11 @@ def _unlike(found: Sequence[Slice], what: Callable[[Slice], Hashable]) -> str:
 
 def _check_alike(found: Sequence[Slice], refuse: Refusal) -> None:
     """Raise VolumeError unless the slices, one per position, belong to one scan."""
-    places = [one.image.frame_of_reference for one in found]
-    # one of its own for each file is what some anonymisers write: it says nothing
+    saying = [one for one in found if one.image.frame_of_reference]
+    places = [one.image.frame_of_reference for one in saying]
+    # none, or one of its own for each file, is what some anonymisers write: it says nothing
     if 1 < len(set(places)) < len(places):
-        odd = _unlike(found, lambda one: one.image.frame_of_reference)
+        odd = _unlike(saying, lambda one: one.image.frame_of_reference)
         raise refuse(
             f"its slices have {len(set(places))} frames of reference (Frame of Reference UID): "
             f"their places may be of several coordinate systems{odd}",
@@ -379,8 +387,20 @@ def _check_steps(places: NDArray[np.float64], slices: Sequence[Slice], refuse: R
         for place, count in zip(places, apart, strict=False)
         for number in range(min(int(count) - 1, _MOST_NAMED))
     ]
+    total = int((apart - 1).sum())
+    usual = float(np.median(steps))
+    thickness = [one.frame.thickness_mm or np.inf for one in slices]
+    # slices no thicker than the smallest step leave gaps elsewhere
+    one_step = smallest + _uneven_mm(smallest)
+    if usual > one_step and max(thickness) > one_step:
+        raise refuse(
+            f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm apart, "
+            f"usually {usual:.2f} mm; if {smallest:.2f} mm is right, {total} are missing"
+            f"{_named([slices[int(np.argmin(steps))]])}",
+            "Compare with the archive: export the whole series again, or resample it to even "
+            "slices.",
+        )
     if missing:
-        total = int((apart - 1).sum())
         shown = ", ".join(f"{place:.1f}" for place in missing[:_MOST_NAMED])
         raise refuse(
             f"{total} slices are missing: there are {len(places)}, {smallest:.2f} mm apart, and "
@@ -398,46 +418,68 @@ def _check_steps(places: NDArray[np.float64], slices: Sequence[Slice], refuse: R
 
 
 def _check_slabs(places: NDArray[np.float64], slices: Sequence[Slice], refuse: Refusal) -> None:
-    """Raise VolumeError where the distance of slices changes once: two slabs, thin and thick.
+    """Raise VolumeError where parts of the stack have distances of their own: slabs.
 
-    Old sequential scanners make them so. Where the thickness does not say it, half of the slices
-    may be missing in one part: both are said.
+    Old sequential scanners make them so. Where the thickness does not say it, slices may be missing
+    in one part: both are said.
     """
     steps = np.diff(places)
-    usual = float(np.median(steps))
-    if (np.abs(steps - usual) <= _uneven_mm(usual)).all():
+    tolerance = _uneven_mm(float(np.median(steps)))
+    if (np.abs(steps - np.median(steps)) <= tolerance).all():
         return
-    thickness = [one.frame.thickness_mm for one in slices]
-    thick = sorted({round(mm, 2) for mm in thickness if mm is not None})
     seen = f"its slices are unevenly spaced: {steps.min():.2f} to {steps.max():.2f} mm apart"
-    if len(thick) > 1:
+    parts = _parts_by_thickness(slices)
+    if len(parts) > 1:
+        thick = sorted({slices[part.start].frame.thickness_mm or 0.0 for part in parts})
         shown = ", ".join(f"{mm:g}" for mm in thick[:_MOST_NAMED])
-        where = next(k for k in range(1, len(slices)) if thickness[k] != thickness[k - 1])
+        within = [steps[part.start : part.stop - 1] for part in parts]
+        whole = all(np.ptp(own) <= tolerance for own in within if len(own))
+        where = parts[1].start
         seen += (
             f", and {shown} mm thick (Slice Thickness): slabs of a sequential scan, the second "
             f"from {places[where]:.1f} mm along their normal on{_named([slices[where]])}"
         )
+        seen += "" if whole else "; in one of them slices are missing, or it is uneven too"
     else:
-        change = _only_change(steps)
-        if change is None:
+        meet = _where_slabs_meet(steps, tolerance)
+        if not meet:
             return
-        where = change
+        shown = ", ".join(f"{places[where]:.1f}" for where in meet[:_MOST_NAMED])
         seen += (
-            f": two slabs that meet at {places[where]:.1f} mm along their normal"
-            f"{_named([slices[where]])}, or one part lacks every second slice"
+            f": slabs that meet at {shown} mm along their normal"
+            f"{_named([slices[where] for where in meet])}, or one part lacks every second slice"
         )
     raise refuse(seen, "Resample it to even slices, or take the patient out.")
 
 
-def _only_change(steps: NDArray[np.float64]) -> int | None:
-    """The step after which all others are of another length, or None; one between may be any."""
-    tolerance = _uneven_mm(float(np.median(steps)))
-    changes = np.flatnonzero(np.abs(np.diff(steps)) > tolerance) + 1
-    if not len(changes) or changes[-1] - changes[0] > 1:
-        return None
-    before, after = steps[: changes[0]], steps[changes[-1] :]
-    long = min(len(before), len(after)) >= _FEWEST_OF_A_SLAB
-    return int(changes[0]) if long and abs(before[0] - after[-1]) > tolerance else None
+def _parts_by_thickness(slices: Sequence[Slice]) -> list[range]:
+    """Neighbouring slices of one Slice Thickness; a single part where it is not said throughout."""
+    thickness = [one.frame.thickness_mm for one in slices]
+    said = [mm for mm in thickness if mm is not None]
+    if len(said) < len(slices):
+        return [range(len(slices))]
+    changes = [
+        k
+        for k in range(1, len(said))
+        if abs(said[k] - said[k - 1]) > _EVEN * max(said[k - 1 : k + 1])
+    ]
+    return [range(a, b) for a, b in pairwise([0, *changes, len(slices)])]
+
+
+def _where_slabs_meet(steps: NDArray[np.float64], tolerance: float) -> list[int]:
+    """The steps before which a slab ends; none where the stack is no slabs of even steps.
+
+    A slab has several steps of one length, and the next one another; one step between may be any.
+    """
+    ends = np.flatnonzero(np.abs(np.diff(steps)) > tolerance) + 1
+    runs = [range(a, b) for a, b in pairwise([0, *ends.tolist(), len(steps)])]
+    slabs = [run for run in runs if len(run) >= _FEWEST_OF_A_SLAB]
+    joints = [run for run in runs if len(run) == 1]
+    whole = len(slabs) + len(joints) == len(runs) and len(joints) < len(slabs)
+    if not whole or runs[0] not in slabs or runs[-1] not in slabs:
+        return []
+    differ = all(abs(steps[a.start] - steps[b.start]) > tolerance for a, b in pairwise(slabs))
+    return [slab.stop for slab in slabs[:-1]] if differ else []
 
 
 def _uneven_mm(step: float) -> float:

@@ -52,10 +52,18 @@ _FIRST_GROUP: Final = 0x0008
 _META_GROUP: Final = 0x0002
 _SAID_COUNTS: Final = ("ImagesInAcquisition", "ImagesInSeries", "NumberOfSeriesRelatedInstances")
 _AT_EACH_PLACE: Final = ("EchoNumbers", "NumberOfTemporalPositions", "TemporalPositionIdentifier")
-_SAID_PLACES: Final = ((0x0054, 0x0081), (0x2001, 0x1018), (0x0021, 0x104F))
-"""Number of Slices, and what Philips and GE write in place of it."""
-_TILES: Final = (0x0019, 0x100A)
-"""Siemens: Number of Images in Mosaic."""
+_SAID_SLICES: Final = "NumberOfSlices"
+_PRIVATE_SLICES: Final = (
+    (0x2001, "Philips Imaging DD 001", 0x18),
+    (0x0021, "GEMS_RELA_01", 0x4F),
+)
+"""What Philips and GE write in place of Number of Slices: group, creator, element."""
+_TILES: Final = (
+    (0x0019, "SIEMENS MR HEADER", 0x0A),
+    (0x0065, "Image Private Header", 0x50),
+)
+"""Number of images in one mosaic: Siemens, United Imaging."""
+_BLOCKS: Final = range(0x10, 0x100)
 _MOST_FRAMES: Final = 65_536
 _COMPONENTS: Final = frozenset(
     {"M", "P", "R", "I", "MAGNITUDE", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
@@ -344,7 +352,12 @@ def parsing(refuse: Refusal) -> Iterator[None]:
 
 
 def _kind(dataset: Any, refuse: Refusal) -> tuple[str, bool]:
-    kind = uid.UID(str(dataset.get("SOPClassUID", "")))
+    kind = uid.UID(str(dataset.get("SOPClassUID", None) or ""))
+    if not kind:
+        raise refuse(
+            "its header does not say what kind of image it is (SOP Class UID); it may be cut off",
+            COPY_AGAIN,
+        )
     if kind not in _CLASSIC and kind not in _ENHANCED:
         # of pydicom's own list: a private kind might be called anything
         name = kind.name if kind.type else "unknown"
@@ -353,10 +366,12 @@ def _kind(dataset: Any, refuse: Refusal) -> tuple[str, bool]:
             "Take the file out of the series' folder, or give another series.",
         )
     words = _image_type(dataset)
-    if any("MOSAIC" in word for word in words) or (_number_at(dataset, _TILES) or 0) > 1:
+    tiles = max((_private_number(dataset, *where) or 0 for where in _TILES), default=0)
+    if any("MOSAIC" in word for word in words) or tiles > 1:
+        said = f"the maker's own field says {tiles} images" if tiles > 1 else "ImageType says so"
         raise refuse(
-            "it is a mosaic (ImageType, or Siemens' Number of Images in Mosaic): each file holds a "
-            "whole volume as tiles, which are no slices",
+            f"it is a mosaic ({said}): each file holds a whole volume as tiles, which are no "
+            "slices",
             "Convert it to NIfTI with dcm2niix, which knows where the tiles lie; of several time "
             "points give one.",
         )
@@ -377,11 +392,27 @@ def _image_type(dataset: Any) -> frozenset[str]:
 
 
 def _number_at(dataset: Any, tag: str | tuple[int, int]) -> int | None:
-    """A whole number, of a keyword or of a private tag; None where it is none."""
+    """A whole number, of a keyword or of a tag; None where it is none."""
     try:
         return int(dataset[tag].value)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _private_number(dataset: Any, group: int, creator: str, element: int) -> int | None:
+    """A whole number of a maker's own field, in the block that its name reserves.
+
+    Where no name reserves the first block (an anonymiser took it out), the field there counts.
+    """
+    names = {
+        block: str(dataset[group, block].value).strip()
+        for block in _BLOCKS
+        if (group, block) in dataset
+    }
+    block = next((block for block, name in names.items() if name == creator), None)
+    if block is None and _BLOCKS.start not in names:
+        block = _BLOCKS.start
+    return None if block is None else _number_at(dataset, (group, block << 8 | element))
 
 
 def _images_said(dataset: Any) -> int | None:
@@ -391,7 +422,10 @@ def _images_said(dataset: Any) -> int | None:
     """
     at_each = max(1, *(_number_at(dataset, name) or 1 for name in _AT_EACH_PLACE))
     counts = [_number_at(dataset, name) for name in _SAID_COUNTS]
-    places = [_number_at(dataset, tag) for tag in _SAID_PLACES]
+    places = [
+        _number_at(dataset, _SAID_SLICES),
+        *(_private_number(dataset, *where) for where in _PRIVATE_SLICES),
+    ]
     said = [
         *(count // at_each for count in counts if count is not None and count % at_each == 0),
         *(count for count in places if count is not None),
@@ -441,12 +475,16 @@ def _check_grey(dataset: Any, refuse: Refusal) -> None:
 
 
 def _number_format(dataset: Any, refuse: Refusal) -> tuple[np.dtype[Any], int]:
-    allocated, bits, high = (
-        _whole(dataset, name, refuse) for name in ("BitsAllocated", "BitsStored", "HighBit")
+    allocated, bits = (_whole(dataset, name, refuse) for name in ("BitsAllocated", "BitsStored"))
+    high, signed = (
+        _whole(dataset, name, refuse, least=0) for name in ("HighBit", "PixelRepresentation")
     )
-    signed = _whole(dataset, "PixelRepresentation", refuse, least=0)
     if allocated not in (8, 16, 32) or not 1 < bits <= allocated or high != bits - 1 or signed > 1:
-        raise refuse("its number format is not one that is read", "Convert it to NIfTI.")
+        raise refuse(
+            f"its number format is not one that is read (BitsAllocated {allocated}, BitsStored "
+            f"{bits}, HighBit {high}, PixelRepresentation {signed})",
+            "Convert it to NIfTI.",
+        )
     return np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"), bits
 
 

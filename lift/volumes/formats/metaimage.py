@@ -104,6 +104,7 @@ def decode(stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     name = fields.text(_VOXELS)
     if name.upper() != "LOCAL":
         stored, place = detached(name, stored, beside, refuse), 0
+        refuse = refuse.of_other(Path(name).name)
     voxels = _voxels(memoryview(stored)[place:], size, fields, refuse)
     data = np.frombuffer(voxels, dtype).reshape(shape, order="F")
     return with_fresh_header(data, affine, refuse)

@@ -17,7 +17,14 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lift.volumes.formats.base import Format, Stored
-from lift.volumes.formats.checks import COPY_AGAIN, Decoded, Refusal, check_shape, check_size
+from lift.volumes.formats.checks import (
+    COPY_AGAIN,
+    LARGEST_MAPPED_BYTES,
+    Decoded,
+    Refusal,
+    check_shape,
+    check_size,
+)
 from lift.volumes.formats.packed import Content
 from lift.volumes.formats.texts import LONGEST_HEADER
 
@@ -91,16 +98,18 @@ def _decode(content: Content, kinds: dict[bytes, Any], voxels: Content, refuse: 
             shape = check_shape(_lengths(header, refuse), refuse)
             dtype = _number_format(header, refuse)
             said, header["vox_offset"] = float(header["vox_offset"]), 0
+            codes = int(header["sform_code"]), int(header["qform_code"])
             _check(header)
             size = check_size(shape, dtype, refuse)
             slope, inter = _scaling(header, refuse)
-            affine = _affine(header, refuse)
+            affine = _affine(header, codes, refuse)
             offset = _offset(said, refuse, least=kind.single_vox_offset if alone else 0)
     except (HeaderDataError, ValueError, OverflowError):
         raise refuse("a field of its header is against NIfTI's rules", COPY_AGAIN) from None
     if not alone:
         # a packed header's checksum is at its end
         content.up_to(kind.sizeof_hdr)
+        _check_no_header(voxels, offset)
     whole = voxels.up_to(offset + size)
     if alone:
         _check_extensions(whole[:offset], header, refuse)
@@ -163,6 +172,12 @@ def _offset(said: float, refuse: Refusal, *, least: int) -> int:
             f"that can be one is {least}",
             COPY_AGAIN,
         )
+    if said > LARGEST_MAPPED_BYTES:
+        raise refuse(
+            f"its header's field vox_offset says that the voxels begin at byte {said:g}, beyond "
+            "any file's end",
+            COPY_AGAIN,
+        )
     return int(said)
 
 
@@ -185,12 +200,23 @@ def _check_extensions(before: memoryview, header: Any, refuse: Refusal) -> None:
             )
 
 
-def _affine(header: Any, refuse: Refusal) -> NDArray[np.float64]:
+def _check_no_header(voxels: Content, offset: int) -> None:
+    """Raise VolumeError if the voxels of a pair begin inside a header of their own file."""
+    kind = _header_class(voxels.start, _SINGLE | _PAIR)
+    if kind is not None and offset < kind.sizeof_hdr:
+        raise voxels.refuse(
+            "it begins with a NIfTI header, and the field vox_offset of the header beside it says "
+            f"that the voxels begin at byte {offset}",
+            COPY_AGAIN,
+        )
+
+
+def _affine(header: Any, codes: tuple[int, int], refuse: Refusal) -> NDArray[np.float64]:
     # NIfTI-1 standard, method 1: no code, no orientation
     if not (header["sform_code"] or header["qform_code"]):
         raise refuse.of_place(
-            "its header does not say how the patient lies (sform_code and qform_code are 0); left "
-            "and right cannot be told apart",
+            "its header does not say how the patient lies (sform_code is {}, qform_code is {}: no "
+            "space has this number); left and right cannot be told apart".format(*codes),
             "Convert the patient's DICOM series to NIfTI again, with its orientation.",
         )
     if int(header["xyzt_units"]) & _UNIT_OF_SPACE not in _MILLIMETRES:
@@ -273,7 +299,7 @@ def _decode_pair(file: Stored) -> Decoded:
     if len(file.whole) > LONGEST_HEADER:
         raise refuse("its header is far too long", COPY_AGAIN)
     packed = file.voxels.name.lower().endswith(".gz")
-    other = Content(file.beside(file.voxels.name), refuse, packed=packed)
+    other = Content(file.beside(file.voxels.name), refuse.of_other(file.voxels.name), packed=packed)
     return decode_pair(file.content, other, refuse)
 
 

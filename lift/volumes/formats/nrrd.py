@@ -109,7 +109,9 @@ def decode(stored: bytes, beside: Beside, refuse: Refusal) -> Decoded:
     size = check_size(shape, dtype, refuse)
     affine = _affine(fields, len(sizes), refuse)
     if "data file" in fields:
-        stored, place = detached(fields.text("data file"), stored, beside, refuse), 0
+        name = fields.text("data file")
+        stored, place = detached(name, stored, beside, refuse), 0
+        refuse = refuse.of_other(Path(name).name)
     voxels = _voxels(stored, place, size, fields, refuse)
     data = np.frombuffer(voxels, dtype).reshape(shape, order="F")
     return with_fresh_header(data, affine, refuse)

@@ -60,11 +60,12 @@ class Content:
 
     Attributes:
         start: the first bytes, for a header of fixed size.
+        refuse: makes the error.
     """
 
     def __init__(self, stored: bytes, refuse: Refusal, *, packed: bool) -> None:
         self._stored = stored
-        self._refuse = refuse
+        self.refuse = refuse
         if packed:
             check_may_unpack(refuse)
         self._inflater = Inflater(memoryview(stored), refuse) if packed else None
@@ -82,20 +83,20 @@ class Content:
         Raises:
             VolumeError: there are fewer, `end` is beyond any file, or the content is damaged.
         """
-        if end > checks.most_bytes(self._refuse):
-            raise self._refuse(_BEYOND, COPY_AGAIN)
+        if end > checks.most_bytes(self.refuse):
+            raise self.refuse(_BEYOND, COPY_AGAIN)
         if self._inflater is None:
-            check_length(len(self._stored), end, self._refuse)
+            check_length(len(self._stored), end, self.refuse)
             return memoryview(self._stored)[:end]
-        check_possible(len(self._stored), end, self._refuse)
+        check_possible(len(self._stored), end, self.refuse)
         made = bytearray(end)
         known = min(end, len(self.start))
         made[:known] = self.start[:known]
         found = known + self._inflater.fill(memoryview(made)[known:])
         extra = min(_MOST_EXTRA, checks.LARGEST_VOLUME_BYTES)
         if self._inflater.rest(extra) > extra:
-            raise self._refuse("it holds far more bytes than its header claims", COPY_AGAIN)
-        check_length(found, end, self._refuse)
+            raise self.refuse("it holds far more bytes than its header claims", COPY_AGAIN)
+        check_length(found, end, self.refuse)
         return memoryview(made)
 
 

@@ -43,6 +43,7 @@ def header(data: Array, modality: str, *, enhanced: bool = False) -> Dataset:
     dataset.Modality = modality
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"{_ROOT}.1", f"{_ROOT}.2"
+    dataset.FrameOfReferenceUID = f"{_ROOT}.5"
     for keyword in (
         *("PatientName", "PatientID", "InstitutionName", "StudyDescription", "SeriesDescription"),
         *("ReferringPhysicianName", "OperatorsName", "PatientComments", "AccessionNumber"),

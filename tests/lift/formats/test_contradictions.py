@@ -14,6 +14,7 @@ import pytest
 from lift.errors import VolumeError
 from lift.volumes.volume import read_volume
 from tests.lift.formats.cases import examples, meta_text, nrrd_text, stored, turned, voxels
+from tests.lift.formats.dicom_cases import series, write
 
 # vox_offset, datatype and the length of the fourth axis: place and form, by version
 FIELDS = {1: (108, "f", 70, 40, "h"), 2: (168, "q", 12, 16, "q")}
@@ -162,3 +163,81 @@ def test_a_file_that_was_not_fetched_is_said_to_be_that(
     error = refused(tmp_path / name, content)
     assert "not fetched" in error.seen
     assert "git annex get" in error.remedy
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_voxels_of_a_pair_inside_a_header_of_their_own_file_are_refused(
+    tmp_path: Path, version: int, packed: bool
+) -> None:
+    # the file of the voxels is a whole .nii, of which the header beside it knows nothing
+    example = examples(voxels())["pair"]
+    header, whole = example.files["a.hdr"], bytes(file_of(version))
+    end = ".gz" if packed else ""
+    image = tmp_path / f"a.img{end}"
+    image.write_bytes(gzip.compress(whole) if packed else whole)
+    error = refused(tmp_path / "a.hdr", header)
+    assert "vox_offset" in error.seen
+    assert f"'a.img{end}'" in error.what
+    # negative control: past that header they are the voxels
+    content = bytearray(header)
+    struct.pack_into("<f", content, 108, {1: 352, 2: 544}[version])
+    (tmp_path / "a.hdr").write_bytes(bytes(content))
+    np.testing.assert_array_equal(
+        np.sort(read_volume(tmp_path / "a.hdr").voxels, axis=None), np.sort(voxels(), axis=None)
+    )
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(-3, 0), (0, 9), (0, 0)])
+def test_the_codes_that_name_no_space_are_said(tmp_path: Path, sform: int, qform: int) -> None:
+    content = file_of(1)
+    struct.pack_into("<hh", content, 252, qform, sform)
+    seen = refused(tmp_path / "a.nii", bytes(content)).seen
+    assert f"sform_code is {sform}, qform_code is {qform}" in seen
+
+
+def test_an_offset_beyond_any_file_is_refused_by_the_fields_name(tmp_path: Path) -> None:
+    content = file_of(2)
+    struct.pack_into("<q", content, 168, 1 << 50)
+    assert "vox_offset" in refused(tmp_path / "a.nii", bytes(content)).seen
+
+
+@pytest.mark.parametrize("name", ["pair", "pair-gz", "nhdr", "nhdr-gz", "mhd"])
+def test_of_two_files_the_one_that_ends_early_is_named(tmp_path: Path, name: str) -> None:
+    example = examples(voxels())[name]
+    folder = tmp_path / "sub-1"
+    folder.mkdir()
+    path = example.write(folder)
+    (other,) = set(example.files) - {example.header or example.path}
+    (folder / other).write_bytes(example.files[other][:-9])
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path, root=tmp_path)
+    assert caught.value.what == f"cannot use volume 'sub-1/{other}'"
+
+
+LINK = b"../../.git/annex/objects/Wx/2J/MD5E-s12--ab.nii.gz/MD5E-s12--ab.nii.gz"
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        b"/annex/objects/MD5E-s12--ab.nii.gz\n",
+        # what a disk without links has in place of one
+        LINK,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.dcm"])
+def test_a_content_that_was_not_fetched_is_said_so(
+    tmp_path: Path, name: str, pointer: bytes
+) -> None:
+    error = refused(tmp_path / name, pointer)
+    assert "not fetched" in error.seen
+    assert "git annex get" in error.remedy
+    # as one file of a series, whatever the others are
+    folder = tmp_path / "series"
+    write(series(), folder)
+    (folder / "IM9999").write_bytes(pointer)
+    with pytest.raises(VolumeError, match="IM9999") as caught:
+        read_volume(folder)
+    assert "not fetched" in caught.value.seen

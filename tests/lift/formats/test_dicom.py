@@ -449,6 +449,8 @@ def test_a_frame_of_reference_for_each_file_says_nothing(tmp_path: Path) -> None
         dataset.FrameOfReferenceUID = f"1.2.3.{index}"
 
     decoded(write(series(change=own), tmp_path / "own"))
+    decoded(write(series(change=set_at(2, FrameOfReferenceUID=None)), tmp_path / "none at one"))
+    decoded(write(series(change=set_at(None, FrameOfReferenceUID="")), tmp_path / "none"))
     halves = write(
         series(change=lambda k, d: setattr(d, "FrameOfReferenceUID", f"1.2.{k // 3}")),
         tmp_path / "two",
@@ -524,13 +526,26 @@ def test_doubled_and_shifted_slices_are_named_by_file(tmp_path: Path) -> None:
         assert "slice003.dcm" in named(folder)
 
 
+SIEMENS = "SIEMENS MR HEADER"
+TILES: dict[str, list[tuple[int, str, Any]]] = {
+    "siemens": [(0x00190010, "LO", SIEMENS), (0x0019100A, "US", 25)],
+    "another block": [
+        (0x00190010, "LO", "OF ANOTHER MAKER"),
+        (0x00190012, "LO", SIEMENS),
+        (0x0019120A, "US", 25),
+    ],
+    "name taken out": [(0x0019100A, "US", 25)],
+    "united imaging": [(0x00650010, "LO", "Image Private Header"), (0x00651050, "DS", "25")],
+}
+
+
 @pytest.mark.parametrize("count", [1, 2, 6])
-@pytest.mark.parametrize("how", ["type", "first", "siemens"])
+@pytest.mark.parametrize("how", ["type", "first", *TILES])
 def test_a_mosaic_is_no_stack_of_slices(tmp_path: Path, how: str, count: int) -> None:
     def tiles(index: int, dataset: Dataset) -> None:
-        if how == "siemens":
-            dataset.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
-            dataset.add_new(0x0019100A, "US", 25)
+        if how in TILES:
+            for tag, vr, value in TILES[how]:
+                dataset.add_new(tag, vr, value)
         else:
             words = {"type": ["M", "ND", "MOSAIC"], "first": ["MOSAIC", "M"]}
             dataset.ImageType = ["ORIGINAL", "PRIMARY", *words[how]]
@@ -538,6 +553,14 @@ def test_a_mosaic_is_no_stack_of_slices(tmp_path: Path, how: str, count: int) ->
     assert "mosaic" in refused(write(series(change=tiles)[:count], tmp_path / "m")).seen
     (tmp_path / "one.dcm").write_bytes(series(change=tiles)[0])
     assert "mosaic" in refused(tmp_path / "one.dcm").seen
+
+
+def test_a_number_of_another_makers_field_is_no_mosaic(tmp_path: Path) -> None:
+    def other(index: int, dataset: Dataset) -> None:
+        dataset.add_new(0x00190010, "LO", "OF ANOTHER MAKER")
+        dataset.add_new(0x0019100A, "US", 25)
+
+    decoded(write(series(change=other), tmp_path / "s"))
 
 
 def at_places(places: list[float], **fields: Any) -> list[bytes]:
@@ -570,6 +593,20 @@ THIN = [2.5 * k for k in range(7)]
         ([*THIN, *(16 + 5.0 * k for k in range(5))], None),
         ([*THIN, *(15 + 5.0 * k for k in range(5))], [2.5] * 7 + [5] * 5),
         ([*THIN, *(30 + 5.0 * k for k in range(5))], [2.5] * 7 + [5] * 5),
+        # three, four
+        ([*(-5.0 * k for k in range(5, 0, -1)), *THIN, *(15 + 5.0 * k for k in range(1, 6))], None),
+        (
+            [*THIN, *(15 + 5.0 * k for k in range(1, 5)), *(35 + 10.0 * k for k in range(1, 5))],
+            None,
+        ),
+        (
+            [
+                *(*THIN, 20, 25, 30, 35),
+                *(35 + 2.5 * k for k in range(1, 5)),
+                *(45 + 5.0 * k for k in range(1, 5)),
+            ],
+            None,
+        ),
     ],
 )
 def test_slabs_are_said_to_be_slabs(
@@ -585,6 +622,30 @@ def test_slabs_are_said_to_be_slabs(
     decoded(write(at_places(even, **fields), tmp_path / "even"))
 
 
+@pytest.mark.parametrize("thickness", [["3"], ["3", "3.0"], ["3", "3.01"], ["3", "3.05", "3.1"]])
+def test_a_lost_slice_is_not_called_a_slab_for_a_thickness_of_other_digits(
+    tmp_path: Path, thickness: list[str]
+) -> None:
+    places = [3.0 * k for k in range(12) if k not in {5, 6}]
+    said = [thickness[k % len(thickness)] for k in range(len(places))]
+    seen = refused(write(at_places(places, SliceThickness=said), tmp_path / "s")).seen
+    assert "2 slices are missing" in seen
+    assert "slab" not in seen
+
+
+def test_where_most_slices_would_be_missing_both_distances_are_said(tmp_path: Path) -> None:
+    for places in ([0, 2.5, 5, *(5 + 5.0 * k for k in range(1, 9))], [0, 1, *range(6, 60, 5)]):
+        seen = refused(
+            write(at_places([float(z) for z in places]), tmp_path / str(len(places)))
+        ).seen
+        assert "unevenly spaced" in seen
+        assert "usually 5.00 mm" in seen
+        # where the slices are as thin as the smallest step, the others are gaps
+        thin = [str(places[1] - places[0])] * len(places)
+        said = at_places([float(z) for z in places], SliceThickness=thin)
+        assert "slices are missing" in refused(write(said, tmp_path / f"t{len(places)}")).seen
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -594,6 +655,9 @@ def test_slabs_are_said_to_be_slabs(
         ("NumberOfSlices", 9),
         ((0x2001, "Philips Imaging DD 001", 0x18, "SL"), 9),
         ((0x0021, "GEMS_RELA_01", 0x4F, "SS"), 9),
+        # not the first block of the group
+        ((0x2001, "Philips Imaging DD 001", 0x18, "SL", "OTHER"), 9),
+        ((0x0021, "GEMS_RELA_01", 0x4F, "SS", "OTHER"), 9),
     ],
 )
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
@@ -604,7 +668,9 @@ def test_lost_ends_are_known_by_the_number_that_a_series_says(
         if isinstance(field, str):
             setattr(dataset, field, value)
         else:
-            group, creator, element, vr = field
+            group, creator, element, vr, *others = field
+            for other in others:
+                dataset.private_block(group, other, create=True)
             dataset.private_block(group, creator, create=True).add_new(element, vr, value)
 
     files = series(voxels(shape=(4, 5, 9)), change=said, syntax=syntax)
@@ -637,3 +703,25 @@ def test_a_field_that_is_no_number_is_named(tmp_path: Path, name: str) -> None:
     assert files[2].count(b"3.25") == 1 + (name == "PixelSpacing")
     files[2] = files[2].replace(b"3.25", b"3,2x")
     assert name in refused(write(files, tmp_path / "s")).seen
+
+
+def test_what_a_number_format_says_is_shown(tmp_path: Path) -> None:
+    for fields in ({"BitsStored": 12}, {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}):
+        folder = write(series(change=set_at(None, **fields)), tmp_path / str(len(fields)))
+        seen = refused(folder).seen
+        assert all(f"{name} {value}" in seen for name, value in fields.items())
+
+
+def test_a_file_that_ends_in_its_header_is_not_called_another_kind(tmp_path: Path) -> None:
+    files = series()
+    folder = write([*files[:3], files[3][:160], *files[4:]], tmp_path / "s")
+    assert "it may be cut off" in refused(folder).seen
+
+
+def test_a_slice_that_is_a_link_to_nothing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = write(series(), tmp_path / "s")
+    (folder / "IM0007").symlink_to("../.git/annex/objects/ab")
+    error = refused(folder)
+    assert "IM0007" in error.what
+    assert "link to a file that is not there" in error.seen
+    assert "git annex get" in error.remedy

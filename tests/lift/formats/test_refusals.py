@@ -29,13 +29,13 @@ RAW = stored(voxels())
 Changes = dict[str, str | None]
 
 
-def refused(path: Path) -> VolumeError:
-    """The refusal: all four parts, the file's name, and no text of its header."""
+def refused(path: Path, *, file: str = "") -> VolumeError:
+    """The refusal: all four parts, the file's name (or the other one's), no text of its header."""
     with pytest.raises(VolumeError) as caught:
         read_volume(path, root=path.parent)
     error = caught.value
     assert all((error.what, error.where, error.seen, error.remedy))
-    assert error.what == f"cannot use volume '{path.name}'"
+    assert error.what == f"cannot use volume '{file or path.name}'"
     assert NAME not in str(error)
     return error
 
@@ -356,5 +356,5 @@ def test_gzip_in_several_members_is_read_and_junk_after_it_is_not(
     np.testing.assert_array_equal(read_volume(tmp_path / example.path).voxels, voxels())
     for junk in (b"junk", gzip.compress(b"") * 100, content[start : start + 30]):
         (tmp_path / file).write_bytes(content[:start] + members + junk)
-        seen = refused(tmp_path / example.path).seen
+        seen = refused(tmp_path / example.path, file=file).seen
         assert "damaged" in seen or "more voxels" in seen
