@@ -290,7 +290,7 @@ class Coordinator:
                 asks = {SEEN_HEADER: seen[0], WAIT_HEADER: str(round(1000 * seconds))}
                 try:
                     answer = client.get(f"https://{self._address}{NEWS_PATH}", headers=asks)
-                    seen[0] = answer.text if answer.is_success else ""
+                    seen[0] = answer.raise_for_status().text
                 except httpx.HTTPError:
                     # the child is started again just now
                     sleep(seconds)

@@ -5,9 +5,10 @@ own process (`executor`) takes them over 127.0.0.1, which needs the secret. No a
 unpacked or loaded; a run whose app is not the stub is refused with Flower's code for it.
 
 What differs from the stock program: a question for the next request that stays open until there is
-one, and rare ones while the site works; an answer that leaves when it is there (`Handover`); a
-lease of 20 s instead of 60 s; and a start that first gives up the lease of the process before it,
-so that a site that was killed is back at once instead of when its old lease ends.
+one (`waiting`); messages whose parts travel with their names (`parts`); an answer that leaves when
+it is there (`Handover`); a lease of 20 s instead of 60 s; and a start that first gives up the lease
+of the process before it, so that a site that was killed is back at once instead of when its old
+lease ends.
 """
 
 from __future__ import annotations
@@ -413,7 +414,9 @@ def _replace_connection(
             )
 
         def PushMessages(self, request: Any) -> Any:  # noqa: N802
+            # once: the same request is sent again while the server is away
             attach(request, parts.leaving)
+            parts.leaving = {}
             response = super().PushMessages(request)
             parts.taken = set(attached(response))
             return response

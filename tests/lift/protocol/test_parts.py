@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata
 from flwr.proto.node_pb2 import Node
+from flwr.supercore import heartbeat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift.protocol.flower.parts import MOST_BYTES, attach, attached
+from lift.protocol.flower import supernode
+from lift.protocol.flower.connection import ConnectionFile
+from lift.protocol.flower.parts import MOST_BYTES, Parts, attach, attached
 
 
 def an_answer() -> PushMessagesRequest:
@@ -67,3 +78,37 @@ def test_no_bytes_raise(content: bytes) -> None:
     except Exception:  # Flower refuses these itself
         return
     attached(received)
+
+
+def test_an_answer_that_is_sent_again_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it is replaced in a site's process, and not in this one
+    name = "HEARTBEAT_DEFAULT_INTERVAL"
+    monkeypatch.setattr(heartbeat, name, getattr(heartbeat, name))
+    sent = []
+
+    class Fleet:
+        """Stands for Flower's client, whose server is away twice."""
+
+        def __init__(self) -> None:
+            self._client = SimpleNamespace(headers={}, event_hooks={})
+
+        def PushMessages(self, request: Any) -> Any:  # noqa: N802
+            sent.append(request.SerializeToString())
+            if len(sent) < 3:
+                raise ConnectionError
+            return PushMessagesResponse()
+
+    connection = SimpleNamespace(FleetHttpClient=Fleet, fab_from_proto=None)
+    parts = Parts()
+    known = ConnectionFile(tmp_path / "connection.json")
+    supernode._replace_connection(connection, tmp_path / "node", known, parts)
+    client, request = connection.FleetHttpClient(), an_answer()
+    parts.leaving = {"a": b"12", "b": b"3"}
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            client.PushMessages(request)
+    client.PushMessages(request)
+    assert len(set(sent)) == 1
+    assert attached(PushMessagesRequest.FromString(sent[0])) == {"a": b"12", "b": b"3"}
