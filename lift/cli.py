@@ -77,7 +77,8 @@ def pretrain(
         Path | None,
         typer.Option(
             "--import",
-            help="Import the weights from a state dict (.pt) that you trust, instead of training.",
+            help="Import the generator instead of training it: weights (.safetensors, or a state "
+            "dict .pt), or the folder of a MONAI bundle, of which nothing is run.",
         ),
     ] = None,
     work: Annotated[
@@ -85,7 +86,7 @@ def pretrain(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make the bundle of a frozen generator, from public slices or from your own state dict.
+    """Make the bundle of a frozen generator, from public slices or from your own weights.
 
     With `kind: unconditional` the settings describe a slice decoder for `lift generate`. Run the
     same command again to resume.
@@ -96,11 +97,17 @@ def pretrain(
 
     console = Console(stderr=True)
     if import_ is not None:
-        description = GeneratorDescription.from_yaml(config)
-        from lift.generator.importing import import_state_dict
+        described = read_yaml(config)
+        if import_.is_dir():
+            from lift.generator.monai_folder import import_monai_folder
 
-        import_state_dict(import_, description, output)
-        sys.stdout.write(f"bundle: {output}\n")
+            imported = import_monai_folder(import_, described, str(config), output)
+        else:
+            description = GeneratorDescription.from_data(described, str(config))
+            from lift.generator.importing import import_state_dict
+
+            imported = import_state_dict(import_, description, output)
+        sys.stdout.write(f"bundle: {output}\nfingerprint: {imported.fingerprint}\n")
         return
     data = read_yaml(config)
     unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"

@@ -261,7 +261,23 @@ def test_a_state_dict_becomes_a_bundle(
     assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
 
 
-class _MakesFolder:
+@pytest.mark.parametrize("config", [SMALL, MONAI], ids=lambda config: config.name)
+def test_safetensors_and_a_description_become_a_bundle(
+    tmp_path: Path, config: NetworkConfig
+) -> None:
+    network = build_network(config, seed=5)
+    own = network.body if isinstance(network, MonaiNetwork) else network
+    safetensors.torch.save_file(own.state_dict(), tmp_path / "net.safetensors")
+    card = import_state_dict(tmp_path / "net.safetensors", described(config), tmp_path / "bundle")
+    generator = load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU)
+    found = generator.network.state_dict()
+    assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
+    (tmp_path / "net.safetensors").write_bytes(b"hello")
+    with pytest.raises(GeneratorError, match="not a safetensors file"):
+        import_state_dict(tmp_path / "net.safetensors", described(config), tmp_path / "other")
+
+
+class MakesFolder:
     """Unpickled without care, this makes a folder: what an attacker's file would do."""
 
     def __init__(self, folder: Path) -> None:
@@ -274,7 +290,7 @@ class _MakesFolder:
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
     trap, path = tmp_path / "attacked", tmp_path / "net.pt"
-    content = {"stem.weight": _MakesFolder(trap)}
+    content = {"stem.weight": MakesFolder(trap)}
     if form == "bare":
         path.write_bytes(pickle.dumps(content))
     else:
