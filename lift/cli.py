@@ -218,8 +218,7 @@ def translate(
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
     from lift.mixer.finished import read_mixer
-    from lift.tasks.paired.contrast import read_site_model
-    from lift.tasks.paired.local import OWN_MIXER_FILE, with_own_mixer
+    from lift.tasks.paired.local import with_site
     from lift.tasks.paired.translation import translate as run
 
     finished = read_mixer(mixer, ca=ca)
@@ -229,9 +228,7 @@ def translate(
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
-    site = None if curves is None else read_site_model(curves, len(finished.plan.task.source))
-    if site is not None and curves is not None and site.own is not None:
-        finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
+    finished, site = with_site(finished, curves)
     if site is not None and site.name != "mixer":
         console.print(
             f"note: this site uses {site.name}, chosen on its own patients", highlight=False
@@ -251,6 +248,36 @@ def translate(
     if done.concern is not None:
         action = "the mixer was not used" if done.method == "no_mixer" else "check the result"
         console.print(f"warning: {done.concern}; {action}", highlight=False, soft_wrap=True)
+    sys.stdout.write(f"{output}\n")
+
+
+@app.command("export-bundle")
+def export_bundle(
+    mixer: Annotated[
+        Path, typer.Argument(help="mixer.safetensors, or the folder of a run or a release.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the MONAI bundle, new or empty.")
+    ],
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
+    ] = None,
+    ca: CaOption = None,
+) -> None:
+    """Write generator and mixer as a MONAI bundle, with a model card. It holds no curves of a site.
+
+    The config of the bundle is for MONAI's ConfigParser, and calls this package. Its volumes are
+    those of `lift translate`.
+    """
+    from lift.generator.card import known_bundle
+    from lift.mixer.finished import read_mixer
+    from lift.tasks.paired.monai_bundle import export_monai_bundle
+
+    finished = read_mixer(mixer, ca=ca)
+    _check_kind(finished, "paired", "generate")
+    bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
+    export_monai_bundle(output, mixer, bundle, ca=ca)
     sys.stdout.write(f"{output}\n")
 
 
