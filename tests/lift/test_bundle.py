@@ -246,15 +246,15 @@ def test_builtin_bundles_load_and_others_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("config", [SMALL, MONAI], ids=lambda config: config.name)
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_state_dict_becomes_a_bundle(
-    tmp_path: Path, config: NetworkConfig, prefix: str, nested: bool, dtype: torch.dtype
+    tmp_path: Path, config: NetworkConfig, prefix: str, nested: str | None, dtype: torch.dtype
 ) -> None:
     network = build_network(config, seed=5)
     own = network.body if isinstance(network, MonaiNetwork) else network
     content: dict[str, Any] = {prefix + n: t.to(dtype) for n, t in own.state_dict().items()}
-    torch.save({"state_dict": content, "epoch": 3} if nested else content, tmp_path / "net.pt")
+    torch.save({nested: content, "epoch": 3} if nested else content, tmp_path / "net.pt")
     card = import_state_dict(tmp_path / "net.pt", described(config), tmp_path / "bundle")
     generator = load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU)
     found = generator.network.state_dict()

@@ -21,6 +21,7 @@ from lift.mixer.curves import ChosenCurves
 from lift.mixer.finished import FinishedMixer, read_mixer, write_mixer
 from lift.tasks.paired.choice import Use
 from lift.tasks.paired.contrast import CURVES_FILE, write_site_curves
+from tests import wording
 from tests.end_to_end.tiny_run import check_refusal, run_here
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (
@@ -31,6 +32,7 @@ from tests.lift.small_world import (
     write_brats_patient,
 )
 from tests.lift.test_translation import CURVES, FITS_ALL, oblique
+from tests.release.made import list_files
 
 GENERATOR = small_generator()
 PLAN = small_plan(generator=GENERATOR)
@@ -73,9 +75,9 @@ def translated(world: World, output: Path, *options: str | Path) -> bytes:
 
 def voxels(path: Path) -> bytes:
     image = nibabel.load(path)
-    data = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+    data = np.asanyarray(image.dataobj)
     assert data.std() > 0
-    return bytes(data.tobytes()) + bytes(np.asarray(image.affine).tobytes())  # type: ignore[attr-defined]
+    return bytes(data.tobytes()) + bytes(np.asarray(image.affine).tobytes())
 
 
 def parsed(folder: Path, **changes: Any) -> ConfigParser:
@@ -210,6 +212,18 @@ def test_an_earlier_export_is_replaced_and_another_folder_is_not(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_an_export_that_broke_off_has_no_config(tmp_path: Path, world: World) -> None:
+    folder = export(world, tmp_path / "bundle")
+    card = folder / "docs" / "README.md"
+    card.unlink()
+    (card / "in the way").mkdir(parents=True)
+    done = run_here(
+        "lift", "export-bundle", world.mixer, "-o", folder, "--generator", world.generator
+    )
+    check_refusal(done, 3, names=["README.md"])
+    assert not (folder / "configs" / "inference.json").exists()
+
+
 def test_another_generator_is_refused_at_the_export_and_at_the_use(
     tmp_path: Path, world: World
 ) -> None:
@@ -228,18 +242,21 @@ def test_another_generator_is_refused_at_the_export_and_at_the_use(
     assert "fingerprint" in str(caught.value.__cause__)
 
 
-def test_an_unaudited_release_says_so_on_the_card(tmp_path: Path, world: World) -> None:
+def test_the_card_says_what_a_release_says_of_its_audits(tmp_path: Path, world: World) -> None:
     folder = tmp_path / "release"
-    finished = read_mixer(world.mixer)
-    write_mixer(folder / "mixer.safetensors", finished)
-    (folder / "release.json").write_text("{}")
+    write_mixer(folder / "mixer.safetensors", read_mixer(world.mixer))
+    (folder / "release.json").write_text(json.dumps({"audit_statement": wording.UNAUDITED}))
+    list_files(folder, {})
+    bundle = export(replace(world, mixer=folder), tmp_path / "bundle")
+    card = (bundle / "docs" / "README.md").read_text()
+    assert f"| audit | `{wording.UNAUDITED}` |" in card
+    (folder / "release.json").write_text(json.dumps({"audit_statement": "audited"}))
     done = run_here(
-        *("lift", "export-bundle", folder, "-o", tmp_path / "bundle"),
+        *("lift", "export-bundle", folder, "-o", tmp_path / "other"),
         *("--generator", world.generator),
     )
-    # a release without its manifest is none
-    check_refusal(done, 9, names=["manifest"])
-    assert not (tmp_path / "bundle").exists()
+    check_refusal(done, 9, names=["release.json"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_weights_of_the_bundle_open_as_safetensors(tmp_path: Path, world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, init_bundle
+from monai.bundle.utils import DEFAULT_INFERENCE
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.unet import UNet
@@ -20,8 +22,9 @@ from monai.networks.nets.unet import UNet
 from lift.config.generator import MonaiBasicUNetConfig, MonaiSegResNetConfig, MonaiUNetConfig
 from lift.errors import ConfigError, GeneratorError, LiftError
 from lift.generator.bundle import load_bundle
-from lift.generator.card import WEIGHTS_FILE
-from lift.generator.monai_folder import import_monai_folder
+from lift.generator.card import WEIGHTS_FILE, read_card
+from lift.generator.monai_folder import _NETWORKS, _spec, import_monai_folder
+from tests.end_to_end.tiny_run import check_refusal, run_here
 from tests.lift.small_world import CPU, assert_four_parts
 from tests.lift.test_bundle import MakesFolder
 
@@ -148,12 +151,38 @@ def test_what_monai_builds_predicts_the_same_after_the_import(
         torch.testing.assert_close(generator.predict(x)[0], built(definition)(x), rtol=0, atol=0)
 
 
-def test_the_defaults_of_monai_are_known() -> None:
-    """What a definition leaves out is MONAI's default, not ours."""
-    assert (
-        built({**UNET, "num_res_units": 0}).state_dict().keys() == built(UNET).state_dict().keys()
-    )
-    assert {UNet, BasicUNet, SegResNet} == {type(built(one)) for one in PLAIN}
+def test_a_folder_that_monai_itself_writes_is_imported(tmp_path: Path) -> None:
+    network = built(UNET)
+    config = DEFAULT_INFERENCE | {"network_def": UNET}
+    init_bundle(tmp_path / "monai", network=network, inference_str=config)
+    assert (tmp_path / "monai" / "models" / "model.pt").is_file()
+    output = do_import(tmp_path / "monai", licence="MIT", training_data="mine")
+    generator = load_bundle(output, expected_fingerprint=None, device=CPU)
+    x = torch.rand(1, 2, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(generator.predict(x)[0], network(x))
+
+
+@pytest.mark.parametrize("network", [BasicUNet, UNet, SegResNet])
+def test_what_a_definition_leaves_out_is_the_default_of_monai(network: type) -> None:
+    known = _NETWORKS[network.__name__]
+    defaults = {
+        **{name: default for name, (_, default) in known.keys.items()},
+        **{name: default for name, (_, default) in known.fixed.items()},
+        **{name: default for name, (_, _, default) in known.by_level.items()},
+        "in_channels": 1,
+    }
+    # SegResNet: another way to give the norm, which is refused as unknown
+    ways_around = {"norm_name", "num_groups"} if network is SegResNet else set()
+    parameters = dict(inspect.signature(network).parameters)
+    assert parameters.keys() == {*defaults, known.dropout, *ways_around}
+    for name, default in defaults.items():
+        theirs = parameters[name].default
+        if theirs is not inspect.Parameter.empty:
+            assert _spec(json.loads(json.dumps(theirs))) == _spec(default), name
+        else:
+            # required by MONAI: without it a definition is refused, or MONAI would refuse it
+            assert default is None or name in {"spatial_dims", "in_channels", "out_channels"}
 
 
 def _planted(trap: Path) -> dict[str, tuple[Change, str]]:
@@ -381,3 +410,20 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     (folder / "models" / "model.safetensors").write_bytes(b"x" * 40)
     refused(folder, "not a safetensors file")
     assert not (tmp_path / "imported" / WEIGHTS_FILE).exists()
+
+
+def test_the_command_imports_a_folder_and_refuses_a_planted_one(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "monai")
+    settings = tmp_path / "describe.yaml"
+    settings.write_text(json.dumps(SETTINGS))
+    words = ("lift", "pretrain", "--config", settings, "--import", folder, "-o", tmp_path / "own")
+    done = run_here(*words)
+    assert done.code == 0, done
+    assert f"fingerprint: {read_card(tmp_path / 'own').fingerprint}\n" in done.stdout
+    trap = tmp_path / "attacked"
+    path = folder / "configs" / "inference.json"
+    planted = {"_target_": "os.system", "command": f"mkdir {trap}"}
+    path.write_text(json.dumps({"network_def": planted}))
+    check_refusal(run_here(*words[:-1], tmp_path / "other"), 3, names=["os.system", str(path)])
+    assert not trap.exists()
+    assert not (tmp_path / "other").exists()
