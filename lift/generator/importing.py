@@ -23,6 +23,7 @@ from lift.config.generator import GeneratorCard, GeneratorDescription
 from lift.errors import GeneratorError
 from lift.generator.bundle import make_card, save_bundle
 from lift.generator.networks import MonaiNetwork, build_network
+from lift.release.folder import printable
 from lift.state_dicts import first_misfit, without_module_prefix
 
 _NOTHING_WRITTEN = "No bundle was written."
@@ -132,6 +133,6 @@ def refused(path: Path, seen: str) -> GeneratorError:
     return GeneratorError(
         "cannot import the generator",
         where=str(path),
-        seen=seen,
+        seen="\n".join(map(printable, seen.splitlines())),
         remedy=f"Check the file and the network's settings. {_NOTHING_WRITTEN}",
     )

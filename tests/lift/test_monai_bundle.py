@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lift.mixer.finished import FinishedMixer, read_mixer, write_mixer
 from lift.tasks.paired.choice import Use
 from lift.tasks.paired.contrast import CURVES_FILE, write_site_curves
 from tests import wording
-from tests.end_to_end.tiny_run import check_refusal, run_here
+from tests.end_to_end.tiny_run import check_refusal, run_here, torch_as_before
 from tests.lift.mixer_cases import TAPS
 from tests.lift.small_world import (
     SOURCES,
@@ -36,6 +37,12 @@ from tests.release.made import list_files
 
 GENERATOR = small_generator()
 PLAN = small_plan(generator=GENERATOR)
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    with torch_as_before():
+        yield
 
 
 @dataclass(frozen=True)
@@ -250,6 +257,11 @@ def test_the_card_says_what_a_release_says_of_its_audits(tmp_path: Path, world: 
     bundle = export(replace(world, mixer=folder), tmp_path / "bundle")
     card = (bundle / "docs" / "README.md").read_text()
     assert f"| audit | `{wording.UNAUDITED}` |" in card
+    for text in ("[]", "{", "{}"):
+        (folder / "release.json").write_text(text)
+        list_files(folder)
+        card = (export(replace(world, mixer=folder), bundle) / "docs" / "README.md").read_text()
+        assert "| audit | `not stated` |" in card
     (folder / "release.json").write_text(json.dumps({"audit_statement": "audited"}))
     done = run_here(
         *("lift", "export-bundle", folder, "-o", tmp_path / "other"),

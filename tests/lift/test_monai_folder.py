@@ -331,6 +331,8 @@ def test_a_tensor_whose_name_is_a_path_is_refused(tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     safetensors.torch.save_file({**tensors, "../../evil": torch.zeros(1)}, path)
     refused(folder, "evil is not part")
+    safetensors.torch.save_file({**tensors, "\x1b[2J": torch.zeros(1)}, path)
+    assert "\x1b" not in str(refused(folder, r"\\x1b\[2J is not part"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["monai"]
 
 

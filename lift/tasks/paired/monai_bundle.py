@@ -224,8 +224,12 @@ def _audit_of(folder: Path) -> str:
     """What a release says of its audits. Its files were checked when the mixer was read."""
     if not is_release(folder):
         return "none known: the mixer comes from no release"
-    record = parse_json((folder / RECORD_FILE).read_bytes())
-    return str(record.get("audit_statement", "not stated"))
+    try:
+        record = parse_json((folder / RECORD_FILE).read_bytes())
+    except ValueError:
+        record = None
+    stated = record.get("audit_statement") if isinstance(record, dict) else None
+    return str(stated or "not stated")
 
 
 def _model_card(facts: _Facts) -> str:
