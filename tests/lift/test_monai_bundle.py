@@ -172,6 +172,19 @@ def test_card_and_metadata_name_what_the_bundle_holds(tmp_path: Path, world: Wor
         assert word in card
 
 
+def test_a_mixer_that_is_not_marked_as_phantom_is_not_called_one(
+    tmp_path: Path, world: World
+) -> None:
+    finished = replace(read_mixer(world.mixer), phantom=False)
+    write_mixer(tmp_path / "run" / "mixer.safetensors", finished)
+    folder = export(replace(world, mixer=tmp_path / "run"), tmp_path / "bundle")
+    card = (folder / "docs" / "README.md").read_text()
+    assert "(phantom) volumes alone" not in card
+    assert "hospital" not in card
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert metadata["lift"]["phantom"] is False
+
+
 def test_the_bundle_is_data_and_names_one_class(tmp_path: Path, world: World) -> None:
     folder = export(world, tmp_path / "bundle")
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))

@@ -246,7 +246,7 @@ def _model_card(facts: _Facts) -> str:
         f"SHA-256 {facts.mixer_sha256}",
         "mixer trained on": "simulated (phantom) volumes alone"
         if finished.phantom
-        else "volumes of hospitals, which stayed there",
+        else "volumes of the run's sites; the mixer does not say that they are phantoms",
         "plan digest": plan.digest(),
         "privacy mode": plan.privacy.mode,
         "sites at which the mixer helped": f"{helped} of {len(finished.sites)} that judged it",
@@ -260,8 +260,8 @@ def _model_card(facts: _Facts) -> str:
         [
             f"# SYNTHETIC {_code(plan.task.target)} from {_code(', '.join(plan.task.source))}",
             "",
-            "A frozen 2D generator predicts each slice of the missing channel. A small mixer, "
-            "trained by federated learning, makes the slices one volume.",
+            "A frozen 2D generator predicts each slice of the missing channel. A small mixer makes "
+            "the slices one volume.",
             "",
             f"**For:** {_USE}",
             "",
