@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lift.api import (
         Cohort,
         Trained,
+        Translator,
         evaluate,
         load_generator,
         make_phantom,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cohort",
     "Trained",
+    "Translator",
     "__version__",
     "evaluate",
     "load_generator",

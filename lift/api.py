@@ -41,6 +41,7 @@ from lift.metrics.table import Entry, PatientMetrics, Protocol, entries, metric_
 from lift.mixer.finished import FinishedMixer, write_mixer
 from lift.mixer.z_filter import fit
 from lift.randomness import derive_seed
+from lift.tasks.paired import monai_bundle
 from lift.tasks.paired.building import plan_mixer, start_values
 from lift.tasks.paired.contrast import SiteContrast, SiteModel, own_curves_view
 from lift.tasks.paired.local import train_alone
@@ -63,6 +64,7 @@ from lift.tasks.paired.translation import translate as _translate
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done and their number."""
 _SIMULATION: Final = "lift.simulation"
+Translator = monai_bundle.Translator
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def pretrain(
         Path | None,
         typer.Option(
             "--import",
-            help="Import the weights from a state dict (.pt) that you trust, instead of training.",
+            help="Import the generator instead of training it: weights (.safetensors, or a state "
+            "dict .pt), or the folder of a MONAI bundle, of which nothing is run.",
         ),
     ] = None,
     work: Annotated[
@@ -85,7 +86,7 @@ def pretrain(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make the bundle of a frozen generator, from public slices or from your own state dict.
+    """Make the bundle of a frozen generator, from public slices or from your own weights.
 
     With `kind: unconditional` the settings describe a slice decoder for `lift generate`. Run the
     same command again to resume.
@@ -96,11 +97,17 @@ def pretrain(
 
     console = Console(stderr=True)
     if import_ is not None:
-        description = GeneratorDescription.from_yaml(config)
-        from lift.generator.importing import import_state_dict
+        described = read_yaml(config)
+        if import_.is_dir():
+            from lift.generator.monai_folder import import_monai_folder
 
-        import_state_dict(import_, description, output)
-        sys.stdout.write(f"bundle: {output}\n")
+            imported = import_monai_folder(import_, described, str(config), output)
+        else:
+            description = GeneratorDescription.from_data(described, str(config))
+            from lift.generator.importing import import_state_dict
+
+            imported = import_state_dict(import_, description, output)
+        sys.stdout.write(f"bundle: {output}\nfingerprint: {imported.fingerprint}\n")
         return
     data = read_yaml(config)
     unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
@@ -231,8 +238,7 @@ def translate(
     from lift.generator.bundle import load_bundle
     from lift.generator.card import known_bundle
     from lift.mixer.finished import read_mixer
-    from lift.tasks.paired.contrast import read_site_model
-    from lift.tasks.paired.local import OWN_MIXER_FILE, with_own_mixer
+    from lift.tasks.paired.local import with_site
     from lift.tasks.paired.translation import ToDicom
     from lift.tasks.paired.translation import translate as run
 
@@ -246,9 +252,7 @@ def translate(
     console = Console(stderr=True)
     if finished.phantom:
         console.print("note: this mixer was trained on phantom data alone", highlight=False)
-    site = None if curves is None else read_site_model(curves, len(finished.plan.task.source))
-    if site is not None and curves is not None and site.own is not None:
-        finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
+    finished, site = with_site(finished, curves)
     if site is not None and site.name != "mixer":
         console.print(
             f"note: this site uses {site.name}, chosen on its own patients", highlight=False
@@ -272,6 +276,36 @@ def translate(
     for written in (file, folder):
         if written is not None:
             sys.stdout.write(f"{written}\n")
+
+
+@app.command("export-bundle")
+def export_bundle(
+    mixer: Annotated[
+        Path, typer.Argument(help="mixer.safetensors, or the folder of a run or a release.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the MONAI bundle, new or empty.")
+    ],
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
+    ] = None,
+    ca: CaOption = None,
+) -> None:
+    """Write generator and mixer as a MONAI bundle, with a model card. It holds no curves of a site.
+
+    The config of the bundle is for MONAI's ConfigParser, and calls this package. Its volumes are
+    those of `lift translate`.
+    """
+    from lift.generator.card import known_bundle
+    from lift.mixer.finished import read_mixer
+    from lift.tasks.paired.monai_bundle import export_monai_bundle
+
+    finished = read_mixer(mixer, ca=ca)
+    _check_kind(finished, "paired", "generate")
+    bundle = generator or known_bundle(mixer, finished.plan.generator_fingerprint)
+    export_monai_bundle(output, mixer, bundle, ca=ca)
+    sys.stdout.write(f"{output}\n")
 
 
 @app.command()

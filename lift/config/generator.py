@@ -167,7 +167,7 @@ class GeneratorDescription(Settings):
     """The description of a bundle, also the settings of `lift pretrain --import`."""
 
     network: NetworkConfig
-    """Architecture of the network."""
+    """Architecture of the network. Not given where a MONAI bundle is imported: it names its own."""
     source: tuple[Name, ...] = Field(min_length=1, max_length=8)
     """Source channels in the order in which the network takes them."""
     target: Name

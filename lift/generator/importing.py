@@ -1,4 +1,4 @@
-"""A coordinator's own trained state dict, turned into a bundle.
+"""A coordinator's own trained weights (safetensors or a state dict), turned into a bundle.
 
 The one place that reads a `.pt` file, and only with `weights_only=True`: tensors, numbers and
 texts, nothing that could run. TorchScript archives and pickled modules are refused.
@@ -12,7 +12,10 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Final
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,38 +23,59 @@ from lift.config.generator import GeneratorCard, GeneratorDescription
 from lift.errors import GeneratorError
 from lift.generator.bundle import make_card, save_bundle
 from lift.generator.networks import MonaiNetwork, build_network
+from lift.release.folder import printable
 from lift.state_dicts import first_misfit, without_module_prefix
 
 _NOTHING_WRITTEN = "No bundle was written."
+_NESTED: Final = ("state_dict", "model")
 
 
 def import_state_dict(path: Path, description: GeneratorDescription, folder: Path) -> GeneratorCard:
     """Write the bundle of a trained state dict to `folder`, and return its card.
 
-    The file holds name -> tensor, or that under the key `state_dict`. A leading `module.`
-    (left by data-parallel training) is dropped; floating-point weights become float32. Names
-    are those of the network itself: MONAI's own for one of MONAI's networks.
+    The file holds name -> tensor, or that under the key `state_dict` or `model`. A leading
+    `module.` (left by data-parallel training) is dropped; floating-point weights become float32.
+    Names are those of the network itself: MONAI's own for one of MONAI's networks.
 
     Raises:
         GeneratorError: the file is missing, damaged, executable (TorchScript, a pickled
             module), or its tensors are not those of `description.network`.
     """
-    tensors = _read_tensors(path)
+    return import_tensors(read_tensors(path), description, folder, path)
+
+
+def import_tensors(
+    tensors: Mapping[str, Tensor], description: GeneratorDescription, folder: Path, path: Path
+) -> GeneratorCard:
+    """Write the bundle of tensors that were read from `path`; see :func:`import_state_dict`.
+
+    Raises:
+        GeneratorError: the tensors are not those of `description.network`.
+    """
     network = build_network(description.network, seed=0)
-    prefix = "body." if isinstance(network, MonaiNetwork) else ""
-    needed = {name.removeprefix(prefix): own for name, own in network.state_dict().items()}
+    body = network.body if isinstance(network, MonaiNetwork) else network
     given = without_module_prefix(tensors)
-    if misfit := first_misfit(given, needed):
-        raise _refused(path, misfit)
-    network.load_state_dict(
-        {prefix + name: tensor.to(needed[name].dtype) for name, tensor in given.items()}
-    )
+    if misfit := first_misfit(given, body.state_dict()):
+        raise refused(path, misfit)
+    body.load_state_dict(given)
     card = make_card(network, description, trained_steps=0)
     save_bundle(folder, network, card)
     return card
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name: safetensors by its suffix, else what `torch.save` wrote.
+
+    Raises:
+        GeneratorError: the file is missing, damaged or executable, or holds something else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except OSError as error:
+            raise refused(path, error.strerror or "the file cannot be read") from None
+        except (safetensors.SafetensorError, ValueError, KeyError):
+            raise refused(path, "the file is truncated, or not a safetensors file") from None
     try:
         if _is_torchscript(path):
             raise _executable(path, "the file is a TorchScript archive, which holds code")
@@ -60,7 +84,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise _refused(path, error.strerror or "the file cannot be read") from None
+        raise refused(path, error.strerror or "the file cannot be read") from None
     except pickle.UnpicklingError:
         raise _executable(
             path, "the file holds pickled objects other than tensors, which may run code"
@@ -75,14 +99,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         struct.error,
         zipfile.BadZipFile,
     ):
-        raise _refused(path, "the file is damaged, or was not written by torch.save") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+        raise refused(path, "the file is damaged, or was not written by torch.save") from None
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise _refused(path, f"the file holds a {type(content).__name__}, not name -> tensor")
+        raise refused(path, f"the file holds a {type(content).__name__}, not name -> tensor")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _refused(path, f"entry '{name}' is a {type(value).__name__}, not a tensor")
+            raise refused(path, f"entry '{name}' is a {type(value).__name__}, not a tensor")
     return dict(content)
 
 
@@ -103,10 +128,11 @@ def _executable(path: Path, seen: str) -> GeneratorError:
     )
 
 
-def _refused(path: Path, seen: str) -> GeneratorError:
+def refused(path: Path, seen: str) -> GeneratorError:
+    """The refusal of a file that is to be imported; `seen` says what is wrong with it."""
     return GeneratorError(
-        "cannot import the state dict",
+        "cannot import the generator",
         where=str(path),
-        seen=seen,
+        seen="\n".join(map(printable, seen.splitlines())),
         remedy=f"Check the file and the network's settings. {_NOTHING_WRITTEN}",
     )

@@ -210,7 +210,7 @@ def run_here(program: str, *arguments: str | Path) -> Outcome:
     code = 0
     with (
         mock.patch.object(sys, "argv", argv),
-        _torch_as_before(),
+        torch_as_before(),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
@@ -288,7 +288,7 @@ def _write_tiny_run(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _torch_as_before() -> Iterator[None]:
+def torch_as_before() -> Iterator[None]:
     """Commands fix threads and kernels for their process; this one goes on with other tests."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()

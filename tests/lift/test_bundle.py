@@ -246,22 +246,38 @@ def test_builtin_bundles_load_and_others_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("config", [SMALL, MONAI], ids=lambda config: config.name)
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_state_dict_becomes_a_bundle(
-    tmp_path: Path, config: NetworkConfig, prefix: str, nested: bool, dtype: torch.dtype
+    tmp_path: Path, config: NetworkConfig, prefix: str, nested: str | None, dtype: torch.dtype
 ) -> None:
     network = build_network(config, seed=5)
     own = network.body if isinstance(network, MonaiNetwork) else network
     content: dict[str, Any] = {prefix + n: t.to(dtype) for n, t in own.state_dict().items()}
-    torch.save({"state_dict": content, "epoch": 3} if nested else content, tmp_path / "net.pt")
+    torch.save({nested: content, "epoch": 3} if nested else content, tmp_path / "net.pt")
     card = import_state_dict(tmp_path / "net.pt", described(config), tmp_path / "bundle")
     generator = load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU)
     found = generator.network.state_dict()
     assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
 
 
-class _MakesFolder:
+@pytest.mark.parametrize("config", [SMALL, MONAI], ids=lambda config: config.name)
+def test_safetensors_and_a_description_become_a_bundle(
+    tmp_path: Path, config: NetworkConfig
+) -> None:
+    network = build_network(config, seed=5)
+    own = network.body if isinstance(network, MonaiNetwork) else network
+    safetensors.torch.save_file(own.state_dict(), tmp_path / "net.safetensors")
+    card = import_state_dict(tmp_path / "net.safetensors", described(config), tmp_path / "bundle")
+    generator = load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU)
+    found = generator.network.state_dict()
+    assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
+    (tmp_path / "net.safetensors").write_bytes(b"hello")
+    with pytest.raises(GeneratorError, match="not a safetensors file"):
+        import_state_dict(tmp_path / "net.safetensors", described(config), tmp_path / "other")
+
+
+class MakesFolder:
     """Unpickled without care, this makes a folder: what an attacker's file would do."""
 
     def __init__(self, folder: Path) -> None:
@@ -274,7 +290,7 @@ class _MakesFolder:
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
     trap, path = tmp_path / "attacked", tmp_path / "net.pt"
-    content = {"stem.weight": _MakesFolder(trap)}
+    content = {"stem.weight": MakesFolder(trap)}
     if form == "bare":
         path.write_bytes(pickle.dumps(content))
     else:

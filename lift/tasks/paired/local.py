@@ -24,7 +24,7 @@ from lift.mixer.base import Mixer
 from lift.mixer.finished import FinishedMixer
 from lift.randomness import derive_seed
 from lift.strict_json import parse_json
-from lift.tasks.paired.contrast import OwnMixer
+from lift.tasks.paired.contrast import OwnMixer, SiteModel, read_site_model
 from lift.tasks.paired.training import train_round
 
 OWN_MIXER_FILE: Final = "site-mixer.safetensors"
@@ -126,6 +126,27 @@ def write_own_mixer(path: Path, values: Mapping[str, Tensor], plan: Plan, method
     tensors = {name: tensor.contiguous() for name, tensor in sorted(values.items())}
     write_atomically(path, safetensors.torch.save(tensors, metadata=metadata), mode=0o600)
     return OwnMixer(method, file_digest(path))
+
+
+def with_site(
+    finished: FinishedMixer, curves: Path | None
+) -> tuple[FinishedMixer, SiteModel | None]:
+    """The mixer that a site uses, and its curves; without a file the run's mixer and None.
+
+    Args:
+        finished: the run's.
+        curves: the site's; its own mixer, where it chose one, lies beside them.
+
+    Raises:
+        DataError: the file is not one of a site's curves.
+        CheckpointError: the site's own mixer is missing, another one, or of another plan.
+    """
+    if curves is None:
+        return finished, None
+    site = read_site_model(curves, len(finished.plan.task.source))
+    if site.own is not None:
+        finished = with_own_mixer(finished, curves.with_name(OWN_MIXER_FILE), site.own)
+    return finished, site
 
 
 def with_own_mixer(finished: FinishedMixer, path: Path, own: OwnMixer) -> FinishedMixer:
