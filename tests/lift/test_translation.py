@@ -20,6 +20,7 @@ import lift
 from lift.cohort.patients import Patient
 from lift.cohort.preprocessing import Prepared, prepare, restore
 from lift.config.plan import Plan
+from lift.device import fix_threads
 from lift.errors import AffineError, ConfigError, GeneratorError, LiftError, VolumeError
 from lift.files import file_digest
 from lift.generator.features import compute_features
@@ -381,6 +382,8 @@ def part_used(use: Use, tmp_path: Path, files: dict[str, Path]) -> NDArray[Any]:
 
 def test_a_site_translates_with_what_it_uses(files: dict[str, Path], tmp_path: Path) -> None:
     plan = small_plan(generator=GENERATOR)
+    # the kernels that the command uses, whatever ran in this process before
+    fix_threads(plan.threads)
     prepared = prepared_from(files, plan)
     mixer = random_mixer(plan, GENERATOR)
     features = compute_features(prepared, GENERATOR, mixer.tap_names, mixer.pooled_names)
