@@ -20,7 +20,6 @@ from lift.config.privacy import NoPrivacy, PatientGradients, StatisticsOnce
 from lift.config.server import ServerConfig
 from lift.errors import CheckpointError, ConfigError, DataError, PolicyError
 from lift.files import file_digest, write_atomically
-from lift.mixer.finished import read_mixer, site_copy_digest
 from lift.records.extract import (
     PUBLIC_ROUNDS_FILE,
     public_metrics,
@@ -86,9 +85,7 @@ def export_run(
     mixer_digest = file_digest(run / MIXER_FILE)
     if audits and plan.protects_patients:
         raise _outside_epsilon(audits, plan)
-    # a site may have audited the copy that it got with the last request
-    copy = site_copy_digest(read_mixer(run / MIXER_FILE))
-    sites = read_audits(audits, keys, (mixer_digest, copy))
+    sites = read_audits(audits, keys, _audited(run, mixer_digest) if audits else ())
     learned_from = sorted({site for line in rounds[1:] for site in line.counted})
     # with statistics alone, too: of these a notice of withdrawal speaks
     made_with = sorted({site for line in rounds for site in line.counted})
@@ -167,6 +164,14 @@ def export_run(
         **({} if metrics is None else {METRICS_FILE: _json(as_json(metrics))}),
     }
     return _write(output, bundle, keys.admitted_keys, records)
+
+
+def _audited(run: Path, mixer_digest: str) -> tuple[str, str]:
+    """The run's mixer, and the copy of it that a site got with the last request."""
+    # torch is imported where an audit is read, and not for every export
+    from lift.mixer.finished import read_mixer, site_copy_digest
+
+    return mixer_digest, site_copy_digest(read_mixer(run / MIXER_FILE))
 
 
 def read_audits(
