@@ -47,7 +47,7 @@ test-fast: $(STAMP)  ## the tests alone, two at a time
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-federation: $(STAMP)  ## real federations: kill -9 of every process at every step of a round
-	$(BIN)/python -m pytest -m slow tests/federation
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope tests/federation
 
 test-federation-full: $(STAMP)  ## the same, each process at each step in a federation of its own
 	$(BIN)/python -m pytest -m full tests/federation
