@@ -217,7 +217,7 @@ def test_a_failure_of_the_examination_is_no_verdict_for_good(
     config = site(phantoms, tmp_path, "west")
     with monkeypatch.context() as patched:
         patched.setattr(vetoes, "examine_patient", failing)
-        assert "MemoryError" in refused(opened(config))[name(1)].seen
+        assert "memory was not enough" in refused(opened(config))[name(1)].seen
     assert set(refused(opened(config))) == {UNPAIRED}
 
 
