@@ -19,7 +19,14 @@ from lift.config.kit import CA_FILE, Kit
 from lift.config.plan import Plan
 from lift.config.site import SiteConfig
 from lift.device import resolve_device
-from lift.errors import BudgetSpentError, ConfigError, LiftError, PolicyError, RecordError
+from lift.errors import (
+    BudgetSpentError,
+    ConfigError,
+    DiskError,
+    LiftError,
+    PolicyError,
+    RecordError,
+)
 from lift.files import close_folder, held_alone
 from lift.generator.card import bundle_folder
 from lift.logs import TELL_EVERY_S, LogFormat, log_to_file, log_to_terminal
@@ -227,11 +234,12 @@ class Release:
         """The answer to one request.
 
         Raises:
-            RecordError: the journal cannot take a line, so nothing may leave.
+            RecordError: the journal is damaged, so nothing may leave.
+            DiskError: it cannot take a line, likewise.
         """
         try:
             return self._answer(request)
-        except RecordError:
+        except (RecordError, DiskError):
             raise
         except LiftError as error:
             logger.error("event=not_sent site=%s %s", self._config.name, error)  # noqa: TRY400
@@ -318,11 +326,11 @@ class Release:
         logger.error(
             'event=request_unreadable kind=%s fix="%s"', kind.value, _UNREADABLE_FIX.get(kind, "-")
         )
-        self._journal.append(self._failure_entry("", 0, kind))
+        self._record(self._failure_entry("", 0, kind))
 
     def _note(self, request: Parcel, answer: Parcel, form: AnswerForm) -> None:
         body = answer.body
-        self._journal.append(
+        self._record(
             Entry(
                 card=body.data_card if isinstance(body, StatisticsReply) else None,
                 run=_plan_digest(request),
@@ -339,8 +347,20 @@ class Release:
     def _failed(self, request: Parcel, kind: FailureKind) -> Failure:
         """A failure leaves as its class alone, and that, too, stands in the journal."""
         entry = self._failure_entry(_plan_digest(request), _round(request), kind)
-        self._journal.append(entry)
+        self._record(entry)
         return Failure(kind)
+
+    def _record(self, entry: Entry) -> None:
+        try:
+            self._journal.append(entry)
+        except OSError as error:
+            raise DiskError(
+                "the journal cannot take a line",
+                where=str(self._config.folder / JOURNAL_FILE),
+                seen=error.strerror or type(error).__name__,
+                remedy="Nothing was sent. Free disk space and start the client again: the server "
+                "asks again.",
+            ) from None
 
     def _failure_entry(self, run: str, round_index: int, kind: FailureKind) -> Entry:
         return Entry(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from flwr.app import RecordDict
 
 from lift.config.kit import TaskRule
 from lift.config.plan import FederationPlan, TaskPlan, TrainingPlan
+from lift.errors import DiskError
 from lift.protocol.codec import (
     Encoded,
     encode,
@@ -24,6 +27,7 @@ from lift.protocol.messages import (
     Parcel,
     StatisticsRequest,
 )
+from lift_client.gate.journal import Journal
 from tests.federation.desk import POLICY, Desk, Real, asking, training
 from tests.federation.parcels import F32, a_plan, make_plan, statistics_of
 
@@ -190,3 +194,18 @@ def test_a_policy_that_was_tightened_holds_after_a_restart(real: Real) -> None:
     desk.say(asking(real.plan))
     again = real.desk(POLICY.model_copy(update={"most_rounds": 1}))
     assert again.refusal(training(real.plan, 1, real.mixer()), "train") == "policy"
+
+
+def test_a_journal_without_room_ends_the_client_and_nothing_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Journal, "append", full)
+    with pytest.raises(DiskError, match="the journal cannot take a line"):
+        desk.say(asking(a_plan()))
+    # an operator reads one line, not our stack
+    assert [record for record in caplog.records if record.exc_info] == []
