@@ -15,6 +15,7 @@ from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Name, Plan
+from lift.config.segmentation import SegmentationSettings
 from lift.config.site import AcceptReason, BudgetSettings, CacheSettings
 from lift.config.tracking import TrackingSettings
 
@@ -28,6 +29,7 @@ Comparison = Literal[
     "centralised",
     "cross_site",
     "federated_samples",
+    "controls",
 ]
 
 
@@ -105,6 +107,8 @@ class SimulationConfig(Settings):
     """`rounds.jsonl` of a run whose absences are repeated: who counted there counts here."""
     clean_phantom: CleanPhantom | None = None
     """A second phantom without slice corruption; null leaves it out."""
+    segmentation: SegmentationSettings | None = None
+    """A segmenter of real targets that judges predicted ones; null leaves it out."""
     cache: CacheSettings = CacheSettings()
     """The cache of frozen features, shared by all sites."""
     image_checks: bool = True

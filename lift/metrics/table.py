@@ -21,6 +21,7 @@ from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
+from lift.metrics.perceptual import perceptual_distance
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
 from lift.randomness import derive_seed
@@ -54,6 +55,8 @@ UNITS: Final[Mapping[str, str]] = {
     "hf_ratio": "",
     "slice_gain": "",
     "tpr": "",
+    "perceptual": "",
+    "dice": "",
     "psnr_crop_db": "dB",
     "ssim_crop": "",
 }
@@ -71,6 +74,8 @@ BETTER: Final[Mapping[str, Better]] = {
     "hf_ratio": "nearer_one",
     "slice_gain": "nearer_one",
     "tpr": "nearer_one",
+    "perceptual": "lower",
+    "dice": "higher",
     "psnr_crop_db": "higher",
     "ssim_crop": "higher",
 }
@@ -178,6 +183,7 @@ def patient_metrics(
             "hf_ratio": band.ratio,
             "slice_gain": slice_gain(*pair),
             "tpr": tpr(*pair),
+            "perceptual": perceptual_distance(*pair, range),
         }
         if protocol == "mr":
             figures |= {

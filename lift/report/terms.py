@@ -108,6 +108,21 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "#332288",
         "P",
     ),
+    "real": MethodTerm(
+        "real", "control: the real target, for figures of one volume", "#000000", "s"
+    ),
+    "real_smoothed": MethodTerm(
+        "real, smoothed",
+        "control: the real target after a Gaussian of one voxel; no figure of detail may like it",
+        "#bbbbbb",
+        "v",
+    ),
+    "other_patient": MethodTerm(
+        "another patient",
+        "control: the real target of another held-out patient, laid over this one",
+        "#bbbbbb",
+        "x",
+    ),
 }
 GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
     "real_train": MethodTerm(
@@ -221,6 +236,20 @@ METRICS: Final[dict[str, MetricTerm]] = {
     ),
     "slice_gain": MetricTerm(
         "slice gain", "flicker of the mean slice brightness, divided by that of the target", 2, 1.0
+    ),
+    "perceptual": MetricTerm(
+        "perceptual",
+        "distance of local texture in three planes, in features of a fixed random network: blur "
+        "and flicker raise it; 0 is the target, 1 an empty volume",
+        3,
+        0.0,
+    ),
+    "dice": MetricTerm(
+        "Dice",
+        "Dice coefficient of a segmenter that was trained on real targets, on this volume; the row "
+        "`real` is its limit",
+        3,
+        None,
     ),
     "tpr": MetricTerm(
         "TPR",

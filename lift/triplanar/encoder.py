@@ -128,7 +128,10 @@ class RandomPyramid(FrozenEncoder):
             "channels": chosen.channels,
             "grids": _GRIDS,
         }
-        super().__init__(_Pyramid(seed, chosen), description, size=chosen.size)
+        pyramid = _Pyramid(seed, chosen)
+        super().__init__(pyramid, description, size=chosen.size)
+        self.maps = pyramid.maps
+        """Images (n, 1, h, w) to the three scales before their means, each half of the last."""
 
 
 class _Pyramid(nn.Module):
@@ -147,14 +150,19 @@ class _Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = [F.adaptive_avg_pool2d(x, self._pixels).flatten(1)]
-        for level, grid in enumerate(_GRIDS):
-            x = F.conv2d(x, self.get_buffer(f"weight{level}"), padding=1).abs()
-            x = _halved(x)
-            features.append(F.adaptive_avg_pool2d(x, grid).flatten(1))
+        for found, grid in zip(self.maps(x), _GRIDS, strict=True):
+            features.append(F.adaptive_avg_pool2d(found, grid).flatten(1))
         return torch.cat(features, dim=1)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for level in range(len(_GRIDS)):
+            x = halved(F.conv2d(x, self.get_buffer(f"weight{level}"), padding=1).abs())
+            found.append(x)
+        return found
 
-def _halved(x: Tensor) -> Tensor:
+
+def halved(x: Tensor) -> Tensor:
     """Means of 2x2 fields; what is left over at an odd edge is a field of its own.
 
     As `avg_pool2d` with `ceil_mode`, which is three times slower on CPUs than this convolution.

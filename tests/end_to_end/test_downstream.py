@@ -26,7 +26,7 @@ from lift.tasks.unconditional.pretraining import pretrain_decoder
 from lift_benchmarks.downstream.config import (
     DownstreamConfig,
     Entry,
-    SegmenterSettings,
+    PairSegmenterSettings,
     list_entries,
 )
 from lift_benchmarks.downstream.pairs import (
@@ -41,7 +41,9 @@ from lift_benchmarks.downstream.pairs import (
 )
 from lift_benchmarks.downstream.pictures import draw_pairs
 from lift_benchmarks.downstream.run import sources_of
-from lift_benchmarks.downstream.segmenter import (
+from lift_benchmarks.downstream.summary import read_drawn
+from lift_benchmarks.downstream.volumes import Volumes
+from lift_simulation.segmenter import (
     Source,
     Stack,
     augmentation,
@@ -50,8 +52,6 @@ from lift_benchmarks.downstream.segmenter import (
     stack_of,
     train_segmenter,
 )
-from lift_benchmarks.downstream.summary import read_drawn
-from lift_benchmarks.downstream.volumes import Volumes
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SHAPE,
@@ -78,7 +78,7 @@ PRESETS = Path(__file__).parents[2] / "configs" / "presets"
 PUBLIC = 20
 SITES = {"east": 24, "west": 24, "small": 6}
 GAUSSIAN = {"positions": 6, "covariance": "sketch", "columns": 64}
-SMALL = SegmenterSettings(
+SMALL = PairSegmenterSettings(
     width=4, steps=80, volumes_per_step=2, learning_rate=0.1, synthetic_share=0.5
 )
 
@@ -323,7 +323,9 @@ def test_a_segmenter_learns_and_one_seed_is_one_network(pairs: dict[str, list[Pa
     stacks = [stack_of(pair.voxels, pair.label) for pair in pairs["east"]]
     source, unseen = [Source(stacks[:12], 1.0)], stacks[12:]
 
-    def score(settings: SegmenterSettings, seed: int, *, augmented: bool = False) -> list[float]:
+    def score(
+        settings: PairSegmenterSettings, seed: int, *, augmented: bool = False
+    ) -> list[float]:
         network = train_segmenter(source, settings, seed=seed, augmented=augmented)
         return [dice(predict(network, stack), stack.label) for stack in unseen]
 

@@ -63,6 +63,8 @@ METHODS = {
     "local_steps",
     "federated_curves",
     "centralised",
+    "real_smoothed",
+    "other_patient",
     "chosen",
 }
 METRICS = {
@@ -77,6 +79,7 @@ METRICS = {
     "hf_ratio",
     "slice_gain",
     "tpr",
+    "perceptual",
     "psnr_crop_db",
     "ssim_crop",
 }

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from lift.config.base import Settings
 from lift.config.plan import Name, Positive
+from lift.config.segmentation import SegmenterSettings
 
 Row = Literal[
     "real",
@@ -33,15 +34,9 @@ ONCE: Final[tuple[Row, ...]] = (
 """Rows that the hospital's own patients have no part in, or all patients have."""
 
 
-class SegmenterSettings(Settings):
+class PairSegmenterSettings(SegmenterSettings):
     """The segmenter; every row trains the same network for as many steps."""
 
-    width: int = Field(ge=1, le=64)
-    """Channels of the finest of three levels; the next ones have 2 and 4 times as many."""
-    steps: int = Field(ge=1)
-    volumes_per_step: int = Field(ge=2, le=64)
-    """Volumes whose slices make a batch."""
-    learning_rate: Positive
     synthetic_share: float = Field(gt=0, lt=1)
     """Share of each batch that is generated in the rows `both` and `both_augmented`."""
 
@@ -81,7 +76,7 @@ class DownstreamConfig(Settings):
     """Trainings of each row: other labelled patients, first numbers and batches."""
     pairs: int = Field(ge=2, le=4096)
     """Generated pairs."""
-    segmenter: SegmenterSettings
+    segmenter: PairSegmenterSettings
     data_sets: dict[Name, DataSetSettings] = Field(min_length=1)
     """By the name of the simulation's settings."""
 

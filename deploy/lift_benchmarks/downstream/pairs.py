@@ -41,9 +41,8 @@ from lift.tasks.unconditional.moments import (
 )
 from lift.tasks.unconditional.review import moments_from_arrays
 from lift.tasks.unconditional.sampling import decoded, volume_latents
-from lift.volumes.slices import to_slices
-from lift.volumes.volume import check_same_grid, read_volume
 from lift.wire.names import GAUSSIAN
+from lift_simulation.labels import label_slices
 
 Bools = NDArray[np.bool_]
 
@@ -175,19 +174,7 @@ def read_pair(
 
 def _labelled(prepared: Prepared, path: Path) -> Prepared:
     """The prepared patient with its label in place of its image."""
-    if prepared.grid is not None:
-        raise ConfigError(
-            "labels are read on the files' own grid alone",
-            where="preprocessing.grid",
-            seen="the plan works on another grid",
-            remedy="Leave preprocessing.grid out; nothing was started.",
-        )
-    volume = read_volume(path, root=path.parent, labels=True)
-    check_same_grid(prepared.reference, volume, ("the volume", path.name))
-    part = to_slices(volume.voxels > 0, prepared.plane)[prepared.crop.box]
-    whole = np.zeros((len(part), 1, *prepared.source.shape[2:]), dtype=np.float32)
-    whole[:, 0, : part.shape[1], : part.shape[2]] = part
-    return replace(prepared, source=whole)
+    return replace(prepared, source=label_slices(prepared, path)[:, None].astype(np.float32))
 
 
 def signed_distances(

@@ -17,9 +17,9 @@ from lift.files import write_json
 from lift.randomness import derive_seed
 from lift.strict_json import parse_json
 from lift_benchmarks.downstream.config import DataSetSettings, DownstreamConfig, Entry, list_entries
-from lift_benchmarks.downstream.segmenter import Source, dice, predict, train_segmenter
 from lift_benchmarks.downstream.volumes import PAIRS_FILE, Volumes, prepare_volumes
 from lift_simulation.progress import Reporter
+from lift_simulation.segmenter import Source, dice, predict, train_segmenter
 
 _VERSION: Final = 2
 Digests = dict[Path, str]

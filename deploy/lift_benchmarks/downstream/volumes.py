@@ -35,8 +35,8 @@ from lift_benchmarks.downstream.pairs import (
     read_pair,
 )
 from lift_benchmarks.downstream.pictures import draw_pairs
-from lift_benchmarks.downstream.segmenter import Stack, stack_of
 from lift_simulation.progress import Reporter
+from lift_simulation.segmenter import Stack, stack_of
 from lift_simulation.sites import open_sites, phantoms_of
 from lift_simulation.tasks.unconditional import open_decoder
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from torch import Tensor
 
 from lift.cohort.preprocessing import Prepared
@@ -44,8 +45,10 @@ from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.rounds.finished import FinishedRun
 from lift_simulation.federation import federate
 from lift_simulation.progress import Reporter
+from lift_simulation.tasks.controls import REAL, control_predictions
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values, as_is, fitted
+from lift_simulation.tasks.segmentation import SegmentationJudge
 
 SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 """Rows that are written as volumes, beside the run's own mixer."""
@@ -121,8 +124,10 @@ class Fold:
         afterwards: Afterwards = Afterwards(),
         participation: Participation | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        judge: SegmentationJudge | None = None,
     ) -> None:
         self._late = afterwards
+        self._judge = judge
         self._participation = participation
         self._on_round = on_round
         self._sites = dict(sorted(sites.items()))
@@ -173,6 +178,8 @@ class Fold:
             joined=self._joined,
             reporter=self._reporter,
         ).train(cohorts, finished.mixer)
+        if self._judge is not None:
+            self._judge.train({name: cohorts[name] for name in self._joined})
         for session in self._sessions.values():
             session.close()
         with self._reporter.stage("evaluation"):
@@ -270,6 +277,9 @@ class Fold:
                 predictions = {m: method(held_out.features) for m, method in methods.items()}
                 for m, method in controls.items():
                     predictions[m] = method(flats[name].features[patient])
+                if "controls" in self._compare:
+                    other = self._somebody_else(cohorts, name, patient)
+                    predictions |= control_predictions(held_out.prepared, other)
                 for m, figures in self._measured_all(held_out, predictions).items():
                     result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
                 if "cross_site" in self._compare:
@@ -282,13 +292,37 @@ class Fold:
                 self._reporter.step("held-out patients", done, total)
         return result
 
+    def _somebody_else(
+        self, cohorts: Mapping[str, SiteCohort], site: str, patient: str
+    ) -> Prepared | None:
+        """The next held-out person of the measured sites; None where there is nobody else."""
+        everyone = [
+            (name, one, cohorts[name].subject_of[one])
+            for name in self._measured
+            for one in cohorts[name].split.test
+        ]
+        names = [(name, one) for name, one, _ in everyone]
+        person = (site, cohorts[site].subject_of[patient])
+        place = names.index((site, patient))
+        for name, one, subject in [*everyone[place + 1 :], *everyone[:place]]:
+            if (name, subject) != person:
+                return self._prepared(cohorts[name], one)
+        return None
+
     def _measured_all(
         self, held_out: HeldOut, predictions: Mapping[str, Floats]
     ) -> dict[str, PatientMetrics]:
         """The figures of every method on one patient; methods are measured side by side."""
         with ThreadPoolExecutor(self._plan.threads) as pool:
             found = pool.map(lambda p: measure(held_out, p, self._plan), predictions.values())
-            return dict(zip(predictions, found, strict=True))
+            figures = dict(zip(predictions, found, strict=True))
+        if self._judge is None:
+            return figures
+        judged = {**predictions, REAL: np.asarray(held_out.prepared.target)}
+        return {
+            name: {**figures.get(name, {}), **self._judge.figures(held_out, volume)}
+            for name, volume in judged.items()
+        }
 
     def _alone_at(self, cohort: SiteCohort) -> _Alone:
         """What a site has without any other site, in closed form."""

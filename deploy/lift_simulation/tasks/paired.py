@@ -34,6 +34,7 @@ from lift_simulation.tasks.fold import Afterwards, Fold, FoldResult
 from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.record import RecordFile
+from lift_simulation.tasks.segmentation import SegmentationJudge
 
 
 def simulate_paired(
@@ -85,6 +86,7 @@ def simulate_paired(
             afterwards=Afterwards(part.late, config.calibration_pairs, config.leave_one_site_out),
             participation=participation,
             on_round=tracking.round_done,
+            judge=_judge(config, fold_plan, sites, out, folder, reporter),
         )
         count = 10**9 if config.leave_one_out else config.synthesis_patients
         result = fold.run(synthesis_patients=count)
@@ -125,6 +127,27 @@ def _generator_of(config: SimulationConfig) -> GeneratorChoice:
     if config.generator is None:
         raise ValueError("a paired task has a generator")
     return config.generator
+
+
+def _judge(
+    config: SimulationConfig,
+    plan: Plan,
+    sites: Mapping[str, SiteSettings],
+    out: Path,
+    folder: str,
+    reporter: Reporter,
+) -> SegmentationJudge | None:
+    if config.segmentation is None:
+        return None
+    return SegmentationJudge(
+        config.segmentation,
+        sites,
+        plan,
+        phantoms_of(config),
+        folder=out / folder / "baselines",
+        labels=out / "labels",
+        reporter=reporter,
+    )
 
 
 @dataclass(frozen=True)

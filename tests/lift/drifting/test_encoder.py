@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lift.triplanar.digests import digest_of
-from lift.triplanar.encoder import Encoder, RandomPyramid, _halved
+from lift.triplanar.encoder import Encoder, RandomPyramid, halved
 
 SLOW = ("monai", "scipy", "sklearn", "flwr")
 
@@ -47,7 +47,7 @@ def test_features_have_one_size_and_depend_on_their_own_image(size: tuple[int, i
 @pytest.mark.parametrize("size", [(6, 4), (7, 9), (8, 5), (1, 1)])
 def test_halving_is_the_average_pooling_of_torch(size: tuple[int, int]) -> None:
     x = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(_halved(x), F.avg_pool2d(x, 2, ceil_mode=True))
+    torch.testing.assert_close(halved(x), F.avg_pool2d(x, 2, ceil_mode=True))
 
 
 def test_the_pyramid_is_frozen_and_differentiable_to_its_input() -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lift.config.segmentation import SegmenterSettings
 from lift.randomness import derive_seed
-from lift_benchmarks.downstream.config import SegmenterSettings
 
 _STRIDE: Final = 4
 SLICES_OF_A_VOLUME: Final = 4
@@ -62,6 +62,25 @@ def stack_of(voxels: Tensor, label: Tensor) -> Stack:
     return Stack(ends, label.float())
 
 
+def build_segmenter(settings: SegmenterSettings, seed: int) -> nn.Module:
+    """An untrained segmenter: (n, 3, h, w) to logits (n, 1, h, w), sides multiples of 4.
+
+    Args:
+        settings: its width.
+        seed: of its first numbers.
+    """
+    from monai.networks.nets.unet import UNet
+
+    width = settings.width
+    widths = (width, 2 * width, 4 * width)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "network"))
+        network: nn.Module = UNet(
+            2, 2 * _REACH + 1, 1, channels=widths, strides=(2, 2), num_res_units=1
+        )
+    return network
+
+
 def train_segmenter(
     sources: Sequence[Source],
     settings: SegmenterSettings,
@@ -87,17 +106,12 @@ def train_segmenter(
         ValueError: a source has no volume, or the shares do not add up to 1.
     """
     from monai.losses.dice import DiceCELoss
-    from monai.networks.nets.unet import UNet
 
     if not all(source.stacks for source in sources):
         raise ValueError("a source has no volume")
     if not math.isclose(sum(source.share for source in sources), 1.0):
         raise ValueError("the shares of the sources must add up to 1")
-    width = settings.width
-    widths = (width, 2 * width, 4 * width)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, "network"))
-        network = UNet(2, 2 * _REACH + 1, 1, channels=widths, strides=(2, 2), num_res_units=1)
+    network = build_segmenter(settings, seed)
     loss_of = DiceCELoss(sigmoid=True, batch=True)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     rng = np.random.default_rng(derive_seed(seed, "batches"))

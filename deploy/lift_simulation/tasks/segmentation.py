@@ -1,0 +1,156 @@
+"""A segmenter of real targets that judges predicted ones: is what a reader looks for still there?
+
+The segmenter is trained once, on real targets of training patients. It is then asked to segment
+each row's prediction for a held-out patient, and the real target: the row `real` bounds what any
+prediction can reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lift.cohort.phantom.write import write_truth
+from lift.cohort.preprocessing import Prepared
+from lift.config.phantom import PhantomCohortConfig
+from lift.config.plan import Plan
+from lift.config.segmentation import SegmentationSettings
+from lift.config.site import SiteSettings
+from lift.errors import ConfigError
+from lift.randomness import derive_seed
+from lift.tasks.paired.methods import Floats, HeldOut
+from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
+from lift_simulation.labels import label_slices
+from lift_simulation.progress import Reporter
+from lift_simulation.segmenter import (
+    Source,
+    Stack,
+    build_segmenter,
+    dice,
+    predict,
+    stack_of,
+    train_segmenter,
+)
+from lift_simulation.tasks.baselines import read_baseline, write_baseline
+
+_FILE: Final = "segmenter.safetensors"
+
+
+class SegmentationJudge:
+    """Trains the segmenter of one federation, or reads it, and gives Dice coefficients.
+
+    Args:
+        settings: labels and segmenter.
+        sites: site -> its settings.
+        plan: the federation's plan.
+        phantoms: site -> its phantom cohort, for `tissue`.
+        folder: of the federation; holds the trained segmenter.
+        labels: where phantoms' labels are written.
+        reporter: shows progress.
+
+    Raises:
+        ConfigError: `tissue` is asked of sites that are no phantoms.
+    """
+
+    def __init__(
+        self,
+        settings: SegmentationSettings,
+        sites: Mapping[str, SiteSettings],
+        plan: Plan,
+        phantoms: Mapping[str, PhantomCohortConfig],
+        *,
+        folder: Path,
+        labels: Path,
+        reporter: Reporter,
+    ) -> None:
+        if settings.tissue and set(phantoms) != set(sites):
+            real = sorted(set(sites) - set(phantoms))
+            raise ConfigError(
+                "only phantoms have a truth of their own",
+                where="segmentation.tissue",
+                seen=f"{settings.tissue}; no phantoms: {', '.join(real)}",
+                remedy="Give segmentation.labels. Nothing was started.",
+            )
+        self._settings = settings
+        self._sites = sites
+        self._plan = plan
+        self._phantoms = phantoms
+        self._folder = folder
+        self._labels = labels
+        self._reporter = reporter
+        self._network: nn.Module | None = None
+
+    def train(self, cohorts: Mapping[str, SiteCohort]) -> None:
+        """Train on the real targets of all training patients, or read what was trained."""
+        settings = self._settings
+        network = build_segmenter(settings.segmenter, self._seed)
+        path = self._folder / _FILE
+        digest = f"{self._plan.digest()} {settings.canonical_json()}"
+        values = read_baseline(path, digest)
+        if values is None:
+            with self._reporter.stage("segmenter"):
+                stacks = [
+                    self._stack(name, patient, cohorts[name])
+                    for name in sorted(cohorts)
+                    for patient in cohorts[name].split.train
+                ]
+                network = train_segmenter(
+                    [Source(stacks, 1.0)],
+                    settings.segmenter,
+                    seed=self._seed,
+                    augmented=True,
+                    report=lambda step: self._reporter.step(
+                        "segmenter", step, settings.segmenter.steps
+                    ),
+                )
+            write_baseline(path, network.state_dict(), digest)
+        else:
+            network.load_state_dict(values)
+        self._network = network.eval()
+
+    def figures(self, held_out: HeldOut, prediction: Floats) -> dict[str, float]:
+        """`dice` of what the segmenter finds in a prediction; nothing without a label to find.
+
+        Args:
+            held_out: the patient.
+            prediction: (z, 1, h, w), normalised; the real target for the bound.
+        """
+        if self._network is None:
+            raise ValueError("train comes first")
+        prepared = held_out.prepared
+        label = self._label(held_out.site, held_out.patient, prepared)
+        if not bool(label.any()):
+            return {}
+        seen = self._seen(prediction, prepared, label)
+        return {"dice": dice(predict(self._network, seen), label)}
+
+    @property
+    def _seed(self) -> int:
+        return derive_seed(self._plan.seed, "segmenter")
+
+    def _stack(self, site: str, patient: str, cohort: SiteCohort) -> Stack:
+        prepared = prepare_patient(cohort, patient, self._plan, self._sites[site].data.root)
+        if prepared.target is None:
+            raise ValueError("a training patient needs a target")
+        return self._seen(prepared.target, prepared, self._label(site, patient, prepared))
+
+    def _seen(self, target: Floats, prepared: Prepared, label: Tensor) -> Stack:
+        """A target as the segmenter sees it: nothing outside the mask."""
+        inside = np.clip(np.asarray(target), 0.0, 1.0) * prepared.mask
+        return stack_of(torch.from_numpy(inside[:, 0]), label)
+
+    def _label(self, site: str, patient: str, prepared: Prepared) -> Tensor:
+        if self._settings.tissue:
+            # a folder of each cohort's own: what is there is kept
+            folder = self._labels / site / self._phantoms[site].digest()[:12]
+            write_truth(self._phantoms[site], folder, self._settings.tissue)
+            path = folder / f"{patient}.nii.gz"
+        else:
+            pattern = self._settings.labels.replace("{site}", site)
+            path = Path(pattern.replace("{patient}", patient))
+        return torch.from_numpy(label_slices(prepared, path))

@@ -1,0 +1,87 @@
+"""A segmenter of real targets judges predicted ones, and controls are measured beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from lift.metrics.table import UNITS
+from tests.end_to_end.tiny_run import PATIENTS, TARGET, TinyRun
+
+SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def labelled(tiny: TinyRun) -> str:
+    """Labels of all patients: the brightest fifth of the target."""
+    pattern = tiny.folder / "labels" / "{site}" / "{patient}.nii.gz"
+    for site, count in PATIENTS.items():
+        for index in range(count):
+            volume = nibabel.load(tiny.file(site, index, TARGET))
+            voxels = np.asarray(volume.dataobj)
+            bright = voxels > np.percentile(voxels[voxels > 0], 80)
+            name = tiny.patient(site, index).name
+            path = Path(str(pattern).replace("{site}", site).replace("{patient}", name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(bright.astype(np.uint8), volume.affine), path)
+    return str(pattern)
+
+
+def run(tiny: TinyRun, out: str, labels: str, **changes: object) -> Any:
+    done = tiny.simulate(
+        out,
+        compare=["controls"],
+        segmentation={"labels": labels, "segmenter": SEGMENTER},
+        **changes,
+    )
+    assert done.code == 0, done
+    return json.loads((tiny.folder / out / "metrics.json").read_text())
+
+
+def test_rows_and_their_controls(tiny: TinyRun, labelled: str) -> None:
+    pooled = run(tiny, "judged", labelled)["pooled"]
+    assert {"no_mixer", "federated_curves", "real", "real_smoothed", "other_patient"} <= set(pooled)
+    assert set(pooled["real"]) == {"dice"}
+    assert set(pooled["no_mixer"]) == set(UNITS)
+    dice = {row: table["dice"]["value"] for row, table in pooled.items()}
+    # the segmenter has learned something, and does not find it where it is not
+    assert dice["real"] > 0.6
+    assert dice["other_patient"] < dice["real"] - 0.1
+    perceptual = {row: pooled[row]["perceptual"]["value"] for row in pooled if row != "real"}
+    assert perceptual["other_patient"] > perceptual["real_smoothed"]
+    page = (tiny.folder / "judged" / "report.html").read_text()
+    assert "Dice" in page
+    assert "another patient" in page
+
+
+def test_a_trained_segmenter_is_kept(tiny: TinyRun, labelled: str) -> None:
+    first = run(tiny, "kept", labelled)
+    file = tiny.folder / "kept" / "baselines" / "segmenter.safetensors"
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    # as after a kill in the evaluation
+    (tiny.folder / "kept" / "run.json").unlink()
+    (tiny.folder / "kept" / "metrics.json").unlink()
+    again = run(tiny, "kept", labelled)
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+    assert again["pooled"] == first["pooled"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"labels": "seg.nii.gz"}, "must hold {patient}"),
+        ({"labels": "{patient}", "tissue": "wm"}, "give labels, or for phantoms tissue"),
+        ({}, "give labels, or for phantoms tissue"),
+        ({"tissue": "wm"}, "no phantoms: east, west"),
+        ({"labels": "nowhere/{site}/{patient}.nii.gz"}, "nowhere"),
+    ],
+)
+def test_settings_that_do_not_fit(tiny: TinyRun, settings: dict[str, Any], seen: str) -> None:
+    done = tiny.simulate(f"refused-{len(str(settings))}", segmentation=settings)
+    assert done.code not in (0, 1), done
+    assert seen in done.stderr + done.stdout
