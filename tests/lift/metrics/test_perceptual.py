@@ -90,14 +90,15 @@ def test_what_lies_outside_the_mask_does_not_count(mask: Mask) -> None:
 
 def test_a_wider_grid_changes_nothing(mask: Mask) -> None:
     target, prediction = textured(mask, 0), textured(mask, 1)
-    wide = [np.pad(part, 5) for part in (prediction, target, mask)]
-    assert distance(*wide) == distance(prediction, target, mask)
+    wide: list[Floats] = [np.pad(part, 5) for part in (prediction, target)]
+    wider = distance(wide[0], wide[1], np.asarray(np.pad(mask, 5), dtype=np.bool_))
+    assert wider == distance(prediction, target, mask)
 
 
 def test_units_of_ct(mask: Mask) -> None:
     target, prediction = textured(mask, 0), textured(mask, 1)
     in_hu = [CT_RANGE.low + CT_RANGE.span * volume for volume in (prediction, target)]
-    found = perceptual_distance(*in_hu, mask, CT_RANGE)
+    found = perceptual_distance(in_hu[0], in_hu[1], mask, CT_RANGE)
     assert found == pytest.approx(distance(prediction, target, mask), rel=1e-4)
 
 
@@ -105,7 +106,6 @@ def test_a_constant_target_and_a_thin_volume(mask: Mask) -> None:
     flat = np.ones(SHAPE)
     everywhere = np.ones(SHAPE, dtype=bool)
     assert distance(flat, flat, everywhere) == 0
-    thin = [np.ones((3, 5, 40))] * 3
-    assert perceptual_distance(*thin, MR_RANGE) is None
-    few = [np.ones((3, 40, 40))] * 3
-    assert perceptual_distance(*few, MR_RANGE) == 0
+    thin, few = np.ones((3, 5, 40)), np.ones((3, 40, 40))
+    assert perceptual_distance(thin, thin, thin, MR_RANGE) is None
+    assert perceptual_distance(few, few, few, MR_RANGE) == 0
