@@ -77,8 +77,8 @@ def pretrain(
         Path | None,
         typer.Option(
             "--import",
-            help="Import the generator instead of training it: weights (.safetensors, or a state "
-            "dict .pt), or the folder of a MONAI bundle, of which nothing is run.",
+            help="Import the generator instead of training it: weights (.safetensors, .onnx, or "
+            "a state dict .pt), or the folder of a MONAI bundle, of which nothing is run.",
         ),
     ] = None,
     work: Annotated[

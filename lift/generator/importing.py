@@ -1,4 +1,4 @@
-"""A coordinator's own trained weights (safetensors or a state dict), turned into a bundle.
+"""A coordinator's own trained weights (safetensors, ONNX or a state dict), turned into a bundle.
 
 The one place that reads a `.pt` file, and only with `weights_only=True`: tensors, numbers and
 texts, nothing that could run. TorchScript archives and pickled modules are refused.
@@ -7,6 +7,7 @@ texts, nothing that could run. TorchScript archives and pickled modules are refu
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from typing import Final
 import safetensors
 import safetensors.torch
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from lift.config.generator import GeneratorCard, GeneratorDescription
@@ -28,6 +30,8 @@ from lift.state_dicts import first_misfit, without_module_prefix
 
 _NOTHING_WRITTEN = "No bundle was written."
 _NESTED: Final = ("state_dict", "model")
+_PARAMETER: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
+"""A name as PyTorch's exporter keeps it: `encoder.0.conv1.weight`."""
 
 
 def import_state_dict(path: Path, description: GeneratorDescription, folder: Path) -> GeneratorCard:
@@ -56,6 +60,8 @@ def import_tensors(
     body = network.body if isinstance(network, MonaiNetwork) else network
     given = without_module_prefix(tensors)
     if misfit := first_misfit(given, body.state_dict()):
+        if path.suffix == ".onnx":
+            misfit += "\n(torch.onnx.export keeps all names with do_constant_folding=False)"
         raise refused(path, misfit)
     body.load_state_dict(given)
     card = make_card(network, description, trained_steps=0)
@@ -64,7 +70,7 @@ def import_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: safetensors by its suffix, else what `torch.save` wrote.
+    """The tensors of a file by name: safetensors and ONNX by suffix, else what `torch.save` wrote.
 
     Raises:
         GeneratorError: the file is missing, damaged or executable, or holds something else.
@@ -76,6 +82,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise refused(path, error.strerror or "the file cannot be read") from None
         except (safetensors.SafetensorError, ValueError, KeyError):
             raise refused(path, "the file is truncated, or not a safetensors file") from None
+    if path.suffix == ".onnx":
+        return _read_onnx(path)
     try:
         if _is_torchscript(path):
             raise _executable(path, "the file is a TorchScript archive, which holds code")
@@ -109,6 +117,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise refused(path, f"entry '{name}' is a {type(value).__name__}, not a tensor")
     return dict(content)
+
+
+def _read_onnx(path: Path) -> dict[str, Tensor]:
+    """The weights of an ONNX file. Its graph is not run, nor looked at.
+
+    What has one axis or none and no name of a parameter is a constant of the graph (a scale, a
+    shape), and is left out.
+
+    Source: the ONNX format, `TensorProto` and `GraphProto.initializer`.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise refused(
+            path, 'reading ONNX needs a package: pip install "lift-federated[onnx]"'
+        ) from None
+    try:
+        # data in other files is never followed: a name there may lead anywhere
+        model = onnx.load_model(str(path), load_external_data=False)
+        tensors = list(model.graph.initializer)
+        outside = [t.name for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
+        if outside:
+            raise refused(
+                path,
+                f"weights lie in other files ({printable(outside[0])}); needed: one file "
+                "(onnx.save_model with save_as_external_data=False)",
+            )
+        found = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in tensors}
+    except OSError as error:
+        raise refused(path, error.strerror or "the file cannot be read") from None
+    except (DecodeError, ValueError, TypeError, KeyError, RuntimeError):
+        raise refused(path, "the file is damaged, or not an ONNX model") from None
+    weights = {
+        name: tensor
+        for name, tensor in found.items()
+        if _PARAMETER.fullmatch(name) or tensor.ndim > 1
+    }
+    if not weights:
+        raise refused(path, "the file holds no weights")
+    return weights
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -275,6 +276,67 @@ def test_safetensors_and_a_description_become_a_bundle(
     (tmp_path / "net.safetensors").write_bytes(b"hello")
     with pytest.raises(GeneratorError, match="not a safetensors file"):
         import_state_dict(tmp_path / "net.safetensors", described(config), tmp_path / "other")
+
+
+def _onnx_file(path: Path, tensors: dict[str, Tensor]) -> onnx.ModelProto:
+    """A file with these weights, and two constants as an exporter leaves them."""
+    constants = {"/up/Constant": torch.tensor([2.0, 2.0]), "onnx::Shape_7": torch.tensor(3)}
+    graph = onnx.helper.make_graph(
+        [],
+        "net",
+        [],
+        [],
+        [onnx.numpy_helper.from_array(t.numpy(), n) for n, t in (tensors | constants).items()],
+    )
+    model = onnx.helper.make_model(graph)
+    path.write_bytes(model.SerializeToString())
+    return model
+
+
+@pytest.mark.parametrize("config", [SMALL, MONAI], ids=lambda config: config.name)
+def test_the_weights_of_an_onnx_file_become_a_bundle(tmp_path: Path, config: NetworkConfig) -> None:
+    network = build_network(config, seed=5)
+    own = network.body if isinstance(network, MonaiNetwork) else network
+    _onnx_file(tmp_path / "net.onnx", own.state_dict())
+    card = import_state_dict(tmp_path / "net.onnx", described(config), tmp_path / "bundle")
+    generator = load_bundle(tmp_path / "bundle", expected_fingerprint=card.fingerprint, device=CPU)
+    found = generator.network.state_dict()
+    assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
+
+
+def test_onnx_files_that_are_refused(tmp_path: Path) -> None:
+    weights = build_network(SMALL, seed=5).state_dict()
+    path = tmp_path / "net.onnx"
+
+    def refusal() -> GeneratorError:
+        with pytest.raises(GeneratorError) as caught:
+            import_state_dict(path, described(SMALL), tmp_path / "bundle")
+        assert_four_parts(caught.value)
+        assert not (tmp_path / "bundle").exists()
+        return caught.value
+
+    model = _onnx_file(path, weights)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "damaged" in refusal().seen
+    path.write_bytes(b"hello")
+    assert "damaged" in refusal().seen
+    # a file elsewhere is named by the model: it is never opened
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(4 * weights["stem.bias"].numel()))
+    outside = next(t for t in model.graph.initializer if t.name == "stem.bias")
+    outside.ClearField("raw_data")
+    outside.data_location = onnx.TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="../secret")
+    path.write_bytes(model.SerializeToString())
+    assert "other files (stem.bias)" in refusal().seen
+    # a layer too many, and one too few
+    _onnx_file(path, weights | {"stranger": torch.zeros(2, 2)})
+    assert "stranger" in refusal().seen
+    _onnx_file(path, {name: t for name, t in weights.items() if name != "head.weight"})
+    assert "head.weight" in refusal().seen
+    assert "do_constant_folding=False" in refusal().seen
+    _onnx_file(path, {})
+    assert "no weights" in refusal().seen
 
 
 class MakesFolder:
