@@ -12,7 +12,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 
-.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
+.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -120,6 +120,16 @@ reach: $(STAMP)  ## PSNR against parameters, beside a plain 3D U-Net: demo and L
 	$(REACH) --config configs/presets/real-flair.yaml --output out/reach/real-flair
 	$(REACH) --config deploy/lift_simulation/demo.yaml --output out/reach/demo
 	$(REACH) --output out/reach --beside out/reach/demo --beside out/reach/real-flair --beside out/reach/real-lgg
+
+rivals: $(STAMP)  ## plain 3D and 2.5D U-Nets beside the mixer, with costs: demo and LIFT_TEST_DATA; resumable
+	$(MAKE) --jobs 2 --output-sync=target rivals-demo rivals-lgg
+
+rivals-demo: $(STAMP)
+	$(BIN)/lift-simulate --config configs/presets/rivals-demo.yaml --output out/rivals-demo
+
+rivals-lgg: $(STAMP)
+	$(BIN)/lift pretrain --config configs/presets/real/lgg/generator.yaml -o out/real-lgg-generator
+	$(BIN)/lift-simulate --config configs/presets/rivals-lgg.yaml --output out/rivals-lgg
 
 downstream: $(STAMP)  ## do new volumes help a segmenter: phantoms and LIFT_TEST_DATA; resumable
 	$(DOWNSTREAM) --output out/downstream/phantom

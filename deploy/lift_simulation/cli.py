@@ -16,6 +16,7 @@ from lift.config.simulation import SimulationConfig
 PROGRAM = "lift-simulate"
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 _DEMO = Path(__file__).parent / "demo.yaml"
+_PIPE_WIDTH = 270
 
 
 @app.command()
@@ -77,6 +78,13 @@ def simulate(
         with log_to_file(out / "log.txt", log_format):
             report = run.simulate(settings, out, reporter, command=command)
         reporter.line(f"{sum(reporter.seconds.values()):.0f} s in total")
+        if settings.plain_networks or "three_planes" in settings.compare:
+            from rich.console import Console
+
+            from lift_simulation.plain.table import show_costs
+
+            width = None if sys.stdout.isatty() else _PIPE_WIDTH
+            show_costs(Console(file=sys.stdout, width=width, highlight=False), out)
         sys.stdout.write(f"result: {out}\nreport: {report}\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,8 @@ from lift.config.decoder import DecoderPretrainConfig
 from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig
-from lift.config.plan import Name, Plan
+from lift.config.plan import Name, Plan, Positive
+from lift.config.privacy import Delta
 from lift.config.segmentation import SegmentationSettings
 from lift.config.site import AcceptReason, BudgetSettings, CacheSettings
 from lift.config.tracking import TrackingSettings
@@ -30,7 +31,15 @@ Comparison = Literal[
     "cross_site",
     "federated_samples",
     "controls",
+    "three_planes",
+    "unet_3d",
+    "unet_3d_half",
+    "unet_25d",
 ]
+PlainNetworkName = Literal["unet_3d", "unet_3d_half", "unet_25d"]
+"""Networks that users would take instead: trained whole, from the sources alone."""
+PlainMode = Literal["centralised", "federated", "local"]
+_STRIDE: Final = 16
 
 
 FEWEST_SITES_TO_LEAVE_OUT: Final = 2
@@ -66,6 +75,68 @@ class CleanPhantom(Settings):
     """Training rounds on it."""
 
 
+class PlainNetworkSettings(Settings):
+    """Training of one plain network, in each of its modes."""
+
+    learning_rate: Positive = 2e-3
+    """It does not fall: a training's states are averaged."""
+    steps: int = Field(default=400, ge=1)
+    """The budget: optimiser steps of all sites together."""
+    window: tuple[int, int, int] = (16, 64, 64)
+    """Slices, rows and columns of training; a volume is predicted in windows of this size too,
+    because instance normalisation depends on it."""
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if min(self.window) < 1 or max(self.window[1:]) <= _STRIDE:
+            raise ValueError(
+                "window: these networks halve it four times and need two pixels then: rows or "
+                f"columns above {_STRIDE}"
+            )
+        return self
+
+
+class RivalsSettings(Settings):
+    """How the plain networks of `compare` are trained; `steps` and rates are theirs."""
+
+    unet_3d: PlainNetworkSettings = PlainNetworkSettings()
+    """MONAI's BasicUNet in 3D, widths 32 to 256."""
+    unet_3d_half: PlainNetworkSettings = PlainNetworkSettings()
+    """The same at half the width."""
+    unet_25d: PlainNetworkSettings = PlainNetworkSettings()
+    """MONAI's BasicUNet in 2D, whose input is seven neighbouring slices of all sources."""
+    modes: tuple[PlainMode, ...] = ("centralised", "federated")
+    """Each is a row: all patients in one place; FedAvg of the whole network; each site alone."""
+    patients_per_step: int = Field(default=2, ge=1)
+    """Windows of a step, each of another patient."""
+    pooled_steps: int = Field(default=25, ge=1)
+    """Steps in one place between two states that the average counts."""
+    local_steps: int = Field(default=25, ge=1)
+    """Steps of each site in a round."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Steps of all sites together between two looks at the validation patients."""
+    fewest_share: float = Field(default=0.75, gt=0, le=1)
+    """Share of the budget before which no training counts as flat."""
+    plateau_db: Positive = 0.05
+    """A gain below this over the last third of the steps is flat."""
+    sharpness: Positive = 3.0
+    """Of the average over a training's states: 3 is about their last quarter."""
+    epsilon: Positive | None = None
+    """Also train each network federated with noise at the sites, at this epsilon. Null: where the
+    plan has gradients of patients with noise, at the plan's epsilon, else not."""
+    delta: Delta = 1e-3
+    """Of `epsilon`; the plan's own goes first."""
+    clip_norm: Positive = 1.0
+    """Bound on one patient's gradient of these networks."""
+    sampling_rate: float = Field(default=0.5, gt=0, le=1)
+    """Probability that a patient takes part in a step with noise."""
+
+    def of(self, network: PlainNetworkName) -> PlainNetworkSettings:
+        """The settings of one network."""
+        found: PlainNetworkSettings = getattr(self, network)
+        return found
+
+
 class SimulationConfig(Settings):
     """A whole federation in one process."""
 
@@ -94,6 +165,8 @@ class SimulationConfig(Settings):
         "cross_site",
     )
     """Rows in addition to no_mixer, z_median, z_filter and federated."""
+    rivals: RivalsSettings = RivalsSettings()
+    """Training of the plain networks, where `compare` names any."""
     leave_one_out: bool = False
     """Hold out every patient once, each in its own federation."""
     folds: int = Field(default=1, ge=1, le=20)
@@ -132,6 +205,8 @@ class SimulationConfig(Settings):
         if (self.generator is None) == (self.pretrain is None):
             raise ValueError("give exactly one of generator and pretrain")
         if self.plan.task.kind == "unconditional":
+            if self.plain_networks or "three_planes" in self.compare:
+                raise ValueError("compare: plain networks and three_planes belong to paired tasks")
             late = any(site.joins == "afterwards" for site in self.sites)
             if self.several_runs or self.clean_phantom or self.participation or late:
                 raise ValueError(
@@ -177,10 +252,17 @@ class SimulationConfig(Settings):
     def canonical_json(self) -> str:
         """As for all settings, but without `tracking`: it changes nothing of what is computed.
 
-        So a run may be resumed with other trackers, and one from before there were any.
+        So a run may be resumed with other trackers, and one from before there were any. Nor with
+        `rivals` where no plain network is compared.
         """
-        data = self.model_dump(mode="json", exclude={"tracking"})
+        left_out = {"tracking"} if self.plain_networks else {"tracking", "rivals"}
+        data = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def plain_networks(self) -> tuple[PlainNetworkName, ...]:
+        """The plain networks that are compared."""
+        return tuple(name for name in get_args(PlainNetworkName) if name in self.compare)
 
     @property
     def in_folds(self) -> bool:

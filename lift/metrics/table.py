@@ -26,7 +26,7 @@ from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
 from lift.randomness import derive_seed
 from lift.records.metrics import Comparisons, Measure, Metrics, SiteFigures, Table
-from lift.records.rows import MIXER_ROWS
+from lift.records.rows import MIXER_ROWS, PLAIN_ROWS
 
 Key = TypeVar("Key", bound=Hashable)
 Protocol = Literal["mr", "ct"]
@@ -94,6 +94,8 @@ _REFERENCES: Final = (
     "local_curves",
     "local_longer",
     "centralised",
+    "three_planes",
+    *PLAIN_ROWS,
 )
 _ALONE: Final = ("no_mixer", "curves_z_filter", "local_only", "local_curves", "local_longer")
 COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
@@ -105,7 +107,7 @@ COMPARISONS: Final[tuple[tuple[str, str], ...]] = (
     ("control_2d_z_filter", "z_filter"),
     ("local_curves", "local_only"),
     ("local_steps", "local_longer"),
-    *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS)),
+    *(("chosen", reference) for reference in (*_ALONE, *MIXER_ROWS, *PLAIN_ROWS)),
 )
 """(method, reference) pairs of :func:`summarise`; one that did not run is passed over."""
 

@@ -127,6 +127,40 @@ class Spectra(Record):
     power_db: Public[dict[str, tuple[float, ...]]]
 
 
+class Cost(Record):
+    """What one row costs; None: it has no such cost, or it was not measured."""
+
+    parameters: Public[int | None] = None
+    """That are trained."""
+    sent_bytes: Public[int | None] = None
+    """From a site in one round."""
+    training_cpu_s: Public[float | None] = None
+    """Processor seconds at one site; of a centralised training, in the one place."""
+    steps: Public[int | None] = None
+    """Of all sites together."""
+    kept_steps: Public[int | None] = None
+    """Of the kept state, which was best on validation patients."""
+    stopped: Public[str | None] = None
+    """plateau or budget; of a training that watches its curve."""
+    epsilon: Public[float | None] = None
+    inference_s: Public[float | None] = None
+    """Of one volume, wall time."""
+    inference_flops: Public[int | None] = None
+    one_pass_flops: Public[int | None] = None
+    """Of a network that predicts in windows, as if one pass over the volume were enough."""
+    peak_mb: Public[float | None] = None
+    """Largest memory of inference over a process that holds the network and the volume."""
+
+
+class Costs(Record):
+    """What the rows cost; a prediction is of the largest test volume, on the CPU."""
+
+    volume: tuple[int, int, int] | None = None
+    """Slices, rows and columns of that volume: a patient's, and so not public."""
+    threads: Public[int]
+    rows: Public[dict[str, Cost]]
+
+
 class Metrics(Record):
     """`metrics.json`."""
 
@@ -138,6 +172,7 @@ class Metrics(Record):
     spectra: Public[Spectra | None] = None
     patients: dict[str, dict[str, dict[str, dict[str, float]]]] = Field(default_factory=dict)
     """SITE -> METHOD -> examination -> METRIC -> figure; of a simulation alone."""
+    costs: Public[Costs | None] = None
     second_phantom: Public[dict[str, Table] | None] = None
     second_phantom_comparisons: Public[Comparisons | None] = None
 

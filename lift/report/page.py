@@ -39,6 +39,7 @@ from lift.report.sections import (
     shell,
 )
 from lift.report.tables import (
+    costs_table,
     cross_site_table,
     differences_table,
     guard_table,
@@ -259,6 +260,8 @@ def _pooled(run: Run) -> Section:
             methods_table(metrics.pooled, ("pooled",), "Further figures.", only=tuple(further))
         )
     content.append(_meanings())
+    if metrics.costs is not None:
+        content += [tag("h3", "What the rows cost"), costs_table(metrics.costs)]
     if metrics.second_phantom:
         content.append(tag("h3", "On a phantom without slice corruption"))
         caption = "A second phantom, whose slices were not corrupted."

@@ -122,8 +122,8 @@ def privacy_markup(run: Run) -> Markup:
     if "epsilon_of_a_patient_in_two_hospitals" in told:
         text += (
             f"; for a patient in two hospitals {told['epsilon_of_a_patient_in_two_hospitals']}. "
-            "The rows local_only, local_curves, local_steps and centralised are trained without "
-            "noise, for comparison"
+            "The rows local_only, local_curves, local_steps and centralised, and plain networks "
+            "that are not named private, are trained without noise, for comparison"
         )
     return foreign(text)
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from lift.guard import OPTIMISM_DB
 from lift.markup import Markup, escape, foreign, join, number, pointer, table, tag
 from lift.records.extract import FEWEST_TOLD
-from lift.records.metrics import METRICS_FILE, Measure, Table
+from lift.records.metrics import METRICS_FILE, Costs, Measure, Table
 from lift.records.rounds import ROUNDS_FILE, WORDS, Outcome, RoundRecord, reason
 from lift.records.rounds import outcome as became
 from lift.records.rows import MIXER_ROWS
@@ -364,6 +364,51 @@ def _absences(record: RoundRecord) -> tuple[str, tuple[tuple[str, str], ...]]:
         (site, reason(record, site))
         for site in sorted({*record.asked, *record.refused})
         if became(record, site) is not Outcome.COUNTED
+    )
+
+
+def costs_table(costs: Costs) -> Markup:
+    """Parameters, bytes, seconds and memory of the rows."""
+    columns = (
+        ("parameters", "trained parameters", 0),
+        ("sent_bytes", "bytes a site a round", 0),
+        ("training_cpu_s", "training (CPU s)", 1),
+        ("steps", "steps", 0),
+        ("inference_s", "a volume (s)", 2),
+        ("inference_flops", "a volume (FLOPs)", 0),
+        ("one_pass_flops", "in one pass (FLOPs)", 0),
+        ("peak_mb", "peak memory (MB)", 0),
+    )
+    rows = []
+    for method in in_known_order(set(costs.rows), METHODS):
+        cost = costs.rows[method]
+        cells: list[str] = [_method_heading(method)]
+        cells += [
+            number(
+                getattr(cost, key), pointer(METRICS_FILE, "costs", "rows", method, key), decimals
+            )
+            for key, _, decimals in columns
+        ]
+        cells.append(tag("td", foreign(cost.stopped or ""), class_="word"))
+        rows.append(cells)
+    threads = number(costs.threads, pointer(METRICS_FILE, "costs", "threads"), 0)
+    reading = join(
+        [
+            "Training: processor seconds at one site; of what is centralised, in the one place; of "
+            "the mixer, the frozen features and one round times the rounds. Steps: of all sites. A "
+            "volume: the largest test volume on the CPU, on ",
+            threads,
+            " threads; memory is what a process needs beyond network and volume. A network that "
+            "predicts in windows counts each; one pass is what it would need without. Stopped: the "
+            "curve of validation patients was flat (plateau), or the steps ended (budget). A dash: "
+            "none, or not measured.",
+        ]
+    )
+    return table(
+        reading,
+        ["method", *(heading for _, heading, _ in columns), "stopped"],
+        rows,
+        kind="figures",
     )
 
 

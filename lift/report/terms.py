@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from lift.metrics.intervals import Better
 from lift.metrics.table import BETTER as PAIRED_BETTER
+from lift.records.rows import PRIVATE
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class MetricTerm:
     further: bool = False
 
 
+_PLAIN_NETWORKS: Final = (
+    ("unet_3d", "3D U-Net", "plain 3D U-Net from the sources, without a generator", "#661100"),
+    ("unet_3d_half", "3D U-Net, half width", "the 3D U-Net at half its width", "#aa4466"),
+    ("unet_25d", "2.5D U-Net", "2D U-Net on seven neighbouring slices, not frozen", "#6699cc"),
+)
+_PLAIN_MODES: Final = (
+    ("centralised", "centralised", "trained on the patients of all sites in one place", "P"),
+    ("federated", "federated", "trained by FedAvg of the whole network", "o"),
+    ("local", "local", "trained at one site only, tested at that site", ">"),
+    (PRIVATE, "private", "trained by FedAvg with noise on gradients of patients", "v"),
+)
 # Okabe and Ito's palette, with Tol's indigo, wine and teal where it has no dark colour left
 METHODS: Final[dict[str, MethodTerm]] = {
     "no_mixer": MethodTerm("no mixer", "the frozen 2D generator alone", "#6e6e6e", "s"),
@@ -123,6 +135,17 @@ METHODS: Final[dict[str, MethodTerm]] = {
         "#bbbbbb",
         "x",
     ),
+    "three_planes": MethodTerm(
+        "three planes",
+        "the frozen 2D generator applied in three planes, mean of the three",
+        "#bbbbbb",
+        "s",
+    ),
+    **{
+        f"{network}_{mode}": MethodTerm(f"{label}, {how}", f"{meaning}, {means}", colour, marker)
+        for network, label, meaning, colour in _PLAIN_NETWORKS
+        for mode, how, means, marker in _PLAIN_MODES
+    },
 }
 GENERATED_METHODS: Final[dict[str, MethodTerm]] = {
     "real_train": MethodTerm(

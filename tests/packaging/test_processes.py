@@ -111,6 +111,9 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "torch",
     ),
+    "lift_simulation.plain.cost": lambda _: (
+        _module("lift_simulation.plain.cost", NOWHERE), "torch",
+    ),
     "lift_benchmarks.utility": lambda _: (_module("lift_benchmarks.utility"), "flwr"),
 }  # fmt: skip
 

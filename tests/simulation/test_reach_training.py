@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lift_benchmarks.reach.config import ReachConfig
-from lift_benchmarks.reach.training import Point, Values, averaged, is_plateau, train
+from lift_simulation.plain.curve import Point, Values, averaged, is_plateau, train
 
 GAIN_DB, FEWEST = 0.05, 300
 

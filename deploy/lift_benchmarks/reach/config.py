@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from lift.config.base import Settings
 from lift.config.plan import Fraction, MixerPlan, Name, Plan, Positive, SplitPlan
+from lift_simulation.plain.curve import Mode
 
 Kind = Literal["zrefine", "pyramid", "unet"]
-Mode = Literal["pooled", "fedavg"]
 MODES: Final[tuple[Mode, ...]] = ("pooled", "fedavg")
 RIVAL: Final = "unet"
 
@@ -63,7 +63,7 @@ class ReachConfig(Settings):
     """Share of its budget before which no training is called flat."""
     plateau_db: Positive
     sharpness: Positive
-    """Of the average over a training's states; see `training.averaged`."""
+    """Of the average over a training's states; see `lift_simulation.plain.curve.averaged`."""
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     data_sets: dict[Name, DataSetSettings] = Field(default_factory=dict)
     """By the name of the simulation's settings."""

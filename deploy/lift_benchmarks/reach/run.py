@@ -53,10 +53,10 @@ from lift_benchmarks.reach.config import (
     model_plan,
     shared_plan,
 )
-from lift_benchmarks.reach.rival import PlainUNet, predict_in_windows
-from lift_benchmarks.reach.training import Values, rounds_of, train
 from lift_client.session import SiteSession
 from lift_client.tasks.paired import paired_work, rounded_up
+from lift_simulation.plain.curve import Values, rounds_of, train
+from lift_simulation.plain.networks import PlainUNet, predict_in_windows
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
 

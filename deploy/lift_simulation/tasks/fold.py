@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lift.cohort.preprocessing import Prepared
 from lift.config.plan import Plan
+from lift.config.simulation import PlainNetworkName, RivalsSettings
 from lift.config.site import SiteSettings
 from lift.generator.networks import FrozenGenerator
 from lift.metrics.intervals import person_means
@@ -20,6 +21,7 @@ from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
 from lift.mixer.curves import ChosenCurves
 from lift.mixer.z_filter import NormalEquations, fit, person_equations
+from lift.records.metrics import Costs
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.calibration import Calibration, calibrated
@@ -44,8 +46,12 @@ from lift_client.session import SiteSession
 from lift_client.tasks.paired import PairedWork, paired_work
 from lift_server.rounds.finished import FinishedRun
 from lift_simulation.federation import federate
+from lift_simulation.plain.cost import THREE_PLANES
+from lift_simulation.plain.planes import three_planes
+from lift_simulation.plain.training import PlainTraining, TrainedNetwork, build, predictor
 from lift_simulation.progress import Reporter
 from lift_simulation.tasks.controls import REAL, control_predictions
+from lift_simulation.tasks.costs import row_costs
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values, as_is, fitted
 from lift_simulation.tasks.segmentation import SegmentationJudge
@@ -67,6 +73,21 @@ class Afterwards:
     sites: Collection[str] = ()
     pairs: int = 3
     alone: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What else is compared, and with which costs; it needs the generator's folder.
+
+    Attributes:
+        networks: plain networks.
+        settings: of these.
+        bundle: the generator's folder.
+    """
+
+    networks: tuple[PlainNetworkName, ...]
+    settings: RivalsSettings
+    bundle: Path
 
 
 @dataclass(frozen=True)
@@ -97,6 +118,7 @@ class FoldResult:
         choices: site -> what it uses.
         calibrated_from: site that joined afterwards -> patients to which its curves were fitted.
         synthesis: predictions to be written, by held-out patient and method.
+        costs: of the rows, where plain networks or three planes were compared.
     """
 
     metrics: dict[str, dict[str, dict[str, PatientMetrics]]]
@@ -107,6 +129,7 @@ class FoldResult:
     choices: dict[str, Choice] = field(default_factory=dict)
     calibrated_from: dict[str, int] = field(default_factory=dict)
     synthesis: list[tuple[HeldOut, dict[str, Floats]]] = field(default_factory=list)
+    costs: Costs | None = None
 
 
 class Fold:
@@ -125,7 +148,9 @@ class Fold:
         participation: Participation | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         judge: SegmentationJudge | None = None,
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside
         self._late = afterwards
         self._judge = judge
         self._participation = participation
@@ -180,12 +205,60 @@ class Fold:
         ).train(cohorts, finished.mixer)
         if self._judge is not None:
             self._judge.train({name: cohorts[name] for name in self._joined})
+        plain = self._plain_networks(cohorts)
         for session in self._sessions.values():
             session.close()
         with self._reporter.stage("evaluation"):
-            return self._evaluate(
-                cohorts, finished, control, control_plan, rivals, synthesis_patients
+            result = self._evaluate(
+                cohorts, finished, control, control_plan, rivals, plain, synthesis_patients
             )
+        if self._beside is not None and (plain or THREE_PLANES in self._compare):
+            with self._reporter.stage("costs"):
+                result.costs = self._costs(self._beside, cohorts, finished, plain)
+        return result
+
+    def _plain_networks(self, cohorts: Mapping[str, SiteCohort]) -> list[TrainedNetwork]:
+        if self._beside is None or not self._beside.networks:
+            return []
+        return PlainTraining(
+            self._plan,
+            self._beside.settings,
+            self._beside.networks,
+            self._folder / "plain",
+            joined=self._joined,
+            measured=self._measured,
+            reporter=self._reporter,
+        ).train(cohorts)
+
+    def _costs(
+        self,
+        beside: Beside,
+        cohorts: Mapping[str, SiteCohort],
+        finished: FinishedRun,
+        plain: Sequence[TrainedNetwork],
+    ) -> Costs | None:
+        """Measured on the largest test volume, and on the training patients of the largest site."""
+        tested = [
+            (cohorts[name].features[patient].mask.size, name, patient)
+            for name in self._measured
+            for patient in cohorts[name].split.test
+        ]
+        if not tested:
+            return None
+        _, name, patient = max(tested)
+        people = max((cohorts[name].by_person("train") for name in self._joined), key=len)
+        return row_costs(
+            self._plan,
+            self._generator,
+            beside.bundle,
+            self._prepared(cohorts[name], patient),
+            finished,
+            people,
+            plain,
+            beside.settings,
+            main=self._main,
+            compared=self._compare,
+        )
 
     def _federate(self, plan: Plan, folder: Path, *, guard: bool = True) -> FinishedRun:
         repeated = self._participation
@@ -217,6 +290,7 @@ class Fold:
         control: FinishedRun | None,
         control_plan: Plan,
         rivals: Rivals,
+        plain: Sequence[TrainedNetwork],
         synthesis_patients: int,
     ) -> FoldResult:
         mixer = plan_mixer(self._plan, self._generator)
@@ -266,6 +340,7 @@ class Fold:
                 )
             if rivals.centralised is not None:
                 methods["centralised"] = with_mixer(mixer, rivals.centralised, curves=curves)
+            methods |= self._plain_methods(plain, name)
             if name in rivals.local_only and calibration is None:
                 result.local_gain_db[name] = self._gain_over(
                     cohort, mixer, finished, rivals.local_only[name]
@@ -280,6 +355,10 @@ class Fold:
                 if "controls" in self._compare:
                     other = self._somebody_else(cohorts, name, patient)
                     predictions |= control_predictions(held_out.prepared, other)
+                if THREE_PLANES in self._compare:
+                    predictions[THREE_PLANES] = three_planes(
+                        self._generator, held_out.features, held_out.prepared.spacing_mm
+                    )
                 for m, figures in self._measured_all(held_out, predictions).items():
                     result.metrics.setdefault(name, {}).setdefault(m, {})[patient] = figures
                 if "cross_site" in self._compare:
@@ -308,6 +387,20 @@ class Fold:
             if (name, subject) != person:
                 return self._prepared(cohorts[name], one)
         return None
+
+    def _plain_methods(self, plain: Sequence[TrainedNetwork], site: str) -> dict[str, Method]:
+        """The rows of the plain networks at a site: evidence, and no option of the site's."""
+        if self._beside is None:
+            return {}
+        return {
+            one.row: predictor(
+                build(one.network, len(self._plan.task.source), self._plan.seed),
+                one.values[site],
+                self._beside.settings.of(one.network).window,
+            )
+            for one in plain
+            if site in one.values
+        }
 
     def _measured_all(
         self, held_out: HeldOut, predictions: Mapping[str, Floats]

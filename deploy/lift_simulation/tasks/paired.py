@@ -30,7 +30,7 @@ from lift.tracking.run import Tracking
 from lift_server.release.results import write_finished_mixer
 from lift_simulation.progress import Reporter
 from lift_simulation.sites import open_sites, phantoms_of
-from lift_simulation.tasks.fold import Afterwards, Fold, FoldResult
+from lift_simulation.tasks.fold import Afterwards, Beside, Fold, FoldResult
 from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.participation import Participation
 from lift_simulation.tasks.record import RecordFile
@@ -87,6 +87,7 @@ def simulate_paired(
             participation=participation,
             on_round=tracking.round_done,
             judge=_judge(config, fold_plan, sites, out, folder, reporter),
+            beside=Beside(config.plain_networks, config.rivals, bundle),
         )
         count = 10**9 if config.leave_one_out else config.synthesis_patients
         result = fold.run(synthesis_patients=count)
@@ -101,6 +102,8 @@ def simulate_paired(
         results.append(result)
         record.keep_seconds(reporter.seconds)
     table = _tables(results, plan, apart=config.late)
+    if results[0].costs is not None:
+        table = table.updated(costs=results[0].costs)
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
             second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)

@@ -21,8 +21,8 @@ from lift.tasks.paired.local import LEARNING_RATE, local_steps, train_alone
 from lift.tasks.paired.methods import main_row
 from lift.tasks.paired.predictions import sum_of_equations
 from lift.tasks.paired.site_cohort import SiteCohort
+from lift_simulation.baselines import read_baseline, write_baseline
 from lift_simulation.progress import Reporter
-from lift_simulation.tasks.baselines import read_baseline, write_baseline
 
 Values = dict[str, Tensor]
 

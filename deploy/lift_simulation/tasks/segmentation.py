@@ -25,6 +25,7 @@ from lift.errors import ConfigError
 from lift.randomness import derive_seed
 from lift.tasks.paired.methods import Floats, HeldOut
 from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
+from lift_simulation.baselines import read_baseline, write_baseline
 from lift_simulation.labels import label_slices
 from lift_simulation.progress import Reporter
 from lift_simulation.segmenter import (
@@ -36,7 +37,6 @@ from lift_simulation.segmenter import (
     stack_of,
     train_segmenter,
 )
-from lift_simulation.tasks.baselines import read_baseline, write_baseline
 
 _FILE: Final = "segmenter.safetensors"
 

@@ -51,9 +51,9 @@ from lift_client.session import SiteSession
 from lift_client.tasks.unconditional import UnconditionalWork
 from lift_server.release.results import write_finished_mixer
 from lift_server.rounds.finished import FinishedRun
+from lift_simulation.baselines import read_baseline
 from lift_simulation.federation import federate
 from lift_simulation.progress import Reporter
-from lift_simulation.tasks.baselines import read_baseline
 from lift_simulation.tasks.generated import Evidence
 from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.record import RecordFile

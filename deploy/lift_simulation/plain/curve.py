@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import process_time
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,15 +14,45 @@ from lift.config.plan import Plan
 from lift.generator.features import Person
 from lift.mixer.base import Mixer
 from lift.tasks.paired.training import train_round
-from lift_benchmarks.reach.config import Mode, ReachConfig
 from lift_server.rounds.aggregation import mean_update, site_weights
 
+_TOGETHER: Final = "pooled"
+"""In place of a site's name, where all patients are in one place."""
 _ENDLESS: Final = 1_000_000
 """Rounds of a plan whose learning rate does not fall, since the end of training is unknown."""
 
+Mode = Literal["pooled", "fedavg"]
 Values = dict[str, Tensor]
 Advance = Callable[[int, Values], tuple[Values, int]]
 """Round (from 1) and numbers -> numbers after it, and the steps that it took."""
+
+
+class Pace(Protocol):
+    """How a training advances, and when its curve is flat; settings have these as keys."""
+
+    @property
+    def pooled_steps(self) -> int:
+        """Steps of a pooled training between two states that its average counts."""
+
+    @property
+    def local_steps(self) -> int:
+        """Steps of each site in a round."""
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps, of all sites together, between two measurements of the curve."""
+
+    @property
+    def fewest_share(self) -> float:
+        """Share of its budget before which no training is called flat."""
+
+    @property
+    def plateau_db(self) -> float:
+        """What counts as a gain over the last third of the steps."""
+
+    @property
+    def sharpness(self) -> float:
+        """Of the average over a training's states; see :func:`averaged`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +73,7 @@ class Trained:
         curve: every checkpoint.
         stopped: by a plateau, or by the budget of steps.
         core_s: processor seconds of training and measuring the curve.
+        advance_s: of training alone.
     """
 
     values: Values
@@ -50,6 +81,7 @@ class Trained:
     curve: tuple[Point, ...]
     stopped: Literal["plateau", "budget"]
     core_s: float
+    advance_s: float
 
 
 def is_plateau(curve: Sequence[Point], gain_db: float, fewest: float) -> bool:
@@ -92,7 +124,7 @@ def train(
     advance: Advance,
     start: Values,
     measure: Callable[[Values], float],
-    config: ReachConfig,
+    pace: Pace,
     *,
     most_steps: int,
     keep_best: bool,
@@ -104,7 +136,7 @@ def train(
         advance: one round.
         start: numbers at first.
         measure: numbers -> PSNR of the patients that the curve is of, dB.
-        config: checkpoints and plateau.
+        pace: checkpoints and plateau.
         most_steps: the budget.
         keep_best: keep the best checkpoint, as validation patients allow; else the last.
         report: called after each round with the steps taken.
@@ -114,25 +146,33 @@ def train(
     curve: list[Point] = []
     checkpoints: list[Values] = []
     steps = index = 0
+    advance_s = 0.0
     stopped: Literal["plateau", "budget"] = "budget"
     while steps < most_steps:
         index += 1
+        at = process_time()
         values, taken = advance(index, values)
+        advance_s += process_time() - at
         steps += taken
-        average = averaged(average, values, index, config.sharpness)
+        average = averaged(average, values, index, pace.sharpness)
         if report is not None:
             report(steps)
         last = curve[-1].steps if curve else 0
-        if steps < most_steps and steps - last < config.checkpoint_steps:
+        if steps < most_steps and steps - last < pace.checkpoint_steps:
             continue
         curve.append(Point(steps, measure(average)))
         checkpoints.append(average)
-        if is_plateau(curve, config.plateau_db, config.fewest_share * most_steps):
+        if is_plateau(curve, pace.plateau_db, pace.fewest_share * most_steps):
             stopped = "plateau"
             break
     best = max(range(len(curve)), key=lambda i: curve[i].psnr_db) if keep_best else len(curve) - 1
     return Trained(
-        checkpoints[best], curve[best].steps, tuple(curve), stopped, process_time() - began
+        checkpoints[best],
+        curve[best].steps,
+        tuple(curve),
+        stopped,
+        process_time() - began,
+        advance_s,
     )
 
 
@@ -141,7 +181,7 @@ def rounds_of(
     network: Mixer,
     patients: Mapping[str, Sequence[Person]],
     plan: Plan,
-    config: ReachConfig,
+    pace: Pace,
 ) -> Advance:
     """How a network advances: on all patients at once, or as an average of sites' trainings.
 
@@ -150,12 +190,12 @@ def rounds_of(
         network: trained in; its numbers are overwritten.
         patients: site -> training patients, as the network sees them; a site may have none.
         plan: of the model.
-        config: steps of a round.
+        pace: steps of a round.
     """
     joined = {site: list(found) for site, found in sorted(patients.items()) if found}
     if mode == "pooled":
-        joined = {"pooled": [person for found in joined.values() for person in found]}
-    steps = config.pooled_steps if mode == "pooled" else config.local_steps
+        joined = {_TOGETHER: [person for found in joined.values() for person in found]}
+    steps = pace.pooled_steps if mode == "pooled" else pace.local_steps
     training = plan.training.model_copy(update={"steps": steps})
     federation = plan.federation.model_copy(update={"rounds": _ENDLESS})
     endless = plan.model_copy(update={"training": training, "federation": federation})
@@ -167,7 +207,7 @@ def rounds_of(
             for site, found in joined.items()
         }
         if mode == "pooled":
-            return ends["pooled"], steps
+            return ends[_TOGETHER], steps
         # weights add up to 1: the mean of the ends is the start and the mean of the updates
         mean = mean_update(ends, weights)
         return {name: tensor.to(torch.float32) for name, tensor in mean.items()}, steps * len(ends)
