@@ -26,6 +26,11 @@ class _SliceNetworkConfig(Settings):
         """Channels of the network's input: all sources of all 2 * context_slices + 1 slices."""
         return self.n_source * (2 * self.context_slices + 1)
 
+    @property
+    def card_version(self) -> Literal[1, 2]:
+        """The format of a card that holds this network: older programs refuse one too new."""
+        return 1
+
 
 class UNetConfig(_SliceNetworkConfig):
     """Our residual 2D U-Net with taps; every mixer can work on it."""
@@ -38,12 +43,22 @@ class UNetConfig(_SliceNetworkConfig):
         default=(1, 2, 4, 4), min_length=2, max_length=6
     )
     """Channels of each level, in units of `width`; each level halves the resolution."""
+    normalise_over: Literal["picture", "mask"] = Field(
+        default="picture", exclude_if=lambda over: over == "picture"
+    )
+    """What group norm takes its statistics over, slice by slice: the whole picture, or the mask
+    alone. With `mask` nothing outside the mask has an influence, and only its box is computed."""
 
     @model_validator(mode="after")
     def _first_level_is_width(self) -> Self:
         if self.multipliers[0] != 1:
             raise ValueError("multipliers must start with 1: the first level has `width` channels")
         return self
+
+    @property
+    def card_version(self) -> Literal[1, 2]:
+        """See the base."""
+        return 2 if self.normalise_over == "mask" else 1
 
 
 class MonaiBasicUNetConfig(_SliceNetworkConfig):
@@ -105,8 +120,8 @@ class GeneratorCard(Settings):
 
     task_kind: ClassVar[TaskKind] = "paired"
 
-    format_version: Annotated[Literal[1], VERSION] = 1
-    """Version of the bundle's format."""
+    format_version: Annotated[Literal[1, 2], VERSION] = 1
+    """Version of the bundle's format: 2 for a network that normalises over the mask."""
     network: NetworkConfig
     """Architecture of the network."""
     source: tuple[Name, ...] = Field(min_length=1, max_length=8)
@@ -139,6 +154,8 @@ class GeneratorCard(Settings):
             )
         if set(self.normalisation) != {*self.source, self.target}:
             raise ValueError("normalisation must name every source, the target and nothing else")
+        if self.format_version != self.network.card_version:
+            raise ValueError(f"this network needs format_version {self.network.card_version}")
         return self
 
 

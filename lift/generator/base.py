@@ -62,11 +62,15 @@ class SliceGenerator(Protocol):
             stride 1, `bottleneck` the deepest level. Empty for a network that exposes none.
         n_source: number of source channels.
         context_slices: neighbouring source slices on either side (0 = plain 2D; 2.5D else).
+        crop_stride: a crop that holds the mask and starts at multiples of this gives the whole
+            picture's result, to rounding, and everything outside the mask is 0. None: the whole
+            picture has an influence, and the mask has none.
     """
 
     taps: Mapping[str, Tap]
     n_source: int
     context_slices: int
+    crop_stride: int | None
 
     @property
     def device(self) -> torch.device:
@@ -74,18 +78,19 @@ class SliceGenerator(Protocol):
         ...
 
     def predict(
-        self, x: Tensor, tap_names: tuple[str, ...] = ()
+        self, x: Tensor, tap_names: tuple[str, ...] = (), *, mask: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Prediction (n, 1, h, w) and the asked-for taps (n, c, ceil(h/stride), ceil(w/stride)).
 
-        Runs without gradients.
+        Runs without gradients. A generator with a `crop_stride` needs the `mask`, 0 or 1,
+        (n, 1, h, w).
         """
         ...
 
-    def decode(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, taps: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Prediction from encoder taps, differentiable with respect to them, weights frozen.
 
-        `taps` holds every encoder level (`encoder_tap_names`).
+        `taps` holds every encoder level (`encoder_tap_names`); `mask` is as in :meth:`predict`.
         """
         ...
 

@@ -39,6 +39,7 @@ def make_card(
     """The card of a network as it is now, with its fingerprint."""
     taps = network.taps if isinstance(network, UNet) else {}
     return GeneratorCard(
+        format_version=description.network.card_version,
         network=description.network,
         source=description.source,
         target=description.target,

@@ -14,7 +14,7 @@ from lift.strict_json import parse_json
 
 CARD_FILE: Final = "generator.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
-_FORMAT_VERSION: Final = 1
+_VERSIONS: Final = (1, 2)
 _DECODER_VERSIONS: Final = (1, 2)
 _BUILTIN: Final = Path(__file__).parent / "bundles"
 _NOTHING_LOADED: Final = "Nothing was loaded. Copy the bundle again from its source."
@@ -35,7 +35,7 @@ def read_card(folder: Path) -> GeneratorCard | DecoderCard:
         raise damaged_bundle(folder, f"{CARD_FILE}: {reason}") from None
     found = data.get("format_version") if isinstance(data, dict) else None
     unconditional = isinstance(data, dict) and data.get("kind") == "unconditional"
-    readable = _DECODER_VERSIONS if unconditional else (_FORMAT_VERSION,)
+    readable = _DECODER_VERSIONS if unconditional else _VERSIONS
     if type(found) is int and found not in readable:
         raise VersionMismatchError(
             "cannot use the generator bundle: it comes from another version",

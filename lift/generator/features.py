@@ -18,10 +18,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,11 +29,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lift.device import AtOnce, inference_autocast, to_device
 from lift.errors import DataError, DiskError
 from lift.files import write_json
 from lift.generator.base import SliceGenerator
-from lift.generator.networks import neighbour_channels
+from lift.generator.blocks import BLOCKS, generate_blocks, pooled_means
 from lift.mixer.curves import apply_curves
 from lift.strict_json import parse_json
 
@@ -46,8 +44,6 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
-_BLOCK_VOXELS: Final = 100_000
-_LONGEST_BLOCK: Final = 8
 _CARD: Final = "entry.json"
 _LAYOUT: Final = 2
 _UNFINISHED_S: Final = 86400.0
@@ -63,7 +59,7 @@ class Features:
         target: (z, 1, h, w), float32, or None when there is none.
         mask: 0 or 1, (z, 1, h, w), uint8.
         taps: tap name -> (z, c, h / stride, w / stride), float16.
-        pooled: tap name -> in-plane means, (z, c), float32.
+        pooled: tap name -> in-plane means by :func:`pooled_means`, (z, c), float32.
         slice_spacing_mm: through-plane spacing.
         curves: what brings `pred` to a contrast before a mixer, (f,), see `lift.mixer.curves`;
         None:
@@ -118,59 +114,6 @@ def examinations(person: Person) -> Sequence[Features]:
     return [person] if isinstance(person, Features) else person
 
 
-@dataclass(frozen=True)
-class SliceBlock:
-    """What the frozen generator gives for some consecutive slices."""
-
-    pred: Tensor
-    taps: dict[str, Tensor]
-
-
-def block_slices(slice_shape: tuple[int, int]) -> int:
-    """Slices per forward pass, always cut at the same places: equal results by construction."""
-    height, width = slice_shape
-    return max(1, min(_LONGEST_BLOCK, _BLOCK_VOXELS // (height * width)))
-
-
-def generate_blocks(
-    generator: SliceGenerator,
-    source: Floats,
-    tap_names: tuple[str, ...],
-    *,
-    first: int = 0,
-) -> Iterator[tuple[int, SliceBlock]]:
-    """Blocks of :func:`block_slices` slices from `first` (a multiple of that) to the end.
-
-    Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16),
-    on the CPU.
-    """
-    depth = source.shape[0]
-    reach = generator.context_slices
-    size = block_slices((source.shape[2], source.shape[3]))
-    at_once = AtOnce(size, generator.device)
-    for start in range(first, depth, size):
-        stop = min(start + size, depth)
-        indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
-        rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
-        x = neighbour_channels(rows, reach)[reach : reach + stop - start]
-        yield start, at_once.attempt(partial(_block, generator, x, tap_names))
-
-
-def _block(
-    generator: SliceGenerator, x: Tensor, tap_names: tuple[str, ...], at_once: int
-) -> SliceBlock:
-    """What the generator gives for the slices `x`, `at_once` slices to a forward pass."""
-    preds: list[Tensor] = []
-    taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
-    for rows in torch.split(x, at_once):
-        with torch.no_grad(), inference_autocast(generator.device):
-            pred, found = generator.predict(to_device(rows, generator.device), tap_names)
-        preds.append(pred.float().cpu())
-        for name, tap in found.items():
-            taps[name].append(tap.to(torch.float16).cpu())
-    return SliceBlock(torch.cat(preds), {name: torch.cat(parts) for name, parts in taps.items()})
-
-
 def compute_features(
     prepared: Prepared,
     generator: SliceGenerator,
@@ -182,17 +125,19 @@ def compute_features(
     preds: list[Tensor] = []
     taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
     pooled: dict[str, list[Tensor]] = {name: [] for name in pooled_names}
-    for _, block in generate_blocks(generator, prepared.source, wanted):
+    mask = prepared.mask
+    for start, block in generate_blocks(generator, prepared, wanted):
         preds.append(block.pred)
         for name in tap_names:
             taps[name].append(block.taps[name])
         for name in pooled_names:
-            pooled[name].append(block.taps[name].float().mean((2, 3)))
+            here = mask[start : start + len(block.pred)]
+            pooled[name].append(pooled_means(generator, block, name, here))
     return Features(
         source=prepared.source,
         pred=torch.cat(preds).numpy(),
         target=prepared.target,
-        mask=prepared.mask.astype(np.uint8),
+        mask=mask.astype(np.uint8),
         taps={name: torch.cat(parts).numpy() for name, parts in taps.items()},
         pooled={name: torch.cat(parts).numpy() for name, parts in pooled.items()},
         slice_spacing_mm=prepared.spacing_mm[0],
@@ -211,7 +156,7 @@ def feature_key(
     """The name of a cache entry: SHA-256 of everything that its content depends on."""
     parts = [
         _LAYOUT,
-        (_BLOCK_VOXELS, _LONGEST_BLOCK),
+        BLOCKS,
         volume_digests,
         generator_fingerprint,
         preprocessing_digest,

@@ -29,6 +29,7 @@ from lift.config.generator import (
 from lift.device import device_of
 from lift.errors import ConfigError
 from lift.generator.base import Tap
+from lift.mixer.differences import keep_inside
 
 
 def neighbour_channels(source: Tensor, context_slices: int) -> Tensor:
@@ -53,32 +54,88 @@ class SliceNetwork(nn.Module, ABC):
     """A trainable 2D network: (n, input channels, h, w) -> (n, 1, h, w), any h, w >= 1."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """The prediction, (n, 1, h, w)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prediction, (n, 1, h, w).
+
+        Args:
+            x: (n, input channels, h, w).
+            mask: 0 or 1, (n, 1, h, w), for a network that normalises over it.
+        """
+
+
+class SliceNorm(nn.GroupNorm):
+    """Group norm whose statistics are those of each slice, or of its mask alone."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(n, c, h, w), of no meaning outside a `mask` of 0 or 1, (n, 1, h, w)."""
+        if mask is None:
+            return super().forward(x)
+        each = self.num_channels // self.num_groups
+        count = (mask.sum((2, 3), dtype=torch.float32) * each).clamp(min=1)
+
+        def by_group(sums: Tensor) -> Tensor:
+            """Means by group from sums by channel, (n, c), as a factor of each channel."""
+            means = sums.reshape(-1, self.num_groups, each).sum(-1) / count
+            return means.repeat_interleave(each, dim=1)[..., None, None]
+
+        inside = x * mask
+        mean = by_group(inside.sum((2, 3), dtype=torch.float32)).to(x.dtype)
+        # in two passes: a difference of sums would lose a small variance beside a large mean
+        inside = torch.addcmul(inside, mean, mask, value=-1)
+        variance = by_group(inside.square().sum((2, 3), dtype=torch.float32))
+        factor = (variance + self.eps).rsqrt() * self.weight[:, None, None]
+        return torch.addcmul(self.bias[:, None, None].to(x.dtype), inside, factor.to(x.dtype))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each with group norm and SiLU, beside a 1x1 shortcut."""
+    """Two 3x3 convolutions, each with group norm and SiLU, beside a 1x1 shortcut.
+
+    With a mask nothing outside it has an influence, and the result is 0 there.
+    """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         # at least two channels a group: a 1 x 1 map must still have something to normalise
         groups = math.gcd(n_out // 2, 8)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, n_out)
+        self.norm1 = SliceNorm(groups, n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, n_out)
+        self.norm2 = SliceNorm(groups, n_out)
         self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, n_out, h, w) from (n, n_in, h, w)."""
-        hidden = F.silu(self.norm1(self.conv1(x)))
-        hidden = F.silu(self.norm2(self.conv2(hidden)))
-        return cast("Tensor", hidden + self.shortcut(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(n, n_out, h, w) from (n, n_in, h, w), which a mask has set to 0 outside."""
+        return self._rest(self.conv1(x), self.shortcut(x), mask)
+
+    def above(self, deep: Tensor, skip: Tensor, mask: Tensor | None) -> Tensor:
+        """:meth:`forward` of `deep` at twice its size (nearest neighbour) beside `skip`."""
+        if mask is None:
+            whole = F.interpolate(deep, scale_factor=2.0, mode="nearest")
+            return self.forward(torch.cat([whole, skip], dim=1))
+        n_deep = deep.shape[1]
+        shortcut = cast("nn.Conv2d", self.shortcut)
+        kernel, short = self.conv1.weight, shortcut.weight
+        # each pixel of `deep` becomes four equal ones: half of the products can be shared
+        hidden = F.conv_transpose2d(deep, _spread(kernel[:, :n_deep]), stride=2, padding=1)
+        hidden = hidden + F.conv2d(skip, kernel[:, n_deep:], self.conv1.bias, padding=1)
+        beside = F.interpolate(F.conv2d(deep, short[:, :n_deep]), scale_factor=2.0)
+        beside = beside + F.conv2d(skip, short[:, n_deep:], shortcut.bias)
+        return self._rest(hidden, beside, mask)
+
+    def _rest(self, hidden: Tensor, beside: Tensor, mask: Tensor | None) -> Tensor:
+        """All that follows the first convolution and the shortcut."""
+        hidden = _inside(F.silu(self.norm1(hidden, mask)), mask)
+        hidden = F.silu(self.norm2(self.conv2(hidden), mask))
+        return _inside(hidden + beside, mask)
 
 
 class UNet(SliceNetwork):
     """A residual U-Net with a linear 1x1 head; average pooling down, nearest neighbour up.
+
+    Where it normalises over the mask, input, features and prediction are 0 outside the mask (a
+    coarse cell is outside when all its pixels are), and so is what a convolution meets beyond the
+    picture: any crop that holds the mask and starts at a multiple of the deepest stride gives the
+    whole picture's result, to rounding.
 
     Width 32 with multipliers 1, 2, 4, 8 and three sources costs 21 GFLOP a slice of 240 x 240
     (2 FLOP per multiply-add) and has 2.1 M parameters: the row w = 32 of method.md 3.4.
@@ -88,6 +145,7 @@ class UNet(SliceNetwork):
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.widths = tuple(widths)
+        self.over_mask = config.normalise_over == "mask"
         self.stem = nn.Conv2d(config.input_channels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(
             ResidualBlock(n_in, n_out)
@@ -111,34 +169,73 @@ class UNet(SliceNetwork):
             "feat": Tap(self.widths[0], 1)
         }
 
-    def encode(self, x: Tensor) -> list[Tensor]:
+    @property
+    def stride(self) -> int:
+        """Of the deepest level."""
+        return int(2 ** (len(self.widths) - 1))
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """All encoder levels of (n, input channels, h, w), level i with side ceil(h / 2**i)."""
         sides = x.shape[-2:]
-        hidden = self.stem(_pad_to(x, self._padded(sides)))
+        inside = self._insides(mask, sides)
+        hidden = self._laid_out(_pad_to(x, self._padded(sides)))
+        if inside[0] is not None:
+            hidden = keep_inside(hidden, inside[0])
+        hidden = _inside(self.stem(hidden), inside[0])
         levels = []
         for level, block in enumerate(self.encoder):
-            hidden = block(F.avg_pool2d(hidden, 2) if level else hidden)
+            hidden = block(F.avg_pool2d(hidden, 2) if level else hidden, inside[level])
             levels.append(_crop_to(hidden, _sides_at(sides, level)))
         return levels
 
-    def decode(self, levels: Sequence[Tensor]) -> Tensor:
+    def decode(self, levels: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
         """`feat`, (n, width, h, w), from all encoder levels as :meth:`encode` gives them."""
         sides = levels[0].shape[-2:]
         padded = self._padded(sides)
-        whole = [_pad_to(tensor, _sides_at(padded, level)) for level, tensor in enumerate(levels)]
+        inside = self._insides(mask, sides)
+        whole = [
+            self._laid_out(_pad_to(tensor, _sides_at(padded, level)))
+            for level, tensor in enumerate(levels)
+        ]
         hidden = whole[-1]
-        for block, skip in zip(self.decoder, reversed(whole[:-1]), strict=True):
-            above = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
-            hidden = block(torch.cat([above, skip], dim=1))
+        for level in reversed(range(len(self.widths) - 1)):
+            block = cast("ResidualBlock", self.decoder[len(self.widths) - 2 - level])
+            hidden = block.above(hidden, whole[level], inside[level])
         return _crop_to(hidden, sides)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The prediction, (n, 1, h, w)."""
-        return cast("Tensor", self.head(self.decode(self.encode(x))))
+    def read_out(self, feat: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prediction, (n, 1, h, w), from `feat`."""
+        pred = cast("Tensor", self.head(feat))
+        return _inside(pred, mask if self.over_mask else None)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prediction, (n, 1, h, w); see :meth:`SliceNetwork.forward`.
+
+        Raises:
+            ValueError: the network needs the mask.
+        """
+        return self.read_out(self.decode(self.encode(x, mask), mask), mask)
+
+    def _insides(self, mask: Tensor | None, sides: Sequence[int]) -> list[Tensor | None]:
+        """The mask at each level, of padded sides; None for a network that takes none."""
+        if not self.over_mask:
+            return [None] * len(self.widths)
+        if mask is None:
+            raise ValueError("a network that normalises over the mask needs the mask")
+        level = _pad_to(mask, self._padded(sides))
+        found: list[Tensor | None] = [level]
+        for _ in self.widths[1:]:
+            level = F.max_pool2d(level, 2)
+            found.append(level)
+        return found
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        # convolutions are up to twice as fast with the channels last; older networks keep their
+        # layout, and with it their bits
+        return x.contiguous(memory_format=torch.channels_last) if self.over_mask else x
 
     def _padded(self, sides: Sequence[int]) -> tuple[int, int]:
-        stride = 2 ** (len(self.widths) - 1)
-        return _round_up(sides[0], stride), _round_up(sides[1], stride)
+        return _round_up(sides[0], self.stride), _round_up(sides[1], self.stride)
 
 
 class MonaiNetwork(SliceNetwork):
@@ -149,8 +246,8 @@ class MonaiNetwork(SliceNetwork):
         self.body = body
         self._stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The prediction, (n, 1, h, w)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prediction, (n, 1, h, w); the mask has no influence."""
         sides = x.shape[-2:]
         # instance norm refuses a deepest map of 1 x 1, hence at least twice the stride
         height, width = (max(_round_up(side, self._stride), 2 * self._stride) for side in sides)
@@ -230,6 +327,8 @@ class FrozenGenerator(nn.Module):
         self.n_source = card.network.n_source
         self.context_slices = card.network.context_slices
         self.taps: Mapping[str, Tap] = network.taps if isinstance(network, UNet) else {}
+        over_mask = isinstance(network, UNet) and network.over_mask
+        self.crop_stride = network.stride if isinstance(network, UNet) and over_mask else None
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -243,13 +342,13 @@ class FrozenGenerator(nn.Module):
         return super().train(mode=False)
 
     def predict(
-        self, x: Tensor, tap_names: tuple[str, ...] = ()
+        self, x: Tensor, tap_names: tuple[str, ...] = (), *, mask: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Prediction and asked-for taps, without gradients; see `SliceGenerator.predict`.
 
         Raises:
             ConfigError: the network has no such tap.
-            ValueError: `x` has the wrong number of channels.
+            ValueError: `x` has the wrong number of channels, or the mask is missing.
         """
         for name in tap_names:
             if name not in self.taps:
@@ -263,12 +362,13 @@ class FrozenGenerator(nn.Module):
         with torch.no_grad():
             if not isinstance(self.network, UNet):
                 return self.network(x), {}
-            levels = self.network.encode(x)
-            feat = self.network.decode(levels)
+            levels = self.network.encode(x, mask)
+            feat = self.network.decode(levels, mask)
             available = dict(zip(self.encoder_tap_names, levels, strict=True)) | {"feat": feat}
-            return self.network.head(feat), {name: available[name] for name in tap_names}
+            pred = self.network.read_out(feat, mask)
+            return pred, {name: available[name] for name in tap_names}
 
-    def decode(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, taps: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Prediction (n, 1, h, w) from all encoder taps, differentiable with respect to them.
 
         The taps of :meth:`predict` give its prediction back. Other number formats (the cache's
@@ -281,7 +381,7 @@ class FrozenGenerator(nn.Module):
             raise self._no_such_feature("decoder that starts from taps")
         dtype = self.network.head.weight.dtype
         levels = [taps[name].to(dtype) for name in self.encoder_tap_names]
-        return cast("Tensor", self.network.head(self.network.decode(levels)))
+        return self.network.read_out(self.network.decode(levels, mask), mask)
 
     @property
     def encoder_tap_names(self) -> tuple[str, ...]:
@@ -305,6 +405,24 @@ class FrozenGenerator(nn.Module):
             seen=f"network '{self.card.network.name}' has the taps {sorted(self.taps) or 'none'}",
             remedy="Choose the mixer zrefine_lite, which needs no taps, or a bundle with 'unet'.",
         )
+
+
+def _spread(kernel: Tensor) -> Tensor:
+    """The transposed convolution, (in, out, 4, 4), that is `kernel` after doubling the picture.
+
+    Args:
+        kernel: (out, in, 3, 3), of padding 1.
+    """
+    for side in (2, 3):
+        first, middle, last = kernel.unbind(side)
+        # each sum is over the taps that meet one pixel of the coarser grid
+        kernel = torch.stack([last, middle + last, first + middle, first], dim=side)
+    return kernel.transpose(0, 1)
+
+
+def _inside(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x` with 0 where there is a mask that is 0."""
+    return x if mask is None else x * mask.to(x.dtype)
 
 
 def _round_up(side: int, multiple: int) -> int:

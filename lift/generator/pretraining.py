@@ -188,7 +188,7 @@ def train_on_arrays(
         rng = np.random.default_rng(derive_seed(config.seed, "step", step))
         batch = [to_device(tensor, device) for tensor in draw_batch(config, training, rng)]
         optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, config.steps)
-        loss = masked_loss(network(batch[0]), batch[1], batch[2], config.loss)
+        loss = masked_loss(network(batch[0], batch[2]), batch[1], batch[2], config.loss)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
@@ -236,11 +236,13 @@ def validation_psnr_db(
     """PSNR of one whole volume inside its mask, for the data range 1, in dB."""
     source = torch.from_numpy(patient.source.astype(np.float32))
     inputs = neighbour_channels(source, config.network.context_slices)
+    mask = torch.from_numpy(patient.mask.astype(np.float32))
+    parts = (torch.split(whole, _VALIDATION_SLICES) for whole in (inputs, mask))
     with torch.no_grad():
         pred = torch.cat(
             [
-                network(to_device(part, device)).cpu()
-                for part in torch.split(inputs, _VALIDATION_SLICES)
+                network(*(to_device(part, device) for part in block)).cpu()
+                for block in zip(*parts, strict=True)
             ]
         ).numpy()
     error = (pred.astype(np.float64) - patient.target)[patient.mask]

@@ -57,15 +57,15 @@ class FrozenParts:
         tap_strides: tap name -> in-plane stride (1 = the slice's own resolution).
         n_source: source channels at one slice (a 2.5D generator's neighbours not counted).
         head_weight: weight of the generator's linear 1x1 head, (channels of `feat`,), or None.
-        decode: taps (each (n, c, h', w')) -> prediction (n, 1, h, w), differentiable with
-            respect to the taps while every weight is frozen; or None.
+        decode: taps (each (n, c, h', w')) and mask (n, 1, h, w) -> prediction (n, 1, h, w),
+            differentiable with respect to the taps while every weight is frozen; or None.
     """
 
     tap_channels: Mapping[str, int]
     tap_strides: Mapping[str, int]
     n_source: int
     head_weight: Tensor | None = None
-    decode: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    decode: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
 
 
 class Mixer(TrainedPart, ABC):

@@ -37,27 +37,32 @@ def z_differences(v: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-def fill_differences(out: Tensor, v: Tensor, mask: Tensor, *, gain: float = 1.0) -> None:
+def fill_differences(
+    out: Tensor, v: Tensor, mask: Tensor, *, gain: float = 1.0, first: int = 0
+) -> None:
     """Write `gain` times the differences of :func:`z_differences` into `out`, all of it.
 
     Args:
-        out: (b, z, 6 * c, h, w), any strides: a part of a larger tensor saves a copy of it.
+        out: (b, n, 6 * c, h, w), any strides: a part of a larger tensor saves a copy of it.
         v: (b, z, c, h, w), 0 outside the mask.
         mask: 0 or 1, (b, z, 1, h, w).
         gain: factor.
+        first: slice of `v` that is the first of the n slices of `out`.
     """
     z, c = v.shape[1:3]
+    n = out.shape[1]
     weight = mask if gain == 1.0 else gain * mask
     for index, shift in enumerate(SHIFTS):
         part = out[:, :, index * c : (index + 1) * c]
-        reach = min(abs(shift), z)
-        missing = slice(0, reach) if shift < 0 else slice(z - reach, z)
-        part[:, missing] = 0.0
-        if reach == z:
+        low = min(n, max(0, -shift - first))
+        high = max(low, min(n, z - shift - first))
+        part[:, :low] = 0.0
+        part[:, high:] = 0.0
+        if low == high:
             continue
-        here = slice(max(0, -shift), z - max(0, shift))
-        there = slice(max(0, shift), z - max(0, -shift))
-        block = part[:, here]
+        here = slice(first + low, first + high)
+        there = slice(here.start + shift, here.stop + shift)
+        block = part[:, low:high]
         block.copy_(v[:, there])
         block.sub_(v[:, here])
         block.mul_(weight[:, here] * mask[:, there])

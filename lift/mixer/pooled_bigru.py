@@ -71,8 +71,8 @@ class PooledBiGRU(Mixer):
         moved = original * (1 + scale[..., None, None]) + shift[..., None, None]
         moved = self._kept("bottleneck", moved, inputs.mask)
         with torch.no_grad():
-            before = self._by_slice(taps)
-        after = self._by_slice({**taps, "bottleneck": moved})
+            before = self._by_slice(taps, inputs.mask)
+        after = self._by_slice({**taps, "bottleneck": moved}, inputs.mask)
         change = (after - before).view_as(inputs.pred)
         return inputs.pred + keep_inside(change, inputs.mask)
 
@@ -103,12 +103,13 @@ class PooledBiGRU(Mixer):
         coarse = max_pool2d(mask.flatten(0, 1), stride, ceil_mode=True)
         return keep_inside(tap, coarse.view(*mask.shape[:2], *coarse.shape[1:]))
 
-    def _by_slice(self, taps: dict[str, Tensor]) -> Tensor:
+    def _by_slice(self, taps: dict[str, Tensor], mask: Tensor) -> Tensor:
         # slices become rows of a batch here, which only frozen layers may see
         decode = self._frozen.decode
         if decode is None:
             raise ValueError("the generator has no decoder")
-        return decode({name: tap.flatten(0, 1) for name, tap in taps.items()})
+        by_slice = {name: tap.flatten(0, 1) for name, tap in taps.items()}
+        return decode(by_slice, mask.flatten(0, 1))
 
 
 class _Direction(nn.Module):

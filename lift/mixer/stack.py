@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lift.mixer.base import FrozenParts, MixerInputs
-from lift.mixer.differences import SHIFTS, fill_differences
+from lift.mixer.differences import SHIFTS, fill_differences, keep_inside
 from lift.mixer.layers import apply_plane_conv
 
 # differences are small beside the images: brought to their scale for the first convolution
@@ -46,37 +46,39 @@ def first_hidden(
     z = inputs.pred.shape[1]
     if torch.is_grad_enabled():
         return silu(first(_stacked(inputs, of_pred, tap_names, 0, z)))
-    reach = max(SHIFTS)
     parts = []
     for low in range(0, z, _SLICES_AT_ONCE):
-        high = min(low + _SLICES_AT_ONCE, z)
-        start, stop = max(0, low - reach), min(z, high + reach)
-        x = _stacked(inputs, of_pred, tap_names, start, stop)
-        parts.append(silu(apply_plane_conv(first, x[:, :, low - start : high - start])))
+        x = _stacked(inputs, of_pred, tap_names, low, min(low + _SLICES_AT_ONCE, z))
+        parts.append(silu(apply_plane_conv(first, x)))
     return torch.cat(parts, dim=2)
 
 
 def _stacked(
-    inputs: MixerInputs, of_pred: Tensor, tap_names: Sequence[str], start: int, stop: int
+    inputs: MixerInputs, of_pred: Tensor, tap_names: Sequence[str], low: int, high: int
 ) -> Tensor:
-    """[S, P, taps, 4 D_k P, 4 D_k S] of slices start..stop-1 as (b, channels, z, h, w).
+    """[S, P, taps, 4 D_k P, 4 D_k S] of slices low..high-1 as (b, channels, z, h, w).
 
-    The source's differences take no slice from beyond this range. Written part by part
-    into one block: joining the parts would copy them twice more.
+    Written part by part into one block: joining the parts would copy them twice more. Without
+    gradients it lies in memory slice by slice, as :func:`apply_plane_conv` takes it.
     """
-    here = slice(start, stop)
-    mask = inputs.mask[:, here]
+    here = slice(low, high)
     images = [inputs.source, inputs.pred, *(inputs.taps[name] for name in tap_names)]
-    b, _, n_source, h, w = inputs.source.shape
+    b, z, n_source, h, w = inputs.source.shape
     plain = sum(image.shape[2] for image in images)
     first, last = plain, plain + len(SHIFTS)
-    block = inputs.pred.new_empty((b, last + len(SHIFTS) * n_source, stop - start, h, w))
-    x = block.transpose(1, 2)
+    channels, slices = last + len(SHIFTS) * n_source, high - low
+    if torch.is_grad_enabled():
+        x = inputs.pred.new_empty((b, channels, slices, h, w)).transpose(1, 2)
+    else:
+        x = inputs.pred.new_empty((b, slices, channels, h, w))
     at = 0
     for image in images:
         x[:, :, at : at + image.shape[2]] = image[:, here]
         at += image.shape[2]
-    x[:, :, :plain].masked_fill_(mask == 0, 0.0)
+    x[:, :, :plain].masked_fill_(inputs.mask[:, here] == 0, 0.0)
     x[:, :, first:last] = _DIFFERENCE_GAIN * of_pred[:, here]
-    fill_differences(x[:, :, last:], x[:, :, :n_source], mask, gain=_DIFFERENCE_GAIN)
-    return block
+    near = slice(max(0, low - max(SHIFTS)), min(z, high + max(SHIFTS)))
+    mask = inputs.mask[:, near]
+    source = keep_inside(inputs.source[:, near], mask)
+    fill_differences(x[:, :, last:], source, mask, gain=_DIFFERENCE_GAIN, first=low - near.start)
+    return x.transpose(1, 2)

@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(8, 1, 1)
         self.requires_grad_(False)
 
-    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, taps: Mapping[str, Tensor], _mask: Tensor) -> Tensor:
         size = taps["enc0"].shape[-2:]
         levels = [interpolate(taps[name], size=size) for name in ("enc0", "enc1", "bottleneck")]
         result: Tensor = self.head(torch.tanh(self.mix(torch.cat(levels, 1))))

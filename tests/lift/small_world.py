@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import nibabel
 import numpy as np
@@ -31,15 +31,24 @@ FILE_SHAPE: Final = (22, 26, 9)
 
 
 def small_generator(
-    *, context_slices: int = 0, seed: int = 0, multipliers: tuple[int, ...] = (1, 2, 2)
+    *,
+    context_slices: int = 0,
+    seed: int = 0,
+    multipliers: tuple[int, ...] = (1, 2, 2),
+    over: Literal["picture", "mask"] = "picture",
 ) -> FrozenGenerator:
     config = UNetConfig(
-        width=4, multipliers=multipliers, n_source=len(SOURCES), context_slices=context_slices
+        width=4,
+        multipliers=multipliers,
+        n_source=len(SOURCES),
+        context_slices=context_slices,
+        normalise_over=over,
     )
     network = build_network(config, seed=seed)
     assert isinstance(network, UNet)
     rules = small_plan().preprocessing
     card = GeneratorCard(
+        format_version=config.card_version,
         network=config,
         source=SOURCES,
         target=TARGET,

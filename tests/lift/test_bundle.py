@@ -198,8 +198,8 @@ def test_a_card_that_contradicts_itself_is_refused(
 
 def test_another_version_of_the_format_is_refused_as_such(tmp_path: Path) -> None:
     written(tmp_path)
-    rewrite_card(tmp_path, lambda card: card.update(format_version=2, new_key=1))
-    with pytest.raises(VersionMismatchError, match="format 2"):
+    rewrite_card(tmp_path, lambda card: card.update(format_version=3, new_key=1))
+    with pytest.raises(VersionMismatchError, match="format 3"):
         load(tmp_path)
 
 

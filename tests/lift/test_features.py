@@ -23,14 +23,8 @@ from numpy.typing import NDArray
 from lift.cohort.preprocessing import preprocessing_digest
 from lift.config.plan import MixerKind
 from lift.errors import DataError
-from lift.generator.features import (
-    FeatureCache,
-    Features,
-    block_slices,
-    compute_features,
-    feature_key,
-    generate_blocks,
-)
+from lift.generator.blocks import block_slices, generate_blocks
+from lift.generator.features import FeatureCache, Features, compute_features, feature_key
 from lift.generator.networks import neighbour_channels
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
@@ -138,12 +132,12 @@ def test_asking_for_taps_twice_or_in_another_order_changes_nothing() -> None:
 @pytest.mark.parametrize("depth", [1, 8, 9, 17])
 def test_blocks_do_not_depend_on_where_they_begin(context_slices: int, depth: int) -> None:
     generator = small_generator(context_slices=context_slices)
-    source = small_prepared(depth).source
-    every = dict(generate_blocks(generator, source, ("enc0",)))
+    prepared = small_prepared(depth)
+    every = dict(generate_blocks(generator, prepared, ("enc0",)))
     assert sorted(every) == list(range(0, depth, block_slices(SIZE)))
     assert sum(block.pred.shape[0] for block in every.values()) == depth
     for first in every:
-        later = dict(generate_blocks(generator, source, ("enc0",), first=first))
+        later = dict(generate_blocks(generator, prepared, ("enc0",), first=first))
         assert sorted(later) == [start for start in sorted(every) if start >= first]
         for start, block in later.items():
             assert torch.equal(block.pred, every[start].pred)
@@ -156,9 +150,9 @@ def test_neighbours_at_block_borders_are_those_of_the_whole_stack(
     context_slices: int, depth: int
 ) -> None:
     generator = small_generator(context_slices=context_slices)
-    source = small_prepared(depth).source
-    whole = neighbour_channels(torch.from_numpy(source), context_slices)
-    for start, block in generate_blocks(generator, source, ()):
+    prepared = small_prepared(depth)
+    whole = neighbour_channels(torch.from_numpy(prepared.source), context_slices)
+    for start, block in generate_blocks(generator, prepared, ()):
         stop = start + block.pred.shape[0]
         assert torch.equal(block.pred, generator.predict(whole[start:stop])[0])
 

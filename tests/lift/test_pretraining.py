@@ -49,9 +49,12 @@ def _one_thread_and_settings_restored() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+NETWORK = {"name": "unet", "n_source": 1, "width": 4, "multipliers": [1, 2]}
+
+
 def settings(**changes: object) -> PretrainConfig:
     data: dict[str, Any] = {
-        "network": {"name": "unet", "n_source": 1, "width": 4, "multipliers": [1, 2]},
+        "network": NETWORK,
         "source": ["t1n"],
         "target": "t2f",
         "training_data": "made-up discs",
@@ -111,23 +114,28 @@ def test_same_settings_and_data_give_the_same_bits(tmp_path: Path) -> None:
     assert first.validation_psnr_db == again.validation_psnr_db
 
 
+@pytest.mark.parametrize("over", ["picture", "mask"])
 @pytest.mark.parametrize("killed_after", [3, 5, 8, 12])
-def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, killed_after: int) -> None:
+def test_a_killed_training_ends_with_the_same_bits(
+    tmp_path: Path, killed_after: int, over: str
+) -> None:
+    config = settings(network=NETWORK | {"normalise_over": over})
+
     def kill(done: int, total: int, loss: float) -> None:
         if done == killed_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_on_arrays(settings(), DISCS, work=tmp_path / "a", device=CPU, report=kill)
+        train_on_arrays(config, DISCS, work=tmp_path / "a", device=CPU, report=kill)
     steps: list[int] = []
     resumed = train_on_arrays(
-        settings(),
+        config,
         DISCS,
         work=tmp_path / "a",
         device=CPU,
         report=lambda done, total, loss: steps.append(done),
     )
-    whole = train_on_arrays(settings(), DISCS, work=tmp_path / "b", device=CPU)
+    whole = train_on_arrays(config, DISCS, work=tmp_path / "b", device=CPU)
     assert weights(resumed) == weights(whole)
     last_checkpoint = 12 if killed_after == 12 else killed_after // 5 * 5
     assert steps == list(range(last_checkpoint + 1, 13))
@@ -270,7 +278,7 @@ def test_the_rate_warms_up_and_falls_towards_zero(steps: int) -> None:
 
 def test_psnr_is_taken_inside_the_mask() -> None:
     class Half(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
             return x[:, :1] * 0 + 0.5
 
     patient = disc(0)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lift.cohort.preprocessing import Prepared
 from lift.config.plan import MixerKind
-from lift.generator.features import Features, block_slices
+from lift.generator.blocks import block_slices
+from lift.generator.features import Features
 from lift.mixer.base import Mixer
 from lift.mixer.z_filter import fit
 from lift.tasks.paired.predictions import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import nibabel
 import numpy as np
 
@@ -20,9 +22,13 @@ SOURCES = ("t1n", "t1c", "t2w")
 BRATS_SLICES, BRATS_SIDE = 155, 240
 
 
-def example_generator(width: int, multipliers: tuple[int, ...]) -> FrozenGenerator:
+def example_generator(
+    width: int, multipliers: tuple[int, ...], over: Literal["picture", "mask"] = "picture"
+) -> FrozenGenerator:
     """A frozen U-Net with random weights: cost does not depend on them."""
-    config = UNetConfig(width=width, multipliers=multipliers, n_source=len(SOURCES))
+    config = UNetConfig(
+        width=width, multipliers=multipliers, n_source=len(SOURCES), normalise_over=over
+    )
     network = build_network(config, seed=0)
     description = GeneratorDescription(
         network=config,

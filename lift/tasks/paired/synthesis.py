@@ -17,12 +17,15 @@ from torch import Tensor
 from lift.cohort.preprocessing import Prepared
 from lift.device import AtOnce, inference_autocast, to_device
 from lift.generator.base import SliceGenerator
-from lift.generator.features import Features, SliceBlock, generate_blocks
+from lift.generator.blocks import SliceBlock, generate_blocks, mask_box, pooled_means
+from lift.generator.features import Features
 from lift.mixer.base import Mixer, MixerInputs
 from lift.mixer.curves import apply_curves
 
 _CHUNK_VOXELS: Final = 250_000
 _LONGEST_CHUNK: Final = 64
+# the coarsest grid of a mixer that sees no whole slices
+_BOX_MULTIPLE: Final = 4
 _ALL: Final = slice(None)
 Floats = NDArray[np.float32]
 
@@ -40,7 +43,10 @@ class SliceStream(Protocol):
         ...
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU."""
+        """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU.
+
+        The tensors are the caller's own, to change.
+        """
         ...
 
 
@@ -52,6 +58,9 @@ def mix(
     report: Callable[[int, int], None] | None = None,
 ) -> Floats:
     """The mixed prediction of a whole volume, (z, 1, h, w), float32.
+
+    Outside the mask nothing has an influence on a mixer and nothing is changed by it: it is
+    given the box of a chunk's mask alone. One that sees whole slices is given these.
 
     Args:
         mixer: the trained mixer; its device is where everything runs.
@@ -71,20 +80,28 @@ def mix(
         low, high = done, min(done + slices, depth)
         first, last = max(0, low - mixer.halo), min(depth, high + mixer.halo)
         source, pred, mask, taps = stream.window(first, last)
+        own = slice(low - first, high - first)
+        if not mask.any():
+            return pred[own].numpy()
+        box = (_ALL, _ALL) if mixer.pooled_names else mask_box(mask, _BOX_MULTIPLE)
+
+        def crop(part: Tensor) -> Tensor:
+            return to_device(part[None, :, :, box[0], box[1]], device)
+
         inputs = MixerInputs(
-            source=to_device(source[None], device),
-            pred=to_device(pred[None], device),
-            mask=to_device(mask[None], device),
+            source=crop(source),
+            pred=crop(pred),
+            mask=crop(mask),
             depth=torch.tensor([last - first]),
             start=torch.tensor([first], device=device),
             slice_spacing_mm=torch.tensor([stream.slice_spacing_mm], device=device),
-            taps={name: to_device(tap[None], device) for name, tap in taps.items()},
+            taps={name: crop(tap) for name, tap in taps.items()},
             pooled=pooled,
             pooled_depth=torch.tensor([depth], device=device) if pooled else None,
         )
         with torch.no_grad(), inference_autocast(device):
-            mixed: Floats = mixer(inputs)[0, low - first : high - first].float().cpu().numpy()
-        return mixed
+            pred[own, :, box[0], box[1]] = mixer(inputs)[0, own].float().cpu()
+        return pred[own].numpy()
 
     if depth == 0:
         raise ValueError("the volume has no slices")
@@ -155,11 +172,12 @@ class GeneratedStream:
         self.pooled: dict[str, Tensor] = {}
         if mixer.pooled_names:
             vectors: dict[str, list[Tensor]] = {name: [] for name in mixer.pooled_names}
-            for _, block in generate_blocks(generator, prepared.source, mixer.pooled_names):
+            for start, block in generate_blocks(generator, prepared, mixer.pooled_names):
+                here = prepared.mask[start : start + len(block.pred)]
                 for name in mixer.pooled_names:
-                    vectors[name].append(block.taps[name].float().mean((2, 3)))
+                    vectors[name].append(pooled_means(generator, block, name, here))
             self.pooled = {name: torch.cat(parts) for name, parts in vectors.items()}
-        self._blocks = generate_blocks(generator, prepared.source, self._tap_names)
+        self._blocks = generate_blocks(generator, prepared, self._tap_names)
         self._kept: dict[int, SliceBlock] = {}
         self._done = 0
 

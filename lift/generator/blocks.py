@@ -1,0 +1,155 @@
+"""A volume through the frozen generator, some slices at a time, and only where the body is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from lift.device import AtOnce, inference_autocast, to_device
+from lift.generator.base import SliceGenerator, Tap
+from lift.generator.networks import neighbour_channels
+
+if TYPE_CHECKING:
+    # reads volumes; a server trains nothing and has none
+    from lift.cohort.preprocessing import Prepared
+
+Floats = NDArray[np.float32]
+PlaneBox = tuple[slice, slice]
+"""Rows and columns of a part of a picture."""
+
+_VOXELS: Final = 100_000
+_LONGEST: Final = 8
+BLOCKS: Final = (_VOXELS, _LONGEST)
+"""Which slices make a block: other blocks may give other bits."""
+
+
+@dataclass(frozen=True)
+class SliceBlock:
+    """What the frozen generator gives for some consecutive slices."""
+
+    pred: Tensor
+    taps: dict[str, Tensor]
+
+
+def block_slices(slice_shape: tuple[int, int]) -> int:
+    """Slices per forward pass, always cut at the same places: equal results by construction."""
+    height, width = slice_shape
+    return max(1, min(_LONGEST, _VOXELS // (height * width)))
+
+
+def generate_blocks(
+    generator: SliceGenerator,
+    prepared: Prepared,
+    tap_names: tuple[str, ...],
+    *,
+    first: int = 0,
+) -> Iterator[tuple[int, SliceBlock]]:
+    """Blocks of :func:`block_slices` slices from `first` (a multiple of that) to the end.
+
+    A generator with a `crop_stride` runs on the box of the block's mask alone, and not at all
+    where that is empty.
+
+    Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16),
+    on the CPU.
+    """
+    source = prepared.source
+    depth = source.shape[0]
+    reach = generator.context_slices
+    size = block_slices((source.shape[2], source.shape[3]))
+    at_once = AtOnce(size, generator.device)
+    for start in range(first, depth, size):
+        stop = min(start + size, depth)
+        indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
+        rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
+        x = neighbour_channels(rows, reach)[reach : reach + stop - start]
+        mask = torch.from_numpy(np.array(prepared.mask[start:stop], dtype=np.float32))
+        if generator.crop_stride is None:
+            yield start, at_once.attempt(partial(_block, generator, x, mask, tap_names))
+            continue
+        block = _empty_block(generator, tap_names, mask)
+        if mask.any():
+            box = mask_box(mask, generator.crop_stride)
+            x, mask = (part[:, :, box[0], box[1]] for part in (x, mask))
+            found = at_once.attempt(partial(_block, generator, x, mask, tap_names))
+            _paste(block.pred, found.pred, 1, box)
+            for name, tap in found.taps.items():
+                _paste(block.taps[name], tap, generator.taps[name].stride, box)
+        yield start, block
+
+
+def mask_box(mask: Tensor, multiple: int) -> PlaneBox:
+    """Rows and columns of the mask's box, which begins and, in the picture, ends at a multiple.
+
+    Args:
+        mask: (..., h, w), not empty.
+        multiple: of pixels.
+    """
+    found = []
+    for axis in (-2, -1):
+        inside = mask.movedim(axis, 0).flatten(1).any(1).nonzero()
+        stop = (int(inside[-1]) // multiple + 1) * multiple
+        found.append(slice(int(inside[0]) // multiple * multiple, min(stop, mask.shape[axis])))
+    return found[0], found[1]
+
+
+def _empty_block(generator: SliceGenerator, tap_names: tuple[str, ...], mask: Tensor) -> SliceBlock:
+    """What a generator with a `crop_stride` gives where the mask, (n, 1, h, w), is empty."""
+
+    def zeros(tap: Tap) -> Tensor:
+        sides = (-(-side // tap.stride) for side in mask.shape[2:])
+        return torch.zeros(len(mask), tap.channels, *sides, dtype=torch.float16)
+
+    return SliceBlock(
+        torch.zeros_like(mask), {name: zeros(generator.taps[name]) for name in tap_names}
+    )
+
+
+def _paste(whole: Tensor, part: Tensor, stride: int, box: PlaneBox) -> None:
+    rows, columns = (
+        slice(side.start // stride, side.start // stride + n)
+        for side, n in zip(box, part.shape[2:], strict=True)
+    )
+    whole[:, :, rows, columns] = part
+
+
+def pooled_means(generator: SliceGenerator, block: SliceBlock, name: str, mask: Floats) -> Tensor:
+    """In-plane means of a tap, (n, c): over the picture, or over the mask of a generator with it.
+
+    Args:
+        generator: gave the block.
+        block: n slices.
+        name: of the tap.
+        mask: of the same slices, (n, 1, h, w).
+    """
+    tap = block.taps[name].float()
+    if generator.crop_stride is None:
+        return tap.mean((2, 3))
+    inside = torch.from_numpy(np.array(mask, dtype=np.float32))
+    cells = max_pool2d(inside, generator.taps[name].stride, ceil_mode=True)
+    return tap.sum((2, 3)) / cells.sum((2, 3)).clamp(min=1)
+
+
+def _block(
+    generator: SliceGenerator, x: Tensor, mask: Tensor, tap_names: tuple[str, ...], at_once: int
+) -> SliceBlock:
+    """What the generator gives for the slices `x`, `at_once` slices to a forward pass."""
+    preds: list[Tensor] = []
+    taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
+    device = generator.device
+    for rows, inside in zip(torch.split(x, at_once), torch.split(mask, at_once), strict=True):
+        with torch.no_grad(), inference_autocast(device):
+            pred, found = generator.predict(
+                to_device(rows, device), tap_names, mask=to_device(inside, device)
+            )
+        preds.append(pred.float().cpu())
+        for name, tap in found.items():
+            taps[name].append(tap.to(torch.float16).cpu())
+    return SliceBlock(torch.cat(preds), {name: torch.cat(parts) for name, parts in taps.items()})
