@@ -11,8 +11,9 @@ OUT ?= out/demo
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
+PUBLIC := $(BIN)/python -m lift_benchmarks.public
 
-.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
+.PHONY: demo brats synthrad federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +32,14 @@ federation: $(STAMP)  ## a real federation on this machine: a server and three s
 
 demo-artefacts: $(STAMP)  ## phantom slices with strong faults, one in ten lost: filters repair them too
 	$(BIN)/lift-simulate --config configs/presets/demo-artefacts.yaml --output out/demo-artefacts
+
+brats: $(STAMP)  ## BraTS 2023, DATA=FOLDER: a missing contrast (MISSING=t2f), beside published figures; resumable
+	$(PUBLIC) brats --data "$(DATA)" --output "$(or $(RESULT),out/brats)" \
+	  $(if $(MISSING),--missing $(MISSING)) $(if $(SITES),--sites "$(SITES)") $(if $(QUICK),--quick)
+
+synthrad: $(STAMP)  ## SynthRAD2023 or 2025, DATA=FOLDER: MR to CT (REGION=brain), beside published figures; resumable
+	$(PUBLIC) synthrad --data "$(DATA)" --output "$(or $(RESULT),out/synthrad)" \
+	  $(if $(REGION),--region $(REGION)) $(if $(SITES),--sites "$(SITES)") $(if $(QUICK),--quick)
 
 few-patients: $(STAMP)  ## phantom: from how many patients a site on joining still pays; with a figure
 	$(BIN)/python -m lift_benchmarks.few_patients

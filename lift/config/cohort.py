@@ -26,7 +26,7 @@ class BratsData(_FolderData):
 
 
 class SynthradData(_FolderData):
-    """SynthRAD2023: `1BA001/{mr,ct,mask}.nii.gz`."""
+    """SynthRAD2023 `1BA001/{mr,ct,mask}.nii.gz`, or 2025 `1ABA005/{mr,ct,mask}.mha`."""
 
     layout: Literal["synthrad"] = "synthrad"
     """Chooses this layout."""

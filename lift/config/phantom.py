@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from lift.config.base import Settings
 
+PHANTOM_MARK: Final = "PHANTOM.json"
+"""The file that says of all volumes beside and below it that they are phantoms."""
 MR_CHANNELS: Final = ("t1n", "t1c", "t2w", "t2f")
 Milliseconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

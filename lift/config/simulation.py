@@ -13,7 +13,7 @@ from lift.config.cohort import BidsData, BratsData, SynthradData, TableData
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
-from lift.config.phantom import PhantomCohortConfig
+from lift.config.phantom import PHANTOM_MARK, PhantomCohortConfig
 from lift.config.plan import Name, Plan, Positive
 from lift.config.privacy import Delta
 from lift.config.segmentation import SegmentationSettings
@@ -218,7 +218,8 @@ class SimulationConfig(Settings):
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise ValueError("site names must be distinct")
-        if self.clean_phantom is not None and not self.phantom:
+        made_here = all(isinstance(site.data, PhantomCohortConfig) for site in self.sites)
+        if self.clean_phantom is not None and not made_here:
             raise ValueError("clean_phantom needs phantom sites only")
         if self.participation is not None and (self.several_runs or self.clean_phantom):
             raise ValueError(
@@ -286,5 +287,8 @@ class SimulationConfig(Settings):
 
     @property
     def phantom(self) -> bool:
-        """Whether every site is a phantom."""
-        return all(isinstance(site.data, PhantomCohortConfig) for site in self.sites)
+        """Whether every site is a phantom: made by the run, or in a folder that says so."""
+        return all(
+            isinstance(site.data, PhantomCohortConfig) or (site.data.root / PHANTOM_MARK).is_file()
+            for site in self.sites
+        )

@@ -20,9 +20,11 @@ import numpy.typing as npt
 from lift.guard import Verdict
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
+from lift.metrics.hounsfield import tissue_figures
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
 from lift.metrics.perceptual import perceptual_distance
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
+from lift.metrics.synthrad_2025 import ms_ssim_ct
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
 from lift.randomness import derive_seed
 from lift.records.metrics import Comparisons, Measure, Metrics, SiteFigures, Table
@@ -59,6 +61,10 @@ UNITS: Final[Mapping[str, str]] = {
     "dice": "",
     "psnr_crop_db": "dB",
     "ssim_crop": "",
+    "mae_bone": "HU",
+    "mae_soft": "HU",
+    "bone_dice": "",
+    "ms_ssim_ct": "",
 }
 """METRIC -> unit ("" for a pure number) under the `mr` protocol; see :func:`unit_of`."""
 
@@ -78,6 +84,10 @@ BETTER: Final[Mapping[str, Better]] = {
     "dice": "higher",
     "psnr_crop_db": "higher",
     "ssim_crop": "higher",
+    "mae_bone": "lower",
+    "mae_soft": "lower",
+    "bone_dice": "higher",
+    "ms_ssim_ct": "higher",
 }
 """METRIC -> which of two figures wins."""
 
@@ -147,7 +157,8 @@ def patient_metrics(
 ) -> dict[str, float]:
     """All figures of one patient that exist, each finite.
 
-    `mr` adds the two of the BraTS crop, and the PSNR after the best contrast.
+    `mr` adds the two of the BraTS crop, and the PSNR after the best contrast; `ct` adds errors in
+    bone and soft tissue, the overlap of bone, and the MS-SSIM of SynthRAD2025.
 
     Left out are figures that a volume has not got: SSIM of a volume thinner than 7 voxels, band
     figures without columns of 8 slices, a correlation with a constant (see each metric).
@@ -193,6 +204,14 @@ def patient_metrics(
                 "psnr_invariant_db": psnr_invariant_db(*pair, range),
                 "psnr_crop_db": psnr_crop_db(*pair),
                 "ssim_crop": ssim_crop(*pair),
+            }
+        else:
+            tissues = tissue_figures(*pair)
+            figures |= {
+                "mae_bone": tissues.bone_mae,
+                "mae_soft": tissues.soft_mae,
+                "bone_dice": tissues.bone_dice,
+                "ms_ssim_ct": ms_ssim_ct(*pair),
             }
     found = {metric: figures[metric] for metric in wanted if metric in figures}
     return {metric: figure for metric, figure in found.items() if figure is not None}

@@ -18,6 +18,7 @@ from lift.records.rows import MIXER_ROWS
 from lift.report.figures import Picture, Profile, drawable, titled
 from lift.report.read import Floats, PatientFolder, PatientVolumes, Plane, Run
 from lift.report.terms import method_term
+from lift.viewer.volumes import BONE_WINDOW, is_hounsfield
 from lift.volumes.slices import slice_spacing, to_slices
 
 _COLUMN_METHODS: Final = ("no_mixer", "z_median", *MIXER_ROWS)
@@ -40,6 +41,7 @@ class _Column:
     title: str
     voxels: Floats
     colours: str
+    lowest: float
     highest: float
 
 
@@ -111,7 +113,7 @@ def mosaic(run: Run, folder: PatientFolder, volumes: PatientVolumes) -> Picture:
                 _cut(column.voxels, box, axis, centre[axis]),
                 extent=(start, start + width, top - height, top),
                 cmap=column.colours,
-                vmin=0.0,
+                vmin=column.lowest,
                 vmax=column.highest,
                 interpolation="nearest",
             )
@@ -128,7 +130,7 @@ def mosaic(run: Run, folder: PatientFolder, volumes: PatientVolumes) -> Picture:
         top -= height + _GAP
     _scale_bar(place, inches_per_mm, total - 0.2)
     place.set(xlim=(0, _WIDTH), ylim=(0, total), aspect="auto")
-    _colour_bars(figure, shown)
+    _colour_bars(figure, shown, "HU" if _is_ct(volumes) else "normalised")
     title = f"{drawable(folder.site)} · {drawable(folder.patient)} (held out)"
     place.text(0.1, total - 0.12, titled(run, title), fontsize=11, va="top", weight="bold")
     stream = io.BytesIO()
@@ -140,21 +142,22 @@ def mosaic(run: Run, folder: PatientFolder, volumes: PatientVolumes) -> Picture:
         f"{kind} patient in three planes: inputs, target, no mixer, z-median, federated, errors.",
         "Planes through the mask's centre of gravity, in mm, voxels as they are. Target and "
         "predictions share one grey scale, both errors one colour scale; each input has its own. "
-        "R: the patient's right; A: anterior.",
+        "R: the patient's right; A: anterior."
+        + (" A CT is shown in the bone window, -500 to 1500 HU." if _is_ct(volumes) else ""),
     )
 
 
 def _columns(volumes: PatientVolumes) -> Sequence[_Column]:
     inside = volumes.mask
-    highest = _upper(volumes.target[inside])
+    scale = BONE_WINDOW if _is_ct(volumes) else (0.0, _upper(volumes.target[inside]))
     columns = [
-        _Column(f"input {drawable(channel)}", voxels, "gray", _upper(voxels[inside]))
+        _Column(f"input {drawable(channel)}", voxels, "gray", 0.0, _upper(voxels[inside]))
         for channel, voxels in volumes.sources.items()
     ]
-    columns.append(_Column("target", volumes.target, "gray", highest))
+    columns.append(_Column("target", volumes.target, "gray", *scale))
     methods = [method for method in _COLUMN_METHODS if method in volumes.predictions]
     columns += [
-        _Column(method_term(method).label, volumes.predictions[method], "gray", highest)
+        _Column(method_term(method).label, volumes.predictions[method], "gray", *scale)
         for method in methods
     ]
     errors = {
@@ -166,10 +169,15 @@ def _columns(volumes: PatientVolumes) -> Sequence[_Column]:
     }
     largest = max(_upper(error[inside]) for error in errors.values())
     columns += [
-        _Column(f"|error|\n{method_term(method).label}", error, "magma", largest)
+        _Column(f"|error|\n{method_term(method).label}", error, "magma", 0.0, largest)
         for method, error in errors.items()
     ]
     return columns
+
+
+def _is_ct(volumes: PatientVolumes) -> bool:
+    """Whether the target has the values of a CT: air far below 0."""
+    return is_hounsfield(float(volumes.target.min()), float(volumes.target.max()))
 
 
 def _upper(values: Floats) -> float:
@@ -205,10 +213,10 @@ def _scale_bar(place: Axes, inches_per_mm: float, height: float) -> None:
     place.text(start - 0.08, height, f"{length_mm:g} mm", fontsize=9, va="center", ha="right")
 
 
-def _colour_bars(figure: Figure, shown: dict[str, AxesImage]) -> None:
+def _colour_bars(figure: Figure, shown: dict[str, AxesImage], unit: str) -> None:
     """Grey scale of target and predictions, and the errors' scale, at the right edge."""
     for index, (colours, label) in enumerate(
-        (("magma", "|error| (normalised)"), ("gray", "target (normalised)"))
+        (("magma", f"|error| ({unit})"), ("gray", f"target ({unit})"))
     ):
         place = figure.add_axes((_RIGHT / _WIDTH + 0.006, 0.06 + 0.47 * index, 0.008, 0.36))
         bar = figure.colorbar(shown[colours], cax=place)

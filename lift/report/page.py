@@ -22,6 +22,7 @@ from lift.report.overviews import MOST_PANELS, gains_figure
 from lift.report.own import left_section, own_banner, volumes_section
 from lift.report.patients import Pictures, held_out_pictures
 from lift.report.privacy import privacy_section
+from lift.report.published import published_section
 from lift.report.read import SYNTHESIS_FOLDER, Run, read_run
 from lift.report.sections import (
     Section,
@@ -136,6 +137,7 @@ def _page(
     sections = (
         _trained(run),
         _pooled(run),
+        *(() if run.published is None else (published_section(run.published),)),
         *by_site,
         _guard(run),
         *of_the_run,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from lift.errors import AffineError, DataError, VolumeError
 from lift.records.extract import PUBLIC_ROUNDS_FILE, PublicRound
 from lift.records.metrics import METRICS_FILE, Metrics
+from lift.records.published import PUBLISHED_FILE, Published
 from lift.records.rounds import ROUNDS_FILE, RoundRecord
 from lift.records.rows import MIXER_ROWS
 from lift.records.run import RUN_FILE, RunRecord
@@ -61,6 +62,7 @@ class Run:
         patients: the folders under `synthesis/`, by site and patient.
         extract: of a release's folder: what is public of the rounds. `rounds` and `patients` are
             then empty, and `record` and `metrics` hold nothing by site.
+        published: figures of others' publications, where the run is a public benchmark's.
     """
 
     record: RunRecord
@@ -69,6 +71,7 @@ class Run:
     metrics: Metrics | None
     patients: tuple[PatientFolder, ...]
     extract: tuple[PublicRound, ...] | None = None
+    published: Published | None = None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -145,7 +148,11 @@ def read_run(run: Path) -> Run:
         metrics = _parse(Metrics, _read_text(run / METRICS_FILE), METRICS_FILE)
         _check_metric_names(metrics)
     patients = _patient_folders(run / SYNTHESIS_FOLDER)
-    return Run(record, rounds, lost, metrics, patients, _read_extract(run / PUBLIC_ROUNDS_FILE))
+    published = None
+    if (run / PUBLISHED_FILE).is_file():
+        published = _parse(Published, _read_text(run / PUBLISHED_FILE), PUBLISHED_FILE)
+    extract = _read_extract(run / PUBLIC_ROUNDS_FILE)
+    return Run(record, rounds, lost, metrics, patients, extract, published)
 
 
 def read_patient(folder: PatientFolder) -> PatientVolumes:

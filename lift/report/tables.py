@@ -34,6 +34,8 @@ _COMPARED: Final = (
     "psnr_invariant_db",
     "ssim",
     "mae",
+    "mae_bone",
+    "mae_soft",
     "dz_corr",
     "hf_error",
     "hf_coherence",

@@ -231,6 +231,21 @@ METRICS: Final[dict[str, MetricTerm]] = {
     ),
     "ssim": MetricTerm("SSIM", "structural similarity in 3D inside the mask", 3, None),
     "mae": MetricTerm("MAE", "mean absolute error inside the mask", 4, None),
+    "mae_bone": MetricTerm(
+        "MAE, bone", "mean absolute error where the real CT is above 200 HU", 1, None
+    ),
+    "mae_soft": MetricTerm(
+        "MAE, soft",
+        "mean absolute error where the real CT is soft tissue or fat: -200 to 200 HU",
+        1,
+        None,
+    ),
+    "bone_dice": MetricTerm(
+        "bone Dice",
+        "overlap of what is above 200 HU with that of the real CT; 1: all of it",
+        3,
+        None,
+    ),
     "dz_mae": MetricTerm(
         "dz MAE", "mean absolute error of the differences between neighbouring slices", 4, None
     ),
@@ -291,6 +306,13 @@ METRICS: Final[dict[str, MetricTerm]] = {
     "ssim_crop": MetricTerm(
         "SSIM, crop",
         "SSIM of the whole BraTS crop, background included",
+        3,
+        None,
+        further=True,
+    ),
+    "ms_ssim_ct": MetricTerm(
+        "MS-SSIM, CT",
+        "multi-scale structural similarity inside the mask, as SynthRAD2025 computes it",
         3,
         None,
         further=True,

@@ -20,6 +20,8 @@ LONGEST: Final = 2_048
 """Voxels along an axis that every graphics driver with WebGL 2 can hold."""
 LARGEST: Final = 400_000_000
 """Voxels that fit into one array of a browser, with the copies it makes."""
+BONE_WINDOW: Final = (-500.0, 1500.0)
+"""Lowest and highest value of the window `bone` of the viewer, HU."""
 _AIR_HU: Final = -300.0
 _BONE_HU: Final = 300.0
 
@@ -71,7 +73,12 @@ def viewer_volume(label: str, volume: Volume, *, levels: int = FINE) -> ViewerVo
     image = nib.Nifti1Image(steps, volume.affine)
     image.header.set_slope_inter(step, lowest + 32_768 * step)
     image.header.set_xyzt_units("mm")
-    return ViewerVolume(label, image.to_bytes(), lowest < _AIR_HU and highest > _BONE_HU)
+    return ViewerVolume(label, image.to_bytes(), is_hounsfield(lowest, highest))
+
+
+def is_hounsfield(lowest: float, highest: float) -> bool:
+    """Whether the values of a volume look like those of a CT: air and bone."""
+    return lowest < _AIR_HU and highest > _BONE_HU
 
 
 def can_draw(shape: tuple[int, ...]) -> bool:

@@ -21,6 +21,7 @@ from lift.config.simulation import SimulationConfig
 from lift.errors import EXIT_CODES, LiftError
 from lift.generator.card import builtin_bundle, check_task, list_builtin, read_card
 from lift.tasks.registry import load_generator
+from lift_benchmarks.public.config import BenchmarkSettings
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "lift_simulation" / "demo.yaml"
@@ -29,6 +30,7 @@ MODELS: dict[str, type[Settings]] = {
     ".": SimulationConfig,
     "presets": SimulationConfig,
     "pretrain": PretrainConfig,
+    "presets/public": BenchmarkSettings,
     # made on real patients, so it does not ship: `make real-lgg` makes it
     "presets/real/lgg": PretrainConfig,
 }

@@ -105,6 +105,17 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "torch",
     ),
+    "lift_benchmarks.public": lambda folder: (
+        _module(
+            "lift_benchmarks.public",
+            "brats",
+            "--data",
+            str(folder),
+            "--output",
+            str(folder / NOWHERE),
+        ),
+        "flwr",
+    ),
     "lift_benchmarks.reach": lambda folder: (
         _module(
             "lift_benchmarks.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)

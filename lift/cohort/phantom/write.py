@@ -29,16 +29,22 @@ from lift.cohort.phantom.scanner import (
     draw_public_scanner,
     without_corruption,
 )
-from lift.config.phantom import PUBLIC, SCANNERS, PhantomCohortConfig, ScannerConfig
+from lift.config.phantom import (
+    PHANTOM_MARK,
+    PUBLIC,
+    SCANNERS,
+    PhantomCohortConfig,
+    ScannerConfig,
+)
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.randomness import derive_seed
 from lift.strict_json import parse_json
 
-_MARKER: Final = "PHANTOM.json"
-_STATEMENT: Final = (
+STATEMENT: Final = (
     "PHANTOM: every volume in this folder is simulated from the MNI152 atlas. No patient."
 )
+"""What `PHANTOM.json` says of the volumes beside and below it."""
 # what a head needs around MNI's origin, mm: (low, high) along x, y, z
 _BRAIN_FIELD: Final = ((-84.0, 84.0), (-118.0, 86.0), (-74.0, 91.0))
 _HEAD_FIELD: Final = ((-100.0, 100.0), (-134.0, 102.0), (-74.0, 106.0))
@@ -78,7 +84,7 @@ def write_phantom_cohorts(
     todo = {
         folder: config
         for folder, config in cohorts.items()
-        if not _is_done(folder / _MARKER, _card(config))
+        if not _is_done(folder / PHANTOM_MARK, _card(config))
     }
     jobs = [
         (config, index, folder, layout)
@@ -108,7 +114,7 @@ def write_phantom_cohorts(
     for folder, config in todo.items():
         names = [patient_name(config, index, layout) for index in range(config.patients)]
         write_index(folder, _layout(config, layout), names, config.channels)
-        write_json(folder / _MARKER, _card(config))
+        write_json(folder / PHANTOM_MARK, _card(config))
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,7 @@ def _end_with_parent() -> None:
 
 def _card(config: PhantomCohortConfig) -> dict[str, object]:
     return {
-        "statement": _STATEMENT,
+        "statement": STATEMENT,
         "version": _VERSION,
         "settings": config.model_dump(mode="json"),
         "digest": config.digest(),
