@@ -8,12 +8,13 @@ DOCS_STAMP := $(VENV)/.installed-docs
 RELEASE_STAMP := $(VENV)/.installed-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out/demo
+DEVICE ?= cuda
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 PUBLIC := $(BIN)/python -m lift_benchmarks.public
 
-.PHONY: demo brats synthrad federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
+.PHONY: demo brats synthrad federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-gpu bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -116,6 +117,9 @@ lint: $(STAMP)  ## style, types and import contracts alone
 
 bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table and bench.json
 	$(BIN)/python -m lift_benchmarks.bench
+
+bench-gpu: $(STAMP)  ## one GPU (DEVICE, cuda): seconds, memory, share of the roof, quality; 9 minutes at most
+	$(BIN)/python -m lift_benchmarks.gpu --device $(DEVICE)
 
 bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
 	$(BIN)/python -m tests.federation.measure

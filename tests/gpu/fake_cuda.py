@@ -135,7 +135,7 @@ class _Up(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Any:
-        _device().uploads[_place()] += 1
+        _device().uploads[place()] += 1
         return _wrapped(tensor.detach().clone())
 
     @staticmethod
@@ -148,7 +148,7 @@ class _Down(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Any:
-        _device().reads[_place()] += 1
+        _device().reads[place()] += 1
         return _inner(tensor).detach().clone()
 
     @staticmethod
@@ -167,7 +167,7 @@ class _Calls(TorchFunctionMode):
         if func in _NUMPY and _is_fake(first):
             raise TypeError(
                 "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
-                f"tensor to host memory first (in {_place()})"
+                f"tensor to host memory first (in {place()})"
             )
         if func is Tensor.pin_memory:
             return first
@@ -200,6 +200,9 @@ def fake_cuda(*, largest: int | None = None, devices: int = 1) -> Iterator[Devic
             (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
             (torch.cuda, "get_device_name", lambda device=None: "fake CUDA device"),
             (torch.cuda, "empty_cache", lambda: None),
+            (torch.cuda, "synchronize", lambda device=None: None),
+            (torch.cuda, "reset_peak_memory_stats", lambda device=None: None),
+            (torch.cuda, "max_memory_allocated", lambda device=None: 0),
             (torch, "autocast", _autocast),
             (clip_grad, "_group_tensors_by_device_and_dtype", _grouped),
             (nn.Module, "to", _module_to),
@@ -238,15 +241,15 @@ def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
     if hosts:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"cuda:0 and cpu! ({name} in {_place()})"
+            f"cuda:0 and cpu! ({name} in {place()})"
         )
 
 
 def _count(name: str, args: Any) -> None:
     if name in _READS or (name == "copy_" and _is_fake(args[1]) and not _is_fake(args[0])):
-        _device().reads[_place()] += 1
+        _device().reads[place()] += 1
     if name == "copy_" and _is_fake(args[0]) and not _is_fake(args[1]):
-        _device().uploads[_place()] += 1
+        _device().uploads[place()] += 1
 
 
 def _to(tensor: Tensor, rest: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -318,7 +321,7 @@ def _wrapped(leaf: Any) -> Any:
         return leaf
     largest = _device().largest
     if largest is not None and leaf.numel() > largest:
-        raise torch.OutOfMemoryError(f"CUDA out of memory ({leaf.numel()} numbers in {_place()})")
+        raise torch.OutOfMemoryError(f"CUDA out of memory ({leaf.numel()} numbers in {place()})")
     return FakeCuda(leaf)
 
 
@@ -339,7 +342,7 @@ def _device() -> Device:
     return _present[-1] if _present else Device()
 
 
-def _place() -> str:
+def place() -> str:
     """The line of the product that is at work: its file below the project, and number."""
     frame = sys._getframe(1)
     while frame is not None:

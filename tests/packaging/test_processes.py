@@ -116,6 +116,7 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "flwr",
     ),
+    "lift_benchmarks.gpu": lambda _: (_module("lift_benchmarks.gpu", "--device", NOWHERE), "torch"),
     "lift_benchmarks.reach": lambda folder: (
         _module(
             "lift_benchmarks.reach", "--output", str(folder), "--beside", str(folder / NOWHERE)

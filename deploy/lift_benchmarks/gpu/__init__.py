@@ -1,0 +1,1 @@
+"""`make bench-gpu`: what one GPU does with the product, in at most ten minutes."""
