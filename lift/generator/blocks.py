@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +17,6 @@ from lift.device import AtOnce, inference_autocast, to_device
 from lift.generator.base import SliceGenerator, Tap
 from lift.generator.networks import neighbour_channels
 
-if TYPE_CHECKING:
-    # reads volumes; a server trains nothing and has none
-    from lift.cohort.preprocessing import Prepared
-
 Floats = NDArray[np.float32]
 PlaneBox = tuple[slice, slice]
 """Rows and columns of a part of a picture."""
@@ -29,6 +25,20 @@ _VOXELS: Final = 100_000
 _LONGEST: Final = 8
 BLOCKS: Final = (_VOXELS, _LONGEST)
 """Which slices make a block: other blocks may give other bits."""
+
+
+class Slices(Protocol):
+    """What the generator is given of a patient: `lift.cohort.preprocessing.Prepared` has it."""
+
+    @property
+    def source(self) -> Floats:
+        """(z, n_source, h, w), in [0, 1]."""
+        ...
+
+    @property
+    def mask(self) -> Floats:
+        """0 or 1, (z, 1, h, w)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ def block_slices(slice_shape: tuple[int, int]) -> int:
 
 def generate_blocks(
     generator: SliceGenerator,
-    prepared: Prepared,
+    prepared: Slices,
     tap_names: tuple[str, ...],
     *,
     first: int = 0,

@@ -12,7 +12,7 @@ import torch
 
 import lift_benchmarks.gpu.__main__ as bench
 from lift.cohort.preprocessing import Prepared
-from lift_benchmarks.gpu import parts
+from lift_benchmarks.gpu import parts, volumes
 from lift_benchmarks.gpu.sizes import SMALL
 from tests.gpu.fake_cuda import fake_cuda
 
@@ -49,7 +49,7 @@ def test_the_script_measures_every_part_and_says_what_does_not_fit(
     figures = here["figures"]
     assert all(math.isfinite(value) for value in figures.values())
     assert (figures["same_bits_round"], figures["cpu_update_cosine"]) == pytest.approx((1, 1))
-    in_blocks = parts.in_blocks
+    in_blocks = volumes.in_blocks
 
     def too_large(*args: Any) -> Any:
         if args[-1] is None:

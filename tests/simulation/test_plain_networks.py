@@ -128,9 +128,9 @@ class _Pixelwise(FrozenGenerator):
     """A generator whose result does not depend on the plane."""
 
     def predict(
-        self, x: Tensor, tap_names: tuple[str, ...] = ()
+        self, x: Tensor, tap_names: tuple[str, ...] = (), *, mask: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        del tap_names
+        del tap_names, mask
         return x.mean(1, keepdim=True), {}
 
 

@@ -148,8 +148,8 @@ def _predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
     if task["what"] in _PLAIN:
         return _plain_predictor(task, plan)
     from lift.device import resolve_device
+    from lift.generator.blocks import generate_blocks
     from lift.generator.bundle import load_bundle
-    from lift.generator.features import generate_blocks
     from lift.tasks.paired.building import plan_mixer
     from lift.tasks.paired.synthesis import GeneratedStream, mix
     from lift_simulation.plain.planes import three_planes
@@ -164,7 +164,7 @@ def _predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
     def alone(volume: _Volume) -> NDArray[np.float32]:
         import numpy as np
 
-        blocks = generate_blocks(generator, volume.source, ())
+        blocks = generate_blocks(generator, volume, ())
         return np.concatenate([block.pred.numpy() for _, block in blocks])
 
     def mixed(volume: _Volume) -> object:

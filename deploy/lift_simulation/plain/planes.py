@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -11,11 +12,20 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lift.generator.base import SliceGenerator
-from lift.generator.features import Features, generate_blocks
+from lift.generator.blocks import generate_blocks
+from lift.generator.features import Features
 
 Floats = NDArray[np.float32]
 _TURNED: Final = ((2, 1, 0, 3), (3, 1, 2, 0))
 """(z, c, h, w) seen as slices along h, and along w; each is its own inverse."""
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """See `lift.generator.blocks.Slices`."""
+
+    source: Floats
+    mask: Floats
 
 
 def three_planes(
@@ -40,9 +50,13 @@ def three_planes(
     depth = source.shape[0]
     square = max(1, round(depth * spacing_mm[0] / spacing_mm[1]))
     volume = _along_depth(torch.from_numpy(np.array(source)), square).numpy()
+    inside = _along_depth(torch.from_numpy(np.array(features.mask, dtype=np.float32)), square) > 0
     total = np.array(features.pred)
     for turn in _TURNED:
-        turned = np.ascontiguousarray(volume.transpose(turn))
+        turned = _Turned(
+            np.ascontiguousarray(volume.transpose(turn)),
+            np.ascontiguousarray(inside.float().numpy().transpose(turn)),
+        )
         made = torch.cat([block.pred for _, block in generate_blocks(generator, turned, ())])
         total += _along_depth(made.permute(turn), depth).numpy()
     mean = total / (1 + len(_TURNED)) * np.asarray(features.mask)
