@@ -1,9 +1,8 @@
-"""Plain networks beside a run: rows, costs, resume, no choice of a site, noise that is counted."""
+"""Plain networks beside a run: rows, costs, resume, no choice of a site, refusals."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +10,8 @@ import pytest
 import safetensors.torch
 
 from lift.config.simulation import RivalsSettings, SimulationConfig
-from lift.privacy.accounting import Mechanism, epsilon
 from lift.records.metrics import Costs, read_metrics
-from lift_simulation.plain.training import build, private_section
+from lift_simulation.plain.training import build
 from tests.end_to_end.tiny_run import TinyRun, bytes_under, check_refusal
 
 NETWORKS: Final = ("unet_3d_half", "unet_25d")
@@ -102,25 +100,6 @@ def test_the_same_command_trains_what_is_missing_to_the_same_bits(tiny: TinyRun,
     assert kept.stat().st_mtime_ns == times[kept]
     assert lost.stat().st_mtime_ns > times[lost]
     assert read_metrics(run).pooled == pooled
-
-
-def test_noise_costs_the_epsilon_that_was_asked_for(tiny: TinyRun) -> None:
-    settings = SETTINGS | {"modes": [], "epsilon": 8.0, "delta": 1e-3}
-    out = "rivals-private"
-    done = tiny.simulate(out, compare=["unet_3d_half"], rivals=settings)
-    assert done.code == 0, done
-    costs = read_metrics(tiny.folder / out).costs
-    assert costs is not None
-    cost = costs.rows["unet_3d_half_private"]
-    assert (cost.epsilon, cost.stopped, cost.kept_steps) == (8.0, "budget", cost.steps)
-    config = SimulationConfig.from_yaml(tiny.folder / f"settings-{out}.yaml")
-    steps = (cost.steps or 0) // len(config.sites)
-    privacy = private_section(config.plan, config.rivals, {"east": 3, "west": 3}, steps)
-    paid = epsilon(
-        [Mechanism(privacy.noise_multiplier, privacy.sampling_rate, steps)], privacy.delta
-    )
-    assert 7.5 < paid <= 8.0
-    shutil.rmtree(tiny.folder / out)
 
 
 def test_a_network_that_is_not_known_is_refused_by_name(tiny: TinyRun) -> None:

@@ -17,11 +17,12 @@ from lift.config.plan import Plan
 from lift.config.simulation import PlainMode, RivalsSettings
 from lift.generator.features import Features
 from lift.generator.networks import FrozenGenerator
+from lift.privacy.accounting import Mechanism, epsilon
 from lift.tasks.paired.site_cohort import SiteCohort
 from lift.tasks.paired.training import train_round
 from lift_simulation.plain.networks import NEIGHBOURS, PlainSliceUNet, predict_window
 from lift_simulation.plain.planes import three_planes
-from lift_simulation.plain.training import PlainTraining, build, network_plan
+from lift_simulation.plain.training import PlainTraining, build, network_plan, private_section
 from lift_simulation.progress import Reporter
 from tests.lift.small_world import small_cohort, small_generator, small_plan
 
@@ -55,10 +56,14 @@ def _cohort(site: str, features: list[Features]) -> SiteCohort:
     return SiteCohort(site, Split(tuple(ids), (), ()), patients, ids, ())
 
 
-def _training(plan: Plan, folder: Path, modes: tuple[PlainMode, ...]) -> PlainTraining:
+def _of(mode: PlainMode) -> RivalsSettings:
+    return SETTINGS.model_copy(update={"modes": (mode,)})
+
+
+def _training(plan: Plan, folder: Path, settings: RivalsSettings) -> PlainTraining:
     return PlainTraining(
         plan,
-        SETTINGS.model_copy(update={"modes": modes}),
+        settings,
         ["unet_25d"],
         folder,
         joined=list(PATIENTS),
@@ -71,7 +76,7 @@ def test_a_federated_round_is_the_mean_of_the_sites_by_their_patients(
     plan: Plan, features: list[Features], tmp_path: Path
 ) -> None:
     cohorts = {site: _cohort(site, features) for site in PATIENTS}
-    (found,) = _training(plan, tmp_path, ("federated",)).train(cohorts)
+    (found,) = _training(plan, tmp_path, _of("federated")).train(cohorts)
     assert found.steps == 3
     own = network_plan(plan, SETTINGS, "unet_25d")
     training = own.training.model_copy(update={"steps": 1})
@@ -101,7 +106,7 @@ def test_a_local_network_is_of_one_site(
     plan: Plan, features: list[Features], tmp_path: Path
 ) -> None:
     cohorts = {site: _cohort(site, features) for site in PATIENTS}
-    (found,) = _training(plan, tmp_path, ("local",)).train(cohorts)
+    (found,) = _training(plan, tmp_path, _of("local")).train(cohorts)
     assert found.sent_bytes is None
     east, west = found.values["east"], found.values["west"]
     assert any(not torch.equal(east[name], west[name]) for name in east)
@@ -110,6 +115,26 @@ def test_a_local_network_is_of_one_site(
         "unet_25d_local_north",
         "unet_25d_local_west",
     }
+
+
+def test_noise_costs_the_epsilon_that_was_asked_for(
+    plan: Plan, features: list[Features], tmp_path: Path
+) -> None:
+    cohorts = {site: _cohort(site, features) for site in PATIENTS}
+    noisy = SETTINGS.model_copy(update={"epsilon": 2.0, "modes": ()})
+    (found,) = _training(plan, tmp_path, noisy).train(cohorts)
+    assert (found.row, found.epsilon) == ("unet_25d_private", 2.0)
+    assert (found.stopped, found.kept_steps) == ("budget", 3)
+    # one step of each site
+    privacy = private_section(plan, noisy, {"east": 1, "north": 1, "west": 2}, 1)
+    mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate, 1)
+    assert 1.9 < epsilon([mechanism], privacy.delta) <= 2.0
+    assert privacy.patients_of("west") == 2
+    # the noise is the operating system's: no second training is the same
+    again = _training(plan, tmp_path / "again", noisy).train(cohorts)[0].values["east"]
+    assert all(
+        not torch.equal(again[name], tensor) for name, tensor in found.values["east"].items()
+    )
 
 
 def test_the_25d_network_sees_three_slices_on_either_side() -> None:

@@ -6,12 +6,14 @@ products of matrices alone. Everything is measured on the CPU.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
@@ -65,25 +67,24 @@ class _Volume:
     spacing_mm: tuple[float, float, float]
 
 
-def inference_cost(
-    what: str, prepared: Prepared, plan: Plan, bundle: Path, window: tuple[int, int, int] | None
-) -> InferenceCost:
-    """Measure one way to predict.
+def inference_costs(
+    windows: Mapping[str, tuple[int, int, int] | None], prepared: Prepared, plan: Plan, bundle: Path
+) -> dict[str, InferenceCost]:
+    """Measure some ways to predict one volume, one after the other.
 
     Args:
-        what: `NO_MIXER`, `MIXER`, `THREE_PLANES`, or the name of a plain network.
+        windows: `NO_MIXER`, `MIXER`, `THREE_PLANES`, or the name of a plain network -> the window
+            of a plain network.
         prepared: the volume.
         plan: of the run, for its mixer and its threads.
         bundle: folder of the generator.
-        window: of a plain network.
     """
     from safetensors.numpy import save
 
     task = {
-        "what": what,
+        "windows": windows,
         "plan": plan.model_dump(mode="json"),
         "bundle": str(bundle),
-        "window": window,
         "spacing_mm": prepared.spacing_mm,
     }
     tensors = {"source": prepared.source, "mask": prepared.mask}
@@ -93,7 +94,7 @@ def inference_cost(
         command = [sys.executable, "-m", "lift_simulation.plain.cost", file.name]
         # a fresh process: the peak of this one would hold every earlier training
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    return InferenceCost(**parse_json(done.stdout))
+    return {what: InferenceCost(**found) for what, found in parse_json(done.stdout).items()}
 
 
 def main() -> None:
@@ -101,9 +102,7 @@ def main() -> None:
     prepare_process()
     keep_files_private()
     # torch reads its environment when it is imported
-    import numpy as np
     import safetensors
-    from torch.utils.flop_counter import FlopCounterMode
 
     from lift.config.plan import Plan
     from lift.device import fix_threads
@@ -113,40 +112,52 @@ def main() -> None:
         source, mask = stream.get_tensor("source"), stream.get_tensor("mask")
     plan = Plan.from_data(task["plan"], "plan")
     fix_threads(plan.threads)
-    spacing = cast("tuple[float, float, float]", tuple(task["spacing_mm"]))
-    volume = _Volume(source, mask, spacing)
+    volume = _Volume(source, mask, cast("tuple[float, float, float]", tuple(task["spacing_mm"])))
+    costs = {
+        what: asdict(_measured(volume, *_predictor(what, window, task["bundle"], plan)))
+        for what, window in task["windows"].items()
+    }
+    sys.stdout.write(json.dumps(costs) + "\n")
+
+
+def _measured(volume: _Volume, run: _Run, one_pass: _Count) -> InferenceCost:
+    import numpy as np
+    from torch.utils.flop_counter import FlopCounterMode
+
     z, h, w = _WARM
     small = _Volume(
-        np.ascontiguousarray(source[:z, :, :h, :w]), np.ones_like(mask[:z, :, :h, :w]), spacing
+        np.ascontiguousarray(volume.source[:z, :, :h, :w]),
+        np.ones_like(volume.mask[:z, :, :h, :w]),
+        volume.spacing_mm,
     )
-    run, one_pass = _predictor(task, plan)
     # what is imported and planned at first use is no part of a volume's cost
     run(small)
-    _reset_peak()
-    base = _peak_mb()
+    base = _peak_mb_from_now()
     wall, cpu = perf_counter(), process_time()
     run(volume)
     seconds, cpu_s, peak = perf_counter() - wall, process_time() - cpu, _peak_mb()
     with FlopCounterMode(display=False) as counter:
         run(volume)
-    cost = {
-        "seconds": seconds,
-        "cpu_s": cpu_s,
-        "flops": int(counter.get_total_flops()),
-        "one_pass_flops": one_pass(volume),
-        "peak_mb": None if peak is None or base is None else peak - base,
-    }
-    sys.stdout.write(json.dumps(cost) + "\n")
+    return InferenceCost(
+        seconds=seconds,
+        cpu_s=cpu_s,
+        flops=int(counter.get_total_flops()),
+        one_pass_flops=one_pass(volume),
+        peak_mb=None if peak is None or base is None else peak - base,
+    )
 
 
 _Run = Callable[[_Volume], object]
 _Count = Callable[[_Volume], int | None]
 
 
-def _predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
+def _predictor(
+    what: str, window: Sequence[int] | None, bundle: str, plan: Plan
+) -> tuple[_Run, _Count]:
     """What predicts a volume, and what counts one pass over it."""
-    if task["what"] in _PLAIN:
-        return _plain_predictor(task, plan)
+    if what in _PLAIN and window is not None:
+        z, h, w = window
+        return _plain_predictor(cast("PlainNetworkName", what), (z, h, w), plan)
     from lift.device import resolve_device
     from lift.generator.blocks import generate_blocks
     from lift.generator.bundle import load_bundle
@@ -155,7 +166,7 @@ def _predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
     from lift_simulation.plain.planes import three_planes
 
     generator = load_bundle(
-        Path(task["bundle"]),
+        Path(bundle),
         expected_fingerprint=plan.generator_fingerprint,
         device=resolve_device("cpu"),
     )
@@ -175,22 +186,23 @@ def _predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
         return three_planes(generator, _features(volume, alone(volume)), volume.spacing_mm)
 
     runs: dict[str, _Run] = {NO_MIXER: alone, MIXER: mixed, THREE_PLANES: in_planes}
-    return runs[task["what"]], lambda _: None
+    return runs[what], lambda _: None
 
 
-def _plain_predictor(task: dict[str, Any], plan: Plan) -> tuple[_Run, _Count]:
+def _plain_predictor(
+    name: PlainNetworkName, window: tuple[int, int, int], plan: Plan
+) -> tuple[_Run, _Count]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from lift_simulation.plain.networks import predict_in_windows, predict_window
     from lift_simulation.plain.training import OVERLAP, build
 
-    network = build(task["what"], len(plan.task.source), plan.seed)
-    z, h, w = task["window"]
+    network = build(name, len(plan.task.source), plan.seed)
 
     def in_windows(volume: _Volume) -> object:
         features = _features(volume, volume.mask)
-        return predict_in_windows(network, features, (z, h, w), overlap=OVERLAP)
+        return predict_in_windows(network, features, window, overlap=OVERLAP)
 
     def one_pass(volume: _Volume) -> int:
         network.to("meta")
@@ -219,10 +231,15 @@ def _features(volume: _Volume, pred: NDArray[np.float32]) -> Any:
     )
 
 
-def _reset_peak() -> None:
-    """From now on the peak is that of what comes; without effect where the system has none."""
-    if _CLEAR.exists():
-        _CLEAR.write_text("5", encoding="ascii")
+def _peak_mb_from_now() -> float | None:
+    """Resident memory now, with which the peak begins anew; None where the system cannot."""
+    if not _CLEAR.exists():
+        return None
+    # what earlier measurements have freed would hide what this one takes
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR.write_text("5", encoding="ascii")
+    return _peak_mb()
 
 
 def _peak_mb() -> float | None:

@@ -17,7 +17,7 @@ from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.training import train_round
 from lift_server.release.results import most_bytes
 from lift_server.rounds.finished import FinishedRun
-from lift_simulation.plain.cost import MIXER, NO_MIXER, THREE_PLANES, InferenceCost, inference_cost
+from lift_simulation.plain.cost import MIXER, NO_MIXER, THREE_PLANES, InferenceCost, inference_costs
 from lift_simulation.plain.training import TrainedNetwork, build
 
 _DIGITS: Final = 3
@@ -50,11 +50,13 @@ def row_costs(
         main: the row of the run's mixer.
         compared: rows that were asked for.
     """
-
-    def measured(what: str, window: tuple[int, int, int] | None = None) -> InferenceCost:
-        return inference_cost(what, prepared, plan, bundle, window)
-
-    alone = measured(NO_MIXER)
+    windows: dict[str, tuple[int, int, int] | None] = {NO_MIXER: None, MIXER: None}
+    if THREE_PLANES in compared:
+        windows[THREE_PLANES] = None
+    for one in trained:
+        windows[one.network] = settings.of(one.network).window
+    measured = inference_costs(windows, prepared, plan, bundle)
+    alone = measured[NO_MIXER]
     training_s = None
     if plan.privacy.mode == "none" and patients:
         training_s = round(_site_training_s(plan, generator, patients, alone), _DIGITS)
@@ -64,15 +66,11 @@ def row_costs(
             parameters=plan_mixer(plan, generator).parameter_count(),
             sent_bytes=most_bytes(finished.records, "train"),
             training_cpu_s=training_s,
-            **_inference(measured(MIXER)),
+            **_inference(measured[MIXER]),
         ),
     }
     if THREE_PLANES in compared:
-        rows[THREE_PLANES] = Cost(parameters=0, **_inference(measured(THREE_PLANES)))
-    found = {
-        name: measured(name, settings.of(name).window)
-        for name in dict.fromkeys(one.network for one in trained)
-    }
+        rows[THREE_PLANES] = Cost(parameters=0, **_inference(measured[THREE_PLANES]))
     for one in trained:
         network = build(one.network, len(plan.task.source), plan.seed)
         rows[one.row] = Cost(
@@ -83,7 +81,7 @@ def row_costs(
             kept_steps=one.kept_steps,
             stopped=one.stopped,
             epsilon=one.epsilon,
-            **_inference(found[one.network]),
+            **_inference(measured[one.network]),
         )
     z, _, h, w = prepared.mask.shape
     return Costs(volume=(z, h, w), threads=plan.threads, rows=rows)
