@@ -70,6 +70,7 @@ class SliceNorm(nn.GroupNorm):
         """(n, c, h, w), of no meaning outside a `mask` of 0 or 1, (n, 1, h, w)."""
         if mask is None:
             return super().forward(x)
+        mask = mask.to(x.dtype)
         each = self.num_channels // self.num_groups
         count = (mask.sum((2, 3), dtype=torch.float32) * each).clamp(min=1)
 
@@ -79,12 +80,13 @@ class SliceNorm(nn.GroupNorm):
             return means.repeat_interleave(each, dim=1)[..., None, None]
 
         inside = x * mask
-        mean = by_group(inside.sum((2, 3), dtype=torch.float32)).to(x.dtype)
+        mean = by_group(inside.sum((2, 3), dtype=torch.float32))
         # in two passes: a difference of sums would lose a small variance beside a large mean
-        inside = torch.addcmul(inside, mean, mask, value=-1)
-        variance = by_group(inside.square().sum((2, 3), dtype=torch.float32))
+        inside = torch.addcmul(inside, mean.to(x.dtype), mask, value=-1)
+        variance = by_group(inside.float().square().sum((2, 3)))
         factor = (variance + self.eps).rsqrt() * self.weight[:, None, None]
-        return torch.addcmul(self.bias[:, None, None].to(x.dtype), inside, factor.to(x.dtype))
+        offset = self.bias[:, None, None].to(x.dtype)
+        return torch.addcmul(offset, inside, factor.to(x.dtype))
 
 
 class ResidualBlock(nn.Module):

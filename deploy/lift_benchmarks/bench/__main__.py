@@ -29,6 +29,7 @@ def main() -> None:
     from lift_benchmarks.bench.drifting import drifting_figures
     from lift_benchmarks.bench.federation import federation_figures
     from lift_benchmarks.bench.figure import Figure
+    from lift_benchmarks.bench.inference import inference_figures
     from lift_benchmarks.bench.memory import memory_figures
     from lift_benchmarks.bench.metrics import metrics_figures
     from lift_benchmarks.bench.precision import precision_figures
@@ -42,6 +43,7 @@ def main() -> None:
         ("half precision", precision_figures),
         ("drifting loss", drifting_figures),
         ("figures of a patient", metrics_figures),
+        ("a volume beside 3D networks", inference_figures),
         ("cost against cWDM, and the cache", cost_figures),
     ):
         console.print(f"measuring: {title}", highlight=False)

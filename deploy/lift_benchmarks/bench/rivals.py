@@ -1,0 +1,42 @@
+"""What else makes one volume in one forward pass: 3D networks of MONAI, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.dynunet import DynUNet
+from torch import nn
+
+from lift_benchmarks.bench.example import SOURCES
+
+
+def _basic(*features: int) -> nn.Module:
+    network: nn.Module = BasicUNet(
+        spatial_dims=3, in_channels=len(SOURCES), out_channels=1, features=features
+    )
+    return network.eval()
+
+
+def _nnunet() -> nn.Module:
+    """The widths that nnU-Net plans for a volume of this size; 31 M parameters."""
+    filters = (32, 64, 128, 256, 320, 320)
+    network: nn.Module = DynUNet(
+        spatial_dims=3,
+        in_channels=len(SOURCES),
+        out_channels=1,
+        kernel_size=[3] * len(filters),
+        strides=[1, *[2] * (len(filters) - 1)],
+        upsample_kernel_size=[2] * (len(filters) - 1),
+        filters=filters,
+    )
+    return network.eval()
+
+
+RIVALS: Final[dict[str, Callable[[], nn.Module]]] = {
+    "unet_3d": lambda: _basic(32, 32, 64, 128, 256, 32),
+    "unet_3d_half": lambda: _basic(16, 16, 32, 64, 128, 16),
+    "nnunet_one_pass": _nnunet,
+}
+"""Name -> the network; a side of a volume is a multiple of 32."""
