@@ -1,4 +1,4 @@
-"""Patients in a data folder: BraTS 2023, SynthRAD2023, BIDS or a table."""
+"""Patients in a data folder: BraTS 2023, SynthRAD, BIDS or a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from lift.cohort.patients import (
     volumes_called,
 )
 from lift.cohort.withdrawn import LeftOut, nobody
-from lift.config.cohort import AutoData, BidsData, BratsData, CohortData, SynthradData, TableData
+from lift.config.cohort import (
+    AutoData,
+    BidsData,
+    BratsData,
+    CohortData,
+    KnownData,
+    SynthradData,
+    TableData,
+)
 from lift.config.site import MARK_FILE
 from lift.csv_tables import Row, TableError, read_table
 from lift.errors import DataError
@@ -34,6 +42,8 @@ _SUBJECT: Final = "subject"
 MASK: Final = "mask"
 _NOBODY: Final = frozenset({"lost+found"})
 _LONGEST_CELL: Final = 200
+_DEEPEST: Final = 4
+_MOST_FOLDERS: Final = 500
 _TIME_POINT: Final = re.compile(r"^(?P<subject>.+)-\d{3}$")
 
 
@@ -80,7 +90,8 @@ def list_patients(
             "cannot list the patients",
             where=str(data.root),
             seen=f"no patient in layout '{data.layout}'",
-            remedy="Check data.root and data.layout against the folder's content.",
+            remedy=_elsewhere(known, channels)
+            or "Check data.root and data.layout against the folder's content.",
         )
     patients, refusals = [], []
     for patient in sorted(found, key=lambda patient: patient.id):
@@ -113,6 +124,28 @@ def _reason(data: CohortData, patient: Patient, missing: Sequence[str]) -> DataE
     return DataError(
         f"cannot use patient '{patient.id}'", where=str(data.root), seen=seen, remedy=remedy
     )
+
+
+def _elsewhere(data: KnownData, channels: Sequence[str]) -> str:
+    """Where below the data folder patients lie in its layout; empty where nowhere near."""
+    if not isinstance(data, BratsData | SynthradData):
+        return ""
+    near = [data.root]
+    for _ in range(_DEEPEST):
+        near = [path for folder in near for path in _folders_in(folder)][:_MOST_FOLDERS]
+        for folder in near:
+            found = _from_folders(data.model_copy(update={"root": folder}), channels)
+            if any(patient.channels for patient in found):
+                place = folder.relative_to(data.root)
+                return f"Patients in this layout lie in '{place}' below it: set data.root to that."
+    return ""
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except UNSEEN:
+        return []
 
 
 def _is_folder(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,14 @@ from lift.config.base import Settings
 PHANTOM_MARK: Final = "PHANTOM.json"
 """The file that says of all volumes beside and below it that they are phantoms."""
 MR_CHANNELS: Final = ("t1n", "t1c", "t2w", "t2f")
+
+
+def lies_among_phantoms(folder: Path) -> bool:
+    """Whether `PHANTOM.json` lies in the folder, or in one above it."""
+    whole = folder.absolute()
+    return any((place / PHANTOM_MARK).is_file() for place in (whole, *whole.parents))
+
+
 Milliseconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

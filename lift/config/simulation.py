@@ -13,7 +13,7 @@ from lift.config.cohort import BidsData, BratsData, SynthradData, TableData
 from lift.config.decoder import DecoderPretrainConfig
 from lift.config.device import DeviceName
 from lift.config.generator import GeneratorChoice
-from lift.config.phantom import PHANTOM_MARK, PhantomCohortConfig
+from lift.config.phantom import PhantomCohortConfig, lies_among_phantoms
 from lift.config.plan import Name, Plan, Positive
 from lift.config.privacy import Delta
 from lift.config.segmentation import SegmentationSettings
@@ -289,6 +289,6 @@ class SimulationConfig(Settings):
     def phantom(self) -> bool:
         """Whether every site is a phantom: made by the run, or in a folder that says so."""
         return all(
-            isinstance(site.data, PhantomCohortConfig) or (site.data.root / PHANTOM_MARK).is_file()
+            isinstance(site.data, PhantomCohortConfig) or lies_among_phantoms(site.data.root)
             for site in self.sites
         )

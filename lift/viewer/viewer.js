@@ -313,7 +313,8 @@ export async function openViewer(root, Niivue, volumes, options = {}) {
   for (const volume of volumes) await addPane(volume, "gray");
   const first = panes[0].view.volumes[0];
   automatic = [first.cal_min, first.cal_max];
-  setWindow(...automatic);
+  // of a CT what matters is whether bone is there: air and fat would take half of the automatic scale
+  setWindow(...(options.hounsfield ? WINDOWS.bone : automatic));
   setReach();
   for (const pane of panes) pane.view.createOnLocationChange();
   root.dataset.state = "open";

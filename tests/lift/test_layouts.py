@@ -398,3 +398,34 @@ def test_a_patient_in_an_archive_or_beside_the_folders_is_named(tmp_path: Path) 
     assert refusals[0].subject == "BraTS-GLI-00003"
     assert all(name in said["BraTS-GLI-00003-001"] for name in loose)
     assert "BraTS-GLI-00004-000.zip" in said["BraTS-GLI-00004-000"]
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "name", "channels"),
+    [
+        (SynthradData, "Task1/brain", "1BA001", ("mr", "ct")),
+        (SynthradData, "synthRAD2025_Task1_Train/Task1/AB", "1ABA005", ("mr", "ct")),
+        (BratsData, "TrainingData", "BraTS-GLI-00000-000", ("t1n", "t2f")),
+    ],
+)
+def test_patients_in_a_folder_below_the_one_that_is_named_are_pointed_at(
+    tmp_path: Path,
+    data: type[BratsData | SynthradData],
+    place: str,
+    name: str,
+    channels: tuple[str, ...],
+) -> None:
+    prefix = f"{name}-" if data is BratsData else ""
+    touch(tmp_path / place, *(f"{name}/{prefix}{channel}.mha" for channel in channels))
+    with pytest.raises(DataError, match="cannot list") as refusal:
+        list_patients(data(root=tmp_path), channels)
+    assert f"'{place}' below it: set data.root" in refusal.value.remedy
+    assert name not in str(refusal.value)
+    assert len(list_patients(data(root=tmp_path / place), channels)[0]) == 1
+
+
+def test_a_folder_without_patients_anywhere_points_nowhere(tmp_path: Path) -> None:
+    touch(tmp_path, "Task1/overview/1BA001.png")
+    with pytest.raises(DataError, match="cannot list") as refusal:
+        list_patients(SynthradData(root=tmp_path), ["mr", "ct"])
+    assert "below it" not in refusal.value.remedy

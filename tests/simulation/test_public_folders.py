@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lift.config.simulation import SimulationConfig
 from lift.errors import ConfigError, DataError
 from lift.volumes.volume import read_volume
 from lift_benchmarks.public.config import Division
@@ -17,7 +18,7 @@ from lift_benchmarks.public.division import FEWEST, divide, read_mapping, table_
 from lift_benchmarks.public.folders import Benchmark, Examination, find_examinations
 from lift_benchmarks.public.phantoms import metaimage, write_official
 from lift_benchmarks.public.published import published
-from lift_benchmarks.public.run import check_missing
+from lift_benchmarks.public.run import _place_of, check_missing
 
 BRATS = ("t1n", "t1c", "t2w", "t2f")
 TRAINING = "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData"
@@ -260,6 +261,46 @@ def test_a_metaimage_keeps_voxels_and_place(tmp_path: Path) -> None:
     index = np.linalg.inv(affine) @ place
     assert read.voxels[0, 0, 0] == voxels[tuple(np.rint(index[:3]).astype(int))]
     assert sorted(read.voxels.ravel()) == sorted(voxels.ravel())
+
+
+def _simulation(*roots: Path) -> SimulationConfig:
+    return SimulationConfig.from_data(
+        {
+            "name": "one",
+            "data_statement": "PHANTOM or not",
+            "generator": {"builtin": "phantom-t1n-t1c-t2w-t2f"},
+            "sites": [
+                {"name": f"s{index}", "data": {"layout": "synthrad", "root": str(root)}}
+                for index, root in enumerate(roots)
+            ],
+            "plan": {
+                "task": {"source": ["mr"], "target": "ct"},
+                "privacy": {"mode": "none"},
+            },
+        },
+        "test",
+    )
+
+
+def test_volumes_below_the_mark_of_phantoms_are_phantoms_wherever_they_are_named(
+    tmp_path: Path,
+) -> None:
+    phantoms, real = tmp_path / "phantoms", tmp_path / "real"
+    _head(phantoms / "Task1/HN/1HNA001")
+    _head(real / "Task1/TH/1THA001")
+    _touch(phantoms / "PHANTOM.json")
+    for below in (phantoms, phantoms / "Task1", phantoms / "Task1/HN"):
+        assert _simulation(below, phantoms).phantom
+        place, is_phantom = _place_of(find_examinations(below, "synthrad").examinations)
+        assert is_phantom
+        assert place == phantoms / "Task1/HN"
+    above = find_examinations(tmp_path, "synthrad", region="head-neck").examinations
+    assert _place_of(above)[1]
+    assert not _simulation(real, phantoms).phantom
+    thorax = find_examinations(tmp_path, "synthrad", region="thorax").examinations
+    assert not _place_of(thorax)[1]
+    with pytest.raises(DataError, match="phantoms and real volumes"):
+        _place_of([*above, *thorax])
 
 
 @pytest.mark.parametrize("phantom", [True, False])

@@ -146,6 +146,21 @@ def test_a_ball_is_round_whatever_the_spacing_of_its_voxels(
         assert columns / rows == pytest.approx(1.0, abs=0.12), balls
 
 
+def test_a_ct_opens_in_the_bone_window_and_an_mr_in_its_own(
+    open_page: Opener, standalone: str, tmp_path: Path
+) -> None:
+    ball = nib.load(write_ball(tmp_path / "mr.nii.gz", gain=1.0))
+    # air around a ball of bone
+    ct = nib.Nifti1Image(ball.get_fdata(dtype=np.float32) * 3 - 1000, ball.affine)
+    nib.save(ct, tmp_path / "ct.nii.gz")
+    out = tmp_path / "view.html"
+    assert run_here("lift", "view", tmp_path / "ct.nii.gz", "--output", out).code == 0
+    page = ready(open_page(out.as_uri()))
+    assert page.locator(".viewer-pane").first.get_attribute("data-window") == "-500 1500"
+    page = ready(open_page(standalone))
+    assert page.locator(".viewer-pane").first.get_attribute("data-window") != "-500 1500"
+
+
 def test_window_swipe_and_difference_act(
     open_page: Opener, standalone: str, screenshots: Path
 ) -> None:

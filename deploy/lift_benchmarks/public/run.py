@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any, Final
 import yaml
 
 from lift.config.generator import PretrainConfig
-from lift.config.phantom import PHANTOM_MARK
+from lift.config.phantom import PHANTOM_MARK, lies_among_phantoms
 from lift.config.simulation import SimulationConfig
 from lift.device import resolve_device
-from lift.errors import CheckpointError, ConfigError
+from lift.errors import CheckpointError, ConfigError, DataError
 from lift.files import write_atomically, write_json
 from lift.generator.card import CARD_FILE
 from lift.generator.pretraining import pretrain
@@ -22,7 +23,7 @@ from lift.records.published import PUBLISHED_FILE
 from lift.strict_json import parse_json
 from lift_benchmarks.public.config import BenchmarkSettings
 from lift_benchmarks.public.division import Divided, divide, read_mapping, table_text
-from lift_benchmarks.public.folders import CHANNELS, Benchmark, find_examinations
+from lift_benchmarks.public.folders import CHANNELS, Benchmark, Examination, find_examinations
 from lift_benchmarks.public.published import published
 from lift_benchmarks.public.summary import write_summary
 from lift_simulation.progress import Reporter
@@ -76,18 +77,17 @@ def run_benchmark(request: Request, reporter: Reporter, *, command: str) -> Path
         CheckpointError: the output folder holds another benchmark, division or settings.
         LiftError: see the message.
     """
-    root = request.data.absolute()
     _, target = request.task
-    found = find_examinations(root, request.benchmark, region=request.region)
+    found = find_examinations(request.data.absolute(), request.benchmark, region=request.region)
+    root, phantom = _place_of(found.examinations)
     region = found.examinations[0].region
-    phantom = (root / PHANTOM_MARK).is_file()
-    title = published(request.benchmark, target, region, phantom=phantom).title
+    told = published(request.benchmark, target, region, phantom=phantom)
     people = len({one.person for one in found.examinations})
     if phantom:
         reporter.line(
             "PHANTOM: these volumes are simulated. Nothing here says anything of patients."
         )
-    reporter.line(f"{title}: {len(found.examinations)} examinations of {people} persons")
+    reporter.line(f"{told.title}: {len(found.examinations)} examinations of {people} persons")
     for missing, count in found.incomplete.items():
         reporter.line(f"  passed over: {count} without {missing}")
     mapping = None if request.mapping is None else read_mapping(request.mapping)
@@ -96,7 +96,7 @@ def run_benchmark(request: Request, reporter: Reporter, *, command: str) -> Path
         reporter.line(f"  {sentence}")
     for site, own in ((_PUBLIC, divided.public), *divided.sites.items()):
         reporter.line(f"  {site}: {len({one.person for one in own})} persons")
-    pretraining, federation = _write_settings(request, root, divided, title, phantom=phantom)
+    pretraining, federation = _write_settings(request, root, divided, told.title, phantom=phantom)
     bundle = request.output / "generator"
     with reporter.stage("pre-training"):
         if (bundle / CARD_FILE).is_file():
@@ -111,12 +111,28 @@ def run_benchmark(request: Request, reporter: Reporter, *, command: str) -> Path
                 progress=reporter.step,
             )
     out = request.output / "run"
-    write_json(
-        out / PUBLISHED_FILE,
-        published(request.benchmark, target, region, phantom=phantom).model_dump(mode="json"),
-    )
+    write_json(out / PUBLISHED_FILE, told.model_dump(mode="json"))
     simulate(federation, out, reporter, command=command)
     return write_summary(out, request.output, request.benchmark)
+
+
+def _place_of(examinations: Sequence[Examination]) -> tuple[Path, bool]:
+    """The folder of all examinations, and whether they are phantoms.
+
+    Raises:
+        DataError: some are phantoms and some are not.
+    """
+    folders = [next(iter(one.channels.values())).parent for one in examinations]
+    marked = {lies_among_phantoms(place) for place in {folder.parent for folder in folders}}
+    root = Path(os.path.commonpath([folder.parent for folder in folders]))
+    if len(marked) > 1:
+        raise DataError(
+            "cannot use phantoms and real volumes together",
+            where=str(root),
+            seen=f"some examinations lie below a {PHANTOM_MARK}, others do not",
+            remedy="Name the folder of one of the two.",
+        )
+    return root, marked == {True}
 
 
 def _write_settings(
