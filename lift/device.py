@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from lift.config.device import check_device_name
+from lift.config.device import EVERY_GPU, check_device_name
 from lift.errors import ConfigError, DeviceMemoryError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,22 @@ def resolve_device(name: str) -> torch.device:
             remedy="Check the driver and the container's GPU access, or set device: cpu.",
         )
     return device
+
+
+def resolve_devices(names: str | Sequence[str]) -> tuple[torch.device, ...]:
+    """The devices that sites are spread over: one, or several GPUs.
+
+    Args:
+        names: as for :func:`resolve_device`; or `cuda:all`, or `cuda:N` several times.
+
+    Raises:
+        ConfigError: a GPU was asked for that torch does not see.
+    """
+    if names == EVERY_GPU:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        # without any, the first one's message says what is missing
+        names = [f"cuda:{number}" for number in range(max(count, 1))]
+    return tuple(resolve_device(name) for name in ([names] if isinstance(names, str) else names))
 
 
 class AtOnce:

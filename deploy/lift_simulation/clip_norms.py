@@ -17,7 +17,7 @@ from torch import Tensor
 from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, PatientGradients
 from lift.config.simulation import SimulationConfig
-from lift.device import fix_threads, resolve_device
+from lift.device import fix_threads, resolve_devices
 from lift.errors import ConfigError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
@@ -68,7 +68,7 @@ def measure_clip_norms(
     generator = load_bundle(
         bundle_folder(config.generator),
         expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device(config.device),
+        device=resolve_devices(config.device)[0],
     )
     plan = config.plan.model_copy(
         update={

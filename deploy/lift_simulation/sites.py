@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import torch
 
 from lift.cohort.phantom.write import write_phantom_cohorts
 from lift.config.cohort import BratsData, CohortData, SynthradData
@@ -13,11 +15,14 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy, SiteLevel
 from lift.config.simulation import SimulatedSite, SimulationConfig
 from lift.config.site import MARK_FILE, BudgetSettings, SiteSettings
+from lift.device import resolve_devices
+from lift.generator.base import Generator
 from lift_client.gate.cohort_ledger import adopt, begin
 from lift_client.gate.ledger import LEDGER_FILE
 from lift_simulation.progress import Reporter
 
 _NO_CAP: Final = 1e6
+Copy = TypeVar("Copy", bound=Generator)
 
 
 class SimulatedSettings(SiteSettings):
@@ -62,6 +67,7 @@ def open_sites(
     )
     settings = config.cache.model_copy(update={"folder": config.cache.folder or cache})
     opened: dict[str, SiteSettings] = {}
+    devices = site_devices(config)
     for site in config.sites:
         data = site.data
         if isinstance(data, PhantomCohortConfig):
@@ -71,12 +77,44 @@ def open_sites(
             name=site.name,
             data=data,
             cache=settings,
-            device=config.device,
+            device=str(devices[site.name]),
             budget=_budget(config.plan, site, data, ledgers / site.name),
             accept=site.accept,
             image_checks=config.image_checks,
         )
     return opened
+
+
+def site_devices(config: SimulationConfig) -> dict[str, torch.device]:
+    """Site -> where it computes: several GPUs are taken in turn, in the order of the sites.
+
+    Raises:
+        ConfigError: a GPU was asked for that torch does not see.
+    """
+    devices = resolve_devices(config.device)
+    return {site.name: devices[k % len(devices)] for k, site in enumerate(config.sites)}
+
+
+def copies_for_sites(
+    first: Copy, devices: Mapping[str, torch.device], load: Callable[[torch.device], Copy]
+) -> dict[str, Copy]:
+    """Site -> the frozen generator on the site's device, one copy for each device.
+
+    Args:
+        first: the copy that is there.
+        devices: site -> its device.
+        load: makes a copy on a device.
+    """
+    copies = {first.device: first}
+    for device in devices.values():
+        if _numbered(device) not in copies:
+            copies[_numbered(device)] = load(device)
+    return {site: copies[_numbered(device)] for site, device in devices.items()}
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """As a tensor on it names it."""
+    return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
 
 
 def _budget(

@@ -7,6 +7,9 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
+EVERY_GPU: Final = "cuda:all"
+"""All GPUs that torch sees."""
+_NUMBERED: Final = re.compile(r"cuda:(0|[1-9][0-9]?)")
 _KNOWN: Final = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 
 
@@ -24,5 +27,21 @@ def check_device_name(name: str) -> str:
     raise ValueError("a device is auto, cpu, cuda or cuda:N (N: the GPU's number, from 0)")
 
 
+def check_device_names(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """One device, `cuda:all`, or several GPUs by their numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(names, str):
+        return names if names == EVERY_GPU else check_device_name(names)
+    if not names or len(set(names)) < len(names) or not all(map(_NUMBERED.fullmatch, names)):
+        # a CPU computes in other number formats: sites on both would be of two kinds
+        raise ValueError("several devices are different GPUs by number, as in [cuda:0, cuda:1]")
+    return names
+
+
 DeviceName = Annotated[str, AfterValidator(check_device_name)]
 """auto: the GPU when there is one."""
+DeviceNames = Annotated[str | tuple[str, ...], AfterValidator(check_device_names)]
+"""One device, or several GPUs."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from lift.config.base import Settings
 from lift.config.cohort import BidsData, BratsData, SynthradData, TableData
 from lift.config.decoder import DecoderPretrainConfig
-from lift.config.device import DeviceName
+from lift.config.device import DeviceNames
 from lift.config.generator import GeneratorChoice
 from lift.config.phantom import PhantomCohortConfig, lies_among_phantoms
 from lift.config.plan import Name, Plan, Positive
@@ -187,8 +187,9 @@ class SimulationConfig(Settings):
     image_checks: bool = True
     """on: patients whom the checks of `lift-client check --images` veto are left out, as at a site.
     off: only files that cannot be used are refused."""
-    device: DeviceName = "auto"
-    """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one."""
+    device: DeviceNames = "auto"
+    """auto, cpu, cuda, or cuda:N for one of several GPUs; auto: the GPU when there is one.
+    cuda:all, or a list such as [cuda:0, cuda:1]: the sites take these GPUs in turn."""
     synthesis_patients: int = Field(default=2, ge=0)
     """Held-out patients by site whose volumes are written; every one with leave_one_out."""
     generated_volumes: int = Field(default=96, ge=8, le=4096)

@@ -70,11 +70,13 @@ class Device:
 
     Attributes:
         largest: numbers that one tensor may have; None: any.
+        used: NUMBER of a device -> tensors that were made there.
         reads: PLACE -> how often the host read numbers of the device there.
         uploads: PLACE -> how often a tensor went to the device there.
     """
 
     largest: int | None = None
+    used: Counter[int] = field(default_factory=Counter)
     reads: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
 
@@ -86,10 +88,11 @@ class FakeCuda(Tensor):
     """A tensor on the fake device; a CPU tensor holds its numbers."""
 
     numbers: Tensor
+    gpu: int
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> FakeCuda:
+    def __new__(cls, inner: Tensor, index: int) -> FakeCuda:
         made = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -99,12 +102,12 @@ class FakeCuda(Tensor):
             layout=inner.layout,
             device=CPU,
         )
-        made.numbers = inner
+        made.numbers, made.gpu = inner, index
         return made
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # an attribute in torch's stubs
-        return CUDA
+        return torch.device("cuda", self.gpu)
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
@@ -121,26 +124,27 @@ class FakeCuda(Tensor):
         name = func.overloadpacket.__name__
         _refuse_two_devices(name, args, kwargs)
         _count(name, args)
+        index = next(leaf.gpu for leaf in tree_leaves((args, kwargs)) if _is_fake(leaf))
         if kwargs.get("device") is not None:
             # torch's own code takes it from a tensor, and sees the CPU behind it
             kwargs["device"] = CPU
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         mine = {id(_inner(leaf)): leaf for leaf in tree_leaves((args, kwargs)) if _is_fake(leaf)}
         # an operation in place gives back the very tensor that it was given
-        return tree_map(lambda leaf: mine.get(id(leaf), _wrapped(leaf)), result)
+        return tree_map(lambda leaf: mine.get(id(leaf), _wrapped(leaf, index)), result)
 
 
 class _Up(torch.autograd.Function):
     """From the host to the device."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Any:
+    def forward(ctx: Any, tensor: Tensor, index: int) -> Any:
         _device().uploads[place()] += 1
-        return _wrapped(tensor.detach().clone())
+        return _wrapped(tensor.detach().clone(), index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _inner(gradient)
+        return _inner(gradient), None
 
 
 class _Down(torch.autograd.Function):
@@ -149,11 +153,12 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Any:
         _device().reads[place()] += 1
+        ctx.index = tensor.device.index
         return _inner(tensor).detach().clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _wrapped(gradient)
+        return _wrapped(gradient, ctx.index)
 
 
 class _Calls(TorchFunctionMode):
@@ -166,8 +171,8 @@ class _Calls(TorchFunctionMode):
         first: Any = args[0] if args else None
         if func in _NUMPY and _is_fake(first):
             raise TypeError(
-                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
-                f"tensor to host memory first (in {place()})"
+                f"can't convert {first.device} device type tensor to numpy. Use Tensor.cpu() to "
+                f"copy the tensor to host memory first (in {place()})"
             )
         if func is Tensor.pin_memory:
             return first
@@ -188,7 +193,7 @@ def fake_cuda(*, largest: int | None = None, devices: int = 1) -> Iterator[Devic
 
     Args:
         largest: numbers that one tensor may have before the device's memory is full.
-        devices: how many torch sees; all have the number 0 once used.
+        devices: how many torch sees.
     """
     device = Device(largest)
     with contextlib.ExitStack() as stack:
@@ -227,7 +232,7 @@ def _made(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     # the one on the device is the leaf, not the one behind it
     needs_gradient = kwargs.pop("requires_grad", False)
     inner = func(*tree_map(_inner, args), **tree_map(_inner, {**kwargs, "device": CPU}))
-    return _wrapped(inner).requires_grad_(needs_gradient)
+    return _wrapped(inner, _index(device)).requires_grad_(needs_gradient)
 
 
 def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
@@ -238,10 +243,12 @@ def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
     hosts = [t for t in tensors if not _is_fake(t) and t.dim() > 0]
     if name in _INDEXED and _is_fake(args[0]):
         hosts = [t for t in hosts if t.dtype not in {torch.int32, torch.int64, torch.bool}]
-    if hosts:
+    places = {f"cuda:{t.gpu}" for t in tensors if isinstance(t, FakeCuda)}
+    if hosts or len(places) > 1:
+        seen = " and ".join([*sorted(places), *(["cpu"] if hosts else [])])
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"cuda:0 and cpu! ({name} in {place()})"
+            f"{seen}! ({name} in {place()})"
         )
 
 
@@ -277,9 +284,13 @@ def _to(tensor: Tensor, rest: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    if _is_cuda(device) == _is_fake(tensor):
-        return tensor
-    moved: Tensor = (_Up if _is_cuda(device) else _Down).apply(tensor)  # type: ignore[no-untyped-call]
+    if isinstance(tensor, FakeCuda):
+        if _is_cuda(device) and _index(device) == tensor.gpu:
+            return tensor
+        tensor = _Down.apply(tensor)  # type: ignore[no-untyped-call]
+    moved: Tensor = tensor
+    if _is_cuda(device):
+        moved = _Up.apply(tensor, _index(device))  # type: ignore[no-untyped-call]
     return moved
 
 
@@ -290,7 +301,7 @@ def _module_to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
             if parameter is not None:
                 with torch.no_grad():
                     moved = _to(parameter.detach(), args, kwargs)
-                if _is_fake(moved) is not _is_fake(parameter) or moved.dtype != parameter.dtype:
+                if moved.device != parameter.device or moved.dtype != parameter.dtype:
                     part._parameters[name] = nn.Parameter(moved, parameter.requires_grad)
         for name, buffer in part._buffers.items():
             if buffer is not None:
@@ -316,13 +327,14 @@ def _grouped(lists: Sequence[Sequence[Tensor]], with_indices: bool = False) -> A
     return groups
 
 
-def _wrapped(leaf: Any) -> Any:
+def _wrapped(leaf: Any, index: int) -> Any:
     if not isinstance(leaf, Tensor) or _is_fake(leaf):
         return leaf
     largest = _device().largest
     if largest is not None and leaf.numel() > largest:
         raise torch.OutOfMemoryError(f"CUDA out of memory ({leaf.numel()} numbers in {place()})")
-    return FakeCuda(leaf)
+    _device().used[index] += 1
+    return FakeCuda(leaf, index)
 
 
 def _inner(leaf: Any) -> Any:
@@ -335,6 +347,10 @@ def _is_fake(leaf: Any) -> bool:
 
 def _is_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
+
+
+def _index(device: Any) -> int:
+    return torch.device(device).index or 0
 
 
 def _device() -> Device:

@@ -12,8 +12,9 @@ import torch
 
 import lift_benchmarks.gpu.__main__ as bench
 from lift.cohort.preprocessing import Prepared
-from lift_benchmarks.gpu import parts, volumes
+from lift_benchmarks.gpu import parts
 from lift_benchmarks.gpu.sizes import SMALL
+from lift_benchmarks.gpu.volumes import in_blocks
 from tests.gpu.fake_cuda import fake_cuda
 
 ON_A_GPU = {"upload_gb_s", "volume_peak_gb", "volume_blocks_4_peak_gb", "round_peak_gb"}
@@ -49,14 +50,13 @@ def test_the_script_measures_every_part_and_says_what_does_not_fit(
     figures = here["figures"]
     assert all(math.isfinite(value) for value in figures.values())
     assert (figures["same_bits_round"], figures["cpu_update_cosine"]) == pytest.approx((1, 1))
-    in_blocks = volumes.in_blocks
 
     def too_large(*args: Any) -> Any:
         if args[-1] is None:
             raise torch.OutOfMemoryError
         return in_blocks(*args)
 
-    monkeypatch.setattr(parts, "in_blocks", too_large)
+    monkeypatch.setattr("lift_benchmarks.gpu.parts.in_blocks", too_large)
     with fake_cuda() as device:
         there = run(tmp_path / "gpu", monkeypatch, "--device", "cuda:0")
     assert device.uploads

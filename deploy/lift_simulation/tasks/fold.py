@@ -133,7 +133,11 @@ class FoldResult:
 
 
 class Fold:
-    """Runs one federation and its baselines in `folder`, resuming what is already there."""
+    """Runs one federation and its baselines in `folder`, resuming what is already there.
+
+    The sites compute with their own copies of the generator, `generators`, where these are given;
+    all else is computed with `generator`.
+    """
 
     def __init__(
         self,
@@ -144,6 +148,7 @@ class Fold:
         *,
         compare: tuple[str, ...],
         reporter: Reporter,
+        generators: Mapping[str, FrozenGenerator] | None = None,
         afterwards: Afterwards = Afterwards(),
         participation: Participation | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
@@ -167,7 +172,12 @@ class Fold:
         self._compare = compare
         self._reporter = reporter
         self._sessions = {
-            name: SiteSession(settings, generator, folder / "sites" / name, report=reporter.step)
+            name: SiteSession(
+                settings,
+                generator if generators is None else generators[name],
+                folder / "sites" / name,
+                report=reporter.step,
+            )
             for name, settings in self._sites.items()
         }
 

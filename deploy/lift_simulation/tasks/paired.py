@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from lift.config.generator import GeneratorChoice
 from lift.config.plan import Plan, WindowRule
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import resolve_device
 from lift.errors import ConfigError
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
@@ -29,7 +29,7 @@ from lift.tracking.base import About
 from lift.tracking.run import Tracking
 from lift_server.release.results import write_finished_mixer
 from lift_simulation.progress import Reporter
-from lift_simulation.sites import open_sites, phantoms_of
+from lift_simulation.sites import copies_for_sites, open_sites, phantoms_of, site_devices
 from lift_simulation.tasks.fold import Afterwards, Beside, Fold, FoldResult
 from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.participation import Participation
@@ -52,11 +52,10 @@ def simulate_paired(
         return out / "report.html"
     reporter.seconds.update(record.seconds)
     bundle = bundle_folder(_generator_of(config))
-    generator = load_bundle(
-        bundle,
-        expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device(config.device),
-    )
+    devices = site_devices(config)
+    load = partial(load_bundle, bundle, expected_fingerprint=config.plan.generator_fingerprint)
+    generator = load(device=devices[config.sites[0].name])
+    generators = copies_for_sites(generator, devices, lambda device: load(device=device))
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     sites = begin_run(config, plan, generator, out, record, reporter)
     record.keep_seconds(reporter.seconds)
@@ -83,6 +82,7 @@ def simulate_paired(
             out / folder,
             compare=config.compare,
             reporter=reporter,
+            generators=generators,
             afterwards=Afterwards(part.late, config.calibration_pairs, config.leave_one_site_out),
             participation=participation,
             on_round=tracking.round_done,
@@ -106,7 +106,7 @@ def simulate_paired(
         table = table.updated(costs=results[0].costs)
     if config.clean_phantom is not None:
         with reporter.stage("clean_phantom"):
-            second = _clean_phantom(config, plan, generator, out / "clean_phantom", reporter)
+            second = _clean_phantom(config, plan, generators, out / "clean_phantom", reporter)
             table = table.updated(
                 second_phantom=second.pooled, second_phantom_comparisons=second.comparisons
             )
@@ -264,7 +264,11 @@ def _tables(results: list[FoldResult], plan: Plan, *, apart: Collection[str] = (
 
 
 def _clean_phantom(
-    config: SimulationConfig, plan: Plan, generator: FrozenGenerator, out: Path, reporter: Reporter
+    config: SimulationConfig,
+    plan: Plan,
+    generators: Mapping[str, FrozenGenerator],
+    out: Path,
+    reporter: Reporter,
 ) -> Metrics:
     """The same sites without slice corruption, fewer patients and rounds: all methods pooled."""
     clean = config.clean_phantom
@@ -287,9 +291,10 @@ def _clean_phantom(
     result = Fold(
         sites,
         plan.model_copy(update={"federation": federation}),
-        generator,
+        generators[joined[0].name],
         out,
         compare=(),
         reporter=quiet,
+        generators=generators,
     ).run(synthesis_patients=0)
     return _tables([result], plan)

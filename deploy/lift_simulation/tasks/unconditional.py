@@ -17,7 +17,6 @@ from lift.config.plan import Plan
 from lift.config.privacy import NoPrivacy
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import resolve_device
 from lift.errors import ConfigError
 from lift.files import write_atomically
 from lift.generator.card import CARD_FILE, bundle_folder
@@ -54,6 +53,7 @@ from lift_server.rounds.finished import FinishedRun
 from lift_simulation.baselines import read_baseline
 from lift_simulation.federation import federate
 from lift_simulation.progress import Reporter
+from lift_simulation.sites import copies_for_sites, site_devices
 from lift_simulation.tasks.generated import Evidence
 from lift_simulation.tasks.opening import begin_run
 from lift_simulation.tasks.record import RecordFile
@@ -75,13 +75,17 @@ def simulate_unconditional(
         reporter.line(f"this run is already complete: {out}")
         return out / "report.html"
     reporter.seconds.update(record.seconds)
-    decoder = open_decoder(config, out, resolve_device(config.device), reporter)
+    devices = site_devices(config)
+    decoder = open_decoder(config, out, devices[config.sites[0].name], reporter)
+    decoders = copies_for_sites(
+        decoder, devices, lambda device: open_decoder(config, out, device, reporter)
+    )
     plan = with_generator(config.plan, decoder)
     sites = begin_run(config, plan, decoder, out, record, reporter)
     tracking.begin(About(config.name, plan.digest(), config.phantom), out / ROUNDS_FILE)
     run = _Run(config, plan, decoder, out, reporter, tracking.round_done)
     with reporter.stage("features"):
-        run.open(sites)
+        run.open(sites, decoders)
     record.keep_seconds(reporter.seconds)
     finished = run.federations(
         lambda result: write_finished_mixer(
@@ -207,11 +211,13 @@ class _Run:
         self._sessions: dict[str, SiteSession] = {}
         self.works: dict[str, UnconditionalWork] = {}
 
-    def open(self, sites: Mapping[str, SiteSettings]) -> None:
-        """Read every site's volumes."""
+    def open(
+        self, sites: Mapping[str, SiteSettings], decoders: Mapping[str, FrozenDecoder]
+    ) -> None:
+        """Read every site's volumes; each site has its decoder."""
         for name, settings in sorted(sites.items()):
             folder = self._out / "sites" / name
-            session = SiteSession(settings, self._decoder, folder, report=self._reporter.step)
+            session = SiteSession(settings, decoders[name], folder, report=self._reporter.step)
             # a budget that does not cover the run is known before any volume is read
             session.admit(self._plan)
             work = session.work(self._plan)
