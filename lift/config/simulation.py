@@ -20,7 +20,7 @@ from lift.config.segmentation import SegmentationSettings
 from lift.config.site import AcceptReason, BudgetSettings, CacheSettings
 from lift.config.tracking import TrackingSettings
 
-Comparison = Literal[
+MixerComparison = Literal[
     "z_filter_local",
     "curves",
     "control_2d",
@@ -31,13 +31,10 @@ Comparison = Literal[
     "cross_site",
     "federated_samples",
     "controls",
-    "three_planes",
-    "unet_3d",
-    "unet_3d_half",
-    "unet_25d",
 ]
 PlainNetworkName = Literal["unet_3d", "unet_3d_half", "unet_25d"]
 """Networks that users would take instead: trained whole, from the sources alone."""
+Comparison = Literal[MixerComparison, "three_planes", PlainNetworkName]
 PlainMode = Literal["centralised", "federated", "local"]
 _STRIDE: Final = 16
 

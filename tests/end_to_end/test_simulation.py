@@ -24,7 +24,7 @@ import safetensors.numpy
 
 import lift_simulation.cli
 from lift.config.plan import MixerKind, Plan
-from lift.config.simulation import Comparison
+from lift.config.simulation import MixerComparison
 from lift.generator.card import read_card
 from lift.mixer.curves import ChosenCurves
 from lift.mixer.finished import read_mixer
@@ -87,7 +87,7 @@ METRICS = {
 
 def _everything(tiny: TinyRun, out: str, **changes: object) -> Outcome:
     return tiny.simulate(
-        out, compare=list(get_args(Comparison)), plan__federation__rounds=ROUNDS, **changes
+        out, compare=list(get_args(MixerComparison)), plan__federation__rounds=ROUNDS, **changes
     )
 
 

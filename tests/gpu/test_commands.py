@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 import lift_client.cli
-from lift.config.simulation import Comparison
+from lift.config.simulation import MixerComparison
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SOURCES,
@@ -90,7 +90,7 @@ def paired(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         config = tiny.settings(
             f"gpu-{device}",
             device=device,
-            compare=list(get_args(Comparison)),
+            compare=list(get_args(MixerComparison)),
             plan__split=SPLIT,
         )
         runs[device] = folder / device

@@ -69,6 +69,7 @@ def _training(plan: Plan, folder: Path, settings: RivalsSettings) -> PlainTraini
         joined=list(PATIENTS),
         measured=list(PATIENTS),
         reporter=Reporter(Console(quiet=True), {}, quiet=True),
+        device=torch.device("cpu"),
     )
 
 

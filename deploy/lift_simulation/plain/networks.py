@@ -136,7 +136,14 @@ def predict_in_windows(
 
     with torch.no_grad():
         made = sliding_window_inference(
-            both, size, _WINDOWS_AT_ONCE, predict, overlap=overlap, mode="gaussian"
+            both,
+            size,
+            _WINDOWS_AT_ONCE,
+            predict,
+            overlap=overlap,
+            mode="gaussian",
+            sw_device=network.device,
+            device=both.device,
         )
     volume = cast("Tensor", made)[0, 0, :z, :h, :w] * mask[:, 0]
     return volume[:, None].numpy()

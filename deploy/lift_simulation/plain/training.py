@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
+import torch
 
 from lift.config.plan import Plan
 from lift.config.privacy import PatientGradients
@@ -26,6 +27,7 @@ from lift.privacy.costs import epsilon_after
 from lift.privacy.noise import SecureStream
 from lift.records.rows import PRIVATE
 from lift.strict_json import parse_json
+from lift.tasks.paired.methods import Floats, Method
 from lift.tasks.paired.predictions import patient_psnr_db
 from lift.tasks.paired.private.training import train_round_privately
 from lift.tasks.paired.site_cohort import SiteCohort
@@ -42,11 +44,12 @@ from lift_simulation.progress import Reporter
 
 OVERLAP: Final = 0.25
 """Of windows, as a share of a side: of the curve and of held-out patients."""
+LOCAL: Final = "local"
 _VERSION: Final = 1
 _WIDTH: Final[Mapping[PlainNetworkName, int]] = {"unet_3d": 32, "unet_3d_half": 16, "unet_25d": 32}
 _MODES: Final[Mapping[str, Mode]] = {
     "centralised": "pooled",
-    "local": "pooled",
+    LOCAL: "pooled",
     "federated": "fedavg",
     PRIVATE: "fedavg",
 }
@@ -104,6 +107,7 @@ class PlainTraining:
         joined: sites that take part in the federation.
         measured: sites whose patients are measured.
         reporter: shows progress.
+        device: of the training.
     """
 
     def __init__(
@@ -116,7 +120,9 @@ class PlainTraining:
         joined: Sequence[str],
         measured: Sequence[str],
         reporter: Reporter,
+        device: torch.device,
     ) -> None:
+        self._device = device
         self._plan = plan
         self._settings = settings
         self._networks = networks
@@ -127,7 +133,7 @@ class PlainTraining:
         self._epsilon = settings.epsilon or _epsilon_of(plan)
 
     def train(self, cohorts: Mapping[str, SiteCohort]) -> list[TrainedNetwork]:
-        """All rows, the least trained first.
+        """All rows; none of `local` where no site that is measured takes part.
 
         Args:
             cohorts: site -> its patients.
@@ -137,16 +143,13 @@ class PlainTraining:
             for name in self._joined
         }
         patients = {name: found for name, found in patients.items() if found}
-        watched = [
-            cohorts[name].features[patient]
-            for name in self._joined
-            for patient in cohorts[name].split.validation
-        ]
+        watched = {name: cohorts[name].part("validation") for name in self._joined}
         modes = [*self._settings.modes, *([] if self._epsilon is None else [PRIVATE])]
         return [
             self._row(network, mode, patients, watched)
             for mode in modes
             for network in self._networks
+            if mode != LOCAL or set(patients) & set(self._measured)
         ]
 
     def _row(
@@ -154,17 +157,17 @@ class PlainTraining:
         network: PlainNetworkName,
         mode: str,
         patients: Persons,
-        watched: Sequence[Features],
+        watched: Mapping[str, Sequence[Features]],
     ) -> TrainedNetwork:
-        if mode == "local":
-            # each site's own curve would be of one or two patients: the sites' together
+        if mode == LOCAL:
             parts = {
-                site: self._one(network, mode, {site: found}, watched, site=site)
+                site: self._one(network, mode, {site: found}, watched[site], site=site)
                 for site, found in patients.items()
                 if site in self._measured
             }
         else:
-            one = self._one(network, mode, patients, watched)
+            everyone = [features for found in watched.values() for features in found]
+            one = self._one(network, mode, patients, everyone)
             parts = dict.fromkeys(self._measured, one)
         values = {site: found for site, (found, _) in parts.items()}
         records = [record for _, record in parts.values()]
@@ -231,8 +234,8 @@ class PlainTraining:
     ) -> Trained:
         own = self._settings.of(name)
         plan = network_plan(self._plan, self._settings, name)
-        network = build(name, len(plan.task.source), plan.seed)
-        steps = own.steps if mode != "local" else max(1, own.steps // len(self._joined))
+        network = build(name, len(plan.task.source), plan.seed).to(self._device)
+        steps = own.steps if mode != LOCAL else max(1, own.steps // len(self._joined))
         pace: Pace = self._settings
         keep_best = bool(watched)
         if mode == PRIVATE:
@@ -311,12 +314,10 @@ class PlainTraining:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def predictor(
-    network: PlainNetwork, values: Values, window: tuple[int, int, int]
-) -> Callable[[Features], Any]:
+def predictor(network: PlainNetwork, values: Values, window: tuple[int, int, int]) -> Method:
     """What predicts a volume with these numbers."""
 
-    def method(features: Features) -> Any:
+    def method(features: Features) -> Floats:
         network.load_values(values)
         return predict_in_windows(network, features, window, overlap=OVERLAP)
 

@@ -238,6 +238,7 @@ class Fold:
             joined=self._joined,
             measured=self._measured,
             reporter=self._reporter,
+            device=self._generator.device,
         ).train(cohorts)
 
     def _costs(
@@ -404,7 +405,9 @@ class Fold:
             return {}
         return {
             one.row: predictor(
-                build(one.network, len(self._plan.task.source), self._plan.seed),
+                build(one.network, len(self._plan.task.source), self._plan.seed).to(
+                    self._generator.device
+                ),
                 one.values[site],
                 self._beside.settings.of(one.network).window,
             )
