@@ -82,11 +82,13 @@ class AtOnce:
     Args:
         rows: at first.
         device: for the log and the message.
+        setting: a smaller value of it makes one row smaller; for the message, empty: none does.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    def __init__(self, rows: int, device: torch.device, setting: str = "") -> None:
         self._rows = rows
         self._device = device
+        self._setting = setting
 
     def attempt(self, compute: Callable[[int], T]) -> T:
         """`compute(rows)`, again with half the rows each time that it does not fit.
@@ -100,7 +102,7 @@ class AtOnce:
             except torch.OutOfMemoryError:
                 pass
             if self._rows <= 1:
-                raise memory_error(self._device)
+                raise memory_error(self._device, self._setting)
             # only here, after the exception, is what the failed attempt held free
             torch.cuda.empty_cache()
             self._rows = -(-self._rows // 2)
@@ -109,14 +111,20 @@ class AtOnce:
             )
 
 
-def memory_error(device: torch.device | str) -> DeviceMemoryError:
-    """Return the error for a full device memory when the work cannot be split further."""
+def memory_error(device: torch.device | str, setting: str = "") -> DeviceMemoryError:
+    """Return the error for a full device memory when the work cannot be split further.
+
+    Args:
+        device: whose memory is full.
+        setting: of the plan or of the pre-training; less is needed where it is smaller.
+    """
+    smaller = f" Less is needed with a smaller {setting}." if setting else ""
     return DeviceMemoryError(
         "the memory of the device is full",
         where="device",
         seen=f"{device} cannot hold the least part of this work",
         remedy="Finished rounds and features are kept. End other programs on the device, name "
-        "another GPU (device: cuda:1), or set device: cpu; then run again.",
+        f"another GPU (device: cuda:1), or set device: cpu; then run again.{smaller}",
     )
 
 

@@ -32,7 +32,7 @@ from lift.config.generator import GeneratorCard, PretrainConfig
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Plan, TaskPlan
 from lift.config.privacy import NoPrivacy
-from lift.device import fix_threads, to_device
+from lift.device import AtOnce, fix_threads, to_device
 from lift.errors import DataError, GeneratorError, LiftError
 from lift.files import write_atomically
 from lift.generator.bundle import make_card, save_bundle
@@ -184,13 +184,12 @@ def train_on_arrays(
     run = _run_digest(config, patients)
     first = resume_training(checkpoint, run, network, optimiser)
     network.train()
+    at_once = AtOnce(config.batch_slices, device, "window")
     for step in range(first, config.steps):
         rng = np.random.default_rng(derive_seed(config.seed, "step", step))
         batch = [to_device(tensor, device) for tensor in draw_batch(config, training, rng)]
         optimiser.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, config.steps)
-        loss = masked_loss(network(batch[0], batch[2]), batch[1], batch[2], config.loss)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = at_once.attempt(partial(_set_gradients, network, batch, config.loss))
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
         value = loss.item()
         check_finite(value, norm.item(), step)
@@ -215,7 +214,9 @@ def rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, kind: str) -> Tensor:
+def masked_loss(
+    pred: Tensor, target: Tensor, mask: Tensor, kind: str, whole: Tensor | None = None
+) -> Tensor:
     """Pixel loss plus `GRADIENT_WEIGHT` times that of in-plane differences, inside the mask.
 
     Args:
@@ -223,11 +224,50 @@ def masked_loss(pred: Tensor, target: Tensor, mask: Tensor, kind: str) -> Tensor
         target: (n, 1, h, w).
         mask: 0 or 1, (n, 1, h, w); a difference counts where both its pixels are inside.
         kind: `l1` or `l2`.
+        whole: mask of all slices of the step, (m, 1, h, w): the losses of parts add up to its
+            loss. None: these are all.
     """
     error = pred - target
-    rows = _masked_mean(error.diff(dim=-2), mask[..., 1:, :] * mask[..., :-1, :], kind)
-    columns = _masked_mean(error.diff(dim=-1), mask[..., 1:] * mask[..., :-1], kind)
-    return _masked_mean(error, mask, kind) + GRADIENT_WEIGHT * (rows + columns)
+    size = torch.abs if kind == "l1" else torch.square
+    every = mask if whole is None else whole
+
+    def mean(values: Tensor, inside: Tensor, of: Tensor) -> Tensor:
+        return (size(values) * inside).sum() / of.sum().clamp(min=1)
+
+    rows = mean(error.diff(dim=-2), _row_pairs(mask), _row_pairs(every))
+    columns = mean(error.diff(dim=-1), _column_pairs(mask), _column_pairs(every))
+    return mean(error, mask, every) + GRADIENT_WEIGHT * (rows + columns)
+
+
+def _row_pairs(mask: Tensor) -> Tensor:
+    return mask[..., 1:, :] * mask[..., :-1, :]
+
+
+def _column_pairs(mask: Tensor) -> Tensor:
+    return mask[..., 1:] * mask[..., :-1]
+
+
+def _set_gradients(
+    network: SliceNetwork, batch: Sequence[Tensor], kind: str, at_once: int
+) -> Tensor:
+    """The step's loss, and its gradient in the network's parameters; `at_once` slices at a time.
+
+    Args:
+        network: in training mode.
+        batch: input, target and mask.
+        kind: of the loss.
+        at_once: slices.
+    """
+    # an attempt that did not fit has left gradients behind
+    network.zero_grad()
+    total: Tensor | None = None
+    for x, target, mask in zip(*(torch.split(part, at_once) for part in batch), strict=True):
+        loss = masked_loss(network(x, mask), target, mask, kind, batch[2])
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        total = loss.detach() if total is None else total + loss.detach()
+    if total is None:
+        raise ValueError("a step without a slice")
+    return total
 
 
 def validation_psnr_db(
@@ -305,11 +345,6 @@ def _read_patient(patient: Patient, plan: Plan, root: Path, prefix: str) -> Trai
 def log_refusal(patient: str, reason: LiftError) -> None:
     """Log an unusable patient, with the reason."""
     logger.warning("event=patient_refused patient=%s reason=%s", patient, reason)
-
-
-def _masked_mean(error: Tensor, mask: Tensor, kind: str) -> Tensor:
-    size = error.abs() if kind == "l1" else error.square()
-    return (size * mask).sum() / mask.sum().clamp(min=1)
 
 
 def check_finite(loss: float, gradient_norm: float, step: int) -> None:

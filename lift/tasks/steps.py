@@ -41,6 +41,7 @@ def take_steps(
     report: Callable[[int], None] | None = None,
     *,
     rows: int = 1,
+    setting: str = "",
 ) -> TrainedRound:
     """The optimiser steps of one round down a loss: what paired and unconditional training share.
 
@@ -53,13 +54,14 @@ def take_steps(
         round_index: 1 for the first training round.
         report: called after each step with its number (from 1).
         rows: of a step; 1 where its loss cannot be had in terms.
+        setting: of the plan, that makes one row smaller; empty: none does.
 
     Raises:
         DeviceMemoryError: one row alone does not fit into the device's memory.
     """
     # read once, after the last step: reading a number of a GPU waits for all that it has to do
     losses: list[Tensor] = []
-    at_once = AtOnce(rows, part.device)
+    at_once = AtOnce(rows, part.device, setting)
     anchors = {name: tensor.to(part.device) for name, tensor in start.items()}
 
     def pull() -> Tensor:

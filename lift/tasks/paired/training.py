@@ -66,7 +66,9 @@ def train_round(
             yield share * batch_loss(mixer, batch, settings)
 
     rows = settings.patients_per_step
-    return take_steps(mixer, start, plan, step_losses, round_index, report, rows=rows)
+    return take_steps(
+        mixer, start, plan, step_losses, round_index, report, rows=rows, setting="training.window"
+    )
 
 
 def draw_batches(

@@ -269,4 +269,12 @@ def train_mapper_round(
             value = value + settings.prior_weight * held_inside(latents, gaussian)
         return (value,)
 
-    return take_steps(mapper, start, plan, step_losses, round_index, report)
+    return take_steps(
+        mapper,
+        start,
+        plan,
+        step_losses,
+        round_index,
+        report,
+        setting="unconditional.volumes_per_step",
+    )

@@ -22,7 +22,8 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from lift.errors import ConfigError
+from lift.device import AtOnce
+from lift.errors import ConfigError, DeviceMemoryError
 from lift.mixer.base import Mixer
 from lift.one_patient import NotOfAPatientError, of_one_patient
 from lift.privacy.clipping import check_clip_norm, clip_gradient
@@ -105,8 +106,8 @@ class GradientEngine(Protocol):
 class PatientLoop:
     """One patient after the other: for every mixer and every loss, in the least memory.
 
-    A patient's windows are run eight at a time at most. What a patient adds is computed from this
-    patient alone, bit by bit.
+    A patient's windows are run eight at a time at most, fewer where the device's memory is full.
+    What a patient adds is computed from this patient alone, bit by bit.
 
     On a CPU, two windows by patient are cheaper than one: torch runs a dense 3D convolution of a
     single row by a slow kernel (108 ms for one window of 10 x 48 x 48, 53 ms for two; default
@@ -341,12 +342,25 @@ def zero_gradient(mixer: nn.Module) -> dict[str, Tensor]:
 def _patient_gradient(
     mixer: Mixer, windows: PatientWindows, losses: RowLosses
 ) -> dict[str, Tensor]:
-    """The gradient of the mean loss over one patient's windows."""
-    gradient = zero_gradient(mixer)
-    for batch in joined_windows(windows, _ROWS_AT_ONCE):
-        for name, part in plain_gradient(mixer, batch, losses).items():
-            gradient[name] += part.double() / row_count(windows)
-    return gradient
+    """The gradient of the mean loss over one patient's windows.
+
+    Raises:
+        MemoryError: one window does not fit into the device's memory. It is the patient's own
+            error, as any other: the settings' would end the round.
+    """
+
+    def computed(rows: int) -> dict[str, Tensor]:
+        gradient = zero_gradient(mixer)
+        for batch in joined_windows(windows, rows):
+            for name, part in plain_gradient(mixer, batch, losses).items():
+                gradient[name] += part.double() / row_count(windows)
+        return gradient
+
+    try:
+        # anew for each patient, whose rounding must not tell of another's size
+        return AtOnce(_ROWS_AT_ONCE, mixer.device, "training.window").attempt(computed)
+    except DeviceMemoryError as error:
+        raise MemoryError(str(error)) from None
 
 
 class _Total:
