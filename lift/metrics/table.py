@@ -22,7 +22,6 @@ from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.hounsfield import tissue_figures
 from lift.metrics.intervals import Better, bootstrap_mean, paired_difference
-from lift.metrics.perceptual import perceptual_distance
 from lift.metrics.synthrad import Numbers, ValueRange, mae_hu, psnr_db, ssim
 from lift.metrics.synthrad_2025 import ms_ssim_ct
 from lift.metrics.through_plane import band_figures, dz_corr, dz_mae, slice_gain, tpr
@@ -186,6 +185,9 @@ def patient_metrics(
         "dz_corr": dz_corr(*pair),
     }
     if not brief:
+        # here: it imports torch, which readers of a table need not wait for
+        from lift.metrics.perceptual import perceptual_distance
+
         band = band_figures(*pair)
         figures |= {
             "ssim": ssim(*pair, range),
