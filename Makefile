@@ -12,7 +12,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 
-.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
+.PHONY: demo federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-crop bench-federation bench-privacy reach downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -107,6 +107,9 @@ lint: $(STAMP)  ## style, types and import contracts alone
 
 bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table and bench.json
 	$(BIN)/python -m lift_benchmarks.bench
+
+bench-crop: $(STAMP)  ## PSNR of a narrow, cropped generator beside a wide one, on phantoms; resumable
+	$(BIN)/python -m lift_benchmarks.crop_quality
 
 bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
 	$(BIN)/python -m tests.federation.measure
