@@ -14,7 +14,7 @@ REACH := $(BIN)/python -m lift_benchmarks.reach
 DOWNSTREAM := $(BIN)/python -m lift_benchmarks.downstream
 PUBLIC := $(BIN)/python -m lift_benchmarks.public
 
-.PHONY: demo brats synthrad federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-gpu bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
+.PHONY: demo brats synthrad federation demo-artefacts demo-left-out few-patients demo-unconditional real-hippocampus test test-fast test-federation test-federation-full test-fuzz test-fuzz-full test-web lint bench bench-crop bench-gpu bench-federation bench-privacy reach rivals rivals-demo rivals-lgg downstream real real-lgg real-lgg-left-out docs wheel wheel-check images image-server-cpu image-site-cpu image-site-gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -120,6 +120,9 @@ bench: $(STAMP)  ## cost against cWDM, cache, memory, bytes, overhead: a table a
 
 bench-gpu: $(STAMP)  ## one GPU (DEVICE, cuda): seconds, memory, share of the roof, quality; 9 minutes at most
 	$(BIN)/python -m lift_benchmarks.gpu --device $(DEVICE)
+
+bench-crop: $(STAMP)  ## PSNR of a narrow, cropped generator beside a wide one, on phantoms; resumable
+	$(BIN)/python -m lift_benchmarks.crop_quality
 
 bench-federation: $(STAMP)  ## real processes: overhead of a round, start, memory, commands
 	$(BIN)/python -m tests.federation.measure

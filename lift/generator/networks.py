@@ -67,7 +67,11 @@ class SliceNorm(nn.GroupNorm):
     """Group norm whose statistics are those of each slice, or of its mask alone."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(n, c, h, w), of no meaning outside a `mask` of 0 or 1, (n, 1, h, w)."""
+        """(n, c, h, w), and 0 outside a `mask` of 0 or 1, (n, 1, h, w).
+
+        With a mask and without gradients `x` is overwritten: on a CPU new memory costs more than
+        the sums.
+        """
         if mask is None:
             return super().forward(x)
         mask = mask.to(x.dtype)
@@ -79,14 +83,16 @@ class SliceNorm(nn.GroupNorm):
             means = sums.reshape(-1, self.num_groups, each).sum(-1) / count
             return means.repeat_interleave(each, dim=1)[..., None, None]
 
-        inside = x * mask
-        mean = by_group(inside.sum((2, 3), dtype=torch.float32))
         # in two passes: a difference of sums would lose a small variance beside a large mean
-        inside = torch.addcmul(inside, mean.to(x.dtype), mask, value=-1)
-        variance = by_group(inside.float().square().sum((2, 3)))
-        factor = (variance + self.eps).rsqrt() * self.weight[:, None, None]
+        x = _inside(x, mask)
+        mean = by_group(x.sum((2, 3), dtype=torch.float32)).to(x.dtype)
+        free = not torch.is_grad_enabled()
+        x = x.addcmul_(mean, mask, value=-1) if free else x.addcmul(mean, mask, value=-1)
+        variance = by_group(x.float().square().sum((2, 3)))
+        factor = ((variance + self.eps).rsqrt() * self.weight[:, None, None]).to(x.dtype)
         offset = self.bias[:, None, None].to(x.dtype)
-        return torch.addcmul(offset, inside, factor.to(x.dtype))
+        x = x.mul_(factor) if free else x * factor
+        return x.addcmul_(offset, mask) if free else x.addcmul(offset, mask)
 
 
 class ResidualBlock(nn.Module):
@@ -119,16 +125,17 @@ class ResidualBlock(nn.Module):
         kernel, short = self.conv1.weight, shortcut.weight
         # each pixel of `deep` becomes four equal ones: half of the products can be shared
         hidden = F.conv_transpose2d(deep, _spread(kernel[:, :n_deep]), stride=2, padding=1)
-        hidden = hidden + F.conv2d(skip, kernel[:, n_deep:], self.conv1.bias, padding=1)
+        hidden = _sum(hidden, F.conv2d(skip, kernel[:, n_deep:], self.conv1.bias, padding=1))
         beside = F.interpolate(F.conv2d(deep, short[:, :n_deep]), scale_factor=2.0)
-        beside = beside + F.conv2d(skip, short[:, n_deep:], shortcut.bias)
+        beside = _sum(beside, F.conv2d(skip, short[:, n_deep:], shortcut.bias))
         return self._rest(hidden, beside, mask)
 
     def _rest(self, hidden: Tensor, beside: Tensor, mask: Tensor | None) -> Tensor:
         """All that follows the first convolution and the shortcut."""
-        hidden = _inside(F.silu(self.norm1(hidden, mask)), mask)
-        hidden = F.silu(self.norm2(self.conv2(hidden), mask))
-        return _inside(hidden + beside, mask)
+        # SiLU of 0 is 0: nothing comes back outside the mask
+        hidden = _silu(self.norm1(hidden, mask), mask)
+        hidden = _silu(self.norm2(self.conv2(hidden), mask), mask)
+        return _inside(_sum(hidden, beside), mask)
 
 
 class UNet(SliceNetwork):
@@ -423,8 +430,21 @@ def _spread(kernel: Tensor) -> Tensor:
 
 
 def _inside(x: Tensor, mask: Tensor | None) -> Tensor:
-    """`x` with 0 where there is a mask that is 0."""
-    return x if mask is None else x * mask.to(x.dtype)
+    """`x` with 0 where there is a mask that is 0; without gradients `x` is overwritten."""
+    if mask is None:
+        return x
+    mask = mask.to(x.dtype)
+    return x * mask if torch.is_grad_enabled() else x.mul_(mask)
+
+
+def _sum(x: Tensor, other: Tensor) -> Tensor:
+    """Their sum; without gradients `x` is overwritten."""
+    return x + other if torch.is_grad_enabled() else x.add_(other)
+
+
+def _silu(x: Tensor, mask: Tensor | None) -> Tensor:
+    """SiLU; with a mask and without gradients `x` is overwritten."""
+    return F.silu(x, inplace=mask is not None and not torch.is_grad_enabled())
 
 
 def _round_up(side: int, multiple: int) -> int:

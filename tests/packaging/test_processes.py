@@ -95,6 +95,9 @@ ENTRIES: Final[dict[str, Callable[[Path], Entry]]] = {
         ),
         "flwr",
     ),
+    "lift_benchmarks.crop_quality": lambda folder: (
+        _module("lift_benchmarks.crop_quality", "--output", str(folder), "--steps", "1"), "torch",
+    ),
     "lift_benchmarks.downstream": lambda folder: (
         _module(
             "lift_benchmarks.downstream",
