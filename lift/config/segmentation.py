@@ -29,7 +29,7 @@ class SegmentationSettings(Settings):
     labels: str = ""
     """Label files, with `{site}` and `{patient}`; what is above 0 counts."""
     tissue: str = ""
-    """In place of files: a tissue of the phantoms' own truth, such as wm or lesion."""
+    """In place of files: a tissue of the phantoms' own truth, such as wm or oedema."""
     segmenter: SegmenterSettings = SegmenterSettings()
     """The segmenter, which is trained on the training patients of all sites."""
 
