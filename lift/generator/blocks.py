@@ -154,11 +154,11 @@ def _block(
     preds: list[Tensor] = []
     taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
     device = generator.device
-    for rows, inside in zip(torch.split(x, at_once), torch.split(mask, at_once), strict=True):
+    needs_mask = generator.crop_stride is not None
+    for rows, part in zip(torch.split(x, at_once), torch.split(mask, at_once), strict=True):
+        inside = to_device(part, device) if needs_mask else None
         with torch.no_grad(), inference_autocast(device):
-            pred, found = generator.predict(
-                to_device(rows, device), tap_names, mask=to_device(inside, device)
-            )
+            pred, found = generator.predict(to_device(rows, device), tap_names, mask=inside)
         preds.append(pred.float().cpu())
         for name, tap in found.items():
             taps[name].append(tap.to(torch.float16).cpu())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lift.cohort.preprocessing import Prepared
@@ -24,6 +25,7 @@ from lift.generator.features import compute_features
 from lift.generator.networks import FrozenGenerator, SliceNorm, neighbour_channels
 from lift.mixer.base import MixerInputs
 from lift.tasks.paired.synthesis import CachedStream, GeneratedStream, mix
+from tests.gpu.fake_cuda import fake_cuda
 from tests.lift.mixer_cases import KINDS
 from tests.lift.small_world import (
     CPU,
@@ -284,6 +286,23 @@ def test_a_missing_mask_is_refused() -> None:
     generator = small_generator(over="mask")
     with pytest.raises(ValueError, match="needs the mask"):
         generator.predict(torch.zeros(1, 2, 8, 8))
+
+
+@every_mixer
+def test_a_volume_on_a_device_is_that_of_the_cpu(kind: MixerKind) -> None:
+    prepared = with_empty_slices()
+
+    def volume(device: torch.device) -> NDArray[np.float32]:
+        generator = small_generator(over="mask")
+        mixer = random_mixer(small_plan(kind), generator).to(device)
+        return mix(mixer, GeneratedStream(prepared, generator.to(device), mixer))
+
+    expected = volume(CPU)
+    with fake_cuda():
+        found = volume(torch.device("cuda"))
+    # half precision there
+    bound = 0.03 * max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
 # --- bundles
