@@ -34,7 +34,7 @@ federation: $(STAMP)  ## a real federation on this machine: a server and three s
 demo-artefacts: $(STAMP)  ## phantom slices with strong faults, one in ten lost: filters repair them too
 	$(BIN)/lift-simulate --config configs/presets/demo-artefacts.yaml --output out/demo-artefacts
 
-demo-ct: $(STAMP)  ## phantom heads with skull, MR to CT: errors in HU, bone in the report; 6 minutes on 2 cores
+demo-ct: $(STAMP)  ## phantom heads with skull, MR to CT: errors in HU, bone in the report
 	$(BIN)/lift-simulate --config configs/presets/demo-ct.yaml --output out/demo-ct
 
 brats: $(STAMP)  ## BraTS 2023, DATA=FOLDER: a missing contrast (MISSING=t2f), beside published figures; resumable
