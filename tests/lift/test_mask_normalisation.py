@@ -68,7 +68,7 @@ def around(prepared: Prepared, before: int, after: int) -> Prepared:
 
 
 BOXES = [
-    ((4, 11, 8, 17), (23, 29)),  # in the middle of odd sides
+    ((5, 11, 6, 17), (23, 29)),  # in the middle of odd sides
     ((0, 5, 0, 7), (13, 18)),  # at the upper and left border
     ((9, 13, 12, 18), (13, 18)),  # at the lower and right border, which is no multiple
     ((0, 9, 0, 10), (9, 10)),  # the whole picture
@@ -208,9 +208,14 @@ def with_empty_slices() -> Prepared:
 
 
 @pytest.mark.parametrize("context_slices", [0, 1])
-def test_blocks_of_boxes_are_the_whole_pictures(context_slices: int) -> None:
+@pytest.mark.parametrize("box", [None, *(box for box, _ in BOXES)])
+def test_blocks_of_boxes_are_the_whole_pictures(
+    context_slices: int, box: tuple[int, int, int, int] | None
+) -> None:
     generator = small_generator(over="mask", context_slices=context_slices)
-    prepared = with_empty_slices()
+    # among the boxes some begin between the multiples of the stride
+    size = dict(BOXES).get(box or (0, 0, 0, 0), (0, 0))
+    prepared = with_empty_slices() if box is None else with_mask(box, size, 9)
     x = neighbour_channels(torch.from_numpy(prepared.source), context_slices)
     whole, taps = generator.predict(x, TAPS, mask=torch.from_numpy(prepared.mask))
     blocks = [block for _, block in generate_blocks(generator, prepared, TAPS)]
