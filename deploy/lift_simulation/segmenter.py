@@ -32,7 +32,7 @@ class Stack:
     """A volume as the segmenter sees it.
 
     Attributes:
-        slices: at mean 0 and standard deviation 1 over the volume, the first and the last slice
+        slices: at mean 0 and standard deviation 1 (see `stack_of`), the first and the last slice
             once more at the ends, (d + 2, h, w).
         label: 0 or 1, (d, h, w), float32.
     """
@@ -53,11 +53,21 @@ class Source:
     share: float
 
 
-def stack_of(voxels: Tensor, label: Tensor) -> Stack:
-    """A volume (d, h, w) and its label, ready for the segmenter."""
+def stack_of(voxels: Tensor, label: Tensor, inside: Tensor | None = None) -> Stack:
+    """A volume and its label, ready for the segmenter.
+
+    Args:
+        voxels: (d, h, w).
+        label: of the same shape.
+        inside: where the volume counts: its mean and standard deviation are those in there, and it
+            is 0 outside, however much of that the volume holds. None: everywhere.
+    """
     values = voxels.double()
-    spread = values.std(unbiased=False).clamp_min(_LEAST_SPREAD)
-    plain = ((values - values.mean()) / spread).float()
+    counted = values if inside is None else values[inside > 0]
+    spread = counted.std(unbiased=False).clamp_min(_LEAST_SPREAD)
+    plain = ((values - counted.mean()) / spread).float()
+    if inside is not None:
+        plain = plain * (inside > 0)
     ends = torch.cat([plain[:1], plain, plain[-1:]])
     return Stack(ends, label.float())
 
@@ -224,10 +234,20 @@ def _batch(
             height, width = label.shape[1:]
             images.append(image.reshape(SLICES_OF_A_VOLUME, -1, height, width))
             labels.append(label[:, None])
-    return torch.cat(images), torch.cat(labels)
+    sides = [max(label.shape[axis] for label in labels) for axis in (2, 3)]
+    image, label = (
+        torch.cat([_continued(part, sides[0], sides[1]) for part in parts])
+        for parts in (images, labels)
+    )
+    return image, label
 
 
 def _padded(slices: Tensor) -> Tensor:
-    """Continued with 0 on the far sides, up to sides that can be halved twice."""
-    height, width = (-side % _STRIDE for side in slices.shape[2:])
-    return pad(slices, [0, width, 0, height])
+    """Continued up to sides that can be halved twice."""
+    height, width = (side + -side % _STRIDE for side in slices.shape[2:])
+    return _continued(slices, height, width)
+
+
+def _continued(slices: Tensor, height: int, width: int) -> Tensor:
+    """Slices (n, c, h, w) with 0 on the far sides."""
+    return pad(slices, [0, width - slices.shape[3], 0, height - slices.shape[2]])

@@ -9,8 +9,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
+from lift.config.segmentation import SegmenterSettings
 from lift.metrics.table import UNITS
+from lift_simulation.segmenter import Source, dice, predict, stack_of, train_segmenter
 from tests.end_to_end.tiny_run import PATIENTS, TARGET, TinyRun
 
 SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
@@ -85,3 +88,30 @@ def test_settings_that_do_not_fit(tiny: TinyRun, settings: dict[str, Any], seen:
     done = tiny.simulate(f"refused-{len(str(settings))}", segmentation=settings)
     assert done.code not in (0, 1), done
     assert seen in done.stderr + done.stdout
+
+
+def test_volumes_of_several_sizes_are_trained_on_together() -> None:
+    rng = torch.Generator().manual_seed(0)
+    stacks = []
+    for shape in ((6, 20, 22), (4, 24, 17), (5, 16, 16)):
+        label = torch.zeros(shape)
+        label[:, 4:12, 5:13] = 1
+        inside = torch.zeros(shape)
+        inside[:, 1:15, 1:15] = 1
+        noise = 0.1 * torch.rand(shape, generator=rng)
+        stacks.append(stack_of(0.3 * inside + label + noise, label, inside))
+    settings = SegmenterSettings(width=4, steps=80, volumes_per_step=3)
+    network = train_segmenter([Source(stacks, 1.0)], settings, seed=1, augmented=False)
+    assert all(dice(predict(network, stack), stack.label) > 0.8 for stack in stacks)
+
+
+def test_how_much_of_a_volume_lies_outside_does_not_matter() -> None:
+    rng = torch.Generator().manual_seed(0)
+    voxels, inside = torch.rand((4, 8, 8), generator=rng), torch.zeros(4, 8, 8)
+    inside[:, 2:6, 2:6] = 1
+    own = stack_of(voxels, inside, inside)
+    wider = stack_of(
+        *(torch.nn.functional.pad(part, (0, 8, 0, 8)) for part in (voxels, inside, inside))
+    )
+    torch.testing.assert_close(wider.slices[:, :8, :8], own.slices)
+    assert not bool(wider.slices[:, 8:].any())

@@ -141,8 +141,10 @@ class SegmentationJudge:
 
     def _seen(self, target: Floats, prepared: Prepared, label: Tensor) -> Stack:
         """A target as the segmenter sees it: nothing outside the mask."""
-        inside = np.clip(np.asarray(target), 0.0, 1.0) * prepared.mask
-        return stack_of(torch.from_numpy(inside[:, 0]), label)
+        voxels = np.clip(np.asarray(target), 0.0, 1.0)
+        return stack_of(
+            torch.from_numpy(np.array(voxels[:, 0])), label, torch.from_numpy(prepared.mask[:, 0])
+        )
 
     def _label(self, site: str, patient: str, prepared: Prepared) -> Tensor:
         if self._settings.tissue:
