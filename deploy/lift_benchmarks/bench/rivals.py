@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from monai.networks.nets.basic_unet import BasicUNet
-from monai.networks.nets.dynunet import DynUNet
 from torch import nn
 
 from lift_benchmarks.bench.example import SOURCES
 
 
 def _basic(*features: int) -> nn.Module:
+    # MONAI takes seconds to import, and warns
+    from monai.networks.nets.basic_unet import BasicUNet
+
     network: nn.Module = BasicUNet(
         spatial_dims=3, in_channels=len(SOURCES), out_channels=1, features=features
     )
@@ -21,6 +22,8 @@ def _basic(*features: int) -> nn.Module:
 
 def _nnunet() -> nn.Module:
     """The widths that nnU-Net plans for a volume of this size; 31 M parameters."""
+    from monai.networks.nets.dynunet import DynUNet
+
     filters = (32, 64, 128, 256, 320, 320)
     network: nn.Module = DynUNet(
         spatial_dims=3,
