@@ -205,7 +205,8 @@ def _seconds(threads: int) -> list[Figure]:
             run()
             seconds[name].append(clock() - began)
     middle = {name: median(found) for name, found in seconds.items()}
-    size = "x".join(str(n) for n in prepared["head"].mask.shape)
+    depth, _, height, width_of_head = prepared["head"].mask.shape
+    size = f"{height}x{width_of_head}x{depth}"
     bounds = {("w32", "unet_3d"): ">= 2", ("w12", "unet_3d_half"): "> 1"}
     return [
         Figure(

@@ -8,16 +8,11 @@ from typing import Final
 from torch import nn
 
 from lift_benchmarks.bench.example import SOURCES
+from lift_simulation.plain.networks import PlainUNet
 
 
-def _basic(*features: int) -> nn.Module:
-    # MONAI takes seconds to import, and warns
-    from monai.networks.nets.basic_unet import BasicUNet
-
-    network: nn.Module = BasicUNet(
-        spatial_dims=3, in_channels=len(SOURCES), out_channels=1, features=features
-    )
-    return network.eval()
+def _basic(width: int) -> nn.Module:
+    return PlainUNet(width, len(SOURCES), seed=0).network.eval()
 
 
 def _nnunet() -> nn.Module:
@@ -38,8 +33,8 @@ def _nnunet() -> nn.Module:
 
 
 RIVALS: Final[dict[str, Callable[[], nn.Module]]] = {
-    "unet_3d": lambda: _basic(32, 32, 64, 128, 256, 32),
-    "unet_3d_half": lambda: _basic(16, 16, 32, 64, 128, 16),
+    "unet_3d": lambda: _basic(32),
+    "unet_3d_half": lambda: _basic(16),
     "nnunet_one_pass": _nnunet,
 }
 """Name -> the network; a side of a volume is a multiple of 32."""
