@@ -34,6 +34,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from lift.generator import blocks
+from lift.generator.blocks import PlaneBox
+from lift.tasks.paired import synthesis
 from tests.gpu.fake_cuda import CUDA, place
 
 _NUMPY: Final[set[Any]] = {Tensor.numpy, Tensor.__array__}
@@ -71,6 +74,9 @@ def fake_tensors() -> Iterator[Seen]:
             # small tensors that the host makes of numbers keep them
             (fake_tensor, "CONSTANT_NUMEL_LIMIT", 64),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            # the host finds the box from the mask's numbers, which no fake tensor has
+            (synthesis, "mask_box", _whole_box),
+            (blocks, "mask_box", _whole_box),
         ):
             stack.enter_context(mock.patch.object(owner, name, made))
         stack.enter_context(_guard())
@@ -79,6 +85,11 @@ def fake_tensors() -> Iterator[Seen]:
         stack.enter_context(_Operations(seen))
         stack.enter_context(_Calls())
         yield seen
+
+
+def _whole_box(mask: Tensor, multiple: int) -> PlaneBox:
+    del multiple
+    return slice(0, mask.shape[-2]), slice(0, mask.shape[-1])
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch

@@ -57,6 +57,7 @@ def test_a_copy_is_perfect(tmp_path: Path) -> None:
         "mae_soft",
         "bone_dice",
         "ms_ssim_ct",
+        "dice",
     }
     assert found["metrics"]["psnr_db"]["value"] == 100.0
     assert found["metrics"]["mae"]["value"] == 0.0

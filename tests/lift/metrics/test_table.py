@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from lift.metrics.brats import psnr_crop_db, ssim_crop
 from lift.metrics.contrast import psnr_invariant_db
 from lift.metrics.hounsfield import tissue_figures
+from lift.metrics.perceptual import perceptual_distance
 from lift.metrics.synthrad import CT_RANGE, MR_RANGE, Floats, Mask, mae_hu, psnr_db, ssim
 from lift.metrics.synthrad_2025 import ms_ssim_ct
 from lift.metrics.table import (
@@ -43,6 +44,7 @@ from tests.steps import counted
 SPACING = (2.0, 1.0, 1.0)
 MR_ONLY = {"psnr_crop_db", "ssim_crop", "psnr_invariant_db"}
 CT_ONLY = {"mae_bone", "mae_soft", "bone_dice", "ms_ssim_ct"}
+OF_A_SEGMENTER = {"dice"}
 
 
 def table_of(*sites: Any, **settings: Any) -> Any:
@@ -93,13 +95,14 @@ def test_a_patients_figures_are_those_of_each_metric() -> None:
         "hf_ratio": hf_ratio(p, t, m),
         "slice_gain": slice_gain(p, t, m),
         "tpr": tpr(p, t, m),
+        "perceptual": perceptual_distance(p, t, m, MR_RANGE),
         "psnr_crop_db": psnr_crop_db(p, t, m),
         "ssim_crop": ssim_crop(p, t, m),
     }
-    assert set(found) | CT_ONLY == set(UNITS) == set(BETTER)
+    assert set(found) | CT_ONLY | OF_A_SEGMENTER == set(UNITS) == set(BETTER)
     p_hu, t_hu = p * 4024 - 1024, t * 4024 - 1024
     hu = patient_metrics(p_hu, t_hu, m, range=CT_RANGE, spacing_mm=SPACING, protocol="ct")
-    assert set(hu) == set(UNITS) - MR_ONLY
+    assert set(hu) == set(UNITS) - MR_ONLY - OF_A_SEGMENTER
     tissues = tissue_figures(p_hu, t_hu, m)
     assert hu["mae_bone"] == tissues.bone_mae
     assert hu["mae_soft"] == tissues.soft_mae
@@ -113,7 +116,7 @@ def test_a_thin_volume_leaves_out_what_it_has_not_got() -> None:
     p, t, m = head((6, 24, 22))
     found = patient_metrics(p, t, m, range=MR_RANGE, spacing_mm=SPACING, protocol="mr")
     missing = {"ssim", "ssim_crop", "hf_error", "hf_coherence", "hf_ratio"}
-    assert set(found) == set(UNITS) - missing - CT_ONLY
+    assert set(found) == set(UNITS) - missing - CT_ONLY - OF_A_SEGMENTER
 
 
 @pytest.mark.parametrize("spacing", [(0.0, 1.0, 1.0), (1.0, float("nan"), 1.0)])
@@ -125,9 +128,9 @@ def test_an_impossible_spacing_is_refused(spacing: tuple[float, float, float]) -
 
 def test_a_patients_figures_are_computed_on_whole_arrays() -> None:
     # a loop over voxels or lines would take more steps on larger slices; `make bench` has seconds
-    small, large = (_steps_of_figures((45, side, side)) for side in (48, 96))
-    # a few steps are the garbage collector's
-    assert abs(large - small) < 48
+    small, large = (_steps_of_figures((45, side, side)) for side in (48, 160))
+    # a few steps are the garbage collector's, and some go into sides that are odd
+    assert abs(large - small) < 160 - 48
 
 
 def _steps_of_figures(shape: tuple[int, int, int]) -> int:
