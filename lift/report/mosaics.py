@@ -31,7 +31,7 @@ _WIDEST_PIXELS: Final = 2400
 # the layout, in inches
 _WIDTH: Final = 14.0
 _LEFT: Final = 0.77
-_RIGHT: Final = 13.3
+_RIGHT: Final = 13.2
 _HEAD: Final = 0.8
 _GAP: Final = 0.17
 
@@ -221,4 +221,4 @@ def _colour_bars(figure: Figure, shown: dict[str, AxesImage], unit: str) -> None
         place = figure.add_axes((_RIGHT / _WIDTH + 0.006, 0.06 + 0.47 * index, 0.008, 0.36))
         bar = figure.colorbar(shown[colours], cax=place)
         bar.ax.tick_params(labelsize=7, length=2)
-        bar.set_label(label, fontsize=8)
+        bar.set_label(label, fontsize=8, labelpad=1)
