@@ -9,7 +9,6 @@ import torch
 
 from lift.config.plan import TrainingPlan
 from lift.generator.features import Features, compute_features
-from lift.mixer.base import MixerInputs
 from lift.tasks.paired.synthesis import GeneratedStream, mix
 from lift.tasks.paired.training import batch_loss, draw_batches
 from lift_benchmarks.bench.cwdm import IN_CHANNELS, STEPS, CwdmUnet
@@ -24,7 +23,11 @@ from lift_benchmarks.bench.example import (
     example_prepared,
 )
 from lift_benchmarks.bench.figure import Figure
-from lift_benchmarks.bench.flops import count_flops, cwdm_flops_per_step, unet2d_flops_per_slice
+from lift_benchmarks.bench.flops import (
+    cwdm_flops_per_step,
+    mixer_flops_per_slice,
+    unet2d_flops_per_slice,
+)
 
 # the width that is used for images of BraTS's size (method 3.4)
 _WIDTH, _MULTIPLIERS = 32, (1, 2, 4, 8)
@@ -39,27 +42,8 @@ def cost_figures() -> list[Figure]:
 def _flops() -> list[Figure]:
     generator = example_generator(_WIDTH, _MULTIPLIERS)
     slice_flops = unet2d_flops_per_slice(generator.network, len(SOURCES), (BRATS_SIDE, BRATS_SIDE))
-    mixer = example_mixer(generator).to("meta")
-    window = 16
-
-    def draw(channels: int) -> torch.Tensor:
-        return torch.empty(1, window, channels, BRATS_SIDE, BRATS_SIDE)
-
-    def run() -> torch.Tensor:
-        # the depth is read on the CPU: it is a number, not data to compute with
-        inputs = MixerInputs(
-            source=draw(len(SOURCES)),
-            pred=draw(1),
-            mask=draw(1),
-            depth=torch.tensor([window], device="cpu"),
-            start=torch.tensor([0], device="cpu"),
-            slice_spacing_mm=torch.tensor([1.0], device="cpu"),
-            taps={"feat": draw(_WIDTH), "enc0": draw(_WIDTH)},
-        )
-        result: torch.Tensor = mixer(inputs)
-        return result
-
-    mixer_flops = count_flops(run) / window
+    taps = {"feat": _WIDTH, "enc0": _WIDTH}
+    mixer_flops = mixer_flops_per_slice(example_mixer(generator), len(SOURCES), taps, BRATS_SIDE)
     ours = BRATS_SLICES * (slice_flops + mixer_flops)
     cwdm = STEPS * cwdm_flops_per_step()
     return [

@@ -8,7 +8,7 @@ values), so a step on a full BraTS volume is counted in about a second, without 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from lift.mixer.base import Mixer, MixerInputs
 from lift_benchmarks.bench.cwdm import BRATS_SIZE, IN_CHANNELS, CwdmUnet
 
 
@@ -56,3 +57,37 @@ def unet2d_flops_per_slice(
     return count_flops(
         lambda: functional_call(network, shapes, (torch.empty(1, in_channels, *size),))
     )
+
+
+def mixer_flops_per_slice(
+    mixer: Mixer, n_source: int, taps: Mapping[str, int], side: int, slices: int = 16
+) -> float:
+    """FLOPs of a mixer by slice of side x side, over a window of so many slices.
+
+    Args:
+        mixer: is moved to `meta`.
+        n_source: source channels.
+        taps: tap name -> channels, at full resolution.
+        side: of a slice.
+        slices: of the window.
+    """
+    mixer = mixer.to("meta")
+
+    def draw(channels: int) -> torch.Tensor:
+        return torch.empty(1, slices, channels, side, side)
+
+    def run() -> torch.Tensor:
+        # the depth is read on the CPU: it is a number, not data to compute with
+        inputs = MixerInputs(
+            source=draw(n_source),
+            pred=draw(1),
+            mask=draw(1),
+            depth=torch.tensor([slices], device="cpu"),
+            start=torch.tensor([0], device="cpu"),
+            slice_spacing_mm=torch.tensor([1.0], device="cpu"),
+            taps={name: draw(channels) for name, channels in taps.items()},
+        )
+        result: torch.Tensor = mixer(inputs)
+        return result
+
+    return count_flops(run) / slices

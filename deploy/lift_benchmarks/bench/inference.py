@@ -21,7 +21,7 @@ from lift.cohort.phantom.anatomy import load_atlas
 from lift.cohort.preprocessing import Prepared
 from lift.generator.blocks import block_slices, mask_box
 from lift.generator.networks import FrozenGenerator
-from lift.mixer.base import Mixer, MixerInputs
+from lift.mixer.base import Mixer
 from lift.tasks.paired.synthesis import GeneratedStream, chunk_slices, mix
 from lift_benchmarks.bench.example import (
     BRATS_SIDE,
@@ -32,7 +32,7 @@ from lift_benchmarks.bench.example import (
     example_prepared,
 )
 from lift_benchmarks.bench.figure import Figure
-from lift_benchmarks.bench.flops import count_flops
+from lift_benchmarks.bench.flops import count_flops, mixer_flops_per_slice
 from lift_benchmarks.bench.rivals import RIVALS
 
 Mask = NDArray[np.float32]
@@ -119,32 +119,14 @@ def _area(mask: torch.Tensor, multiple: int) -> int:
 
 
 def _flops_by_pixel(generator: FrozenGenerator, mixer: Mixer) -> tuple[float, float]:
-    side, slices = 64, 16
+    side = 64
     network = generator.network.to("meta")
-    mixer = mixer.to("meta")
-    taps = {"feat": generator.taps["feat"].channels, "enc0": generator.taps["enc0"].channels}
-
-    def draw(channels: int) -> torch.Tensor:
-        return torch.empty(1, slices, channels, side, side)
-
-    def run_mixer() -> torch.Tensor:
-        # the depth is read on the CPU: it is a number, not data to compute with
-        inputs = MixerInputs(
-            source=draw(len(SOURCES)),
-            pred=draw(1),
-            mask=draw(1),
-            depth=torch.tensor([slices], device="cpu"),
-            start=torch.tensor([0], device="cpu"),
-            slice_spacing_mm=torch.tensor([1.0], device="cpu"),
-            taps={name: draw(channels) for name, channels in taps.items()},
-        )
-        result: torch.Tensor = mixer(inputs)
-        return result
-
     of_network = count_flops(
         lambda: network(torch.empty(1, len(SOURCES), side, side), torch.empty(1, 1, side, side))
     )
-    return of_network / side**2, count_flops(run_mixer) / (slices * side**2)
+    taps = {name: generator.taps[name].channels for name in ("feat", "enc0")}
+    of_mixer = mixer_flops_per_slice(mixer, len(SOURCES), taps, side)
+    return of_network / side**2, of_mixer / side**2
 
 
 def _rival_flops(name: str, shape: Shape) -> int:

@@ -425,10 +425,9 @@ class Fold:
         if self._judge is None:
             return figures
         judged = {**predictions, REAL: np.asarray(held_out.prepared.target)}
-        return {
-            name: {**figures.get(name, {}), **self._judge.figures(held_out, volume)}
-            for name, volume in judged.items()
-        }
+        for name, value in self._judge.dice(held_out, judged).items():
+            figures[name] = {**figures.get(name, {}), "dice": value}
+        return figures
 
     def _alone_at(self, cohort: SiteCohort) -> _Alone:
         """What a site has without any other site, in closed form."""

@@ -113,12 +113,12 @@ class SegmentationJudge:
             network.load_state_dict(values)
         self._network = network.eval()
 
-    def figures(self, held_out: HeldOut, prediction: Floats) -> dict[str, float]:
-        """`dice` of what the segmenter finds in a prediction; nothing without a label to find.
+    def dice(self, held_out: HeldOut, predictions: Mapping[str, Floats]) -> dict[str, float]:
+        """Dice of what the segmenter finds in each prediction; nothing without a label to find.
 
         Args:
             held_out: the patient.
-            prediction: (z, 1, h, w), normalised; the real target for the bound.
+            predictions: row -> (z, 1, h, w), normalised; the real target is the bound.
         """
         if self._network is None:
             raise ValueError("train comes first")
@@ -126,8 +126,10 @@ class SegmentationJudge:
         label = self._label(held_out.site, held_out.patient, prepared)
         if not bool(label.any()):
             return {}
-        seen = self._seen(prediction, prepared, label)
-        return {"dice": dice(predict(self._network, seen), label)}
+        return {
+            row: dice(predict(self._network, self._seen(volume, prepared, label)), label)
+            for row, volume in predictions.items()
+        }
 
     @property
     def _seed(self) -> int:
