@@ -8,9 +8,8 @@ from pathlib import Path
 import yaml
 
 from lift.cohort.phantom.places import TABLE_FILE, Layout
-from lift.cohort.phantom.write import write_phantom_cohort
+from lift.cohort.phantom.write import check_empty, write_phantom_cohort
 from lift.config.phantom import MR_CHANNELS, PhantomCohortConfig
-from lift.errors import DataError
 
 
 def write_phantoms(
@@ -38,13 +37,7 @@ def write_phantoms(
     Raises:
         DataError: the folder holds something.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(
-            "cannot write phantom volumes",
-            where=str(folder),
-            seen="the folder is not empty; phantoms must not lie among other files",
-            remedy="Nothing was written. Name another folder, or empty this one.",
-        )
+    check_empty(folder)
     head = layout == "synthrad"
     settings = {
         "patients": patients,

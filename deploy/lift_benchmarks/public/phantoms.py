@@ -10,9 +10,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lift.cohort.phantom.write import STATEMENT, write_patient
+from lift.cohort.phantom.write import STATEMENT, check_empty, write_patient
 from lift.config.phantom import MR_CHANNELS, PHANTOM_MARK, SCANNERS, PhantomCohortConfig
-from lift.errors import DataError
 from lift.files import write_atomically, write_json
 from lift.volumes.volume import read_volume
 from lift_benchmarks.public.folders import Benchmark
@@ -51,13 +50,7 @@ def write_official(
     Raises:
         DataError: the folder holds something.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(
-            "cannot write phantom volumes",
-            where=str(folder),
-            seen="the folder is not empty; phantoms must not lie among other files",
-            remedy="Nothing was written. Name another folder, or empty this one.",
-        )
+    check_empty(folder)
     head = benchmark == "synthrad"
     top = folder / _TOP[year if head else benchmark]
     for place, (letter, scanner) in enumerate(zip(_CENTRES, SCANNERS, strict=True)):

@@ -36,7 +36,7 @@ from lift.config.phantom import (
     PhantomCohortConfig,
     ScannerConfig,
 )
-from lift.errors import ConfigError
+from lift.errors import ConfigError, DataError
 from lift.files import write_atomically, write_json
 from lift.randomness import derive_seed
 from lift.strict_json import parse_json
@@ -181,6 +181,21 @@ def write_patient(
         _write(path, voxels.astype(np.int16), affine, scanner)
     if head_layout:
         _write(folder / name / "mask.nii.gz", inside.astype(np.uint8), affine, scanner)
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something: phantoms must not lie among patients.
+
+    Raises:
+        DataError: it does.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(
+            "cannot write phantom volumes",
+            where=str(folder),
+            seen="the folder is not empty; phantoms must not lie among other files",
+            remedy="Nothing was written. Name another folder, or empty this one.",
+        )
 
 
 def write_truth(config: PhantomCohortConfig, folder: Path, tissue: str) -> None:
