@@ -24,7 +24,10 @@ PlaneBox = tuple[slice, slice]
 _VOXELS: Final = 100_000
 _LONGEST: Final = 8
 BLOCKS: Final = (_VOXELS, _LONGEST)
-"""Which slices make a block: other blocks may give other bits."""
+"""Which slices make a block on a CPU: other blocks may give other bits."""
+_GPU_VOXELS: Final = 32 * 240 * 240
+_GPU_LONGEST: Final = 64
+_CPU: Final = torch.device("cpu")
 
 
 class Slices(Protocol):
@@ -49,10 +52,14 @@ class SliceBlock:
     taps: dict[str, Tensor]
 
 
-def block_slices(slice_shape: tuple[int, int]) -> int:
-    """Slices per forward pass, always cut at the same places: equal results by construction."""
+def block_slices(slice_shape: tuple[int, int], device: torch.device = _CPU) -> int:
+    """Slices per forward pass, always cut at the same places: equal results by construction.
+
+    Few on a CPU, whose caches are small; on a GPU 32 of 240 x 240, which keep it busy.
+    """
     height, width = slice_shape
-    return max(1, min(_LONGEST, _VOXELS // (height * width)))
+    voxels, longest = BLOCKS if device.type == "cpu" else (_GPU_VOXELS, _GPU_LONGEST)
+    return max(1, min(longest, voxels // (height * width)))
 
 
 def generate_blocks(
@@ -61,19 +68,28 @@ def generate_blocks(
     tap_names: tuple[str, ...],
     *,
     first: int = 0,
+    size: int | None = None,
+    device: torch.device = _CPU,
 ) -> Iterator[tuple[int, SliceBlock]]:
-    """Blocks of :func:`block_slices` slices from `first` (a multiple of that) to the end.
+    """Blocks of `size` slices from `first` (a multiple of that) to the end.
 
     A generator with a `crop_stride` runs on the box of the block's mask alone, and not at all
     where that is empty.
 
-    Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16),
-    on the CPU.
+    Args:
+        generator: the frozen generator; it computes on its own device.
+        prepared: the volume.
+        tap_names: the features that are needed.
+        first: where to begin.
+        size: by default :func:`block_slices` of the slice's shape.
+        device: where the blocks are wanted.
+
+    Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16).
     """
     source = prepared.source
     depth = source.shape[0]
     reach = generator.context_slices
-    size = block_slices((source.shape[2], source.shape[3]))
+    size = size or block_slices((source.shape[2], source.shape[3]), generator.device)
     at_once = AtOnce(size, generator.device)
     for start in range(first, depth, size):
         stop = min(start + size, depth)
@@ -82,13 +98,13 @@ def generate_blocks(
         x = neighbour_channels(rows, reach)[reach : reach + stop - start]
         mask = torch.from_numpy(np.array(prepared.mask[start:stop], dtype=np.float32))
         if generator.crop_stride is None:
-            yield start, at_once.attempt(partial(_block, generator, x, mask, tap_names))
+            yield start, at_once.attempt(partial(_block, generator, x, mask, tap_names, device))
             continue
-        block = _empty_block(generator, tap_names, mask)
+        block = _empty_block(generator, tap_names, mask, device)
         if mask.any():
             box = mask_box(mask, generator.crop_stride)
             x, mask = (part[:, :, box[0], box[1]] for part in (x, mask))
-            found = at_once.attempt(partial(_block, generator, x, mask, tap_names))
+            found = at_once.attempt(partial(_block, generator, x, mask, tap_names, device))
             _paste(block.pred, found.pred, 1, box)
             for name, tap in found.taps.items():
                 _paste(block.taps[name], tap, generator.taps[name].stride, box)
@@ -110,15 +126,18 @@ def mask_box(mask: Tensor, multiple: int) -> PlaneBox:
     return found[0], found[1]
 
 
-def _empty_block(generator: SliceGenerator, tap_names: tuple[str, ...], mask: Tensor) -> SliceBlock:
+def _empty_block(
+    generator: SliceGenerator, tap_names: tuple[str, ...], mask: Tensor, device: torch.device
+) -> SliceBlock:
     """What a generator with a `crop_stride` gives where the mask, (n, 1, h, w), is empty."""
 
     def zeros(tap: Tap) -> Tensor:
         sides = (-(-side // tap.stride) for side in mask.shape[2:])
-        return torch.zeros(len(mask), tap.channels, *sides, dtype=torch.float16)
+        return torch.zeros(len(mask), tap.channels, *sides, dtype=torch.float16, device=device)
 
     return SliceBlock(
-        torch.zeros_like(mask), {name: zeros(generator.taps[name]) for name in tap_names}
+        torch.zeros_like(mask, device=device),
+        {name: zeros(generator.taps[name]) for name in tap_names},
     )
 
 
@@ -142,13 +161,18 @@ def pooled_means(generator: SliceGenerator, block: SliceBlock, name: str, mask: 
     tap = block.taps[name].float()
     if generator.crop_stride is None:
         return tap.mean((2, 3))
-    inside = torch.from_numpy(np.array(mask, dtype=np.float32))
+    inside = to_device(torch.from_numpy(np.array(mask, dtype=np.float32)), tap.device)
     cells = max_pool2d(inside, generator.taps[name].stride, ceil_mode=True)
     return tap.sum((2, 3)) / cells.sum((2, 3)).clamp(min=1)
 
 
 def _block(
-    generator: SliceGenerator, x: Tensor, mask: Tensor, tap_names: tuple[str, ...], at_once: int
+    generator: SliceGenerator,
+    x: Tensor,
+    mask: Tensor,
+    tap_names: tuple[str, ...],
+    wanted: torch.device,
+    at_once: int,
 ) -> SliceBlock:
     """What the generator gives for the slices `x`, `at_once` slices to a forward pass."""
     preds: list[Tensor] = []
@@ -159,7 +183,7 @@ def _block(
         inside = to_device(part, device) if needs_mask else None
         with torch.no_grad(), inference_autocast(device):
             pred, found = generator.predict(to_device(rows, device), tap_names, mask=inside)
-        preds.append(pred.float().cpu())
+        preds.append(pred.float().to(wanted))
         for name, tap in found.items():
-            taps[name].append(tap.to(torch.float16).cpu())
+            taps[name].append(tap.to(torch.float16).to(wanted))
     return SliceBlock(torch.cat(preds), {name: torch.cat(parts) for name, parts in taps.items()})

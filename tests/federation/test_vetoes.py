@@ -33,6 +33,7 @@ def over(phantoms: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     )
     try:
         made.make(federation={"rounds": 1, "deadline_s": 120.0})
+        made.write_server(made.server_settings() | {"phantom": True})
         path = made.site("east") / "site.yaml"
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         path.write_text(yaml.safe_dump(settings | {"accept": {ACCEPTED: REASON}}), encoding="utf-8")

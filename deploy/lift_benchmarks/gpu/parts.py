@@ -148,7 +148,7 @@ def _volume(bench: Bench) -> Iterator[Figure]:
     def run() -> Floats:
         return mix(mixer, GeneratedStream(prepared, generator, mixer))
 
-    yield from _timed(bench, "volume", run, "as the product streams it")
+    yield from _timed(bench, "volume", run, "as lift translate computes it")
 
 
 def _block(block: int | None, bench: Bench) -> Iterator[Figure]:
@@ -157,7 +157,7 @@ def _block(block: int | None, bench: Bench) -> Iterator[Figure]:
     prepared = example_prepared(bench.sizes.shape)
     name = "volume_whole" if block is None else f"volume_blocks_{block}"
     run = partial(in_blocks, prepared, generator, mixer, block)
-    yield from _timed(bench, name, run, "with features that stay on the device")
+    yield from _timed(bench, name, run, "in blocks of this many slices")
 
 
 def _timed(bench: Bench, name: str, run: Callable[[], object], meaning: str) -> Iterator[Figure]:

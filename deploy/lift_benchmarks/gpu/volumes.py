@@ -1,4 +1,4 @@
-"""A whole volume on the device: as the product streams it, and in blocks that stay there."""
+"""A whole volume on the device: in blocks of some size, in one piece, and what it asks for."""
 
 from __future__ import annotations
 
@@ -7,48 +7,11 @@ import torch
 from torch import Tensor
 
 from lift.cohort.preprocessing import Prepared
-from lift.device import inference_autocast
 from lift.generator.networks import FrozenGenerator, neighbour_channels
 from lift.mixer.base import Mixer, MixerInputs
-from lift.tasks.paired.synthesis import Floats, mix
+from lift.tasks.paired.synthesis import Floats, GeneratedStream, mix
 from lift_benchmarks.bench.example import example_plan
 from lift_benchmarks.gpu.roof import Work, work_of
-
-
-class DeviceStream:
-    """Slices whose features are computed in blocks and stay on the device: a `SliceStream`.
-
-    Args:
-        prepared: the patient.
-        generator: on the device.
-        mixer: says which taps are needed.
-        block: slices that go through the generator at once.
-    """
-
-    def __init__(
-        self, prepared: Prepared, generator: FrozenGenerator, mixer: Mixer, block: int
-    ) -> None:
-        self.depth = len(prepared.source)
-        self.slice_shape = (prepared.source.shape[2], prepared.source.shape[3])
-        self.slice_spacing_mm = prepared.spacing_mm[0]
-        self.pooled: dict[str, Tensor] = {}
-        device = generator.device
-        self._source = torch.from_numpy(prepared.source).to(device)
-        self._mask = torch.from_numpy(np.asarray(prepared.mask, np.float32)).to(device)
-        x = neighbour_channels(self._source, generator.context_slices)
-        preds, taps = [], []
-        for rows in torch.split(x, block):
-            with torch.no_grad(), inference_autocast(device):
-                pred, found = generator.predict(rows, mixer.tap_names)
-            preds.append(pred.float())
-            taps.append(found)
-        self._pred = torch.cat(preds)
-        self._taps = {n: torch.cat([part[n] for part in taps]).half() for n in mixer.tap_names}
-
-    def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """See `SliceStream`; on the device."""
-        taps = {name: tap[low:high] for name, tap in self._taps.items()}
-        return self._source[low:high], self._pred[low:high], self._mask[low:high], taps
 
 
 def in_blocks(
@@ -56,7 +19,7 @@ def in_blocks(
 ) -> Floats:
     """The mixed volume, (z, 1, h, w); `block` slices at once in generator and mixer."""
     rows = len(prepared.source) if block is None else block
-    return mix(mixer, DeviceStream(prepared, generator, mixer, rows), chunk=rows)
+    return mix(mixer, GeneratedStream(prepared, generator, mixer, block=rows), chunk=rows)
 
 
 def in_one_piece(

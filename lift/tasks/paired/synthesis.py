@@ -23,7 +23,9 @@ from lift.mixer.base import Mixer, MixerInputs
 from lift.mixer.curves import apply_curves
 
 _CHUNK_VOXELS: Final = 250_000
+_GPU_CHUNK_VOXELS: Final = 32 * 240 * 240
 _LONGEST_CHUNK: Final = 64
+_CPU: Final = torch.device("cpu")
 # the coarsest grid of a mixer that sees no whole slices
 _BOX_MULTIPLE: Final = 4
 _ALL: Final = slice(None)
@@ -43,8 +45,9 @@ class SliceStream(Protocol):
         ...
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Source, prediction, mask (float32) and taps of slices low..high-1, on the CPU.
+        """Source, prediction, mask (float32) and taps of slices low..high-1.
 
+        Source and mask are on the CPU, prediction and taps where they were computed or read.
         The tensors are the caller's own, to change.
         """
         ...
@@ -72,7 +75,7 @@ def mix(
     mixer.eval()
     device = mixer.device
     depth = stream.depth
-    at_once = AtOnce(chunk or chunk_slices(stream.slice_shape), device)
+    at_once = AtOnce(chunk or chunk_slices(stream.slice_shape, device), device)
     pooled = {name: to_device(vectors[None], device) for name, vectors in stream.pooled.items()}
     done = 0
 
@@ -82,7 +85,7 @@ def mix(
         source, pred, mask, taps = stream.window(first, last)
         own = slice(low - first, high - first)
         if not mask.any():
-            return pred[own].numpy()
+            return pred[own].cpu().numpy()
         box = (_ALL, _ALL) if mixer.pooled_names else mask_box(mask, _BOX_MULTIPLE)
 
         def crop(part: Tensor) -> Tensor:
@@ -100,8 +103,9 @@ def mix(
             pooled_depth=torch.tensor([depth], device=device) if pooled else None,
         )
         with torch.no_grad(), inference_autocast(device):
-            pred[own, :, box[0], box[1]] = mixer(inputs)[0, own].float().cpu()
-        return pred[own].numpy()
+            mixed = mixer(inputs)[0, own].float()
+        pred[own, :, box[0], box[1]] = mixed.to(pred.device)
+        return pred[own].cpu().numpy()
 
     if depth == 0:
         raise ValueError("the volume has no slices")
@@ -115,13 +119,14 @@ def mix(
     return result
 
 
-def chunk_slices(slice_shape: tuple[int, int]) -> int:
-    """Slices that one chunk adds to the result: 4 of 240 x 240, more of smaller ones.
+def chunk_slices(slice_shape: tuple[int, int], device: torch.device = _CPU) -> int:
+    """Slices that one chunk adds to the result: 4 of 240 x 240, on a GPU 32; more of smaller ones.
 
     The halo comes on top, so a short chunk of small slices would mostly compute its halo.
     """
     height, width = slice_shape
-    return max(1, min(_LONGEST_CHUNK, _CHUNK_VOXELS // (height * width)))
+    voxels = _CHUNK_VOXELS if device.type == "cpu" else _GPU_CHUNK_VOXELS
+    return max(1, min(_LONGEST_CHUNK, voxels // (height * width)))
 
 
 class CachedStream:
@@ -152,8 +157,14 @@ class CachedStream:
 class GeneratedStream:
     """Slices whose features are computed when they are asked for, and forgotten behind.
 
-    The prediction is given under `curves` (None: as it is).
     A mixer that sees the whole volume costs a first pass that keeps one vector by slice.
+
+    Args:
+        prepared: the volume.
+        generator: the frozen generator; features stay on its device.
+        mixer: says which features are needed.
+        curves: under which the prediction is given; None: as it is.
+        block: slices that go through the generator at once; by default as many as suit the device.
     """
 
     def __init__(
@@ -162,6 +173,8 @@ class GeneratedStream:
         generator: SliceGenerator,
         mixer: Mixer,
         curves: Tensor | None = None,
+        *,
+        block: int | None = None,
     ) -> None:
         self._prepared = prepared
         self._curves = curves
@@ -172,12 +185,16 @@ class GeneratedStream:
         self.pooled: dict[str, Tensor] = {}
         if mixer.pooled_names:
             vectors: dict[str, list[Tensor]] = {name: [] for name in mixer.pooled_names}
-            for start, block in generate_blocks(generator, prepared, mixer.pooled_names):
-                here = prepared.mask[start : start + len(block.pred)]
+            for start, made in generate_blocks(
+                generator, prepared, mixer.pooled_names, size=block, device=generator.device
+            ):
+                here = prepared.mask[start : start + len(made.pred)]
                 for name in mixer.pooled_names:
-                    vectors[name].append(pooled_means(generator, block, name, here))
+                    vectors[name].append(pooled_means(generator, made, name, here))
             self.pooled = {name: torch.cat(parts) for name, parts in vectors.items()}
-        self._blocks = generate_blocks(generator, prepared, self._tap_names)
+        self._blocks = generate_blocks(
+            generator, prepared, self._tap_names, size=block, device=generator.device
+        )
         self._kept: dict[int, SliceBlock] = {}
         self._done = 0
 
@@ -199,5 +216,8 @@ class GeneratedStream:
         source = torch.from_numpy(np.array(self._prepared.source[low:high]))
         mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
         if self._curves is not None:
-            pred = apply_curves(pred, source, mask, self._curves)
+            device = pred.device
+            pred = apply_curves(
+                pred, to_device(source, device), to_device(mask, device), self._curves
+            )
         return source, pred, mask, taps
