@@ -81,10 +81,10 @@ def simulate(
         if settings.plain_networks or "three_planes" in settings.compare:
             from rich.console import Console
 
-            from lift_simulation.plain.table import show_costs
+            from lift_simulation.plain.table import show_rows
 
             width = None if sys.stdout.isatty() else _PIPE_WIDTH
-            show_costs(Console(file=sys.stdout, width=width, highlight=False), out)
+            show_rows(Console(file=sys.stdout, width=width, highlight=False), out)
         sys.stdout.write(f"result: {out}\nreport: {report}\n")
 
 
