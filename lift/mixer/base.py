@@ -35,6 +35,8 @@ class MixerInputs:
         pooled_depth: valid slices in `pooled`, (b,), int64; None when `pooled` is empty.
         start: index of the window's first slice in the whole volume, (b,), int64.
         slice_spacing_mm: through-plane spacing, (b,), float32.
+        wanted: slices whose results are used; the others are neighbours, whose results a mixer may
+            leave as they are. None: all.
     """
 
     source: Tensor
@@ -46,6 +48,7 @@ class MixerInputs:
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     pooled: Mapping[str, Tensor] = field(default_factory=dict)
     pooled_depth: Tensor | None = None
+    wanted: slice | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ class Mixer(TrainedPart, ABC):
     tap_names: tuple[str, ...] = ()
     pooled_names: tuple[str, ...] = ()
     halo: int
+
+    @property
+    def computed_halo(self) -> int:
+        """Slices on either side of the wanted ones that are computed too; of the halo at most."""
+        return self.halo
 
     @abstractmethod
     def forward(self, inputs: MixerInputs) -> Tensor:

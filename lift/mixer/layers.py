@@ -62,6 +62,22 @@ def volume_conv(channels_in: int, channels_out: int) -> nn.Conv3d:
     return nn.Conv3d(channels_in, channels_out, 3, padding=(0, 1, 1))
 
 
+def apply_volume_conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """`conv` of :func:`volume_conv` on (b, c, z + 2, h, w).
+
+    Torch unfolds a single small volume on a CPU into all its neighbourhoods, which takes several
+    times as long and hundreds of megabytes; it does not do so for a batch. Without gradients such
+    a volume becomes a batch of two, whose halves share slices.
+    """
+    depth = x.shape[2] - 2
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] > 1 or depth < 2:
+        whole: Tensor = conv(x)
+        return whole
+    half = -(-depth // 2)
+    first, second = conv(torch.cat([x[:, :, : half + 2], x[:, :, depth - half :]]))
+    return torch.cat([first[:, :half], second[:, 2 * half - depth :]], dim=1)[None]
+
+
 def zero_layer(layer: nn.Conv3d) -> None:
     """Set weight and bias to 0: a last layer that changes nothing at first."""
     nn.init.zeros_(layer.weight)

@@ -10,7 +10,14 @@ from torch.nn.functional import pad, silu
 
 from lift.mixer.base import FrozenParts, Mixer, MixerInputs
 from lift.mixer.differences import SHIFTS, keep_inside, replicate_depth, z_differences
-from lift.mixer.layers import ZTaps, apply_plane_conv, plane_conv, volume_conv, zero_layer
+from lift.mixer.layers import (
+    ZTaps,
+    apply_plane_conv,
+    apply_volume_conv,
+    plane_conv,
+    volume_conv,
+    zero_layer,
+)
 from lift.mixer.stack import first_hidden, offered_features, stacked_channels
 
 _SCALES = 3
@@ -78,7 +85,8 @@ class Pyramid(Mixer):
                 h, coarse = _pooled(h, inside[-1])
                 inside.append(coarse)
                 h = self.widen[scale - 1](h) * coarse
-            along = self.along[scale](replicate_depth(h, inputs.depth, 1))
+            conv = cast("nn.Conv3d", self.along[scale])
+            along = apply_volume_conv(conv, replicate_depth(h, inputs.depth, 1))
             h = (h + silu(along)) * inside[scale]
             levels.append(h)
         for scale in reversed(range(_SCALES - 1)):

@@ -14,7 +14,7 @@ from lift.mixer.layers import apply_plane_conv
 
 # differences are small beside the images: brought to their scale for the first convolution
 _DIFFERENCE_GAIN = 4.0
-_SLICES_AT_ONCE = 2
+_GPU_SLICES_AT_ONCE = 16
 
 
 def offered_features(frozen: FrozenParts) -> tuple[str, ...]:
@@ -30,25 +30,31 @@ def stacked_channels(frozen: FrozenParts, tap_names: Sequence[str]) -> int:
 
 
 def first_hidden(
-    first: nn.Conv3d, inputs: MixerInputs, of_pred: Tensor, tap_names: Sequence[str]
+    first: nn.Conv3d,
+    inputs: MixerInputs,
+    of_pred: Tensor,
+    tap_names: Sequence[str],
+    near: slice | None = None,
 ) -> Tensor:
-    """silu(first([S, P, taps, 4 D_k P, 4 D_k S])), (b, channels, z, h, w).
+    """silu(first([S, P, taps, 4 D_k P, 4 D_k S])), (b, channels, slices of `near`, h, w).
 
-    The first convolution has no reach along depth. Without gradients it runs a few slices
-    at a time, because its input is by far the largest tensor of a streamed volume.
+    The first convolution has no reach along depth. Without gradients it runs slice by slice,
+    because its input is by far the largest tensor of a streamed volume.
 
     Args:
         first: of :func:`plane_conv`, from :func:`stacked_channels`.
         inputs: the batch.
         of_pred: `z_differences` of the prediction, (b, z, 6, h, w).
         tap_names: taps of stride 1, in the order of the channels.
+        near: slices of the batch; None: all.
     """
-    z = inputs.pred.shape[1]
+    low, high = (0, inputs.pred.shape[1]) if near is None else (near.start, near.stop)
     if torch.is_grad_enabled():
-        return silu(first(_stacked(inputs, of_pred, tap_names, 0, z)))
+        return silu(first(_stacked(inputs, of_pred, tap_names, low, high)))
+    step = 1 if inputs.pred.device.type == "cpu" else _GPU_SLICES_AT_ONCE
     parts = []
-    for low in range(0, z, _SLICES_AT_ONCE):
-        x = _stacked(inputs, of_pred, tap_names, low, min(low + _SLICES_AT_ONCE, z))
+    for start in range(low, high, step):
+        x = _stacked(inputs, of_pred, tap_names, start, min(start + step, high))
         parts.append(silu(apply_plane_conv(first, x)))
     return torch.cat(parts, dim=2)
 

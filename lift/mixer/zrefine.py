@@ -13,6 +13,7 @@ from lift.mixer.differences import SHIFTS, keep_inside, replicate_depth, z_diffe
 from lift.mixer.layers import (
     ZTaps,
     apply_plane_conv,
+    apply_volume_conv,
     plane_conv,
     require_taps,
     volume_conv,
@@ -57,13 +58,24 @@ class ZRefine(Mixer):
 
     def forward(self, inputs: MixerInputs) -> Tensor:
         """See :meth:`Mixer.forward`."""
-        mask = inputs.mask
-        of_pred = z_differences(inputs.pred, mask)
+        near = _near(inputs, self.computed_halo)
+        mask = inputs.mask[:, near]
+        of_pred = z_differences(inputs.pred, inputs.mask)
         inside = mask.transpose(1, 2)
-        h = first_hidden(self.first, inputs, of_pred, self.tap_names) * inside
-        h = (h + silu(self.second(replicate_depth(h, inputs.depth, 1)))) * inside
-        correction = self.z_taps(of_pred) + apply_plane_conv(self.out, h).transpose(1, 2)
-        return inputs.pred + keep_inside(correction, mask)
+        h = first_hidden(self.first, inputs, of_pred, self.tap_names, near) * inside
+        depth = (inputs.depth - near.start).clamp(1, near.stop - near.start)
+        h = (h + silu(apply_volume_conv(self.second, replicate_depth(h, depth, 1)))) * inside
+        correction = self.z_taps(of_pred[:, near])
+        correction = correction + apply_plane_conv(self.out, h).transpose(1, 2)
+        mixed = inputs.pred[:, near] + keep_inside(correction, mask)
+        if inputs.wanted is None:
+            return mixed
+        return torch.cat([inputs.pred[:, : near.start], mixed, inputs.pred[:, near.stop :]], dim=1)
+
+    @property
+    def computed_halo(self) -> int:
+        """One slice, the reach of `second`: what lies farther is seen in differences alone."""
+        return 1
 
     def start_from(self, taps: Tensor) -> None:
         """Set the z-filter's taps, (6,)."""
@@ -78,6 +90,14 @@ class ZRefineLite(ZRefine):
 
     kind: ClassVar[str] = "zrefine_lite"
     _features: ClassVar[tuple[str, ...]] = ()
+
+
+def _near(inputs: MixerInputs, reach: int) -> slice:
+    """The wanted slices and `reach` neighbours on either side, as far as there are any."""
+    depth = inputs.pred.shape[1]
+    if inputs.wanted is None:
+        return slice(0, depth)
+    return slice(max(0, inputs.wanted.start - reach), min(depth, inputs.wanted.stop + reach))
 
 
 class Control2D(Mixer):

@@ -106,8 +106,10 @@ def volume_flops(generator: FrozenGenerator, mixer: Mixer, mask: Mask) -> float:
     chunk = chunk_slices((height, width))
     mixed = 0
     for low in range(0, depth, chunk):
-        part = inside[max(0, low - mixer.halo) : low + chunk + mixer.halo]
-        mixed += len(part) * _area(part, 4)
+        seen = inside[max(0, low - mixer.halo) : low + chunk + mixer.halo]
+        near = mixer.computed_halo
+        computed = min(depth, low + chunk + near) - max(0, low - near)
+        mixed += computed * _area(seen, 4)
     return pixels * pixel_of_network + mixed * pixel_of_mixer
 
 

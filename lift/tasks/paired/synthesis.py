@@ -22,7 +22,7 @@ from lift.generator.features import Features
 from lift.mixer.base import Mixer, MixerInputs
 from lift.mixer.curves import apply_curves
 
-_CHUNK_VOXELS: Final = 250_000
+_CHUNK_VOXELS: Final = 400_000
 _GPU_CHUNK_VOXELS: Final = 32 * 240 * 240
 _LONGEST_CHUNK: Final = 64
 _CPU: Final = torch.device("cpu")
@@ -101,6 +101,7 @@ def mix(
             taps={name: crop(tap) for name, tap in taps.items()},
             pooled=pooled,
             pooled_depth=torch.tensor([depth], device=device) if pooled else None,
+            wanted=own,
         )
         with torch.no_grad(), inference_autocast(device):
             mixed = mixer(inputs)[0, own].float()
@@ -120,7 +121,7 @@ def mix(
 
 
 def chunk_slices(slice_shape: tuple[int, int], device: torch.device = _CPU) -> int:
-    """Slices that one chunk adds to the result: 4 of 240 x 240, on a GPU 32; more of smaller ones.
+    """Slices that one chunk adds to the result: 6 of 240 x 240, on a GPU 32; more of smaller ones.
 
     The halo comes on top, so a short chunk of small slices would mostly compute its halo.
     """
@@ -195,24 +196,16 @@ class GeneratedStream:
         self._blocks = generate_blocks(
             generator, prepared, self._tap_names, size=block, device=generator.device
         )
-        self._kept: dict[int, SliceBlock] = {}
+        self._kept: list[SliceBlock] = []
+        self._first = 0
         self._done = 0
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Slices low..high-1; slices before `low` are forgotten."""
-        while self._done < high:
-            start, block = next(self._blocks)
-            self._kept[start] = block
-            self._done = start + block.pred.shape[0]
-        for start in [s for s, kept in self._kept.items() if s + kept.pred.shape[0] <= low]:
-            del self._kept[start]
-        starts = sorted(self._kept)
-        cut = slice(low - starts[0], high - starts[0])
-        taps = {
-            name: torch.cat([self._kept[s].taps[name] for s in starts])[cut]
-            for name in self._tap_names
-        }
-        pred = torch.cat([self._kept[s].pred for s in starts])[cut]
+        kept = self._keep(low, high)
+        here = slice(low - self._first, high - self._first)
+        taps = {name: tap[here] for name, tap in kept.taps.items()}
+        pred = kept.pred[here].clone()
         source = torch.from_numpy(np.array(self._prepared.source[low:high]))
         mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
         if self._curves is not None:
@@ -221,3 +214,26 @@ class GeneratedStream:
                 pred, to_device(source, device), to_device(mask, device), self._curves
             )
         return source, pred, mask, taps
+
+    def _keep(self, low: int, high: int) -> SliceBlock:
+        """The features of slices `low` to `high` - 1 at least, in one piece."""
+        while self._done < high:
+            start, block = next(self._blocks)
+            self._kept.append(block)
+            self._done = start + len(block.pred)
+        if len(self._kept) > 1 or low > self._first:
+            # after an error of memory everything is still there for a shorter window
+            self._kept = [_joined(self._kept, low - self._first)]
+            self._first = low
+        return self._kept[0]
+
+
+def _joined(parts: list[SliceBlock], skipped: int) -> SliceBlock:
+    """Consecutive blocks as one, without the first `skipped` slices."""
+    kept = []
+    for part in parts:
+        cut = min(skipped, len(part.pred))
+        skipped -= cut
+        kept.append((part, cut))
+    taps = {name: torch.cat([part.taps[name][cut:] for part, cut in kept]) for name in part.taps}
+    return SliceBlock(torch.cat([part.pred[cut:] for part, cut in kept]), taps)
