@@ -133,8 +133,8 @@ class ResidualBlock(nn.Module):
     def _rest(self, hidden: Tensor, beside: Tensor, mask: Tensor | None) -> Tensor:
         """All that follows the first convolution and the shortcut."""
         # SiLU of 0 is 0: nothing comes back outside the mask
-        hidden = _silu(self.norm1(hidden, mask), mask)
-        hidden = _silu(self.norm2(self.conv2(hidden), mask), mask)
+        hidden = _silu(self.norm1(hidden, mask))
+        hidden = _silu(self.norm2(self.conv2(hidden), mask))
         return _inside(_sum(hidden, beside), mask)
 
 
@@ -442,9 +442,9 @@ def _sum(x: Tensor, other: Tensor) -> Tensor:
     return x + other if torch.is_grad_enabled() else x.add_(other)
 
 
-def _silu(x: Tensor, mask: Tensor | None) -> Tensor:
-    """SiLU; with a mask and without gradients `x` is overwritten."""
-    return F.silu(x, inplace=mask is not None and not torch.is_grad_enabled())
+def _silu(x: Tensor) -> Tensor:
+    """SiLU; without gradients `x` is overwritten."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _round_up(side: int, multiple: int) -> int:
