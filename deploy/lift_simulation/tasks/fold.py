@@ -16,34 +16,27 @@ from lift.config.plan import Plan
 from lift.config.simulation import PlainNetworkName, RivalsSettings
 from lift.config.site import SiteSettings
 from lift.generator.networks import FrozenGenerator
-from lift.metrics.intervals import person_means
 from lift.metrics.table import PatientMetrics
 from lift.mixer.base import Mixer
-from lift.mixer.curves import ChosenCurves
 from lift.mixer.z_filter import NormalEquations, fit, person_equations
 from lift.records.metrics import Costs
 from lift.records.rounds import RoundRecord
 from lift.tasks.paired.building import plan_mixer
-from lift.tasks.paired.calibration import Calibration, calibrated
-from lift.tasks.paired.choice import STRENGTHS, USES, Choice, choose
-from lift.tasks.paired.contrast import SiteContrast, others_of
+from lift.tasks.paired.choice import Choice
 from lift.tasks.paired.methods import (
     Floats,
     HeldOut,
     Method,
-    blended,
     main_row,
     measure,
-    no_mixer,
     with_curves,
     with_mixer,
-    z_filter,
     z_median,
 )
-from lift.tasks.paired.predictions import mixed, patient_equations, patient_psnr_db, site_contrast
+from lift.tasks.paired.predictions import mixed, patient_equations
 from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
 from lift_client.session import SiteSession
-from lift_client.tasks.paired import PairedWork, paired_work
+from lift_client.tasks.paired import paired_work
 from lift_server.rounds.finished import FinishedRun
 from lift_simulation.federation import federate
 from lift_simulation.plain.cost import THREE_PLANES
@@ -53,8 +46,9 @@ from lift_simulation.progress import Reporter
 from lift_simulation.tasks.controls import REAL, control_predictions
 from lift_simulation.tasks.costs import row_costs
 from lift_simulation.tasks.participation import Participation
-from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values, as_is, fitted
+from lift_simulation.tasks.rivals import Rivals, RivalTraining, Values
 from lift_simulation.tasks.segmentation import SegmentationJudge
+from lift_simulation.tasks.site_rows import SiteRows, named
 
 SYNTHESIS_ROWS: Final = ("no_mixer", "z_median", "z_filter")
 """Rows that are written as volumes, beside the run's own mixer."""
@@ -88,21 +82,6 @@ class Beside:
     networks: tuple[PlainNetworkName, ...]
     settings: RivalsSettings
     bundle: Path
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """What a site has without any other site, in closed form; None if not requested.
-
-    Attributes:
-        contrast: its patients' curve equations.
-        taps: of a z-filter fitted there, (6,).
-        taps_under_curves: likewise on the prediction under the site's curves.
-    """
-
-    contrast: SiteContrast | None
-    taps: Tensor | None
-    taps_under_curves: Tensor | None
 
 
 @dataclass
@@ -315,26 +294,35 @@ class Fold:
             }
             flat = plan_mixer(control_plan, self._generator)
             refit = self._refit(flats, flat, control.mixer)
+        rows = SiteRows(
+            self._plan,
+            self._sessions,
+            compare=self._compare,
+            pairs=self._late.pairs,
+            mixer=mixer,
+            finished=finished,
+            rivals=rivals,
+        )
         result = FoldResult({}, {}, finished, dict(cohorts), {})
         total = sum(len(cohorts[name].split.test) for name in self._measured)
         done = 0
         for name in self._measured:
             cohort = cohorts[name]
-            alone = self._alone_at(cohort)
+            alone = rows.alone_at(cohort)
             calibration = None
             if name in self._late.sites:
-                calibration = self._calibrate(cohort, mixer, finished)
+                calibration = rows.calibrate(cohort)
                 result.calibrated_from[name] = calibration.patients
                 curves = calibration.chosen.curves
             else:
-                curves = self._work(name).site_curves(finished.shared)
-            own = self._at_site(cohort, alone, mixer, finished, rivals, curves=curves)
+                curves = rows.curves_at(name)
+            own = rows.at_site(cohort, alone, curves=curves)
             if calibration is None:
-                options = _options(own, self._main)
-                choice = self._choose(cohort, alone, mixer, finished, rivals)
+                options = rows.options(own)
+                choice = rows.choose(cohort, alone)
             else:
-                options = self._uses(own, curves, finished.taps)
-                choice = _named(calibration.choice, list(options))
+                options = rows.uses(own, curves)
+                choice = named(calibration.choice, list(options))
             result.choices[name] = choice
             methods = {
                 "z_median": z_median,
@@ -353,9 +341,7 @@ class Fold:
                 methods["centralised"] = with_mixer(mixer, rivals.centralised, curves=curves)
             methods |= self._plain_methods(plain, name)
             if name in rivals.local_only and calibration is None:
-                result.local_gain_db[name] = self._gain_over(
-                    cohort, mixer, finished, rivals.local_only[name]
-                )
+                result.local_gain_db[name] = rows.gain_over(cohort, rivals.local_only[name])
             for patient in cohort.split.test:
                 held_out = HeldOut(
                     name, patient, cohort.features[patient], self._prepared(cohort, patient)
@@ -376,8 +362,8 @@ class Fold:
                     self._cross(result, held_out, mixer, rivals.local_only)
                 kept = sum(h.site == name for h, _ in result.synthesis)
                 if kept < synthesis_patients:
-                    rows = {m: predictions[m] for m in (*SYNTHESIS_ROWS, self._main)}
-                    result.synthesis.append((held_out, rows))
+                    written = {m: predictions[m] for m in (*SYNTHESIS_ROWS, self._main)}
+                    result.synthesis.append((held_out, written))
                 done += 1
                 self._reporter.step("held-out patients", done, total)
         return result
@@ -429,120 +415,6 @@ class Fold:
             figures[name] = {**figures.get(name, {}), "dice": value}
         return figures
 
-    def _alone_at(self, cohort: SiteCohort) -> _Alone:
-        """What a site has without any other site, in closed form."""
-        training = cohort.by_person("train")
-        taps = under_curves = None
-        contrast = None
-        if "curves" in self._compare and cohort.persons("train", "validation"):
-            contrast = site_contrast(cohort)
-        if training and "z_filter_local" in self._compare:
-            taps = fitted([as_is(person) for person in training], self._plan)
-        if training and contrast is not None:
-            curves = contrast.chosen(None).curves
-            seen = [[features.seen_with(curves) for features in one] for one in training]
-            under_curves = fitted(seen, self._plan)
-        return _Alone(contrast, taps, under_curves)
-
-    def _at_site(
-        self,
-        cohort: SiteCohort,
-        alone: _Alone,
-        mixer: Mixer,
-        finished: FinishedRun,
-        rivals: Rivals,
-        *,
-        curves: Tensor | None,
-        without: Collection[str] = (),
-    ) -> dict[str, Method]:
-        """The rows of what a site could use, simplest first.
-
-        Args:
-            cohort: the site's.
-            alone: what it has by itself.
-            mixer: an instance of the plan's.
-            finished: the federated run.
-            rivals: what was trained beside the federation.
-            curves: the site's under the run's mixer.
-            without: validation patients to which no curves may be fitted.
-        """
-        name = cohort.site
-        methods: dict[str, Method] = {"no_mixer": no_mixer}
-        if alone.taps is not None:
-            methods["z_filter_local"] = z_filter(alone.taps)
-        if alone.contrast is not None:
-            by_itself = alone.contrast.chosen(None, without=without).curves
-            methods["curves"] = with_curves(by_itself)
-            if alone.taps_under_curves is not None:
-                methods["curves_z_filter"] = with_curves(by_itself, then=alone.taps_under_curves)
-        methods[self._main] = with_mixer(mixer, finished.mixer, curves=curves)
-        if name in rivals.local_steps:
-            methods["local_steps"] = with_mixer(mixer, rivals.local_steps[name], curves=curves)
-        if name in rivals.local_only:
-            methods["local_only"] = with_mixer(mixer, rivals.local_only[name])
-        if name in rivals.local_curves:
-            own = self._work(name).site_curves({}, without=without)
-            methods["local_curves"] = with_mixer(mixer, rivals.local_curves[name], curves=own)
-            if name in rivals.local_longer:
-                longer = rivals.local_longer[name]
-                methods["local_longer"] = with_mixer(mixer, longer, curves=own)
-        return methods
-
-    def _choose(
-        self,
-        cohort: SiteCohort,
-        alone: _Alone,
-        mixer: Mixer,
-        finished: FinishedRun,
-        rivals: Rivals,
-    ) -> Choice:
-        """What a site uses, by its validation patients: curves are fitted without each of them.
-
-        Where there are too few it is the run's mixer, which nothing speaks against.
-        """
-        figures: dict[str, list[float]] = {}
-        people = [cohort.patients[patient].subject for patient in cohort.split.validation]
-        for patient, person in zip(cohort.split.validation, people, strict=True):
-            features = cohort.features[patient]
-            left_out = {person}
-            curves = self._work(cohort.site).site_curves(finished.shared, without=left_out)
-            own = self._at_site(
-                cohort, alone, mixer, finished, rivals, curves=curves, without=left_out
-            )
-            for name, method in _options(own, self._main).items():
-                psnr_db = patient_psnr_db(features, method(features))
-                figures.setdefault(name, []).append(psnr_db)
-        by_person = {name: person_means(found, people) for name, found in figures.items()}
-        return choose(by_person, otherwise=self._main)
-
-    def _calibrate(self, cohort: SiteCohort, mixer: Mixer, finished: FinishedRun) -> Calibration:
-        """As `lift calibrate` does at a hospital that took no part, from its first patients."""
-        persons = dict(list(cohort.persons("train").items())[: self._late.pairs])
-        mixer.load_values(finished.mixer)
-        if self._plan.mixer.contrast == "none":
-            return Calibration(ChosenCurves(None, None, {}), Choice("mixer", {}, 0), len(persons))
-        shared = {name: tensor.numpy() for name, tensor in finished.shared.items()}
-        return calibrated(
-            {name: as_is(volumes) for name, volumes in persons.items()},
-            mixer,
-            finished.taps,
-            others_of(shared, None, len(self._plan.task.source)),
-            affine=self._plan.mixer.contrast == "affine",
-        )
-
-    def _uses(
-        self, rows: Mapping[str, Method], curves: Tensor | None, taps: Tensor
-    ) -> dict[str, Method]:
-        """What a site that joined afterwards may use, in the order of `USES`."""
-        main = rows[self._main]
-        return {
-            "no_mixer": no_mixer,
-            "calibrated curves": with_curves(curves),
-            "calibrated curves + z_filter": with_curves(curves, then=taps),
-            self._main: main,
-            **{f"{self._main} x {part:g}": blended(main, part) for part in STRENGTHS},
-        }
-
     def _cross(
         self,
         result: FoldResult,
@@ -561,28 +433,6 @@ class Fold:
             prediction = with_mixer(mixer, trained[trained_at])(held_out.features)
             row[held_out.patient] = measure(held_out, prediction, self._plan, brief=True)
 
-    def _gain_over(
-        self,
-        cohort: SiteCohort,
-        mixer: Mixer,
-        finished: FinishedRun,
-        reference: Mapping[str, Tensor],
-    ) -> list[float]:
-        gains = []
-        for patient in cohort.split.validation:
-            features = cohort.features[patient]
-            # curves that this patient had no part in
-            curves = self._work(cohort.site).site_curves(
-                finished.shared, without={cohort.patients[patient].subject}
-            )
-            ours = with_mixer(mixer, finished.mixer, curves=curves)
-            theirs = with_mixer(mixer, reference)
-            psnr = [patient_psnr_db(features, method(features)) for method in (ours, theirs)]
-            gains.append(psnr[0] - psnr[1])
-        return person_means(
-            gains, [cohort.patients[patient].subject for patient in cohort.split.validation]
-        )
-
     def _refit(
         self, cohorts: Mapping[str, SiteCohort], flat: Mixer, values: Mapping[str, Tensor]
     ) -> Tensor:
@@ -595,31 +445,8 @@ class Fold:
                 total = total + person_equations(found)
         return fit(total, self._plan.mixer.ridge)
 
-    def _work(self, site: str) -> PairedWork:
-        return paired_work(self._sessions[site], self._plan)
-
     def _prepared(self, cohort: SiteCohort, patient: str) -> Prepared:
         return prepare_patient(cohort, patient, self._plan, self._sites[cohort.site].data.root)
-
-
-def _options(rows: Mapping[str, Method], main: str) -> dict[str, Method]:
-    """The rows of a site, simplest first, and after the run's mixer its steps toward no mixer.
-
-    A step costs as much as the mixer: it is taken where the mixer itself is clearly too much.
-    """
-    options: dict[str, Method] = {}
-    for name, method in rows.items():
-        options[name] = method
-        if name == main:
-            options |= {f"{main} x {part:g}": blended(method, part) for part in STRENGTHS}
-    return options
-
-
-def _named(choice: Choice, names: Sequence[str]) -> Choice:
-    """A choice among `lift.tasks.paired.choice.USES` under the names of the run's rows."""
-    names_of = dict(zip((use.name for use in USES), names, strict=True))
-    figures = {names_of[name]: value for name, value in choice.psnr_db.items()}
-    return Choice(names_of[choice.method], figures, choice.patients)
 
 
 def _with_mixer(plan: Plan, kind: str) -> Plan:
