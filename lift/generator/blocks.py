@@ -73,6 +73,8 @@ def generate_blocks(
 ) -> Iterator[tuple[int, SliceBlock]]:
     """Blocks of `size` slices from `first` (a multiple of that) to the end.
 
+    Where a block does not fit into the device's memory, it and all later ones are shorter.
+
     A generator with a `crop_stride` runs on the box of the block's mask alone, and not at all
     where that is empty.
 
@@ -85,30 +87,64 @@ def generate_blocks(
         device: where the blocks are wanted.
 
     Yields the block's first slice and its prediction (n, 1, h, w, float32) and taps (float16).
+
+    Raises:
+        DeviceMemoryError: one slice does not fit.
     """
-    source = prepared.source
-    depth = source.shape[0]
-    reach = generator.context_slices
-    size = size or block_slices((source.shape[2], source.shape[3]), generator.device)
-    at_once = AtOnce(size, generator.device)
-    for start in range(first, depth, size):
-        stop = min(start + size, depth)
-        indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
-        rows = torch.from_numpy(np.ascontiguousarray(source[indices]))
-        x = neighbour_channels(rows, reach)[reach : reach + stop - start]
-        mask = torch.from_numpy(np.array(prepared.mask[start:stop], dtype=np.float32))
-        if generator.crop_stride is None:
-            yield start, at_once.attempt(partial(_block, generator, x, mask, tap_names, device))
-            continue
-        block = _empty_block(generator, tap_names, mask, device)
-        if mask.any():
-            box = mask_box(mask, generator.crop_stride)
-            x, mask = (part[:, :, box[0], box[1]] for part in (x, mask))
-            found = at_once.attempt(partial(_block, generator, x, mask, tap_names, device))
-            _paste(block.pred, found.pred, 1, box)
-            for name, tap in found.taps.items():
-                _paste(block.taps[name], tap, generator.taps[name].stride, box)
+    depth, _, *shape = prepared.source.shape
+    at_once = AtOnce(size or block_slices((shape[0], shape[1]), generator.device), generator.device)
+    start = first
+    while start < depth:
+        block = at_once.attempt(partial(_block, generator, prepared, tap_names, device, start))
         yield start, block
+        start += len(block.pred)
+
+
+def _block(
+    generator: SliceGenerator,
+    prepared: Slices,
+    tap_names: tuple[str, ...],
+    device: torch.device,
+    start: int,
+    size: int,
+) -> SliceBlock:
+    """What the generator gives for `size` slices from `start`, or as many as there are."""
+    depth = len(prepared.source)
+    reach = generator.context_slices
+    stop = min(start + size, depth)
+    indices = np.clip(np.arange(start - reach, stop + reach), 0, depth - 1)
+    rows = torch.from_numpy(np.ascontiguousarray(prepared.source[indices]))
+    x = neighbour_channels(rows, reach)[reach : reach + stop - start]
+    if generator.crop_stride is None:
+        return _predicted(generator, x, None, tap_names, device)
+    mask = torch.from_numpy(np.array(prepared.mask[start:stop], dtype=np.float32))
+    block = _empty_block(generator, tap_names, mask, device)
+    if mask.any():
+        box = mask_box(mask, generator.crop_stride)
+        x, mask = (part[:, :, box[0], box[1]] for part in (x, mask))
+        found = _predicted(generator, x, mask, tap_names, device)
+        _paste(block.pred, found.pred, 1, box)
+        for name, tap in found.taps.items():
+            _paste(block.taps[name], tap, generator.taps[name].stride, box)
+    return block
+
+
+def _predicted(
+    generator: SliceGenerator,
+    x: Tensor,
+    mask: Tensor | None,
+    tap_names: tuple[str, ...],
+    device: torch.device,
+) -> SliceBlock:
+    """One forward pass of the slices `x`; `mask` for a generator that needs it."""
+    there = generator.device
+    inside = None if mask is None else to_device(mask, there)
+    with torch.no_grad(), inference_autocast(there):
+        pred, taps = generator.predict(to_device(x, there), tap_names, mask=inside)
+    return SliceBlock(
+        pred.float().to(device),
+        {name: tap.to(torch.float16).to(device) for name, tap in taps.items()},
+    )
 
 
 def mask_box(mask: Tensor, multiple: int) -> PlaneBox:
@@ -164,26 +200,3 @@ def pooled_means(generator: SliceGenerator, block: SliceBlock, name: str, mask: 
     inside = to_device(torch.from_numpy(np.array(mask, dtype=np.float32)), tap.device)
     cells = max_pool2d(inside, generator.taps[name].stride, ceil_mode=True)
     return tap.sum((2, 3)) / cells.sum((2, 3)).clamp(min=1)
-
-
-def _block(
-    generator: SliceGenerator,
-    x: Tensor,
-    mask: Tensor,
-    tap_names: tuple[str, ...],
-    wanted: torch.device,
-    at_once: int,
-) -> SliceBlock:
-    """What the generator gives for the slices `x`, `at_once` slices to a forward pass."""
-    preds: list[Tensor] = []
-    taps: dict[str, list[Tensor]] = {name: [] for name in tap_names}
-    device = generator.device
-    needs_mask = generator.crop_stride is not None
-    for rows, part in zip(torch.split(x, at_once), torch.split(mask, at_once), strict=True):
-        inside = to_device(part, device) if needs_mask else None
-        with torch.no_grad(), inference_autocast(device):
-            pred, found = generator.predict(to_device(rows, device), tap_names, mask=inside)
-        preds.append(pred.float().to(wanted))
-        for name, tap in found.items():
-            taps[name].append(tap.to(torch.float16).to(wanted))
-    return SliceBlock(torch.cat(preds), {name: torch.cat(parts) for name, parts in taps.items()})

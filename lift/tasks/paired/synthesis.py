@@ -48,7 +48,7 @@ class SliceStream(Protocol):
         """Source, prediction, mask (float32) and taps of slices low..high-1.
 
         Source and mask are on the CPU, prediction and taps where they were computed or read.
-        The tensors are the caller's own, to change.
+        The prediction is the caller's own, to change; the others are not.
         """
         ...
 
@@ -202,10 +202,8 @@ class GeneratedStream:
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Slices low..high-1; slices before `low` are forgotten."""
-        kept = self._keep(low, high)
-        here = slice(low - self._first, high - self._first)
-        taps = {name: tap[here] for name, tap in kept.taps.items()}
-        pred = kept.pred[here].clone()
+        here = self._joined(low, high)
+        pred = here.pred.clone()
         source = torch.from_numpy(np.array(self._prepared.source[low:high]))
         mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
         if self._curves is not None:
@@ -213,27 +211,39 @@ class GeneratedStream:
             pred = apply_curves(
                 pred, to_device(source, device), to_device(mask, device), self._curves
             )
-        return source, pred, mask, taps
+        return source, pred, mask, here.taps
 
-    def _keep(self, low: int, high: int) -> SliceBlock:
-        """The features of slices `low` to `high` - 1 at least, in one piece."""
+    def _joined(self, low: int, high: int) -> SliceBlock:
+        """The features of slices `low` to `high` - 1 in one piece, of which no copy is kept.
+
+        Where memory ends nothing is lost, and a shorter window needs less.
+        """
         while self._done < high:
             start, block = next(self._blocks)
             self._kept.append(block)
             self._done = start + len(block.pred)
-        if len(self._kept) > 1 or low > self._first:
-            # after an error of memory everything is still there for a shorter window
-            self._kept = [_joined(self._kept, low - self._first)]
-            self._first = low
-        return self._kept[0]
+        needed, later = [], []
+        at = self._first
+        for block in self._kept:
+            n = len(block.pred)
+            first, stop = (min(max(edge - at, 0), n) for edge in (low, high))
+            if first < stop:
+                needed.append(_part(block, first, stop))
+            if stop < n:
+                later.append(_part(block, stop, n))
+            at += n
+        joined = needed[0] if len(needed) == 1 else _joined(needed)
+        self._kept, self._first = [joined, *later], low
+        return joined
 
 
-def _joined(parts: list[SliceBlock], skipped: int) -> SliceBlock:
-    """Consecutive blocks as one, without the first `skipped` slices."""
-    kept = []
-    for part in parts:
-        cut = min(skipped, len(part.pred))
-        skipped -= cut
-        kept.append((part, cut))
-    taps = {name: torch.cat([part.taps[name][cut:] for part, cut in kept]) for name in part.taps}
-    return SliceBlock(torch.cat([part.pred[cut:] for part, cut in kept]), taps)
+def _part(block: SliceBlock, first: int, stop: int) -> SliceBlock:
+    """Some slices of a block, in its memory."""
+    taps = {name: tap[first:stop] for name, tap in block.taps.items()}
+    return SliceBlock(block.pred[first:stop], taps)
+
+
+def _joined(parts: list[SliceBlock]) -> SliceBlock:
+    """Consecutive blocks as one, copied."""
+    taps = {name: torch.cat([part.taps[name] for part in parts]) for name in parts[0].taps}
+    return SliceBlock(torch.cat([part.pred for part in parts]), taps)

@@ -21,10 +21,10 @@ from lift.cohort.preprocessing import (
 )
 from lift.device import fix_threads
 from lift.errors import ConfigError
+from lift.generator.blocks import generate_blocks
 from lift.generator.networks import FrozenGenerator
 from lift.guard import concerns
 from lift.metrics.hf_share import hf_share
-from lift.mixer.base import Mixer
 from lift.mixer.finished import FinishedMixer
 from lift.tasks.paired.building import check_generator, loaded_mixer, start_values
 from lift.tasks.paired.choice import Use, blend
@@ -156,7 +156,7 @@ def translate(
     mixer = loaded_mixer(finished, generator)
     fell_back = concern is not None and on_concern == "fall_back"
     if fell_back or use.base == "no_mixer":
-        result = _generated(prepared, generator, mixer)
+        result = _generated(prepared, generator)
     else:
         if use.base != "mixer":
             # at its start a mixer is the z-filter; with taps of 0 it is what it is given
@@ -165,7 +165,7 @@ def translate(
         curves = None if site is None else site.curves
         result = mix(mixer, GeneratedStream(prepared, generator, mixer, curves), report=report)
         if use.strength < 1:
-            result = blend(_generated(prepared, generator, mixer), result, use.strength)
+            result = blend(_generated(prepared, generator), result, use.strength)
     inside = np.clip(result, 0.0, 1.0) * np.asarray(prepared.mask)
     voxels, dtype = to_output_units(
         restore(prepared, inside, background=0.0), plan, plan.task.target
@@ -206,7 +206,6 @@ def synthesis_of(
     )
 
 
-def _generated(prepared: Prepared, generator: FrozenGenerator, mixer: Mixer) -> Floats:
+def _generated(prepared: Prepared, generator: FrozenGenerator) -> Floats:
     """The frozen generator's own prediction, (z, 1, h, w)."""
-    stream = GeneratedStream(prepared, generator, mixer)
-    return torch.cat([stream.window(d, d + 1)[1] for d in range(stream.depth)]).numpy()
+    return torch.cat([block.pred for _, block in generate_blocks(generator, prepared, ())]).numpy()
