@@ -13,7 +13,14 @@ import torch
 
 from lift.config.segmentation import SegmenterSettings
 from lift.metrics.table import UNITS
-from lift_simulation.segmenter import Source, dice, predict, stack_of, train_segmenter
+from lift_simulation.segmenter import (
+    Source,
+    _batch,
+    dice,
+    predict,
+    stack_of,
+    train_segmenter,
+)
 from tests.end_to_end.tiny_run import PATIENTS, TARGET, TinyRun
 
 SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
@@ -22,17 +29,26 @@ SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
 @pytest.fixture(scope="module")
 def labelled(tiny: TinyRun) -> str:
     """Labels of all patients: the brightest fifth of the target."""
-    pattern = tiny.folder / "labels" / "{site}" / "{patient}.nii.gz"
+    return write_labels(tiny, "labels", brightest=20.0)
+
+
+def write_labels(tiny: TinyRun, folder: str, *, brightest: float) -> str:
+    """Label files of some percent of the target's voxels; returns their pattern."""
+    pattern = tiny.folder / folder / "{site}" / "{patient}.nii.gz"
     for site, count in PATIENTS.items():
         for index in range(count):
             volume = nibabel.load(tiny.file(site, index, TARGET))
             voxels = np.asarray(volume.dataobj)
-            bright = voxels > np.percentile(voxels[voxels > 0], 80)
+            bright = voxels > np.percentile(voxels[voxels > 0], 100 - brightest)
             name = tiny.patient(site, index).name
             path = Path(str(pattern).replace("{site}", site).replace("{patient}", name))
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(bright.astype(np.uint8), volume.affine), path)
     return str(pattern)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
 
 
 def run(tiny: TinyRun, out: str, labels: str, **changes: object) -> Any:
@@ -73,6 +89,35 @@ def test_a_trained_segmenter_is_kept(tiny: TinyRun, labelled: str) -> None:
     again = run(tiny, "kept", labelled)
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     assert again["pooled"] == first["pooled"]
+
+
+def test_a_segmenter_that_finds_nothing_judges_nothing(tiny: TinyRun) -> None:
+    rare = write_labels(tiny, "rare", brightest=0.2)
+    settings = {"labels": rare, "segmenter": SEGMENTER | {"steps": 1, "learning_rate": 1e-9}}
+    done = tiny.simulate("blind", compare=["controls"], segmentation=settings)
+    assert done.code == 0, done
+    pooled = json.loads((tiny.folder / "blind" / "metrics.json").read_text())["pooled"]
+    assert "real" not in pooled
+    assert not any("dice" in figures for figures in pooled.values())
+    assert "it has not learned the label, so there is no column dice" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_slices_with_a_label_have_their_share_of_a_batch(share: float) -> None:
+    label = torch.zeros(400, 4, 4)
+    label[7, 1, 1] = 1
+    voxels = torch.zeros_like(label)
+    voxels[7] = 1
+    seen: list[float] = []
+
+    def counted(slices: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(float((labels > 0).any(2).any(1).float().mean()))
+        return slices, labels
+
+    batch = _batch([Source([stack_of(voxels, label)], 1.0)], [20], share, rng(), counted)
+    assert batch[1].shape == (80, 1, 4, 4)
+    # by chance it is one slice of 400
+    assert np.mean(seen) == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lift.cohort.phantom.write import write_truth
 from lift.cohort.preprocessing import Prepared
+from lift.cohort.split import Part
 from lift.config.phantom import PhantomCohortConfig
 from lift.config.plan import Plan
 from lift.config.segmentation import SegmentationSettings
@@ -39,6 +40,8 @@ from lift_simulation.segmenter import (
 )
 
 _FILE: Final = "segmenter.safetensors"
+_LEAST_DICE: Final = 0.1
+"""On real targets: below it the segmenter has not learned the label, and judges nothing."""
 
 
 class SegmentationJudge:
@@ -86,7 +89,11 @@ class SegmentationJudge:
         self._network: nn.Module | None = None
 
     def train(self, cohorts: Mapping[str, SiteCohort]) -> None:
-        """Train on the real targets of all training patients, or read what was trained."""
+        """Train on the real targets of all training patients, or read what was trained.
+
+        A segmenter that does not find the label on real targets of validation patients (training
+        patients, where there are none) is told to the reporter and not used.
+        """
         settings = self._settings
         network = build_segmenter(settings.segmenter, self._seed)
         path = self._folder / _FILE
@@ -112,22 +119,48 @@ class SegmentationJudge:
         else:
             network.load_state_dict(values)
         self._network = network.eval()
+        found = self._found(cohorts, "validation") or self._found(cohorts, "train")
+        mean = sum(found) / len(found) if found else 0.0
+        if mean < _LEAST_DICE:
+            self._network = None
+            self._reporter.line(
+                f"segmenter: Dice {mean:.2f} on {len(found)} real targets: it has not learned the "
+                "label, so there is no column dice. Change segmentation.segmenter: a lower "
+                "learning_rate, a higher labelled_share, more steps"
+            )
+
+    def _found(self, cohorts: Mapping[str, SiteCohort], part: Part) -> list[float]:
+        """Dice on the real targets of some patients, of those with a label."""
+        network = self._network
+        stacks = (
+            self._stack(name, patient, cohorts[name])
+            for name in sorted(cohorts)
+            for patient in getattr(cohorts[name].split, part)
+        )
+        return [
+            dice(predict(network, stack), stack.label)
+            for stack in stacks
+            if network is not None and bool(stack.label.any())
+        ]
 
     def dice(self, held_out: HeldOut, predictions: Mapping[str, Floats]) -> dict[str, float]:
         """Dice of what the segmenter finds in each prediction; nothing without a label to find.
+
+        Nor with a segmenter that has not learned it.
 
         Args:
             held_out: the patient.
             predictions: row -> (z, 1, h, w), normalised; the real target is the bound.
         """
-        if self._network is None:
-            raise ValueError("train comes first")
+        network = self._network
+        if network is None:
+            return {}
         prepared = held_out.prepared
         label = self._label(held_out.site, held_out.patient, prepared)
         if not bool(label.any()):
             return {}
         return {
-            row: dice(predict(self._network, self._seen(volume, prepared, label)), label)
+            row: dice(predict(network, self._seen(volume, prepared, label)), label)
             for row, volume in predictions.items()
         }
 
