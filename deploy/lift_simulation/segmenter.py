@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -131,7 +130,7 @@ def train_segmenter(
     for step in range(settings.steps):
         rate = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.learning_rate * rate
-        images, labels = _batch(sources, counts, settings.labelled_share, rng, change)
+        images, labels = _batch(sources, counts, rng, change)
         loss = loss_of(network(_padded(images)), _padded(labels))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -219,7 +218,6 @@ def _counts(shares: Sequence[float], volumes: int) -> list[int]:
 def _batch(
     sources: Sequence[Source],
     counts: Sequence[int],
-    labelled_share: float,
     rng: np.random.Generator,
     change: Change | None,
 ) -> tuple[Tensor, Tensor]:
@@ -227,7 +225,7 @@ def _batch(
     for source, count in zip(sources, counts, strict=True):
         for _ in range(count):
             stack = source.stacks[int(rng.integers(len(source.stacks)))]
-            places = _places(stack, round(labelled_share * SLICES_OF_A_VOLUME), rng)
+            places = rng.integers(len(stack.label), size=SLICES_OF_A_VOLUME)
             # slices become channels: what changes a volume changes all of them alike
             image = torch.cat([stack.at(int(place)) for place in places])
             label = stack.label[torch.from_numpy(places)]
@@ -242,16 +240,6 @@ def _batch(
         for parts in (images, labels)
     )
     return image, label
-
-
-def _places(stack: Stack, labelled: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Slices of a batch; the first `labelled` of them have a label, where any slice has one."""
-    places = rng.integers(len(stack.label), size=SLICES_OF_A_VOLUME)
-    if labelled:
-        marked = np.flatnonzero(stack.label.flatten(1).any(1).numpy())
-        if len(marked):
-            places[:labelled] = marked[rng.integers(len(marked), size=labelled)]
-    return places
 
 
 def _padded(slices: Tensor) -> Tensor:

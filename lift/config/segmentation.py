@@ -19,9 +19,6 @@ class SegmenterSettings(Settings):
     """Optimiser steps."""
     volumes_per_step: int = Field(default=4, ge=2, le=64)
     """Volumes whose slices make a batch."""
-    labelled_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of a batch's slices that are drawn among those with a label; the others anywhere. A
-    label of few voxels is not learned without."""
     learning_rate: Positive = 0.01
     """Learning rate of the first step; it falls as a cosine."""
 

@@ -15,7 +15,6 @@ from lift.config.segmentation import SegmenterSettings
 from lift.metrics.table import UNITS
 from lift_simulation.segmenter import (
     Source,
-    _batch,
     dice,
     predict,
     stack_of,
@@ -45,10 +44,6 @@ def write_labels(tiny: TinyRun, folder: str, *, brightest: float) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(bright.astype(np.uint8), volume.affine), path)
     return str(pattern)
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(3)
 
 
 def run(tiny: TinyRun, out: str, labels: str, **changes: object) -> Any:
@@ -100,24 +95,6 @@ def test_a_segmenter_that_finds_nothing_judges_nothing(tiny: TinyRun) -> None:
     assert "real" not in pooled
     assert not any("dice" in figures for figures in pooled.values())
     assert "it has not learned the label, so there is no column dice" in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_slices_with_a_label_have_their_share_of_a_batch(share: float) -> None:
-    label = torch.zeros(400, 4, 4)
-    label[7, 1, 1] = 1
-    voxels = torch.zeros_like(label)
-    voxels[7] = 1
-    seen: list[float] = []
-
-    def counted(slices: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(float((labels > 0).any(2).any(1).float().mean()))
-        return slices, labels
-
-    batch = _batch([Source([stack_of(voxels, label)], 1.0)], [20], share, rng(), counted)
-    assert batch[1].shape == (80, 1, 4, 4)
-    # by chance it is one slice of 400
-    assert np.mean(seen) == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.parametrize(

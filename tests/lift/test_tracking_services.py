@@ -181,7 +181,11 @@ def test_wandb_offline_holds_every_figure_nothing_of_the_machine_and_dials_nobod
     records = _wandb_records(out)
     assert _wandb_steps(records) == _expected()
     content = b"".join(message.SerializeToString() for message in records)
-    for private in (socket.gethostname(), str(tmp_path), str(ROOT), sys.executable):
+    host = socket.gethostname().encode()
+    # a name of two letters lies in random numbers too: as a string of a message it has its length
+    assert bytes([len(host)]) + host not in content
+    assert len(host) < 6 or host not in content
+    for private in (str(tmp_path), str(ROOT), sys.executable):
         assert private.encode() not in content
     kinds = {message.WhichOneof("record_type") for message in records}
     assert not kinds & {"stats", "output", "output_raw", "environment", "alert"}, kinds

@@ -126,7 +126,7 @@ class SegmentationJudge:
             self._reporter.line(
                 f"segmenter: Dice {mean:.2f} on {len(found)} real targets: it has not learned the "
                 "label, so there is no column dice. Change segmentation.segmenter: a lower "
-                "learning_rate, a higher labelled_share, more steps"
+                "learning_rate, more steps"
             )
 
     def _found(self, cohorts: Mapping[str, SiteCohort], part: Part) -> list[float]:
