@@ -61,7 +61,7 @@ def simulate(
             sys.stdout.write(json.dumps(run.dry_run(settings, epsilon=epsilon), indent=2) + "\n")
             return
         from lift.logs import log_to_file
-        from lift_simulation.progress import Reporter
+        from lift_simulation.progress import Reporter, table_console
 
         out = output or Path("out") / settings.name
         reporter = Reporter(console_of(log_format, "lift_simulation.terminal"), settings.budget_s)
@@ -79,12 +79,9 @@ def simulate(
             report = run.simulate(settings, out, reporter, command=command)
         reporter.line(f"{sum(reporter.seconds.values()):.0f} s in total")
         if settings.plain_networks or "three_planes" in settings.compare:
-            from rich.console import Console
-
             from lift_simulation.plain.table import show_rows
 
-            width = None if sys.stdout.isatty() else _PIPE_WIDTH
-            show_rows(Console(file=sys.stdout, width=width, highlight=False), out)
+            show_rows(table_console(_PIPE_WIDTH), out)
         sys.stdout.write(f"result: {out}\nreport: {report}\n")
 
 

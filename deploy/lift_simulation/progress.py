@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -57,6 +58,16 @@ class _Federation:
         }
         headline = Text(f"round {min(done + 1, self._rounds)} of {self._rounds}", style="bold")
         return Group(headline, board(shown, rounds.lines, datetime.now(UTC)))
+
+
+def table_console(piped_width: int) -> Console:
+    """Where a result's table is printed: standard output, as wide as the terminal.
+
+    Args:
+        piped_width: in characters, where there is no terminal.
+    """
+    width = None if sys.stdout.isatty() else piped_width
+    return Console(file=sys.stdout, width=width, highlight=False)
 
 
 class Reporter:

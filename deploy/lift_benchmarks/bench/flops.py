@@ -59,6 +59,27 @@ def unet2d_flops_per_slice(
     )
 
 
+def empty_inputs(source: torch.Tensor, taps: Mapping[str, torch.Tensor]) -> MixerInputs:
+    """A mixer's inputs for one whole volume whose values do not matter.
+
+    Args:
+        source: (1, z, n_source, h, w).
+        taps: by name, (1, z, channels, h / stride, w / stride).
+    """
+    _, depth, _, height, width = source.shape
+    one = (1, depth, 1, height, width)
+    # numbers, no data to compute with: the depth is read on the CPU
+    return MixerInputs(
+        source=source,
+        pred=torch.empty(one, dtype=source.dtype),
+        mask=torch.empty(one, dtype=source.dtype),
+        depth=torch.tensor([depth], device="cpu"),
+        start=torch.tensor([0], device="cpu"),
+        slice_spacing_mm=torch.tensor([1.0], device="cpu"),
+        taps=taps,
+    )
+
+
 def mixer_flops_per_slice(
     mixer: Mixer, n_source: int, taps: Mapping[str, int], side: int, slices: int = 16
 ) -> float:
@@ -77,17 +98,8 @@ def mixer_flops_per_slice(
         return torch.empty(1, slices, channels, side, side)
 
     def run() -> torch.Tensor:
-        # the depth is read on the CPU: it is a number, not data to compute with
-        inputs = MixerInputs(
-            source=draw(n_source),
-            pred=draw(1),
-            mask=draw(1),
-            depth=torch.tensor([slices], device="cpu"),
-            start=torch.tensor([0], device="cpu"),
-            slice_spacing_mm=torch.tensor([1.0], device="cpu"),
-            taps={name: draw(channels) for name, channels in taps.items()},
-        )
-        result: torch.Tensor = mixer(inputs)
+        found = {name: draw(channels) for name, channels in taps.items()}
+        result: torch.Tensor = mixer(empty_inputs(draw(n_source), found))
         return result
 
     return count_flops(run) / slices

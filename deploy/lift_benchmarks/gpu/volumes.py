@@ -11,6 +11,7 @@ from lift.generator.networks import FrozenGenerator, neighbour_channels
 from lift.mixer.base import Mixer, MixerInputs
 from lift.tasks.paired.synthesis import Floats, GeneratedStream, mix
 from lift_benchmarks.bench.example import example_plan
+from lift_benchmarks.bench.flops import empty_inputs
 from lift_benchmarks.gpu.roof import Work, work_of
 
 
@@ -61,21 +62,11 @@ def work_of_volume(
     n_source = len(example_plan().task.source)
     network, mixed = generator.to("meta", dtype), mixer.to("meta", dtype)
 
-    def draw(channels: int) -> Tensor:
-        return torch.empty(1, depth, channels, height, width, dtype=dtype)
+    def source() -> Tensor:
+        return torch.empty(1, depth, n_source, height, width, dtype=dtype)
 
     def run() -> None:
-        _, taps = network.predict(draw(n_source)[0], mixed.tap_names)
-        mixed(
-            MixerInputs(
-                source=draw(n_source),
-                pred=draw(1),
-                mask=draw(1),
-                depth=torch.tensor([depth], device="cpu"),
-                start=torch.tensor([0], device="cpu"),
-                slice_spacing_mm=torch.tensor([1.0], device="cpu"),
-                taps={name: tap[None] for name, tap in taps.items()},
-            )
-        )
+        _, taps = network.predict(source()[0], mixed.tap_names)
+        mixed(empty_inputs(source(), {name: tap[None] for name, tap in taps.items()}))
 
     return work_of(run)

@@ -108,16 +108,13 @@ def _run(
     from lift.logs import log_to_file
     from lift_benchmarks.public.run import Request, run_benchmark
     from lift_benchmarks.public.summary import show
-    from lift_simulation.progress import Reporter
+    from lift_simulation.progress import Reporter, table_console
 
     request = Request(benchmark, data, output, chosen, missing, region, sites)
     reporter = Reporter(Console(stderr=True), {})
     with log_to_file(output / "log.txt"):
         table = run_benchmark(request, reporter, command=shlex.join([PROGRAM, *sys.argv[1:]]))
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False
-    )
-    show(console, table)
+    show(table_console(_PIPE_WIDTH), table)
     sys.stdout.write(f"result: {table}\nreport: {output / 'run' / 'report.html'}\n")
 
 

@@ -46,7 +46,7 @@ def reach(
     from lift_benchmarks.reach.figure import draw
     from lift_benchmarks.reach.run import Digests, run_data_set
     from lift_benchmarks.reach.summary import read_drawn, show, write_summary
-    from lift_simulation.progress import Reporter
+    from lift_simulation.progress import Reporter, table_console
 
     figure = output / "reach.png"
     others = list(beside or [])
@@ -73,10 +73,7 @@ def reach(
 
     wanted = entries if model is None else [entry for entry in entries if entry.name in model]
     run_data_set(simulation, chosen, output, reporter, entries=wanted, done=written)
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False
-    )
-    show(console, output)
+    show(table_console(_PIPE_WIDTH), output)
     sys.stdout.write(f"result: {output / 'reach.json'}\nfigure: {figure}\n")
 
 

@@ -34,7 +34,7 @@ def bench(
     from lift_benchmarks.utility.cells import UtilityConfig, list_cells
     from lift_benchmarks.utility.run import run_cell
     from lift_benchmarks.utility.summary import show, summarise_cells, write_summary
-    from lift_simulation.progress import Reporter
+    from lift_simulation.progress import Reporter, table_console
 
     settings = UtilityConfig.from_yaml(config)
     reporter = Reporter(Console(stderr=True), {})
@@ -45,10 +45,7 @@ def bench(
         with reporter.stage(f"{cell.name} ({done} of {len(cells)})"):
             run_cell(settings, cell, output, reporter)
         write_summary(output)
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False
-    )
-    show(console, summarise_cells(output))
+    show(table_console(_PIPE_WIDTH), summarise_cells(output))
     sys.stdout.write(f"result: {output / 'summary.json'}\nfigure: {output / 'summary.png'}\n")
 
 

@@ -7,7 +7,7 @@ prediction can reach.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -86,6 +86,7 @@ class SegmentationJudge:
         self._folder = folder
         self._labels = labels
         self._reporter = reporter
+        self._trained = False
         self._network: nn.Module | None = None
 
     def train(self, cohorts: Mapping[str, SiteCohort]) -> None:
@@ -101,13 +102,8 @@ class SegmentationJudge:
         values = read_baseline(path, digest)
         if values is None:
             with self._reporter.stage("segmenter"):
-                stacks = [
-                    self._stack(name, patient, cohorts[name])
-                    for name in sorted(cohorts)
-                    for patient in cohorts[name].split.train
-                ]
                 network = train_segmenter(
-                    [Source(stacks, 1.0)],
+                    [Source(list(self._stacks(cohorts, "train")), 1.0)],
                     settings.segmenter,
                     seed=self._seed,
                     augmented=True,
@@ -118,30 +114,35 @@ class SegmentationJudge:
             write_baseline(path, network.state_dict(), digest)
         else:
             network.load_state_dict(values)
-        self._network = network.eval()
-        found = self._found(cohorts, "validation") or self._found(cohorts, "train")
+        network.eval()
+        self._trained = True
+        found = self._found(network, cohorts, "validation")
+        found = found or self._found(network, cohorts, "train")
         mean = sum(found) / len(found) if found else 0.0
-        if mean < _LEAST_DICE:
-            self._network = None
+        if mean >= _LEAST_DICE:
+            self._network = network
+        else:
             self._reporter.line(
                 f"segmenter: Dice {mean:.2f} on {len(found)} real targets: it has not learned the "
                 "label, so there is no column dice. Change segmentation.segmenter: a lower "
                 "learning_rate, more steps"
             )
 
-    def _found(self, cohorts: Mapping[str, SiteCohort], part: Part) -> list[float]:
+    def _found(
+        self, network: nn.Module, cohorts: Mapping[str, SiteCohort], part: Part
+    ) -> list[float]:
         """Dice on the real targets of some patients, of those with a label."""
-        network = self._network
-        stacks = (
-            self._stack(name, patient, cohorts[name])
-            for name in sorted(cohorts)
-            for patient in getattr(cohorts[name].split, part)
-        )
         return [
             dice(predict(network, stack), stack.label)
-            for stack in stacks
-            if network is not None and bool(stack.label.any())
+            for stack in self._stacks(cohorts, part)
+            if bool(stack.label.any())
         ]
+
+    def _stacks(self, cohorts: Mapping[str, SiteCohort], part: Part) -> Iterator[Stack]:
+        """Real targets with their labels, one patient after the other."""
+        for name in sorted(cohorts):
+            for patient in getattr(cohorts[name].split, part):
+                yield self._stack(name, patient, cohorts[name])
 
     def dice(self, held_out: HeldOut, predictions: Mapping[str, Floats]) -> dict[str, float]:
         """Dice of what the segmenter finds in each prediction; nothing without a label to find.
@@ -152,6 +153,8 @@ class SegmentationJudge:
             held_out: the patient.
             predictions: row -> (z, 1, h, w), normalised; the real target is the bound.
         """
+        if not self._trained:
+            raise ValueError("train comes first")
         network = self._network
         if network is None:
             return {}

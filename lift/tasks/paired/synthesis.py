@@ -17,13 +17,18 @@ from torch import Tensor
 from lift.cohort.preprocessing import Prepared
 from lift.device import AtOnce, inference_autocast, to_device
 from lift.generator.base import SliceGenerator
-from lift.generator.blocks import SliceBlock, generate_blocks, mask_box, pooled_means
+from lift.generator.blocks import (
+    SliceBlock,
+    block_slices,
+    generate_blocks,
+    mask_box,
+    pooled_means,
+)
 from lift.generator.features import Features
 from lift.mixer.base import Mixer, MixerInputs
 from lift.mixer.curves import apply_curves
 
 _CHUNK_VOXELS: Final = 400_000
-_GPU_CHUNK_VOXELS: Final = 32 * 240 * 240
 _LONGEST_CHUNK: Final = 64
 _CPU: Final = torch.device("cpu")
 # the coarsest grid of a mixer that sees no whole slices
@@ -121,13 +126,15 @@ def mix(
 
 
 def chunk_slices(slice_shape: tuple[int, int], device: torch.device = _CPU) -> int:
-    """Slices that one chunk adds to the result: 6 of 240 x 240, on a GPU 32; more of smaller ones.
+    """Slices that one chunk adds to the result: 6 of 240 x 240, more of smaller ones.
 
-    The halo comes on top, so a short chunk of small slices would mostly compute its halo.
+    The halo comes on top, so a short chunk of small slices would mostly compute its halo. On a GPU
+    a chunk is as long as a block.
     """
+    if device.type != "cpu":
+        return block_slices(slice_shape, device)
     height, width = slice_shape
-    voxels = _CHUNK_VOXELS if device.type == "cpu" else _GPU_CHUNK_VOXELS
-    return max(1, min(_LONGEST_CHUNK, voxels // (height * width)))
+    return max(1, min(_LONGEST_CHUNK, _CHUNK_VOXELS // (height * width)))
 
 
 class CachedStream:
@@ -202,7 +209,7 @@ class GeneratedStream:
 
     def window(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Slices low..high-1; slices before `low` are forgotten."""
-        here = self._joined(low, high)
+        here = self._features_of(low, high)
         pred = here.pred.clone()
         source = torch.from_numpy(np.array(self._prepared.source[low:high]))
         mask = torch.from_numpy(np.array(self._prepared.mask[low:high], dtype=np.float32))
@@ -213,8 +220,8 @@ class GeneratedStream:
             )
         return source, pred, mask, here.taps
 
-    def _joined(self, low: int, high: int) -> SliceBlock:
-        """The features of slices `low` to `high` - 1 in one piece, of which no copy is kept.
+    def _features_of(self, low: int, high: int) -> SliceBlock:
+        """Slices `low` to `high` - 1 in one piece, which takes the place of what it was made of.
 
         Where memory ends nothing is lost, and a shorter window needs less.
         """
