@@ -186,9 +186,10 @@ class SegmentationJudge:
 
     def _label(self, site: str, patient: str, prepared: Prepared) -> Tensor:
         if self._settings.tissue:
-            # a folder of each cohort's own: what is there is kept
-            folder = self._labels / site / self._phantoms[site].digest()[:12]
-            write_truth(self._phantoms[site], folder, self._settings.tissue)
+            # a folder of each cohort's and tissue's own: what is there is kept
+            tissue = self._settings.tissue
+            folder = self._labels / site / self._phantoms[site].digest()[:12] / tissue
+            write_truth(self._phantoms[site], folder, tissue)
             path = folder / f"{patient}.nii.gz"
         else:
             pattern = self._settings.labels.replace("{site}", site)
