@@ -1,4 +1,4 @@
-"""A patient's label on the slices that the plan works on."""
+"""Label files of phantoms, and a patient's label on the slices that the plan works on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lift.cohort.phantom.write import write_truth
 from lift.cohort.preprocessing import Prepared
+from lift.config.phantom import PhantomCohortConfig
 from lift.errors import ConfigError
 from lift.volumes.slices import to_slices
 from lift.volumes.volume import check_same_grid, read_volume
@@ -38,3 +40,16 @@ def label_slices(prepared: Prepared, path: Path) -> NDArray[np.bool_]:
     whole = np.zeros((len(part), *prepared.source.shape[2:]), dtype=np.bool_)
     whole[:, : part.shape[1], : part.shape[2]] = part
     return whole
+
+
+def write_tissue_labels(phantom: PhantomCohortConfig, folder: Path, tissue: str) -> Path:
+    """Write where a cohort's phantoms have a tissue, unless it is there, and return its folder.
+
+    Args:
+        phantom: the cohort.
+        folder: for the labels of one site.
+        tissue: a tissue of the phantoms' own truth.
+    """
+    place = folder / phantom.digest()[:12] / tissue
+    write_truth(phantom, place, tissue)
+    return place

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lift.config.segmentation import SegmenterSettings
+from lift.device import device_of, to_device
 from lift.randomness import derive_seed
 
 _STRIDE: Final = 4
@@ -97,6 +98,7 @@ def train_segmenter(
     *,
     seed: int,
     augmented: bool,
+    device: torch.device,
     report: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """A network that has taken `settings.steps` steps of Adam, its rate falling as a cosine.
@@ -110,6 +112,7 @@ def train_segmenter(
         seed: of its first numbers, its batches and its augmentation.
         augmented: change the slices of each volume at random, together, as is usual for MR (see
             `augmentation`).
+        device: of the training; what is changed at random is changed on the CPU.
         report: called after each step with its number.
 
     Raises:
@@ -121,7 +124,7 @@ def train_segmenter(
         raise ValueError("a source has no volume")
     if not math.isclose(sum(source.share for source in sources), 1.0):
         raise ValueError("the shares of the sources must add up to 1")
-    network = build_segmenter(settings, seed)
+    network = build_segmenter(settings, seed).to(device)
     loss_of = DiceCELoss(sigmoid=True, batch=True)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     rng = np.random.default_rng(derive_seed(seed, "batches"))
@@ -130,7 +133,7 @@ def train_segmenter(
     for step in range(settings.steps):
         rate = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.learning_rate * rate
-        images, labels = _batch(sources, counts, rng, change)
+        images, labels = (to_device(part, device) for part in _batch(sources, counts, rng, change))
         loss = loss_of(network(_padded(images)), _padded(labels))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -142,15 +145,16 @@ def train_segmenter(
 
 
 def predict(network: nn.Module, stack: Stack) -> Tensor:
-    """Where the network finds the label, (d, h, w)."""
+    """Where the network finds the label, (d, h, w); computed where the network is."""
     _, height, width = stack.label.shape
+    device = device_of(network)
     windows = stack.slices.unfold(0, 2 * _REACH + 1, 1).movedim(3, 1)
     with torch.no_grad():
         found = [
-            network(_padded(part.contiguous()))[:, 0, :height, :width] > 0
+            network(_padded(to_device(part.contiguous(), device)))[:, 0, :height, :width] > 0
             for part in torch.split(windows, _SLICES_AT_ONCE)
         ]
-    return torch.cat(found)
+    return torch.cat(found).cpu()
 
 
 def dice(found: Tensor, label: Tensor) -> float:

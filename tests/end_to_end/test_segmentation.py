@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import nibabel
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +17,8 @@ from lift_simulation.segmenter import (
     stack_of,
     train_segmenter,
 )
-from tests.end_to_end.tiny_run import PATIENTS, TARGET, TinyRun
+from tests.end_to_end.labels import write_labels
+from tests.end_to_end.tiny_run import TinyRun
 
 SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
 
@@ -29,21 +27,6 @@ SEGMENTER = {"width": 8, "steps": 60, "learning_rate": 0.01}
 def labelled(tiny: TinyRun) -> str:
     """Labels of all patients: the brightest fifth of the target."""
     return write_labels(tiny, "labels", brightest=20.0)
-
-
-def write_labels(tiny: TinyRun, folder: str, *, brightest: float) -> str:
-    """Label files of some percent of the target's voxels; returns their pattern."""
-    pattern = tiny.folder / folder / "{site}" / "{patient}.nii.gz"
-    for site, count in PATIENTS.items():
-        for index in range(count):
-            volume = nibabel.load(tiny.file(site, index, TARGET))
-            voxels = np.asarray(volume.dataobj)
-            bright = voxels > np.percentile(voxels[voxels > 0], 100 - brightest)
-            name = tiny.patient(site, index).name
-            path = Path(str(pattern).replace("{site}", site).replace("{patient}", name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(bright.astype(np.uint8), volume.affine), path)
-    return str(pattern)
 
 
 def run(tiny: TinyRun, out: str, labels: str, **changes: object) -> Any:
@@ -124,7 +107,9 @@ def test_volumes_of_several_sizes_are_trained_on_together() -> None:
         noise = 0.1 * torch.rand(shape, generator=rng)
         stacks.append(stack_of(0.3 * inside + label + noise, label, inside))
     settings = SegmenterSettings(width=4, steps=80, volumes_per_step=3)
-    network = train_segmenter([Source(stacks, 1.0)], settings, seed=1, augmented=False)
+    network = train_segmenter(
+        [Source(stacks, 1.0)], settings, seed=1, augmented=False, device=torch.device("cpu")
+    )
     assert all(dice(predict(network, stack), stack.label) > 0.8 for stack in stacks)
 
 

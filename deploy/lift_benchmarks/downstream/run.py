@@ -11,7 +11,10 @@ from statistics import fmean
 from time import process_time
 from typing import Any, Final
 
+import torch
+
 from lift.config.simulation import SimulationConfig
+from lift.device import resolve_devices
 from lift.errors import ConfigError
 from lift.files import write_json
 from lift.randomness import derive_seed
@@ -65,10 +68,11 @@ def run_data_set(
     if not missing and is_finished(facts, digests[facts]):
         return
     volumes = prepare_volumes(config, downstream, data, out, reporter, digests[facts])
+    device = resolve_devices(config.device)[0]
     for entry in missing:
         path = entry_file(out, entry)
         with reporter.stage(entry.name):
-            _run_entry(volumes, downstream, entry, path, digests[path], reporter)
+            _run_entry(volumes, downstream, entry, path, digests[path], reporter, device=device)
         done(digests)
 
 
@@ -145,6 +149,8 @@ def _run_entry(
     path: Path,
     digest: str,
     reporter: Reporter,
+    *,
+    device: torch.device,
 ) -> None:
     settings = downstream.segmenter
     began = process_time()
@@ -154,6 +160,7 @@ def _run_entry(
         # rows of one seed start alike
         seed=derive_seed(entry.seed, "segmenter"),
         augmented=entry.augmented,
+        device=device,
         report=lambda step: reporter.step(entry.name, step, settings.steps),
     )
     figures = {

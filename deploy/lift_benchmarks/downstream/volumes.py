@@ -9,12 +9,11 @@ from statistics import median
 from typing import Final
 
 from lift.cohort.patients import Patient
-from lift.cohort.phantom.write import write_truth
 from lift.cohort.reading import read_patients
 from lift.cohort.split import split_patients
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
-from lift.device import fix_threads, resolve_device
+from lift.device import fix_threads, resolve_devices
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.generator.card import check_task
@@ -35,6 +34,7 @@ from lift_benchmarks.downstream.pairs import (
     read_pair,
 )
 from lift_benchmarks.downstream.pictures import draw_pairs
+from lift_simulation.labels import write_tissue_labels
 from lift_simulation.progress import Reporter
 from lift_simulation.segmenter import Stack, stack_of
 from lift_simulation.sites import open_sites, phantoms_of
@@ -117,7 +117,7 @@ def prepare_volumes(
         ConfigError: the settings do not fit the data set.
         LiftError: see the message.
     """
-    decoder = open_decoder(config, out, resolve_device("cpu"), reporter)
+    decoder = open_decoder(config, out, resolve_devices(config.device)[0], reporter)
     plan = with_generator(config.plan, decoder)
     check_task(decoder.card, plan.task, plan.preprocessing)
     fix_threads(downstream.threads)
@@ -179,8 +179,7 @@ def _cohorts(
     for name, site in sorted(sites.items()):
         pattern = data.labels
         if data.tissue:
-            folder = out / "labels" / name / phantoms[name].digest()[:12]
-            write_truth(phantoms[name], folder, data.tissue)
+            folder = write_tissue_labels(phantoms[name], out / "labels" / name, data.tissue)
             pattern = f"{folder}/{{patient}}.nii.gz"
 
         def read(patient: Patient, root: Path = site.data.root, labels: str = pattern) -> Pair:

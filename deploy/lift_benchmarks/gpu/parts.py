@@ -25,7 +25,7 @@ from lift.generator.networks import FrozenGenerator
 from lift.metrics.synthrad import ValueRange, psnr_db
 from lift.tasks.paired.building import plan_mixer
 from lift.tasks.paired.synthesis import Floats, GeneratedStream, mix
-from lift.tasks.paired.training import train_round
+from lift.tasks.paired.training import draw_batches, train_round
 from lift.tasks.registry import with_generator
 from lift.tasks.unconditional.bundle import load_decoder
 from lift.tasks.unconditional.drifting.statistics import Sums
@@ -198,6 +198,14 @@ def _round(bench: Bench) -> Iterator[Figure]:
         f"({sizes.distinct} on disk, in turn)",
     )
     yield Figure("step_ms", 1e3 * taken / sizes.steps, "", "milliseconds of one of its steps")
+
+    def cut() -> None:
+        for step in range(sizes.steps):
+            for _ in draw_batches(mixer, patients, plan.training, (plan.seed, 1, "bench", step)):
+                pass
+
+    windows = 1e3 * bench.machine.seconds(cut) / sizes.steps
+    yield Figure("windows_ms", windows, "", "of these for cutting its windows and uploading them")
     peak = bench.machine.peak_gb(run)
     if peak is not None:
         yield Figure("round_peak_gb", peak, "", "GB of tensors on the device at most")

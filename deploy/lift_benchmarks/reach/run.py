@@ -18,7 +18,7 @@ from lift.cohort.split import Part, folds_of
 from lift.config.plan import Plan
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, resolve_device
+from lift.device import fix_threads, resolve_devices
 from lift.errors import ConfigError
 from lift.files import write_atomically, write_json
 from lift.generator.bundle import load_bundle
@@ -198,7 +198,7 @@ def _generator_and_plan(
     generator = load_bundle(
         bundle_folder(config.generator),
         expected_fingerprint=config.plan.generator_fingerprint,
-        device=resolve_device("cpu"),
+        device=resolve_devices(config.device)[0],
     )
     check_task(generator.card, config.plan.task, config.plan.preprocessing)
     plan = config.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
@@ -364,7 +364,7 @@ def _network(
 ) -> tuple[Mixer, Values, Method]:
     """A network, its numbers at first, and how it predicts a volume with what is loaded."""
     if model.kind == RIVAL:
-        rival = PlainUNet(model.width, generator.n_source, seed=plan.seed)
+        rival = PlainUNet(model.width, generator.n_source, seed=plan.seed).to(generator.device)
         window = plan.training.window
 
         def predict(features: Features) -> Floats:

@@ -14,7 +14,7 @@ from lift.config.plan import Plan
 from lift.config.privacy import StartRelease
 from lift.config.simulation import SimulationConfig
 from lift.config.site import SiteSettings
-from lift.device import fix_threads, resolve_device
+from lift.device import fix_threads, resolve_devices
 from lift.files import write_json
 from lift.generator.bundle import load_bundle
 from lift.generator.card import bundle_folder
@@ -69,7 +69,9 @@ def run_cell(config: UtilityConfig, cell: Cell, out: Path, reporter: Reporter) -
     if settings.generator is None:
         raise ValueError("a paired task has a generator")
     generator = load_bundle(
-        bundle_folder(settings.generator), expected_fingerprint=None, device=resolve_device("cpu")
+        bundle_folder(settings.generator),
+        expected_fingerprint=None,
+        device=resolve_devices(settings.device)[0],
     )
     plan = settings.plan.model_copy(update={"generator_fingerprint": generator.fingerprint})
     fix_threads(plan.threads)

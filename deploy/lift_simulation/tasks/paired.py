@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lift.cohort.reading import list_usable
 from lift.cohort.split import folds_of
 from lift.config.generator import GeneratorChoice
@@ -86,7 +88,7 @@ def simulate_paired(
             afterwards=Afterwards(part.late, config.calibration_pairs, config.leave_one_site_out),
             participation=participation,
             on_round=tracking.round_done,
-            judge=_judge(config, fold_plan, sites, out, folder, reporter),
+            judge=_judge(config, fold_plan, sites, out, folder, reporter, generator.device),
             beside=Beside(config.plain_networks, config.rivals, bundle),
         )
         count = 10**9 if config.leave_one_out else config.synthesis_patients
@@ -139,6 +141,7 @@ def _judge(
     out: Path,
     folder: str,
     reporter: Reporter,
+    device: torch.device,
 ) -> SegmentationJudge | None:
     if config.segmentation is None:
         return None
@@ -150,6 +153,7 @@ def _judge(
         folder=out / folder / "baselines",
         labels=out / "labels",
         reporter=reporter,
+        device=device,
     )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lift.cohort.phantom.write import write_truth
 from lift.cohort.preprocessing import Prepared
 from lift.cohort.split import Part
 from lift.config.phantom import PhantomCohortConfig
@@ -27,7 +26,7 @@ from lift.randomness import derive_seed
 from lift.tasks.paired.methods import Floats, HeldOut
 from lift.tasks.paired.site_cohort import SiteCohort, prepare_patient
 from lift_simulation.baselines import read_baseline, write_baseline
-from lift_simulation.labels import label_slices
+from lift_simulation.labels import label_slices, write_tissue_labels
 from lift_simulation.progress import Reporter
 from lift_simulation.segmenter import (
     Source,
@@ -55,6 +54,7 @@ class SegmentationJudge:
         folder: of the federation; holds the trained segmenter.
         labels: where phantoms' labels are written.
         reporter: shows progress.
+        device: of the segmenter.
 
     Raises:
         ConfigError: `tissue` is asked of sites that are no phantoms.
@@ -70,6 +70,7 @@ class SegmentationJudge:
         folder: Path,
         labels: Path,
         reporter: Reporter,
+        device: torch.device,
     ) -> None:
         if settings.tissue and set(phantoms) != set(sites):
             real = sorted(set(sites) - set(phantoms))
@@ -86,6 +87,7 @@ class SegmentationJudge:
         self._folder = folder
         self._labels = labels
         self._reporter = reporter
+        self._device = device
         self._trained = False
         self._network: nn.Module | None = None
 
@@ -107,14 +109,16 @@ class SegmentationJudge:
                     settings.segmenter,
                     seed=self._seed,
                     augmented=True,
+                    device=self._device,
                     report=lambda step: self._reporter.step(
                         "segmenter", step, settings.segmenter.steps
                     ),
                 )
-            write_baseline(path, network.state_dict(), digest)
+            values = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            write_baseline(path, values, digest)
         else:
             network.load_state_dict(values)
-        network.eval()
+        network.to(self._device).eval()
         self._trained = True
         found = self._found(network, cohorts, "validation")
         found = found or self._found(network, cohorts, "train")
@@ -186,10 +190,8 @@ class SegmentationJudge:
 
     def _label(self, site: str, patient: str, prepared: Prepared) -> Tensor:
         if self._settings.tissue:
-            # a folder of each cohort's and tissue's own: what is there is kept
-            tissue = self._settings.tissue
-            folder = self._labels / site / self._phantoms[site].digest()[:12] / tissue
-            write_truth(self._phantoms[site], folder, tissue)
+            phantom, tissue = self._phantoms[site], self._settings.tissue
+            folder = write_tissue_labels(phantom, self._labels / site, tissue)
             path = folder / f"{patient}.nii.gz"
         else:
             pattern = self._settings.labels.replace("{site}", site)
