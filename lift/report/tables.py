@@ -39,6 +39,8 @@ _COMPARED: Final = (
     "dz_corr",
     "hf_error",
     "hf_coherence",
+    "perceptual",
+    "dice",
 )
 _VERDICTS: Final = {"helped": "▲ helped", "harmed": "▼ harmed", "undecided": "◆ undecided"}
 
@@ -113,8 +115,9 @@ def differences_table(
 ) -> Markup:
     """Paired differences, method minus reference, with intervals and counts of patients."""
     present = {metric for figures in comparisons.values() for metric in figures}
-    metrics = [metric for metric in _COMPARED if metric in present]
-    units = {metric: _unit(comparisons.values(), metric) for metric in metrics}
+    units = {metric: _unit(comparisons.values(), metric) for metric in present}
+    # without a unit it says what PSNR says
+    metrics = [m for m in _COMPARED if m in present and (m != "mae" or units[m] == "HU")]
     rows = []
     for name, figures in comparisons.items():
         cells: list[str] = [_comparison_heading(name)]

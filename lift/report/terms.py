@@ -247,7 +247,11 @@ METRICS: Final[dict[str, MetricTerm]] = {
         None,
     ),
     "dz_mae": MetricTerm(
-        "dz MAE", "mean absolute error of the differences between neighbouring slices", 4, None
+        "dz MAE",
+        "mean absolute error of the differences between neighbouring slices",
+        4,
+        None,
+        further=True,
     ),
     "dz_corr": MetricTerm(
         "dz corr", "correlation of slice-to-slice differences with those of the target", 3, None
@@ -265,16 +269,6 @@ METRICS: Final[dict[str, MetricTerm]] = {
         3,
         1.0,
     ),
-    "hf_ratio": MetricTerm(
-        "HF ratio",
-        "power above 0.25 cycles per slice, divided by that of the target: above 1 flicker, below "
-        "1 smoothing. Flicker can hide lost detail, so read it with the other columns",
-        3,
-        1.0,
-    ),
-    "slice_gain": MetricTerm(
-        "slice gain", "flicker of the mean slice brightness, divided by that of the target", 2, 1.0
-    ),
     "perceptual": MetricTerm(
         "perceptual",
         "distance of local texture in three planes, in features of a fixed random network: blur "
@@ -285,9 +279,24 @@ METRICS: Final[dict[str, MetricTerm]] = {
     "dice": MetricTerm(
         "Dice",
         "Dice coefficient of a segmenter that was trained on real targets, on this volume; the row "
-        "`real` is its limit",
+        "`real` is what it finds in the target itself",
         3,
         None,
+    ),
+    "hf_ratio": MetricTerm(
+        "HF ratio",
+        "power above 0.25 cycles per slice, divided by that of the target: above 1 flicker, below "
+        "1 smoothing. Flicker can hide lost detail, so read it with the other columns",
+        3,
+        1.0,
+        further=True,
+    ),
+    "slice_gain": MetricTerm(
+        "slice gain",
+        "flicker of the mean slice brightness, divided by that of the target",
+        2,
+        1.0,
+        further=True,
     ),
     "tpr": MetricTerm(
         "TPR",

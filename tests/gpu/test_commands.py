@@ -13,14 +13,22 @@ from typing import Any, get_args
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 
+import lift
 import lift_client.cli
+from lift.config.kit import Kit
 from lift.config.simulation import MixerComparison
+from lift.config.site import SiteConfig
+from lift.generator.card import read_card
+from lift.tasks.paired.contrast import read_site_model
+from lift_client.check.timing import time_one_patient
 from tests.end_to_end.tiny_run import (
     ENTRY_POINTS,
     SOURCES,
+    TARGET,
     Outcome,
     TinyRun,
     check_refusal,
@@ -171,6 +179,50 @@ def test_a_site_s_own_report(tiny: TinyRun, paired: dict[str, Path], tmp_path: P
     assert found["cpu"].keys() == found["auto"].keys()
     for method, row in found["cpu"].items():
         assert abs(found["auto"][method]["psnr_db"] - row["psnr_db"]) <= NEAR_DB, method
+
+
+def test_calibrate(tiny: TinyRun, paired: dict[str, Path], tmp_path: Path) -> None:
+    found = {}
+    for device in DEVICES:
+        out = tmp_path / f"{device}.safetensors"
+        words = ("--mixer", paired["cpu"], "--generator", tiny.bundle, "--device", device)
+        on(device, "lift", "calibrate", tiny.site("west"), *words, "-o", out)
+        found[device] = read_site_model(out, len(SOURCES))
+    assert found["auto"].use == found["cpu"].use
+    assert found["auto"].curves.any()
+    torch.testing.assert_close(found["auto"].curves, found["cpu"].curves, atol=0.01, rtol=0)
+
+
+def test_a_dry_run_is_timed_where_a_round_would_be(tiny: TinyRun, tmp_path: Path) -> None:
+    site = site_settings(tmp_path, tiny.site("east"), tiny.bundle, "auto")
+    config = SiteConfig.from_yaml(site).under(site.parent)
+    kit = Kit.from_data(
+        {
+            "federation": "trial",
+            "site": "east",
+            "address": "localhost:1",
+            "ca_sha256": "a" * 64,
+            "generator_fingerprint": read_card(tiny.bundle).fingerprint,
+            "task": {"source": list(SOURCES), "target": TARGET},
+        },
+        "test",
+    )
+    with fake_cuda() as device:
+        found = time_one_patient(config, kit)
+    assert found.step_s > 0
+    assert any("windows.py" in place for place in device.uploads), device.uploads
+
+
+def test_an_exported_bundle(tiny: TinyRun, paired: dict[str, Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    words = ("-o", bundle, "--generator", tiny.bundle)
+    on("cpu", "lift", "export-bundle", paired["cpu"], *words, uses=False)
+    inputs = {name: str(tiny.file("east", 0, name)) for name in SOURCES}
+    for device in DEVICES:
+        with fake_cuda() if device == "auto" else nullcontext() as fake:
+            lift.Translator(bundle, device).translate(inputs, tmp_path / f"{device}.nii.gz")
+        assert fake is None or fake.uploads
+    check_near(voxels(tmp_path / "auto.nii.gz"), voxels(tmp_path / "cpu.nii.gz"))
 
 
 def test_pretraining_a_generator(tiny: TinyRun, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def bench_gpu(
         ),
     ] = None,
 ) -> None:
-    """Measure seconds, memory, quality and agreement on one device, in nine minutes at most.
+    """Measure seconds, memory, quality and agreement on one device, in about nine minutes.
 
     Prints one table and writes DEVICE.json. A part that does not fit into the device's memory, or
     for which no time is left, is named and left out.

@@ -25,7 +25,8 @@ SettingsFile = Annotated[
     Path | None, typer.Option(help="Sizes (YAML). Default: the preset of the benchmark.")
 ]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="The small preset: minutes on a CPU, and poor figures.")
+    bool,
+    typer.Option("--quick", help="The small preset: an hour or two on two cores, poor figures."),
 ]
 Sites = Annotated[
     Path | None,

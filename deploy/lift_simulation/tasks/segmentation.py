@@ -1,8 +1,8 @@
 """A segmenter of real targets that judges predicted ones: is what a reader looks for still there?
 
 The segmenter is trained once, on real targets of training patients. It is then asked to segment
-each row's prediction for a held-out patient, and the real target: the row `real` bounds what any
-prediction can reach.
+each row's prediction for a held-out patient, and the real target (row `real`). A row above that one
+is easier to segment than a real volume, which is a warning.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class SegmentationJudge:
 
         Args:
             held_out: the patient.
-            predictions: row -> (z, 1, h, w), normalised; the real target is the bound.
+            predictions: row -> (z, 1, h, w), normalised; the real target is one.
         """
         if not self._trained:
             raise ValueError("train comes first")
