@@ -9,7 +9,8 @@ from lift.markup import Markup, escape, foreign, join, number, pointer, tag
 from lift.records.metrics import METRICS_FILE, Comparisons, Measure, Metrics, Table
 from lift.records.run import FEDERATION, RUN_FILE, LossRecord
 from lift.report.read import Run
-from lift.report.tables import interval, outcome, verdicts_markup
+from lift.report.record_tables import verdicts_markup
+from lift.report.tables import interval, outcome
 from lift.report.terms import METHODS
 
 ALONE: Final = (

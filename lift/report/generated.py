@@ -21,6 +21,7 @@ from lift.report.aims import FRECHET, aims_content, headline, warnings
 from lift.report.figures import Picture, titled
 from lift.report.privacy import privacy_section
 from lift.report.read import SYNTHESIS_FOLDER, Run, read_voxels
+from lift.report.record_tables import sites_table
 from lift.report.sections import (
     Section,
     curves_section,
@@ -37,7 +38,7 @@ from lift.report.sections import (
 )
 from lift.report.spectra import spectra_figure
 from lift.report.styles import styles_picture
-from lift.report.tables import methods_table, sites_table
+from lift.report.tables import methods_table
 from lift.report.terms import GENERATED_METHODS, GENERATED_METRICS
 
 _JUDGED: Final = (

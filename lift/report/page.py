@@ -24,6 +24,7 @@ from lift.report.patients import Pictures, held_out_pictures
 from lift.report.privacy import privacy_section
 from lift.report.published import published_section
 from lift.report.read import SYNTHESIS_FOLDER, Run, read_run
+from lift.report.record_tables import guard_table, left_out_table, sites_table, verdicts_markup
 from lift.report.sections import (
     Section,
     curves_section,
@@ -43,13 +44,9 @@ from lift.report.tables import (
     costs_table,
     cross_site_table,
     differences_table,
-    guard_table,
     interval,
-    left_out_table,
     methods_table,
-    sites_table,
     smoothing_table,
-    verdicts_markup,
 )
 from lift.report.terms import MAIN_METRICS, METHODS, METRICS
 from lift.report.volumes import viewer_section

@@ -27,7 +27,7 @@ from lift.report.overviews import (
 )
 from lift.report.public_rounds import public_rounds_table
 from lift.report.read import Run
-from lift.report.tables import rounds_table, seconds_table, stretches_table
+from lift.report.record_tables import rounds_table, seconds_table, stretches_table
 
 # the page may show its own pictures and styles; no script runs and nothing is fetched
 _CONTENT_POLICY: Final = "img-src data:; style-src 'unsafe-inline'"

@@ -26,7 +26,7 @@ from lift.protocol.messages import (
 from lift.protocol.transport import Transport
 from lift.records.run import RunRecord
 from lift.report.read import Run as Report
-from lift.report.tables import rounds_table
+from lift.report.record_tables import rounds_table
 from lift.tracking.figures import round_figures
 from lift_server.release.results import most_bytes
 from lift_server.rounds.loop import run_rounds

@@ -10,7 +10,7 @@ import pytest
 from lift.records.metrics import Comparisons
 from lift.report.findings import _guard, _staying_out, _through_plane
 from lift.report.read import read_run
-from lift.report.tables import guard_table
+from lift.report.record_tables import guard_table
 from tests.lift.report.example_run import SITES, example_record, write_example_run, write_json
 
 Gain = tuple[float, float, float]

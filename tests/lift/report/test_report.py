@@ -34,7 +34,8 @@ from lift.report.mosaics import _cut, mosaic, profile
 from lift.report.page import render_report, write_report
 from lift.report.patients import held_out_pictures
 from lift.report.read import PatientFolder, Run, read_patient, read_run
-from lift.report.tables import methods_table, rounds_table
+from lift.report.record_tables import rounds_table
+from lift.report.tables import methods_table
 from lift.report.terms import METHODS
 from lift.volumes.volume import read_volume
 from tests.lift.report.example_run import (
