@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-import lift.cli
+import lift.cli.evaluation
 from lift.metrics.generated_files import body_box
 from tests import wording
 from tests.end_to_end.tiny_run import check_refusal, run_here
@@ -135,7 +135,7 @@ def test_a_terminal_gets_a_table_with_real_against_real_beside(
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "80")
-    lift.cli.evaluate(generated=folders / "generated", real=folders / "real")
+    lift.cli.evaluation.evaluate(generated=folders / "generated", real=folders / "real")
     text = screen.getvalue()
     for word in ("generated", "real, by halves", "frechet_coronal", "order_correlation"):
         assert word in text
