@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from lift.cli.options import CaOption, DeviceOption, check_kind
+from lift.cli.options import CaOption, DeviceOption, GeneratorOption, check_kind
 
 if TYPE_CHECKING:
     from lift.config.decoder import DecoderCard
@@ -136,10 +136,7 @@ def export_bundle(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the MONAI bundle, new or empty.")
     ],
-    generator: Annotated[
-        Path | None,
-        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
-    ] = None,
+    generator: GeneratorOption = None,
     ca: CaOption = None,
 ) -> None:
     """Write generator and mixer as a MONAI bundle, with a model card. It holds no curves of a site.

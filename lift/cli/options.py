@@ -16,6 +16,13 @@ CaOption = Annotated[
     Path | None,
     typer.Option(help="ca.pem of the federation. Require a release that its key has signed."),
 ]
+MixerOption = Annotated[
+    Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
+]
+GeneratorOption = Annotated[
+    Path | None,
+    typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from lift.cli.options import CaOption, DeviceOption, check_kind
+from lift.cli.options import CaOption, DeviceOption, GeneratorOption, MixerOption, check_kind
 from lift.errors import ConfigError
 
 
@@ -37,13 +37,8 @@ def translate(
             "write both.",
         ),
     ],
-    mixer: Annotated[
-        Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
-    ],
-    generator: Annotated[
-        Path | None,
-        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
-    ] = None,
+    mixer: MixerOption,
+    generator: GeneratorOption = None,
     dicom: Annotated[
         str | None,
         typer.Option(
@@ -118,9 +113,7 @@ def translate(
 
 
 def calibrate(
-    mixer: Annotated[
-        Path, typer.Option(help="mixer.safetensors, or the folder of a run or a release.")
-    ],
+    mixer: MixerOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File for the curves (.safetensors).")
     ],
@@ -131,10 +124,7 @@ def calibrate(
     site: Annotated[
         Path | None, typer.Option(help="Settings of a site (YAML), instead of PAIRS.")
     ] = None,
-    generator: Annotated[
-        Path | None,
-        typer.Option(help="Bundle folder. Default: the bundle of the run, or a shipped one."),
-    ] = None,
+    generator: GeneratorOption = None,
     pooled: Annotated[
         Path | None,
         typer.Option(
