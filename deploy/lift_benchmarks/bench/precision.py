@@ -18,6 +18,7 @@ from lift.device import resolve_device
 from lift.generator.bundle import load_bundle
 from lift.generator.card import builtin_bundle
 from lift.generator.networks import FrozenGenerator
+from lift.tasks.paired.methods import main_row
 from lift_benchmarks.bench.example import SOURCES
 from lift_benchmarks.bench.figure import Figure
 from lift_simulation.progress import Reporter
@@ -84,4 +85,4 @@ def _psnr_db(
             for figures in methods[method].values()
         )
 
-    return mean("federated"), mean("no_mixer")
+    return mean(main_row(plan)), mean("no_mixer")
