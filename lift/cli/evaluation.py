@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import click
 import typer
@@ -74,16 +75,12 @@ def evaluate(
         return
     predicted, target = _needed("--predicted", predicted), _needed("--target", target)
     protocol = _needed("--protocol", protocol)
-    from lift.files import write_json
     from lift.metrics.files import evaluate_folders
 
     result = evaluate_folders(
         predicted, target, mask=mask, protocol=protocol.value, subjects=subjects
     )
-    if output is not None:
-        write_json(output, result)
-    if not sys.stdout.isatty():
-        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if _told_as_json(result, output):
         return
     table = Table(
         title=f"{result['volumes']} volumes of {result['persons']} persons; 95% bootstrap "
@@ -109,7 +106,6 @@ def _evaluate_generated(
     output: Path | None,
 ) -> None:
     from lift.device import fix_threads
-    from lift.files import write_json
     from lift.metrics.generated_files import evaluate_generated, notes, table_rows
 
     # the images are small: more threads only wait for each other
@@ -125,10 +121,7 @@ def _evaluate_generated(
             subjects=subjects,
             report=lambda at, total: progress.update(task, completed=at, total=total),
         )
-    if output is not None:
-        write_json(output, result)
-    if not sys.stdout.isatty():
-        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if _told_as_json(result, output):
         return
     table = Table(title="generated against real volumes", caption="\n".join(notes(result)))
     for heading in ("metric", "generated", "real, by halves", "ideal"):
@@ -136,6 +129,18 @@ def _evaluate_generated(
     for row in table_rows(result):
         table.add_row(*row)
     Console().print(table)
+
+
+def _told_as_json(result: Mapping[str, Any], output: Path | None) -> bool:
+    """Write the file that is asked for, and JSON into a pipe; False: a person wants a table."""
+    from lift.files import write_json
+
+    if output is not None:
+        write_json(output, result)
+    if sys.stdout.isatty():
+        return False
+    sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return True
 
 
 def _needed(option: str, value: T | None) -> T:
